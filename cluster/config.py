@@ -1,0 +1,106 @@
+"""The configuration of one server: one TOML file, parsed once; unknown keys and values out of range are refused by name."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from cluster.errors import Refused
+from cluster.rpc import parse_address
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+DEFAULT_CONFIG = Path("/etc/godwit/godwit.toml")
+
+
+class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[manager]`: this server's candidate for the office.
+
+    `listen`: host:port. `database`: SQLAlchemy URL of the catalog. `term_s`: how long the office lasts without being
+    extended. `session_timeout_s`: how long a silent mount keeps what it has open.
+    """
+
+    listen: str
+    database: str
+    term_s: Seconds = 4.0
+    session_timeout_s: Seconds = 30.0
+    claim_timeout_s: Seconds = 30.0
+    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[agent]`: the background agent and data server.
+
+    `listen`: host:port. `volumes`: backing directories. `trash_keep_s`: how long deleted objects are kept when space is
+    not short.
+    """
+
+    listen: str
+    volumes: list[str] = []
+    copies_at_once: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    trash_keep_s: Annotated[float, msgspec.Meta(ge=0)] = 300.0
+    report_s: Seconds = 2.0
+
+
+class MountConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[mount]`: the file system.
+
+    `request_timeout_s`: how long an application may wait for a manager or another server before it gets EIO.
+    `commit_s`: how often a file that stays open for writing is committed.
+    """
+
+    mountpoint: str
+    request_timeout_s: Seconds = 60.0
+    commit_s: Seconds = 5.0
+
+
+class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file. `managers`: the candidates' addresses, the same on every server."""
+
+    cluster: Name
+    server: Name
+    managers: Annotated[list[str], msgspec.Meta(min_length=1)]
+    manager: ManagerConfig
+    agent: AgentConfig
+    mount: MountConfig
+
+
+def parse_config(text: bytes, source: str) -> ServerConfig:
+    """The configuration in *text*; raises `Refused` with the key that is wrong and the *source* it stands in."""
+    try:
+        config = msgspec.toml.decode(text, type=ServerConfig)
+    except msgspec.ValidationError as error:
+        raise Refused(f"{source}: {error}") from error
+    except msgspec.DecodeError as error:
+        raise Refused(f"{source} is not TOML: {error}") from error
+    addresses = {
+        "manager.listen": config.manager.listen,
+        "agent.listen": config.agent.listen,
+        **{f"managers[{i}]": address for i, address in enumerate(config.managers)},
+    }
+    for key, address in addresses.items():
+        try:
+            parse_address(address)
+        except ValueError as error:
+            raise Refused(f"{source}: {key}: {error}") from error
+    paths = {"mount.mountpoint": config.mount.mountpoint}
+    paths |= {f"agent.volumes[{i}]": volume for i, volume in enumerate(config.agent.volumes)}
+    for key, path in paths.items():
+        if not path.startswith("/"):
+            raise Refused(f"{source}: {key}: {path!r} is not an absolute path")
+    return config
+
+
+def load_config(path: Path) -> ServerConfig:
+    """Reads a configuration file; raises `Refused` if it cannot be read or is wrong."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise Refused(f"cannot read the configuration {path}: {error.strerror}", error.errno) from error
+    return parse_config(text, str(path))
+
+
+def dump_config(config: ServerConfig) -> bytes:
+    """The file that `parse_config` reads back as *config*."""
+    return msgspec.toml.encode(config)

@@ -1,0 +1,104 @@
+"""The content of a home's object: what it is now, and how it is committed to the catalog.
+
+Mounts and agents both write objects and both commit. The order of commits of one file is kept by the object's lock: an
+`flock` on the object, held from `fstat` until the catalog has answered. It is the only use of `flock` on objects.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import trio
+
+from cluster.errors import Refused
+from cluster.messages import Commit, Content, Node, Operation, Stamp
+from cluster.volume import ObjectRecord, read_record, write_record
+
+ApplyOne = Callable[[Operation], Awaitable[Node | None]]
+
+
+def content_of(status: os.stat_result) -> Content:
+    """The content that an object's `stat` shows."""
+    return Content(size=status.st_size, blocks=status.st_blocks, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of an object from its `stat`."""
+    return Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
+
+
+def visible_ctime_ns(ctime_ns: int, content: Content) -> int:
+    """The file's change time after a write that left *content*.
+
+    The object's own ctime also moves when Godwit writes its record, so it only bounds an mtime that was set by hand.
+    """
+    return max(ctime_ns, min(content.mtime_ns, content.ctime_ns))
+
+
+def overlay(node: Node, content: Content) -> Node:
+    """*node* with the size and times that its home's object has at this moment."""
+    if content.ctime_ns == node.object_ctime_ns:
+        return node
+    return msgspec.structs.replace(
+        node,
+        size=content.size,
+        blocks=content.blocks,
+        mtime_ns=content.mtime_ns,
+        ctime_ns=visible_ctime_ns(node.ctime_ns, content),
+    )
+
+
+@asynccontextmanager
+async def object_lock(path: str) -> AsyncIterator[int]:
+    """Holds the lock of the object at *path*, on a descriptor of its own, which it yields. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            await trio.to_thread.run_sync(fcntl.flock, descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool, apply: ApplyOne) -> Node:
+    """Commits the object's present content; the caller holds the object's lock. Returns the catalog's node.
+
+    *node* is the committer's knowledge of the inode, *path* its last known name. If nothing was written since the last
+    commit, only `final` is told. Raises what *apply* raises; the file is still dirty then and a repeat is harmless.
+    """
+    while True:
+        record = read_record(descriptor)
+        version = max(node.version, record.version if record else 0)
+        changed = os.fstat(descriptor).st_ctime_ns != node.object_ctime_ns
+        content = None
+        if changed:
+            version += 1
+            status = os.fstat(descriptor)
+            write_record(
+                descriptor,
+                ObjectRecord(
+                    ino=node.ino,
+                    version=version,
+                    home_epoch=node.home_epoch,
+                    path=os.fsdecode(path),
+                    mode=node.mode,
+                    uid=node.uid,
+                    gid=node.gid,
+                    mtime_ns=status.st_mtime_ns,
+                ),
+            )
+            content = content_of(os.fstat(descriptor))
+        try:
+            result = await apply(Commit(node.ino, node.home_epoch, version, content, final))
+        except Refused as error:
+            if error.errno != errno.ESTALE:
+                raise
+            node = msgspec.structs.replace(node, version=version + 1, object_ctime_ns=0)
+            continue
+        assert result is not None
+        return result

@@ -1,0 +1,110 @@
+"""The one tree of errors that cross a process boundary.
+
+A class says what the caller can do about it; the `errno` says what an application is told when nobody can do anything.
+On the wire an error is a `Failure` message (see `cluster.messages`); `to_failure` and `from_failure` translate.
+"""
+
+import errno as e
+import os
+
+
+class GodwitError(Exception):
+    """Base of all errors that Godwit raises on purpose; `errno` is what an application sees."""
+
+    kind = "error"
+    default_errno = e.EIO
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = self.default_errno if errno is None else errno
+
+
+class Refused(GodwitError):
+    """The request is understood and wrong: repeating it unchanged cannot help. `errno` says why (ENOENT, EEXIST …)."""
+
+    kind = "refused"
+    default_errno = e.EINVAL
+
+
+class Unavailable(GodwitError):
+    """Nobody could answer in time; the same request may succeed later, and is safe to send again under its id."""
+
+    kind = "unavailable"
+    default_errno = e.EIO
+
+
+class NotManager(Unavailable):
+    """The process that was asked does not hold the manager's office; ask another candidate."""
+
+    kind = "not-manager"
+
+
+class Fenced(GodwitError):
+    """The sender's term, session or home epoch has been superseded: it must stop, never retry with the old one."""
+
+    kind = "fenced"
+    default_errno = e.EIO
+
+
+class Changed(GodwitError):
+    """The source was written while it was being copied: the copy is of no version and must be made again."""
+
+    kind = "changed"
+    default_errno = e.EAGAIN
+
+
+class Corrupt(GodwitError):
+    """Bytes on disk are not what the catalog says they are."""
+
+    kind = "corrupt"
+    default_errno = e.EIO
+
+
+class NoSpace(GodwitError):
+    """A volume is full."""
+
+    kind = "no-space"
+    default_errno = e.ENOSPC
+
+
+class ProtocolError(GodwitError):
+    """The peer sent something that is not a Godwit message, or one that breaks a limit. The connection is closed."""
+
+    kind = "protocol"
+    default_errno = e.EPROTO
+
+
+_KINDS: dict[str, type[GodwitError]] = {
+    cls.kind: cls
+    for cls in (
+        GodwitError,
+        Refused,
+        Unavailable,
+        NotManager,
+        Fenced,
+        Changed,
+        Corrupt,
+        NoSpace,
+        ProtocolError,
+    )
+}
+
+
+def refused(errno: int, what: str = "") -> Refused:
+    """A `Refused` whose message is the system's text for *errno*, with *what* behind it."""
+    text = os.strerror(errno)
+    return Refused(f"{text}: {what}" if what else text, errno)
+
+
+def from_failure(kind: str, errno: int, message: str) -> GodwitError:
+    """The exception for a `Failure` that came over the wire; an unknown kind becomes a plain `GodwitError`."""
+    return _KINDS.get(kind, GodwitError)(message, errno)
+
+
+def from_os_error(error: OSError, what: str) -> GodwitError:
+    """The Godwit error for a failed system call on a volume."""
+    number = error.errno or e.EIO
+    message = f"{what}: {os.strerror(number)}"
+    if number in (e.ENOSPC, e.EDQUOT):
+        return NoSpace(message, number)
+    return Refused(message, number)

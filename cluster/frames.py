@@ -1,0 +1,74 @@
+"""Frames on a connection: pure parsing and building, no I/O.
+
+A connection starts with the preface; then come frames in both directions:
+
+    u32 length of head | u32 length of body | u64 number | head (msgpack of one message) | body (raw bytes)
+
+The number ties replies to requests. Lengths are checked before anything is buffered for them.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cluster.errors import ProtocolError
+
+PREFACE = b"GODWIT/1\n"
+HEADER = struct.Struct(">IIQ")
+HEAD_MAX_BYTES = 4 * 1024 * 1024
+BODY_MAX_BYTES = 4 * 1024 * 1024
+
+
+class Frame(NamedTuple):
+    """One message with its number; `head` is encoded."""
+
+    number: int
+    head: bytes
+    body: bytes
+
+
+def pack(number: int, head: bytes, body: bytes | memoryview = b"") -> bytes:
+    """The bytes of one frame. Raises `ProtocolError` for a message that no receiver would take."""
+    if len(head) > HEAD_MAX_BYTES or len(body) > BODY_MAX_BYTES:
+        raise ProtocolError(f"message too large to send: head {len(head)} bytes, body {len(body)} bytes")
+    return b"".join((HEADER.pack(len(head), len(body), number), head, body))
+
+
+class FrameParser:
+    """Turns received bytes into frames. After a `ProtocolError` the connection must be closed."""
+
+    def __init__(self, *, expect_preface: bool) -> None:
+        self._buffer = bytearray()
+        self._preface_left = expect_preface
+
+    def feed(self, data: bytes | bytearray) -> Iterator[Frame]:
+        """Takes received bytes and yields the frames that they complete."""
+        self._buffer += data
+        if self._preface_left and not self._take_preface():
+            return
+        position = 0
+        try:
+            while len(self._buffer) - position >= HEADER.size:
+                head_bytes, body_bytes, number = HEADER.unpack_from(self._buffer, position)
+                if head_bytes > HEAD_MAX_BYTES or body_bytes > BODY_MAX_BYTES:
+                    raise ProtocolError(f"frame too large: head {head_bytes} bytes, body {body_bytes} bytes")
+                start = position + HEADER.size
+                end = start + head_bytes + body_bytes
+                if len(self._buffer) < end:
+                    break
+                with memoryview(self._buffer) as view:
+                    frame = Frame(number, bytes(view[start : start + head_bytes]), bytes(view[start + head_bytes : end]))
+                position = end
+                yield frame
+        finally:
+            del self._buffer[:position]
+
+    def _take_preface(self) -> bool:
+        have = bytes(self._buffer[: len(PREFACE)])
+        if not PREFACE.startswith(have):
+            raise ProtocolError(f"not a Godwit peer: connection starts with {have!r}")
+        if len(have) < len(PREFACE):
+            return False
+        del self._buffer[: len(PREFACE)]
+        self._preface_left = False
+        return True

@@ -1,0 +1,887 @@
+"""Every message between Godwit's processes.
+
+A request is a `Request[Reply]`; the connection (`cluster.rpc`) carries it with a number and brings back the reply or a
+`Failure`. Names are bytes, times are nanoseconds since the epoch, sizes are bytes. Inode, volume and task numbers are
+64-bit. Requests marked *mutation* carry a `request_id` and are applied once, however often they are sent; all others may
+be repeated freely.
+
+Structs are encoded as msgpack arrays: append fields only at the end, with a default.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+R = TypeVar("R")
+
+PROTOCOL = 1
+ROOT_INO = 1
+NAME_MAX = 255
+XATTR_VALUE_MAX = 65536
+SYMLINK_MAX = 4095
+
+COPY = "copy"
+DELETE = "delete"
+
+WAITING = "waiting"
+DEFERRED = "deferred"
+CLAIMED = "claimed"
+DEAD = "dead"
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all structs on the wire."""
+
+
+class Request(msgspec.Struct, Generic[R], frozen=True, array_like=True):
+    """Base of all requests; `R` is the type of the reply."""
+
+
+class Failure(Message, frozen=True, array_like=True, tag="failure"):
+    """A request that was not carried out: see `cluster.errors` for the kinds."""
+
+    kind: str
+    errno: int
+    message: str
+
+
+class Done(Message, frozen=True, array_like=True, tag="done"):
+    """The reply that says only that it is done."""
+
+
+# ---------------------------------------------------------------------------------------------- plain values
+
+
+class Node(Message, frozen=True, array_like=True, tag="node"):
+    """One inode as the catalog knows it.
+
+    While `dirty` is true the content is being written at the home, and `size`, `mtime_ns`, `ctime_ns` and `blocks` are
+    those of the last commit: whoever needs the present ones asks the home and lays them over (`cluster.content`).
+    `object_ctime_ns` is the change time of the home's object at the last commit, 0 before the first.
+    """
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    version: int = 0
+    dirty: bool = False
+    home_volume: int = 0
+    home_epoch: int = 0
+    object_ctime_ns: int = 0
+
+
+class Entry(Message, frozen=True, array_like=True, tag="entry"):
+    """One directory entry; `cookie` is its position in the listing: above 2, growing, never used again in this directory."""
+
+    name: bytes
+    cookie: int
+    node: Node
+
+
+class Stamp(Message, frozen=True, array_like=True):
+    """What identifies the bytes of an object without reading them: any change made through the kernel alters it."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Replica(Message, frozen=True, array_like=True):
+    """The content of one inode at one version on one volume. `checksum` is the BLAKE3 digest, empty while unknown."""
+
+    volume: int
+    version: int
+    stamp: Stamp | None = None
+    checksum: bytes = b""
+
+
+class Volume(Message, frozen=True, array_like=True):
+    """One backing directory of one server. Sizes are those of its file system; `device` is equal for volumes that share one."""
+
+    volume: int
+    server: str
+    path: str
+    address: str
+    total_bytes: int
+    free_bytes: int
+    device: str
+    up: bool = True
+    uuid: str = ""
+
+
+class VolumeState(Message, frozen=True, array_like=True):
+    """What an agent says of one of its volumes. `uuid` is the one in `volume.toml`."""
+
+    uuid: str
+    path: str
+    total_bytes: int
+    free_bytes: int
+    device: str
+
+
+class Content(Message, frozen=True, array_like=True):
+    """The content of a home's object as found by `fstat` at a commit.
+
+    `ctime_ns` is the object's own change time, which only identifies the content (see `Stamp`).
+    """
+
+    size: int
+    blocks: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+# -------------------------------------------------------------------------------------- sessions and the office
+
+
+class OpenInode(Message, frozen=True, array_like=True):
+    """One inode that a session holds open."""
+
+    ino: int
+    write: bool
+
+
+class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
+    """The manager's answer to `Hello`. `lost` names the presented inodes that no longer exist."""
+
+    term: int
+    manager: str
+    session_timeout_s: float
+    lost: list[int]
+
+
+class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
+    """First request on every connection to a manager.
+
+    `role` is `mount`, `agent` or `cli`; `session` is a random number that the process draws at its start and keeps over
+    reconnections; a new session of the same server and role replaces the older one. A mount presents what it holds
+    open, so that a new manager knows it.
+    """
+
+    protocol: int
+    cluster: str
+    server: str
+    role: str
+    session: int
+    opens: list[OpenInode] = []
+
+
+class Heartbeat(Request[Done], frozen=True, array_like=True, tag="heartbeat"):
+    """Keeps the session alive."""
+
+
+# ---------------------------------------------------------------------------------------- namespace: operations
+
+
+class Create(Message, frozen=True, array_like=True, tag="create"):
+    """Makes an inode and its name. `mode` includes the type; `target` is a symlink's.
+
+    `ino` comes from a range of this session. A regular file gets its home on `home_volume` (0: none, for other types)
+    and is born dirty and open for writing by the session, so that no second request is needed before the first byte.
+    The catalog applies set-group-id inheritance and default ACLs.
+    """
+
+    parent: int
+    name: bytes
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    now_ns: int
+    home_volume: int = 0
+    target: bytes = b""
+
+
+class Link(Message, frozen=True, array_like=True, tag="link"):
+    """Gives an inode another name."""
+
+    ino: int
+    parent: int
+    name: bytes
+    now_ns: int
+
+
+class Unlink(Message, frozen=True, array_like=True, tag="unlink"):
+    """Removes the name of something that is not a directory. An inode without names lives while it is open anywhere."""
+
+    parent: int
+    name: bytes
+    now_ns: int
+
+
+class Rmdir(Message, frozen=True, array_like=True, tag="rmdir"):
+    """Removes an empty directory."""
+
+    parent: int
+    name: bytes
+    now_ns: int
+
+
+class Rename(Message, frozen=True, array_like=True, tag="rename"):
+    """rename(2) with the flags `RENAME_NOREPLACE` (1) or `RENAME_EXCHANGE` (2)."""
+
+    parent: int
+    name: bytes
+    new_parent: int
+    new_name: bytes
+    flags: int
+    now_ns: int
+
+
+class SetAttr(Message, frozen=True, array_like=True, tag="setattr"):
+    """Changes what is not None; `mode` is permission bits only. Never changes the size: that happens at the home."""
+
+    ino: int
+    now_ns: int
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class SetXattr(Message, frozen=True, array_like=True, tag="setxattr"):
+    """`flags`: 0, `XATTR_CREATE` (1) or `XATTR_REPLACE` (2)."""
+
+    ino: int
+    name: bytes
+    value: bytes
+    flags: int
+    now_ns: int
+
+
+class RemoveXattr(Message, frozen=True, array_like=True, tag="removexattr"):
+    ino: int
+    name: bytes
+    now_ns: int
+
+
+class Commit(Message, frozen=True, array_like=True, tag="commit"):
+    """The content of the home's object is now this: version + 1, other replicas stale, copy tasks queued.
+
+    `version` is the new version, which the committer has written into the object's record; it must be larger than the
+    catalog's (gaps do no harm), else the commit is refused with ESTALE. `content` None means that nothing was written
+    since the last commit; `version` is ignored then. `final` says that the committing process has no writer left; the
+    catalog clears `dirty` if no session has the inode open for writing any more. Refused with `Fenced` for another home
+    epoch. Committers hold the object's lock (`cluster.content`) from `fstat` to the reply, so commits of one file cannot
+    overtake one another.
+    """
+
+    ino: int
+    home_epoch: int
+    version: int
+    content: Content | None
+    final: bool
+
+
+Operation = Create | Link | Unlink | Rmdir | Rename | SetAttr | SetXattr | RemoveXattr | Commit
+
+
+class Applied(Message, frozen=True, array_like=True, tag="applied"):
+    """One node per operation: the inode it made or changed (for `Unlink`, `Rmdir` and a replacing `Rename`: None)."""
+
+    nodes: list[Node | None]
+
+
+class Apply(Request[Applied], frozen=True, array_like=True, tag="apply"):
+    """*Mutation.* Operations applied in order in one transaction: all of them, or none and the first failure.
+
+    `request_id` grows within the session; `acknowledged` is the largest id below which all replies have been received,
+    so that the catalog can forget them.
+    """
+
+    request_id: int
+    acknowledged: int
+    operations: list[Operation]
+
+
+# ------------------------------------------------------------------------------------------- namespace: questions
+
+
+class Lookup(Request[Node], frozen=True, array_like=True, tag="lookup"):
+    parent: int
+    name: bytes
+
+
+class GetAttr(Request[Node], frozen=True, array_like=True, tag="getattr"):
+    ino: int
+
+
+class Parent(Message, frozen=True, array_like=True, tag="parent"):
+    ino: int
+
+
+class GetParent(Request[Parent], frozen=True, array_like=True, tag="getparent"):
+    """The directory that holds a directory (the root's is the root)."""
+
+    ino: int
+
+
+class Listing(Message, frozen=True, array_like=True, tag="listing"):
+    """A page of a directory in the order of the cookies; `end` when nothing follows."""
+
+    entries: list[Entry]
+    end: bool
+
+
+class ReadDir(Request[Listing], frozen=True, array_like=True, tag="readdir"):
+    """The entries whose cookie is greater than `after`, at most `limit` (bounded by the manager)."""
+
+    ino: int
+    after: int
+    limit: int
+
+
+class Blob(Message, frozen=True, array_like=True, tag="blob"):
+    value: bytes
+
+
+class ReadLink(Request[Blob], frozen=True, array_like=True, tag="readlink"):
+    ino: int
+
+
+class GetXattr(Request[Blob], frozen=True, array_like=True, tag="getxattr"):
+    ino: int
+    name: bytes
+
+
+class Names(Message, frozen=True, array_like=True, tag="names"):
+    names: list[bytes]
+
+
+class ListXattr(Request[Names], frozen=True, array_like=True, tag="listxattr"):
+    ino: int
+
+
+class Space(Message, frozen=True, array_like=True, tag="space"):
+    """What `statfs` answers. Bytes are divided by the root policy's number of copies; volumes on one device count once."""
+
+    total_bytes: int
+    free_bytes: int
+    inodes: int
+
+
+class GetSpace(Request[Space], frozen=True, array_like=True, tag="getspace"):
+    """The size of the whole network."""
+
+
+class InodeRange(Message, frozen=True, array_like=True, tag="inoderange"):
+    """`count` inode numbers from `first` on, which belong to the session for good."""
+
+    first: int
+    count: int
+
+
+class TakeInodes(Request[InodeRange], frozen=True, array_like=True, tag="takeinodes"):
+    """Reserves inode numbers; a repeated request may waste a range, which is harmless."""
+
+    count: int
+
+
+class Volumes(Message, frozen=True, array_like=True, tag="volumes"):
+    volumes: list[Volume]
+
+
+class ListVolumes(Request[Volumes], frozen=True, array_like=True, tag="listvolumes"):
+    """All volumes with their servers' addresses."""
+
+
+# ------------------------------------------------------------------------------------------------ opening files
+
+
+class Opened(Message, frozen=True, array_like=True, tag="opened"):
+    """What a mount needs to do I/O on an inode.
+
+    `replicas` holds the current ones only. `caps` says whether the inode has a `security.capability` attribute.
+    `wanted_copies` and `sync_copies` are those of the policy in force.
+    """
+
+    node: Node
+    replicas: list[Replica]
+    caps: bool
+    wanted_copies: int
+    sync_copies: int
+
+
+class Open(Request[Opened], frozen=True, array_like=True, tag="open"):
+    """Registers that the session holds the inode open, for writing too if `write`.
+
+    Opening for writing marks the inode dirty in the catalog before the reply. `sequence` grows within the session: an
+    `Open` is in force until a `Close` of the same inode with a larger sequence. May be repeated.
+    """
+
+    ino: int
+    write: bool
+    sequence: int
+
+
+class Closing(Message, frozen=True, array_like=True):
+    """The session does not hold the inode open any more (or, with `still_open`, no longer for writing)."""
+
+    ino: int
+    sequence: int
+    still_open: bool = False
+
+
+class Close(Request[Done], frozen=True, array_like=True, tag="close"):
+    """Takes back registrations made before (by sequence); sent in batches. A commit of what was written goes before it."""
+
+    closings: list[Closing]
+
+
+class Locate(Request[Opened], frozen=True, array_like=True, tag="locate"):
+    """As `Open`, but registers nothing."""
+
+    ino: int
+
+
+class AwaitCopies(Request[Done], frozen=True, array_like=True, tag="awaitcopies"):
+    """Answers when `copies` replicas (the home's included) hold at least `version`; `Unavailable` after `timeout_s`."""
+
+    ino: int
+    version: int
+    copies: int
+    timeout_s: float
+
+
+# ----------------------------------------------------------------------------------------------- agents and queues
+
+
+class Registered(Message, frozen=True, array_like=True, tag="registered"):
+    """The volume numbers, in the order of the request."""
+
+    volumes: list[int]
+
+
+class RegisterVolumes(Request[Registered], frozen=True, array_like=True, tag="registervolumes"):
+    """An agent's report of its volumes: at its start and every few seconds. `address` is its data server's `host:port`."""
+
+    address: str
+    volumes: list[VolumeState]
+
+
+class Task(Message, frozen=True, array_like=True):
+    """One file operation in the queue of the server that must do it.
+
+    For `copy`: make `volume` hold `version` of `ino`, from one of `sources` (best first; the home's, if current, is
+    first); `checksum` is the expected BLAKE3 digest, or empty when nobody has computed it for this version yet.
+    For `delete`: move the object on `volume` to the trash; it is fine if there is none.
+    `claim` names this attempt; a report with an older claim is ignored.
+    """
+
+    task: int
+    claim: int
+    operation: str
+    ino: int
+    volume: int
+    version: int
+    size: int = 0
+    checksum: bytes = b""
+    sources: list[Replica] = []
+    home_epoch: int = 0
+    path: bytes = b""
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    attempts: int = 0
+
+
+class Tasks(Message, frozen=True, array_like=True, tag="tasks"):
+    tasks: list[Task]
+
+
+class ClaimTasks(Request[Tasks], frozen=True, array_like=True, tag="claimtasks"):
+    """Takes up to `limit` waiting tasks of the sender's server; waits up to `wait_s` for the first."""
+
+    limit: int
+    wait_s: float
+
+
+class TaskReport(Message, frozen=True, array_like=True):
+    """How an attempt ended.
+
+    `outcome` is `done`, `changed` (the source was written meanwhile: try again, it does not count), `retry` (count it and
+    try again after a back-off; after too many the task is dead) or `failed` (dead at once). For a copy that is done,
+    `version` is what was copied, `checksum` its digest, `stamp` the new object's. `source_volume` and a non-empty
+    `source_error` say that a source turned out corrupt.
+    """
+
+    task: int
+    claim: int
+    outcome: str
+    error: str = ""
+    version: int = 0
+    checksum: bytes = b""
+    stamp: Stamp | None = None
+    source_volume: int = 0
+    source_error: str = ""
+
+
+class ReportTasks(Request[Done], frozen=True, array_like=True, tag="reporttasks"):
+    """Ends attempts; a report for a claim that is no longer in force changes nothing."""
+
+    reports: list[TaskReport]
+
+
+class ExtendClaims(Request[Done], frozen=True, array_like=True, tag="extendclaims"):
+    """The attempts that are still being worked on: their claims run anew."""
+
+    tasks: list[int]
+
+
+class Inodes(Message, frozen=True, array_like=True, tag="inodes"):
+    inodes: list[int]
+
+
+class ListUnsettled(Request[Inodes], frozen=True, array_like=True, tag="listunsettled"):
+    """Dirty inodes whose home is on the sender's server and that no session has open for writing: its agent commits them."""
+
+    limit: int
+
+
+class FindStrays(Request[Inodes], frozen=True, array_like=True, tag="findstrays"):
+    """Which of these objects on `volume` no replica row knows, and no number range of a live session covers."""
+
+    volume: int
+    inodes: list[int]
+
+
+# -------------------------------------------------------------------------------------- data: served by every agent
+
+
+class ObjectStat(Message, frozen=True, array_like=True, tag="objectstat"):
+    content: Content
+
+
+class StatObject(Request[ObjectStat], frozen=True, array_like=True, tag="statobject"):
+    """The present size and times of the home's object. All data requests are refused with `Fenced` for a wrong epoch."""
+
+    ino: int
+    volume: int
+    home_epoch: int
+
+
+class CreateObject(Request[Done], frozen=True, array_like=True, tag="createobject"):
+    """Makes an empty object, for a server that has no volume of its own. Harmless if it is there and empty."""
+
+    ino: int
+    volume: int
+    home_epoch: int
+
+
+class Data(Message, frozen=True, array_like=True, tag="data"):
+    """The bytes are in the frame's body."""
+
+
+class ReadObject(Request[Data], frozen=True, array_like=True, tag="readobject"):
+    """At most `length` bytes from `offset`; fewer only at the end of the object."""
+
+    ino: int
+    volume: int
+    home_epoch: int
+    offset: int
+    length: int
+
+
+class Written(Message, frozen=True, array_like=True, tag="written"):
+    count: int
+
+
+class WriteObject(Request[Written], frozen=True, array_like=True, tag="writeobject"):
+    """Writes the frame's body at `offset`, or at the end with `append`. Not repeated by the connection when it breaks."""
+
+    ino: int
+    volume: int
+    home_epoch: int
+    offset: int
+    append: bool = False
+
+
+class TruncateObject(Request[Done], frozen=True, array_like=True, tag="truncateobject"):
+    ino: int
+    volume: int
+    home_epoch: int
+    size: int
+
+
+class SyncObject(Request[Done], frozen=True, array_like=True, tag="syncobject"):
+    """fsync of the home's object."""
+
+    ino: int
+    volume: int
+    home_epoch: int
+
+
+class SetObjectTimes(Request[Node], frozen=True, array_like=True, tag="setobjecttimes"):
+    """Sets the times of a file that is being written: under the object's lock, in the catalog and on the object."""
+
+    ino: int
+    volume: int
+    home_epoch: int
+    atime_ns: int | None
+    mtime_ns: int | None
+
+
+class CommitObject(Request[Node], frozen=True, array_like=True, tag="commitobject"):
+    """Asks the home's agent to commit the object's present content to the catalog; the reply is the catalog's node.
+
+    `final`: the asking mount has no writer left.
+    """
+
+    ino: int
+    volume: int
+    home_epoch: int
+    final: bool
+
+
+class PullHeader(Message, frozen=True, array_like=True, tag="pullheader"):
+    """First reply to `PullObject`; `size` bytes follow in `Chunk` replies."""
+
+    size: int
+
+
+class Chunk(Message, frozen=True, array_like=True, tag="chunk"):
+    """The next bytes, in the body."""
+
+
+class PullEnd(Message, frozen=True, array_like=True, tag="pullend"):
+    """All bytes were sent and the object did not change meanwhile; `checksum` is the BLAKE3 digest of what was sent."""
+
+    checksum: bytes
+
+
+class PullObject(Request[PullEnd], frozen=True, array_like=True, tag="pullobject"):
+    """The whole content of a replica: `PullHeader`, `Chunk` …, `PullEnd`, or a `Failure` at any point.
+
+    The source serves it only if its object's stamp is `stamp` before and after: otherwise `Changed` if a newer version is
+    being written there, else `Corrupt`.
+    """
+
+    ino: int
+    volume: int
+    version: int
+    stamp: Stamp
+
+
+# ------------------------------------------------------------------------------------------------- administration
+
+
+class ServerInfo(Message, frozen=True, array_like=True):
+    """`last_seen_s` is the age of its last heartbeat; -1 when this manager has never heard it."""
+
+    server: str
+    roles: list[str]
+    volumes: list[Volume]
+    waiting_tasks: int
+    dead_tasks: int
+    last_seen_s: float
+
+
+class Status(Message, frozen=True, array_like=True, tag="status"):
+    cluster: str
+    manager: str
+    term: int
+    catalog: str
+    servers: list[ServerInfo]
+    inodes: int
+    waiting_tasks: int
+    claimed_tasks: int
+    dead_tasks: int
+    space: Space
+
+
+class GetStatus(Request[Status], frozen=True, array_like=True, tag="getstatus"):
+    """Everything `godwit status` and `godwit servers ls` show."""
+
+
+class TaskRow(Message, frozen=True, array_like=True, tag="taskrow"):
+    """A task as people see it. `state` is waiting, deferred (backing off), claimed or dead."""
+
+    task: int
+    server: str
+    operation: str
+    state: str
+    ino: int
+    path: bytes
+    volume: int
+    version: int
+    size: int
+    attempts: int
+    error: str
+    queued_ns: int
+
+
+class TaskRows(Message, frozen=True, array_like=True, tag="taskrows"):
+    """`total` counts all that match, of which at most `limit` are in `tasks`."""
+
+    tasks: list[TaskRow]
+    total: int
+
+
+class ListTasks(Request[TaskRows], frozen=True, array_like=True, tag="listtasks"):
+    """Empty strings match all."""
+
+    server: str = ""
+    state: str = ""
+    limit: int = 1000
+    task: int = 0
+
+
+class Count(Message, frozen=True, array_like=True, tag="count"):
+    count: int
+
+
+class RetryTasks(Request[Count], frozen=True, array_like=True, tag="retrytasks"):
+    """Makes dead and deferred tasks wait again at once, with no attempts counted; task 0 means all of them."""
+
+    task: int = 0
+
+
+class PolicyRow(Message, frozen=True, array_like=True, tag="policyrow"):
+    """A directory's policy. `ino` is where it is set; for an inherited one, an ancestor of what was asked for."""
+
+    ino: int
+    path: bytes
+    copies: int
+    sync_copies: int
+
+
+class PolicyRows(Message, frozen=True, array_like=True, tag="policyrows"):
+    policies: list[PolicyRow]
+
+
+class GetPolicy(Request[PolicyRow], frozen=True, array_like=True, tag="getpolicy"):
+    """The policy in force for a file or directory."""
+
+    ino: int
+
+
+class SetPolicy(Request[PolicyRow], frozen=True, array_like=True, tag="setpolicy"):
+    """Sets a directory's policy, or with `clear` makes it inherit again; files below are brought to it in the background."""
+
+    ino: int
+    copies: int = 0
+    sync_copies: int = 0
+    clear: bool = False
+
+
+class ListPolicies(Request[PolicyRows], frozen=True, array_like=True, tag="listpolicies"):
+    """All directories that have a policy of their own."""
+
+
+class ReplicaRow(Message, frozen=True, array_like=True):
+    volume: int
+    server: str
+    path: str
+    version: int
+    current: bool
+    home: bool
+    checksum: bytes
+    up: bool
+
+
+class Where(Message, frozen=True, array_like=True, tag="where"):
+    """Where an inode's content is. `pending` are its tasks."""
+
+    node: Node
+    path: bytes
+    replicas: list[ReplicaRow]
+    policy: PolicyRow
+    pending: list[TaskRow]
+    writers: list[str]
+
+
+class GetWhere(Request[Where], frozen=True, array_like=True, tag="getwhere"):
+    ino: int
+
+
+# ------------------------------------------------------------------------------------------------------- unions
+
+ManagerRequest = (
+    Hello
+    | Heartbeat
+    | Apply
+    | Lookup
+    | GetAttr
+    | GetParent
+    | ReadDir
+    | ReadLink
+    | GetXattr
+    | ListXattr
+    | GetSpace
+    | TakeInodes
+    | ListVolumes
+    | Open
+    | Close
+    | Locate
+    | AwaitCopies
+    | RegisterVolumes
+    | ClaimTasks
+    | ReportTasks
+    | ExtendClaims
+    | ListUnsettled
+    | FindStrays
+    | GetStatus
+    | ListTasks
+    | RetryTasks
+    | GetPolicy
+    | SetPolicy
+    | ListPolicies
+    | GetWhere
+)
+
+AgentRequest = (
+    StatObject
+    | CreateObject
+    | ReadObject
+    | WriteObject
+    | TruncateObject
+    | SyncObject
+    | SetObjectTimes
+    | CommitObject
+    | PullObject
+)
+
+Reply = (
+    Failure
+    | Done
+    | Node
+    | Welcome
+    | Applied
+    | Parent
+    | Listing
+    | Blob
+    | Names
+    | Space
+    | InodeRange
+    | Volumes
+    | Opened
+    | Registered
+    | Tasks
+    | Inodes
+    | ObjectStat
+    | Data
+    | Written
+    | PullHeader
+    | Chunk
+    | PullEnd
+    | Status
+    | TaskRow
+    | TaskRows
+    | Count
+    | PolicyRow
+    | PolicyRows
+    | Where
+)

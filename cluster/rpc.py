@@ -1,0 +1,288 @@
+"""Requests and replies over one TCP connection.
+
+`connect` gives a `Channel`, on which any number of calls are under way at once. `serve` answers one accepted connection.
+A channel that breaks fails all its calls with `Unavailable` and stays broken; who wants another one connects again. No
+call waits without a deadline. Garbage closes the connection it came over and is logged, nothing more.
+"""
+
+import errno
+import logging
+import math
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
+
+import msgspec
+import trio
+
+from cluster.errors import GodwitError, ProtocolError, Unavailable, from_failure
+from cluster.frames import PREFACE, Frame, FrameParser, pack
+from cluster.messages import Failure, Reply, Request
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+RECEIVE_BYTES = 256 * 1024
+PREFACE_TIMEOUT_S = 10.0
+DEAD_PEER_MS = 15_000
+MAX_CALLS_IN_FLIGHT = 256
+STREAM_WINDOW = 4
+
+_encode = msgspec.msgpack.Encoder().encode
+_reply_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Reply)
+
+
+class Answer(NamedTuple):
+    """A reply with the bytes that came behind it."""
+
+    reply: Any
+    body: bytes
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`host:port` as a pair; raises `ValueError` with what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not an address of the form host:port")
+    return host.strip("[]"), int(port)
+
+
+def _tune(stream: trio.SocketStream) -> None:
+    """Silence of a peer that has unsent data of ours breaks the connection instead of waiting for minutes."""
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
+
+
+class Channel:
+    """The asking end of a connection. Made by `connect`."""
+
+    def __init__(self, stream: trio.abc.Stream, peer: str) -> None:
+        self.peer = peer
+        self.broken = trio.Event()
+        self._stream = stream
+        self._send_lock = trio.Lock()
+        self._next_number = 1
+        self._waiting: dict[int, trio.MemorySendChannel[Answer | GodwitError]] = {}
+
+    async def call(self, request: Request[R], *, timeout_s: float, body: bytes | memoryview = b"") -> R:
+        """Sends a request and waits for its reply; raises the `GodwitError` that the peer answers, or `Unavailable`."""
+        return cast(R, (await self.exchange(request, timeout_s=timeout_s, body=body)).reply)
+
+    async def exchange(self, request: Request[Any], *, timeout_s: float, body: bytes | memoryview = b"") -> Answer:
+        """As `call`, with the body of the reply."""
+        with trio.move_on_after(timeout_s):
+            async with self.open_stream(request, body=body) as replies:
+                return await anext(replies)
+        raise Unavailable(f"{self.peer} did not answer {type(request).__name__} within {timeout_s:g} s", errno.ETIMEDOUT)
+
+    @asynccontextmanager
+    async def open_stream(self, request: Request[Any], *, body: bytes | memoryview = b"") -> AsyncIterator[AsyncIterator[Answer]]:
+        """Sends a request that is answered by several replies, and gives them one by one.
+
+        A slow reader holds up the whole connection, so that nothing is buffered without bound: a bulk stream wants a
+        channel of its own. Deadlines are the caller's.
+        """
+        number = self._next_number
+        self._next_number += 1
+        sender, receiver = trio.open_memory_channel[Answer | GodwitError](STREAM_WINDOW)
+        self._waiting[number] = sender
+        try:
+            await self._send(pack(number, _encode(request), body))
+            yield self._replies(receiver)
+        finally:
+            self._waiting.pop(number, None)
+            receiver.close()
+
+    async def _replies(self, receiver: trio.MemoryReceiveChannel[Answer | GodwitError]) -> AsyncIterator[Answer]:
+        while True:
+            item = await receiver.receive()
+            if isinstance(item, GodwitError):
+                raise item
+            yield item
+
+    async def _send(self, data: bytes) -> None:
+        if self.broken.is_set():
+            raise Unavailable(f"the connection to {self.peer} is broken")
+        try:
+            async with self._send_lock:
+                # A cancelled send may have sent a part: only closing makes the stream whole again.
+                with trio.CancelScope(shield=True), trio.fail_after(DEAD_PEER_MS / 1000):
+                    await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
+            await self.close()
+            raise Unavailable(f"the connection to {self.peer} broke while sending") from error
+
+    async def receive_loop(self) -> None:
+        """Hands replies to their callers until the connection ends; runs as a task beside the calls."""
+        parser = FrameParser(expect_preface=False)
+        reason: Exception | None = None
+        try:
+            while data := await self._stream.receive_some(RECEIVE_BYTES):
+                for frame in parser.feed(data):
+                    await self._dispatch(frame)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError, msgspec.DecodeError) as error:
+            reason = error
+        finally:
+            if isinstance(reason, ProtocolError | msgspec.DecodeError):
+                log.error("%s sent garbage, closing the connection: %s", self.peer, reason)
+            with trio.CancelScope(shield=True):
+                await self.close()
+
+    async def _dispatch(self, frame: Frame) -> None:
+        waiting = self._waiting.get(frame.number)
+        if waiting is None:
+            return
+        reply = _reply_decoder.decode(frame.head)
+        item: Answer | GodwitError = Answer(reply, frame.body)
+        if isinstance(reply, Failure):
+            item = from_failure(reply.kind, reply.errno, reply.message)
+        try:
+            waiting.send_nowait(item)
+        except trio.WouldBlock:
+            try:
+                await waiting.send(item)
+            except trio.BrokenResourceError:
+                return
+        except trio.BrokenResourceError:
+            return
+
+    async def close(self) -> None:
+        """Breaks the channel: every call under way fails with `Unavailable`."""
+        self.broken.set()
+        waiting, self._waiting = self._waiting, {}
+        for sender in waiting.values():
+            try:
+                sender.send_nowait(Unavailable(f"the connection to {self.peer} broke"))
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                sender.close()
+        await trio.aclose_forcefully(self._stream)
+
+
+async def connect(address: str, nursery: trio.Nursery, *, timeout_s: float) -> Channel:
+    """Connects to `host:port`; the channel's receiver runs in *nursery*. Raises `Unavailable`."""
+    host, port = parse_address(address)
+    try:
+        with trio.fail_after(timeout_s):
+            stream = await trio.open_tcp_stream(host, port, happy_eyeballs_delay=math.inf)
+            _tune(stream)
+            await stream.send_all(PREFACE)
+    except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
+        reason = f"no connection within {timeout_s:g} s" if isinstance(error, trio.TooSlowError) else str(error)
+        raise Unavailable(f"cannot reach {address}: {reason}") from error
+    channel = Channel(stream, address)
+    nursery.start_soon(channel.receive_loop)
+    return channel
+
+
+# ------------------------------------------------------------------------------------------------------- serving
+
+SendReply = Callable[[Any, bytes | memoryview], Awaitable[None]]
+
+
+class Handler(Protocol):
+    """The answering end of one connection."""
+
+    async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
+        """Answers one request: returns the reply, or an `Answer` with a body; raises `GodwitError` to refuse.
+
+        *send* sends replies before the last one, for requests that are answered by several.
+        """
+
+    def closed(self) -> None:
+        """The connection has ended."""
+
+
+async def serve(stream: trio.SocketStream, decoder: msgspec.msgpack.Decoder[Any], make_handler: Callable[[str], Handler]) -> None:
+    """Answers one connection until it ends. Requests are handled side by side, a bounded number of them at once."""
+    _tune(stream)
+    try:
+        peer = "{}:{}".format(*stream.socket.getpeername()[:2])
+    except OSError:
+        await trio.aclose_forcefully(stream)
+        return
+    handler = make_handler(peer)
+    try:
+        await _ServedConnection(stream, peer, decoder, handler).run()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+    except (ProtocolError, msgspec.DecodeError, msgspec.ValidationError, trio.TooSlowError) as error:
+        log.error("refused what %s sent and closed the connection: %s", peer, error or "no preface in time")
+    finally:
+        handler.closed()
+        await trio.aclose_forcefully(stream)
+
+
+class _ServedConnection:
+    def __init__(self, stream: trio.SocketStream, peer: str, decoder: msgspec.msgpack.Decoder[Any], handler: Handler) -> None:
+        self._stream = stream
+        self._peer = peer
+        self._decoder = decoder
+        self._handler = handler
+        self._send_lock = trio.Lock()
+        self._slots = trio.Semaphore(MAX_CALLS_IN_FLIGHT)
+
+    async def run(self) -> None:
+        parser = FrameParser(expect_preface=True)
+        with trio.fail_after(PREFACE_TIMEOUT_S):
+            data = await self._stream.receive_some(RECEIVE_BYTES)
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            while data:
+                for frame in parser.feed(data):
+                    request = self._decoder.decode(frame.head)
+                    await self._slots.acquire()
+                    nursery.start_soon(self._answer, frame.number, request, frame.body)
+                data = await self._stream.receive_some(RECEIVE_BYTES)
+            nursery.cancel_scope.cancel()
+
+    async def _answer(self, number: int, request: Any, body: bytes) -> None:
+        async def send(reply: Any, reply_body: bytes | memoryview = b"") -> None:
+            await self._send(pack(number, _encode(reply), reply_body))
+
+        try:
+            try:
+                result = await self._handler.handle(request, body, send)
+            except GodwitError as error:
+                result = Failure(error.kind, error.errno, str(error))
+            except Exception:
+                log.exception("unexpected error while handling %s from %s", type(request).__name__, self._peer)
+                result = Failure(GodwitError.kind, errno.EIO, "unexpected error, see the server's log")
+            if isinstance(result, Answer):
+                await send(result.reply, result.body)
+            else:
+                await send(result)
+        finally:
+            self._slots.release()
+
+    async def _send(self, data: bytes) -> None:
+        async with self._send_lock:
+            with trio.CancelScope(shield=True), trio.move_on_after(DEAD_PEER_MS / 1000) as scope:
+                await self._stream.send_all(data)
+            if scope.cancelled_caught:
+                raise trio.BrokenResourceError(f"{self._peer} took no data for {DEAD_PEER_MS / 1000:g} s")
+
+
+async def _serve_accepted(
+    decoder: msgspec.msgpack.Decoder[Any], make_handler: Callable[[str], Handler], stream: trio.SocketStream
+) -> None:
+    await serve(stream, decoder, make_handler)
+
+
+async def listen(
+    address: str,
+    decoder: msgspec.msgpack.Decoder[Any],
+    make_handler: Callable[[str], Handler],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves connections on `host:port` until cancelled. Raises `Unavailable` if the address cannot be bound."""
+    host, port = parse_address(address)
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {address}: {error}") from error
+    async with trio.open_nursery() as nursery:
+        task_status.started()
+        await trio.serve_listeners(partial(_serve_accepted, decoder, make_handler), listeners, handler_nursery=nursery)

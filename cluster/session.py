@@ -1,0 +1,159 @@
+"""A process's session with the manager, over whichever connection and manager there is at the moment.
+
+The session finds the candidate that holds the office, keeps a connection to it, repeats under their ids the requests
+whose replies were lost, and gives up at each request's deadline with `Unavailable`. All requests to a manager may be
+repeated (see `cluster.messages`), so a caller never learns of a change of manager, except by the time it takes.
+"""
+
+import itertools
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+from cluster.errors import Fenced, GodwitError, NotManager, Unavailable
+from cluster.messages import PROTOCOL, Applied, Apply, Heartbeat, Hello, Node, OpenInode, Operation, Request, Welcome
+from cluster.rpc import Channel, connect
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+CONNECT_TIMEOUT_S = 1.5
+HEARTBEAT_S = 2.0
+HEARTBEAT_TIMEOUT_S = 4.0
+RETRY_S = 0.2
+
+
+class ManagerSession:
+    """Start `run` in a nursery; calls made before a connection is there wait for it, within their deadlines."""
+
+    def __init__(
+        self,
+        *,
+        managers: Sequence[str],
+        cluster: str,
+        server: str,
+        role: str,
+        opens: Callable[[], list[OpenInode]] = list,
+        on_welcome: Callable[[Welcome], None] = lambda _welcome: None,
+    ) -> None:
+        self.session = secrets.randbits(63)
+        self.term = 0
+        self.last_contact_s = -1e9
+        self._managers = list(managers)
+        self._cluster = cluster
+        self._server = server
+        self._role = role
+        self._opens = opens
+        self._on_welcome = on_welcome
+        self._channel: Channel | None = None
+        self._connected = trio.Event()
+        self._last_refusal = "none of them answered"
+        self._request_ids = itertools.count(1)
+        self._outstanding: set[int] = set()
+        self._fenced: Fenced | None = None
+
+    async def run(self) -> None:
+        """Keeps the session connected until cancelled. Raises `Fenced` when a newer session has replaced this one."""
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            while True:
+                channel = await self._find_manager(nursery)
+                if channel is None:
+                    await trio.sleep(RETRY_S)
+                    continue
+                self._channel = channel
+                self._connected.set()
+                await self._heartbeats(channel)
+                self._connected = trio.Event()
+                self._channel = None
+                await channel.close()
+
+    async def _find_manager(self, nursery: trio.Nursery) -> Channel | None:
+        for address in list(self._managers):
+            channel = None
+            try:
+                channel = await connect(address, nursery, timeout_s=CONNECT_TIMEOUT_S)
+                await self._introduce(channel)
+            except Fenced as error:
+                self._fenced = error
+                raise
+            except GodwitError as error:
+                self._last_refusal = str(error)
+                if channel is not None:
+                    await channel.close()
+                continue
+            self._managers.remove(address)
+            self._managers.insert(0, address)
+            return channel
+        return None
+
+    async def _introduce(self, channel: Channel) -> None:
+        before = trio.current_time()
+        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, self._opens())
+        welcome = await channel.call(hello, timeout_s=HEARTBEAT_TIMEOUT_S)
+        self.last_contact_s = before
+        if welcome.term != self.term:
+            log.info("the manager is %s, term %d", welcome.manager, welcome.term)
+        self.term = welcome.term
+        self._on_welcome(welcome)
+
+    async def _heartbeats(self, channel: Channel) -> None:
+        while not channel.broken.is_set():
+            with trio.move_on_after(HEARTBEAT_S):
+                await channel.broken.wait()
+                return
+            before = trio.current_time()
+            try:
+                await channel.call(Heartbeat(), timeout_s=HEARTBEAT_TIMEOUT_S)
+            except GodwitError as error:
+                self._last_refusal = str(error)
+                log.warning("lost the manager at %s: %s", channel.peer, error)
+                return
+            self.last_contact_s = before
+
+    async def call(self, request: Request[R], *, timeout_s: float) -> R:
+        """The manager's reply; raises the error that it answers, or `Unavailable` after *timeout_s*."""
+        deadline = trio.current_time() + timeout_s
+        while True:
+            if self._fenced is not None:
+                raise self._fenced
+            left = deadline - trio.current_time()
+            channel = self._channel
+            if left <= 0:
+                candidates = ", ".join(self._managers)
+                raise Unavailable(f"no manager within {timeout_s:g} s at {candidates}: {self._last_refusal}")
+            if channel is None or channel.broken.is_set():
+                with trio.move_on_after(left):
+                    await self._connected.wait()
+                    if self._channel is channel:
+                        await trio.sleep(0)
+                continue
+            try:
+                return await channel.call(request, timeout_s=left)
+            except NotManager as error:
+                self._last_refusal = str(error)
+                await channel.close()
+            except Unavailable as error:
+                if not channel.broken.is_set():
+                    raise
+                self._last_refusal = str(error)
+
+    async def apply(self, operations: Sequence[Operation], *, timeout_s: float) -> list[Node | None]:
+        """Applies operations in order in one transaction, exactly once however often the request must be sent."""
+        request_id = next(self._request_ids)
+        self._outstanding.add(request_id)
+        try:
+            request = Apply(request_id, min(self._outstanding), list(operations))
+            reply: Applied = await self.call(request, timeout_s=timeout_s)
+            return reply.nodes
+        finally:
+            self._outstanding.discard(request_id)
+
+    async def apply_one(self, operation: Operation, *, timeout_s: float) -> Node:
+        """Applies one operation that makes or changes an inode, and returns that inode's node."""
+        (node,) = await self.apply([operation], timeout_s=timeout_s)
+        assert node is not None, operation
+        return node

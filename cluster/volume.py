@@ -1,0 +1,132 @@
+"""A volume: one backing directory that holds objects, and the record that every object carries.
+
+    volume.toml                     who this is
+    objects/<ino / 4096>/<ino>      one regular file per replica
+    staging/                        copies that are being received; emptied when the agent starts
+    trash/                          objects that were deleted, until they are purged
+
+The record is JSON in the extended attribute `user.godwit`, so that a person with `getfattr` can read a disk that was
+pulled out of a dead server.
+"""
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from cluster.errors import Refused
+
+OBJECTS_PER_DIRECTORY = 4096
+RECORD_XATTR = "user.godwit"
+
+
+class VolumeIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of `volume.toml`."""
+
+    uuid: str
+    cluster: str
+    server: str
+    layout: int = 1
+
+
+class ObjectRecord(msgspec.Struct, frozen=True):
+    """What an object says of itself. `checksum` is the BLAKE3 digest of this version in hex, empty while unknown.
+
+    `path`, `mode`, `uid`, `gid` and `mtime_ns` are the last known ones; the catalog has the present ones.
+    """
+
+    ino: int
+    version: int
+    home_epoch: int
+    checksum: str = ""
+    path: str = ""
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int = 0
+
+
+def display_path(path: bytes) -> str:
+    """A path as text from which `os.fsencode` makes the same bytes again."""
+    return path.decode("utf-8", "surrogateescape")
+
+
+class VolumeLayout:
+    """Where things are in the volume at `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.objects = root / "objects"
+        self.staging = root / "staging"
+        self.trash = root / "trash"
+        self._objects_prefix = os.fspath(self.objects)
+
+    def object_path(self, ino: int) -> str:
+        return f"{self._objects_prefix}/{ino // OBJECTS_PER_DIRECTORY}/{ino}"
+
+    def create_object(self, ino: int) -> int:
+        """Makes an empty object and returns a descriptor open for reading and writing; raises `OSError`."""
+        path = self.object_path(ino)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            return os.open(path, flags, 0o600)
+
+    def open_object(self, ino: int, flags: int) -> int:
+        """A descriptor of an existing object; raises `OSError`."""
+        return os.open(self.object_path(ino), flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def identity(self) -> VolumeIdentity:
+        """Who this volume is; raises `Refused` if it is none."""
+        path = self.root / "volume.toml"
+        try:
+            return msgspec.toml.decode(path.read_bytes(), type=VolumeIdentity)
+        except FileNotFoundError:
+            raise Refused(f"{self.root} is not a volume: it has no volume.toml") from None
+        except msgspec.DecodeError as error:
+            raise Refused(f"{path}: {error}") from error
+
+    def format(self, cluster: str, server: str) -> VolumeIdentity:
+        """Makes an empty or missing directory a volume; raises `Refused` if there is something else in it."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if foreign := sorted(entry.name for entry in self.root.iterdir() if entry.name != "lost+found"):
+            raise Refused(f"{self.root} is neither empty nor a volume (it contains {foreign[0]!r}): choose another directory")
+        for folder in (self.objects, self.staging, self.trash):
+            folder.mkdir(mode=0o700)
+        identity = VolumeIdentity(uuid=str(uuid.uuid4()), cluster=cluster, server=server)
+        temporary = self.staging / "volume.toml"
+        temporary.write_bytes(msgspec.toml.encode(identity))
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(self.root / "volume.toml")
+        sync_directory(self.root)
+        return identity
+
+
+def sync_directory(path: str | Path) -> None:
+    """Makes the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_record(descriptor: int, record: ObjectRecord) -> None:
+    """Sets an object's record; raises `OSError`."""
+    os.setxattr(descriptor, RECORD_XATTR, json.dumps(msgspec.to_builtins(record), separators=(",", ":")).encode())
+
+
+def read_record(descriptor: int) -> ObjectRecord | None:
+    """An object's record, or None if it has none that can be read."""
+    try:
+        return msgspec.convert(json.loads(os.getxattr(descriptor, RECORD_XATTR)), ObjectRecord)
+    except (OSError, ValueError, msgspec.ValidationError):
+        return None
