@@ -586,13 +586,17 @@ class Data(Message, frozen=True, array_like=True, tag="data"):
 
 
 class ReadObject(Request[Data], frozen=True, array_like=True, tag="readobject"):
-    """At most `length` bytes from `offset`; fewer only at the end of the object."""
+    """At most `length` bytes from `offset`; fewer only at the end of the object.
+
+    With `stamp`, a replica that is not the home is read: refused with `Changed` unless the object's stamp is this.
+    """
 
     ino: int
     volume: int
     home_epoch: int
     offset: int
     length: int
+    stamp: Stamp | None = None
 
 
 class Written(Message, frozen=True, array_like=True, tag="written"):
