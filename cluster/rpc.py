@@ -98,7 +98,10 @@ class Channel:
 
     async def _replies(self, receiver: trio.MemoryReceiveChannel[Answer | GodwitError]) -> AsyncIterator[Answer]:
         while True:
-            item = await receiver.receive()
+            try:
+                item = await receiver.receive()
+            except trio.EndOfChannel:
+                raise Unavailable(f"the connection to {self.peer} broke") from None
             if isinstance(item, GodwitError):
                 raise item
             yield item
@@ -164,12 +167,15 @@ class Channel:
 async def connect(address: str, nursery: trio.Nursery, *, timeout_s: float) -> Channel:
     """Connects to `host:port`; the channel's receiver runs in *nursery*. Raises `Unavailable`."""
     host, port = parse_address(address)
+    stream: trio.SocketStream | None = None
     try:
         with trio.fail_after(timeout_s):
             stream = await trio.open_tcp_stream(host, port, happy_eyeballs_delay=math.inf)
             _tune(stream)
             await stream.send_all(PREFACE)
     except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
+        if stream is not None:
+            await trio.aclose_forcefully(stream)
         reason = f"no connection within {timeout_s:g} s" if isinstance(error, trio.TooSlowError) else str(error)
         raise Unavailable(f"cannot reach {address}: {reason}") from error
     channel = Channel(stream, address)
@@ -242,19 +248,29 @@ class _ServedConnection:
             await self._send(pack(number, _encode(reply), reply_body))
 
         try:
+            result = await self._result(request, body, send)
             try:
-                result = await self._handler.handle(request, body, send)
-            except GodwitError as error:
-                result = Failure(error.kind, error.errno, str(error))
-            except Exception:
-                log.exception("unexpected error while handling %s from %s", type(request).__name__, self._peer)
-                result = Failure(GodwitError.kind, errno.EIO, "unexpected error, see the server's log")
-            if isinstance(result, Answer):
                 await send(result.reply, result.body)
-            else:
-                await send(result)
+            except ProtocolError as error:
+                log.error("the reply to %s from %s cannot be sent: %s", type(request).__name__, self._peer, error)
+                await send(Failure(GodwitError.kind, errno.EIO, str(error)))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # Several answers may fail at once: none may leave here, as a group of errors would end the whole server.
+            await trio.aclose_forcefully(self._stream)
         finally:
             self._slots.release()
+
+    async def _result(self, request: Any, body: bytes, send: SendReply) -> Answer:
+        try:
+            result = await self._handler.handle(request, body, send)
+        except GodwitError as error:
+            result = Failure(error.kind, error.errno, str(error))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise
+        except Exception:
+            log.exception("unexpected error while handling %s from %s", type(request).__name__, self._peer)
+            result = Failure(GodwitError.kind, errno.EIO, "unexpected error, see the server's log")
+        return result if isinstance(result, Answer) else Answer(result, b"")
 
     async def _send(self, data: bytes) -> None:
         async with self._send_lock:

@@ -12,6 +12,7 @@ pulled out of a dead server.
 import json
 import os
 import uuid
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,8 @@ from cluster.errors import Refused
 
 OBJECTS_PER_DIRECTORY = 4096
 RECORD_XATTR = "user.godwit"
+RECORD_MAX_BYTES = 2048
+"""ext4 keeps all attributes of a file within one block of 4096 bytes; a path alone may need more."""
 
 
 class VolumeIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +65,12 @@ class VolumeLayout:
         self.staging = root / "staging"
         self.trash = root / "trash"
         self._objects_prefix = os.fspath(self.objects)
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def at(cls, root: str) -> "VolumeLayout":
+        """The layout of a volume that is asked for often."""
+        return cls(Path(root))
 
     def object_path(self, ino: int) -> str:
         return f"{self._objects_prefix}/{ino // OBJECTS_PER_DIRECTORY}/{ino}"
@@ -120,8 +129,18 @@ def sync_directory(path: str | Path) -> None:
 
 
 def write_record(descriptor: int, record: ObjectRecord) -> None:
-    """Sets an object's record; raises `OSError`."""
-    os.setxattr(descriptor, RECORD_XATTR, json.dumps(msgspec.to_builtins(record), separators=(",", ":")).encode())
+    """Sets an object's record; raises `OSError`. Of a path that is too long for the attribute, the end is kept."""
+    fields = msgspec.to_builtins(record)
+    value = _encode_fields(fields)
+    while len(value) > RECORD_MAX_BYTES and fields["path"]:
+        excess = (len(value) - RECORD_MAX_BYTES + 11) // 12
+        fields["path"] = fields["path"][excess:]
+        value = _encode_fields(fields)
+    os.setxattr(descriptor, RECORD_XATTR, value)
+
+
+def _encode_fields(fields: dict[str, object]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode()
 
 
 def read_record(descriptor: int) -> ObjectRecord | None:
