@@ -15,9 +15,9 @@ import trio
 
 from cluster.errors import Refused
 from cluster.messages import Commit, Content, Node, Operation, Stamp
-from cluster.volume import ObjectRecord, read_record, write_record
+from cluster.volume import ObjectRecord, display_path, read_record, write_record
 
-ApplyOne = Callable[[Operation], Awaitable[Node | None]]
+ApplyOne = Callable[[Operation], Awaitable[Node]]
 
 
 def content_of(status: os.stat_result) -> Content:
@@ -68,8 +68,8 @@ async def object_lock(path: str) -> AsyncIterator[int]:
 async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool, apply: ApplyOne) -> Node:
     """Commits the object's present content; the caller holds the object's lock. Returns the catalog's node.
 
-    *node* is the committer's knowledge of the inode, *path* its last known name. If nothing was written since the last
-    commit, only `final` is told. Raises what *apply* raises; the file is still dirty then and a repeat is harmless.
+    *node* is the committer's knowledge of the inode, *path* its last known name (empty: as before). If nothing was written
+    since the last commit, only `final` is told. Raises what *apply* raises; the file is still dirty then and a repeat is harmless.
     """
     while True:
         record = read_record(descriptor)
@@ -85,7 +85,7 @@ async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool
                     ino=node.ino,
                     version=version,
                     home_epoch=node.home_epoch,
-                    path=os.fsdecode(path),
+                    path=display_path(path) if path else record.path if record else "",
                     mode=node.mode,
                     uid=node.uid,
                     gid=node.gid,
@@ -94,11 +94,9 @@ async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool
             )
             content = content_of(os.fstat(descriptor))
         try:
-            result = await apply(Commit(node.ino, node.home_epoch, version, content, final))
+            return await apply(Commit(node.ino, node.home_epoch, version, content, final))
         except Refused as error:
             if error.errno != errno.ESTALE:
                 raise
             node = msgspec.structs.replace(node, version=version + 1, object_ctime_ns=0)
-            continue
-        assert result is not None
-        return result
+            # The record was lost or older than the catalog: a version above both is needed, and the stamp is unknown.

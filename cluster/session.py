@@ -8,7 +8,8 @@ repeated (see `cluster.messages`), so a caller never learns of a change of manag
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -157,3 +158,7 @@ class ManagerSession:
         (node,) = await self.apply([operation], timeout_s=timeout_s)
         assert node is not None, operation
         return node
+
+    def applier(self, timeout_s: float) -> Callable[[Operation], Awaitable[Node]]:
+        """`apply_one` with its deadline filled in."""
+        return partial(self.apply_one, timeout_s=timeout_s)

@@ -1,0 +1,250 @@
+"""pyfuse3's handlers: decode, call the overlay, encode. The only module besides the mount's entry that imports pyfuse3."""
+
+import errno
+import functools
+import logging
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+
+from cluster.clock import file_time_ns
+from cluster.errors import GodwitError
+from cluster.messages import NAME_MAX, Node, SetAttr
+from fusefs.directories import DOTDOT_COOKIE, Directories
+from fusefs.files import Files
+from fusefs.namespace import Namespace
+from fusefs.objects import Buffer
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BLOCK_BYTES = 4096
+PREFERRED_IO_BYTES = 128 * 1024
+DIRECTORY_BYTES = 4096
+
+
+def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Turns every error of a handler into an errno: nothing that goes wrong in one request may end the mount."""
+
+    @functools.wraps(handler)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except GodwitError as error:
+            if error.errno == errno.EIO:
+                log.error("%s failed with EIO: %s", handler.__name__, error)
+            raise pyfuse3.FUSEError(error.errno) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception:
+            log.exception("unexpected error in %s", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return wrapper
+
+
+def encode(node: Node) -> pyfuse3.EntryAttributes:
+    """The kernel's form of a node. Timeouts are zero: nothing is cached yet."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = node.ino
+    entry.generation = 0
+    entry.entry_timeout = 0
+    entry.attr_timeout = 0
+    entry.st_mode = node.mode
+    entry.st_nlink = node.nlink
+    entry.st_uid = node.uid
+    entry.st_gid = node.gid
+    entry.st_rdev = node.rdev
+    entry.st_size = DIRECTORY_BYTES if stat.S_ISDIR(node.mode) else node.size
+    entry.st_blksize = PREFERRED_IO_BYTES
+    entry.st_blocks = DIRECTORY_BYTES // 512 if stat.S_ISDIR(node.mode) else node.blocks
+    entry.st_atime_ns = node.atime_ns
+    entry.st_mtime_ns = node.mtime_ns
+    entry.st_ctime_ns = node.ctime_ns
+    return entry
+
+
+class GodwitOperations(pyfuse3.Operations):
+    """The file system as pyfuse3 wants it."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(self, namespace: Namespace, files: Files, directories: Directories) -> None:
+        super().__init__()
+        self._namespace = namespace
+        self._files = files
+        self._directories = directories
+
+    # ---------------------------------------------------------- names and attributes
+
+    @guarded
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return encode(await self._namespace.lookup(parent_inode, name))
+
+    @guarded
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return encode(await self._namespace.getattr(inode))
+
+    @guarded
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        change = SetAttr(
+            inode,
+            file_time_ns(),
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        size = attr.st_size if fields.update_size else None
+        return encode(await self._namespace.setattr(change, size))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Inode numbers need no state here: nothing is to be forgotten."""
+
+    @guarded
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._namespace.readlink(inode)
+
+    @guarded
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if stat.S_ISREG(mode):
+            return encode(await self._files.make_regular(parent_inode, name, mode, ctx.uid, ctx.gid))
+        return encode(await self._namespace.make(parent_inode, name, mode, ctx.uid, ctx.gid, rdev=rdev))
+
+    @guarded
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return encode(await self._namespace.make(parent_inode, name, mode, ctx.uid, ctx.gid))
+
+    @guarded
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        mode = stat.S_IFLNK | 0o777
+        return encode(await self._namespace.make(parent_inode, name, mode, ctx.uid, ctx.gid, target=target))
+
+    @guarded
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return encode(await self._namespace.link(inode, new_parent_inode, new_name))
+
+    @guarded
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._namespace.unlink(parent_inode, name)
+
+    @guarded
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._namespace.rmdir(parent_inode, name)
+
+    @guarded
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        await self._namespace.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    # ---------------------------------------------------------- files
+
+    @guarded
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        number, keep = await self._files.open(inode, flags)
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep)
+
+    @guarded
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        number, node, keep = await self._files.create(parent_inode, name, mode, ctx.uid, ctx.gid, flags)
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep), encode(node)
+
+    @guarded
+    async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # takes any buffer
+        return await self._files.read(fh, off, size)
+
+    @guarded
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._files.write(fh, off, buf)
+
+    @guarded
+    async def flush(self, fh: int) -> None:
+        """Every write has been answered with its own result already: there is nothing left that close could report."""
+
+    @guarded
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._files.fsync(fh, data_only=datasync)
+
+    @guarded
+    async def release(self, fh: int) -> None:
+        self._files.release(fh)
+
+    # ---------------------------------------------------------- directories
+
+    @guarded
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        return await self._directories.opendir(inode)
+
+    @guarded
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        for entry in await self._directories.page(fh, start_id):
+            present = entry if entry.cookie <= DOTDOT_COOKIE else await self._directories.live(entry)
+            if not pyfuse3.readdir_reply(token, present.name, encode(present.node), present.cookie):
+                return
+
+    @guarded
+    async def releasedir(self, fh: int) -> None:
+        self._directories.releasedir(fh)
+
+    @guarded
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """The catalog was durable before each change was answered."""
+
+    # ---------------------------------------------------------- extended attributes and the rest
+
+    @guarded
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._namespace.setxattr(inode, name, value)
+
+    @guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._namespace.getxattr(inode, name)
+
+    @guarded
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return await self._namespace.listxattr(inode)
+
+    @guarded
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._namespace.removexattr(inode, name)
+
+    @guarded
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        space = await self._namespace.space()
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = BLOCK_BYTES
+        data.f_blocks = space.total_bytes // BLOCK_BYTES
+        data.f_bfree = data.f_bavail = space.free_bytes // BLOCK_BYTES
+        data.f_ffree = data.f_favail = space.free_bytes // BLOCK_BYTES
+        data.f_files = space.inodes + data.f_ffree
+        data.f_namemax = NAME_MAX
+        return data

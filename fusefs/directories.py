@@ -1,0 +1,89 @@
+"""Listings: pages of a directory in the order of their cookies, so that no name comes twice or is passed over."""
+
+import errno
+import itertools
+import stat
+from dataclasses import dataclass, field
+
+from cluster.errors import Refused
+from cluster.messages import Entry, GetAttr, GetParent, ReadDir
+from cluster.session import ManagerSession
+from fusefs.attributes import Attributes
+from fusefs.paths import LastKnownPaths
+
+PAGE_ENTRIES = 512
+DOT_COOKIE = 1
+DOTDOT_COOKIE = 2
+
+
+@dataclass
+class OpenDirectory:
+    """One open directory; `page` holds what was fetched last, `end` says that nothing follows it."""
+
+    ino: int
+    page: list[Entry] = field(default_factory=list)
+    end: bool = False
+
+
+class Directories:
+    """The operations of the overlay on open directories. All raise `GodwitError`."""
+
+    def __init__(self, session: ManagerSession, attributes: Attributes, paths: LastKnownPaths, timeout_s: float) -> None:
+        self._session = session
+        self._attributes = attributes
+        self._paths = paths
+        self._timeout_s = timeout_s
+        self._open: dict[int, OpenDirectory] = {}
+        self._numbers = itertools.count(1)
+
+    async def opendir(self, ino: int) -> int:
+        node = await self._session.call(GetAttr(ino), timeout_s=self._timeout_s)
+        if not stat.S_ISDIR(node.mode):
+            raise Refused("not a directory", errno.ENOTDIR)
+        number = next(self._numbers)
+        self._open[number] = OpenDirectory(ino)
+        return number
+
+    def releasedir(self, number: int) -> None:
+        del self._open[number]
+
+    async def page(self, number: int, after: int) -> list[Entry]:
+        """Some entries with cookies greater than *after*, at least one unless the listing has ended there."""
+        directory = self._open[number]
+        if after < DOTDOT_COOKIE:
+            directory.page, directory.end = [], False
+            return await self._dots(directory.ino, after)
+        fetched = directory.page
+        if fetched and (fetched[0].cookie <= after < fetched[-1].cookie):
+            return [entry for entry in fetched if entry.cookie > after]
+        if fetched and after == fetched[-1].cookie and directory.end:
+            return []
+        await self._fetch(directory, after)
+        return directory.page
+
+    async def _fetch(self, directory: OpenDirectory, after: int) -> None:
+        try:
+            request = ReadDir(directory.ino, after, PAGE_ENTRIES)
+            listing = await self._session.call(request, timeout_s=self._timeout_s)
+        except Refused as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
+            directory.page, directory.end = [], True
+            return
+        for entry in listing.entries:
+            self._paths.saw(entry.node.ino, directory.ino, entry.name)
+        directory.page, directory.end = listing.entries, listing.end
+
+    async def _dots(self, ino: int, after: int) -> list[Entry]:
+        entries = []
+        if after < DOT_COOKIE:
+            node = await self._session.call(GetAttr(ino), timeout_s=self._timeout_s)
+            entries.append(Entry(b".", DOT_COOKIE, node))
+        parent = await self._session.call(GetParent(ino), timeout_s=self._timeout_s)
+        node = await self._session.call(GetAttr(parent.ino), timeout_s=self._timeout_s)
+        entries.append(Entry(b"..", DOTDOT_COOKIE, node))
+        return entries
+
+    async def live(self, entry: Entry) -> Entry:
+        """An entry with present attributes: the kernel takes them over, so stale ones could cut a mapped file short."""
+        return Entry(entry.name, entry.cookie, await self._attributes.live(entry.node))

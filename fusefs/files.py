@@ -1,0 +1,338 @@
+"""The bytes of files: opening, reading, writing, truncating, syncing; each through the object that is right at the moment."""
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+
+import trio
+
+from cluster.errors import GodwitError, Refused, Unavailable, refused
+from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, SetAttr, StatObject
+from cluster.session import ManagerSession
+from fusefs.attributes import Attributes
+from fusefs.inodes import InodeNumbers
+from fusefs.objects import Buffer, LocalObject, Object, RemoteObject, check_replica
+from fusefs.openfiles import OpenFiles, OpenInode
+from fusefs.paths import LastKnownPaths
+from fusefs.peers import Peers, pick_home
+
+FIRST_EPOCH = 1
+CACHED_VERSIONS = 50_000
+SESSION_POLL_S = 0.1
+
+
+class KernelPages:
+    """Of which version the kernel's cached pages are, for the inodes opened last; bounded.
+
+    The kernel drops pages when it sees another size or mtime; this is for changes that restore both.
+    """
+
+    def __init__(self, limit: int = CACHED_VERSIONS) -> None:
+        self._limit = limit
+        self._versions: OrderedDict[int, int] = OrderedDict()
+
+    def opening(self, node: Node) -> bool:
+        """Whether pages from earlier opens may be kept; notes what the coming ones will be of."""
+        known = self._versions.pop(node.ino, None)
+        if node.dirty:
+            return False
+        self._versions[node.ino] = node.version
+        if len(self._versions) > self._limit:
+            self._versions.popitem(last=False)
+        return known == node.version
+
+
+class Files:
+    """The operations of the overlay on open files. All raise `GodwitError`."""
+
+    def __init__(
+        self,
+        session: ManagerSession,
+        peers: Peers,
+        open_files: OpenFiles,
+        attributes: Attributes,
+        numbers: InodeNumbers,
+        paths: LastKnownPaths,
+        timeout_s: float,
+    ) -> None:
+        self._session = session
+        self._peers = peers
+        self._open_files = open_files
+        self._attributes = attributes
+        self._numbers = numbers
+        self._paths = paths
+        self._timeout_s = timeout_s
+        self._pages = KernelPages()
+        self.session_timeout_s = 0.0
+
+    # ---------------------------------------------------------------- opening
+
+    async def open(self, ino: int, flags: int) -> tuple[int, bool]:
+        """A handle, and whether the kernel may keep the pages that it has."""
+        write = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        while True:
+            state = self._open_files.get(ino)
+            if state is None:
+                located = await self._session.call(Locate(ino), timeout_s=self._timeout_s)
+                state = self._open_files.enter(located.node)
+            async with state.lock:
+                if not self._open_files.is_entered(state):
+                    continue
+                try:
+                    return await self._open_locked(state, flags, write=write)
+                finally:
+                    self._open_files.settle_soon(state)
+
+    async def _open_locked(self, state: OpenInode, flags: int, *, write: bool) -> tuple[int, bool]:
+        state.check()
+        if write or state.node.dirty:
+            await self._reach_home(state)
+        await self._register(state, write=write)
+        number = self._open_files.open_handle(state, write=write, append=bool(flags & os.O_APPEND))
+        if flags & os.O_TRUNC:
+            try:
+                await self._truncate(state, 0)
+            except GodwitError:
+                self._open_files.release_handle(number)
+                raise
+        return number, self._pages.opening(state.node)
+
+    async def _reach_home(self, state: OpenInode) -> Object:
+        """The home's object. Raises `Unavailable` if its server is away, before the catalog is told of a writer."""
+        if state.home is not None:
+            return state.home
+        node = state.node
+        volume = await self._peers.volume(node.home_volume)
+        if self._peers.is_local(volume):
+            state.home = LocalObject.open(volume.path, node.ino, os.O_RDWR, self._session, self._timeout_s)
+        else:
+            await self._peers.call(node.home_volume, StatObject(node.ino, node.home_volume, node.home_epoch))
+            state.home = self._remote(node)
+        return state.home
+
+    def _remote(self, node: Node) -> RemoteObject:
+        return RemoteObject(
+            self._peers,
+            node,
+            volume=node.home_volume,
+            timeout_s=self._timeout_s,
+            may_write=self._session_alive,
+        )
+
+    async def _register(self, state: OpenInode, *, write: bool) -> None:
+        if state.registered and (state.registered_write or not write):
+            return
+        request = Open(state.ino, write or state.registered_write, self._open_files.next_sequence())
+        opened = await self._session.call(request, timeout_s=self._timeout_s)
+        state.registered = True
+        state.registered_write |= write
+        state.node = opened.node
+        state.replicas = opened.replicas
+        state.located_version = opened.node.version
+        state.caps = opened.caps
+        state.sync_copies = opened.sync_copies
+
+    async def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int) -> tuple[int, Node, bool]:
+        """Makes a regular file and opens it; an existing one is opened unless *flags* has `O_EXCL`."""
+        try:
+            number, node = await self._create(parent, name, mode, uid, gid, append=bool(flags & os.O_APPEND))
+        except Refused as error:
+            if error.errno != errno.EEXIST or flags & os.O_EXCL:
+                raise
+            node = await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)
+            if not stat.S_ISREG(node.mode):
+                raise refused(errno.EISDIR if stat.S_ISDIR(node.mode) else errno.EEXIST) from error
+            number, keep = await self.open(node.ino, flags)
+            return number, await self._attributes.live(node), keep
+        self._paths.saw(node.ino, parent, name)
+        return number, await self._attributes.live(node), self._pages.opening(node)
+
+    async def make_regular(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Node:
+        """mknod(2) of a regular file: a create that is closed at once."""
+        number, node = await self._create(parent, name, mode, uid, gid, append=False)
+        self._paths.saw(node.ino, parent, name)
+        self._open_files.release_handle(number)
+        return await self._attributes.live(node)
+
+    async def _create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, append: bool) -> tuple[int, Node]:
+        ino = await self._numbers.take()
+        volume = pick_home(self._peers.local_volumes(), self._peers.remote_volumes())
+        local = self._peers.is_local(volume)
+        home: Object | None = None
+        if local:
+            home = created = LocalObject.create(volume.path, ino, self._session, self._timeout_s)
+            now_ns = created.born_ns()
+        else:
+            await self._peers.call(volume.volume, CreateObject(ino, volume.volume, FIRST_EPOCH))
+            content = (await self._peers.call(volume.volume, StatObject(ino, volume.volume, FIRST_EPOCH))).content
+            now_ns = content.mtime_ns
+        create = Create(parent, name, ino, mode, uid, gid, 0, now_ns, volume.volume)
+        try:
+            node = await self._session.apply_one(create, timeout_s=self._timeout_s)
+        except Refused:
+            if local:
+                created.remove()
+            raise
+        state = self._open_files.enter(node)
+        state.home = home or self._remote(node)
+        state.registered = state.registered_write = True
+        state.caps = False
+        state.changed = True
+        return self._open_files.open_handle(state, write=True, append=append), node
+
+    def release(self, number: int) -> None:
+        """Ends a handle. What was written is committed in the background."""
+        self._open_files.release_handle(number)
+
+    # ---------------------------------------------------------------- reading
+
+    async def read(self, number: int, offset: int, length: int) -> Buffer:
+        """Bytes of the newest content that had been written when the kernel asked for the attributes before this."""
+        state = self._open_files.handle(number).inode
+        state.check()
+        if isinstance(state.home, LocalObject):
+            return await state.home.read(offset, length)
+        volume = await self._peers.volume(state.node.home_volume)
+        if self._peers.is_local(volume):
+            return await self._read_local_home(state, offset, length)
+        if not state.node.dirty and (replica := await self._own_replica(state)) is not None:
+            return await replica.read(offset, length)
+        return await self._read_remote(state, offset, length)
+
+    async def _read_local_home(self, state: OpenInode, offset: int, length: int) -> Buffer:
+        try:
+            home = await self._reach_home(state)
+        except GodwitError:
+            if state.node.dirty:
+                raise
+            return await self._read_any_replica(state, offset, length)
+        return await home.read(offset, length)
+
+    async def _read_remote(self, state: OpenInode, offset: int, length: int) -> Buffer:
+        home = self._remote(state.node)
+        if state.node.dirty:
+            return await home.read(offset, length)
+        try:
+            return await home.read_once(offset, length)
+        except Unavailable:
+            return await self._read_any_replica(state, offset, length)
+
+    async def _own_replica(self, state: OpenInode) -> LocalObject | None:
+        """A current replica on this server's disks, checked at every read against the stamp in the catalog."""
+        await self._locate(state)
+        for replica in state.replicas:
+            volume = await self._peers.volume(replica.volume)
+            if replica.version != state.node.version or not self._peers.is_local(volume):
+                continue
+            try:
+                if state.replica is None or state.replica_version != replica.version:
+                    if state.replica is not None:
+                        state.replica.close()
+                        state.replica = None
+                    state.replica = LocalObject.open(volume.path, state.ino, os.O_RDONLY, self._session, self._timeout_s)
+                    state.replica_version = replica.version
+                check_replica(state.replica, replica.stamp, state.ino)
+            except GodwitError:
+                continue
+            return state.replica
+        return None
+
+    async def _locate(self, state: OpenInode) -> None:
+        if state.located_version == state.node.version:
+            return
+        opened = await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)
+        state.saw(opened.node)
+        state.replicas = opened.replicas
+        state.located_version = opened.node.version
+
+    async def _read_any_replica(self, state: OpenInode, offset: int, length: int) -> Buffer:
+        """From whatever current replica can be had, the home being away and the file not dirty."""
+        node = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).node
+        if node.dirty or node.version != state.node.version:
+            raise Unavailable(f"the home of inode {state.ino} is away, and the file is being written there")
+        if (own := await self._own_replica(state)) is not None:
+            return await own.read(offset, length)
+        failure: GodwitError = Unavailable(f"no server with a current replica of inode {state.ino} can be reached")
+        for replica in state.replicas:
+            if replica.volume == node.home_volume or replica.stamp is None:
+                continue
+            remote = RemoteObject(
+                self._peers,
+                node,
+                volume=replica.volume,
+                stamp=replica.stamp,
+                timeout_s=self._timeout_s,
+                may_write=self._session_alive,
+            )
+            try:
+                return await remote.read(offset, length)
+            except GodwitError as error:
+                failure = error
+        raise failure
+
+    # ---------------------------------------------------------------- writing
+
+    async def write(self, number: int, offset: int, data: bytes) -> int:
+        """Writes at *offset*, or at the end if the handle was opened with `O_APPEND`; returns how much was written."""
+        handle = self._open_files.handle(number)
+        state = handle.inode
+        state.check()
+        assert state.home is not None, "a handle for writing has its home"
+        state.changed = True
+        return await state.home.write(offset, data, append=handle.append)
+
+    async def truncate(self, ino: int, size: int) -> None:
+        """Sets the length, whether or not the file is open."""
+        state = self._open_files.get(ino)
+        if state is not None and state.writers:
+            await self._truncate(state, size)
+            return
+        number, _ = await self.open(ino, os.O_WRONLY)
+        try:
+            await self._truncate(self._open_files.handle(number).inode, size)
+        finally:
+            self._open_files.release_handle(number)
+
+    async def _truncate(self, state: OpenInode, size: int) -> None:
+        state.check()
+        home = await self._reach_home(state)
+        state.changed = True
+        await home.truncate(size)
+
+    async def set_times(self, node: Node, change: SetAttr) -> Node:
+        """The times of a dirty file, where its home is."""
+        state = self._open_files.get(node.ino)
+        if state is not None and state.home is not None:
+            return await state.home.set_times(change)
+        volume = await self._peers.volume(node.home_volume)
+        if not self._peers.is_local(volume):
+            return await self._remote(node).set_times(change)
+        home = LocalObject.open(volume.path, node.ino, os.O_RDWR, self._session, self._timeout_s)
+        try:
+            return await home.set_times(change)
+        finally:
+            home.close()
+
+    async def fsync(self, number: int, *, data_only: bool) -> None:
+        """Content and attributes are durable at the home and in the catalog, and on as many servers as the policy says."""
+        state = self._open_files.handle(number).inode
+        state.check()
+        if not state.registered_write or state.home is None:
+            return
+        await state.home.sync(data_only=data_only)
+        async with state.lock:
+            if state.changed:
+                await self._open_files.commit(state, final=False)
+            version = state.node.version
+        if state.sync_copies > 1:
+            request = AwaitCopies(state.ino, version, state.sync_copies, self._timeout_s)
+            await self._session.call(request, timeout_s=self._timeout_s + 1)
+
+    async def _session_alive(self) -> None:
+        """Waits until the manager is known to know this session: then nobody takes its open files for finished."""
+        deadline = trio.current_time() + self._timeout_s
+        while trio.current_time() - self._session.last_contact_s > self.session_timeout_s:
+            if trio.current_time() > deadline:
+                raise Unavailable(f"no manager has been heard for {self.session_timeout_s:g} s: writing elsewhere is not safe")
+            await trio.sleep(SESSION_POLL_S)

@@ -1,0 +1,108 @@
+"""The mount process: puts the parts together, mounts, answers the kernel, and unmounts in order."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from cluster.config import ServerConfig
+from cluster.messages import Welcome
+from cluster.session import ManagerSession
+from fusefs.adapter import GodwitOperations
+from fusefs.attributes import Attributes
+from fusefs.directories import Directories
+from fusefs.files import Files
+from fusefs.inodes import InodeNumbers
+from fusefs.namespace import Namespace
+from fusefs.openfiles import OpenFiles
+from fusefs.paths import LastKnownPaths
+from fusefs.peers import Peers
+
+log = logging.getLogger(__name__)
+
+MIN_TASKS = 8
+MAX_TASKS = 256
+DRAIN_TIMEOUT_S = 10.0
+READ_AHEAD_KIB = 1024
+
+
+async def run_mount(config: ServerConfig) -> None:
+    """Mounts the namespace and serves it until cancelled or unmounted; what was closed is committed before it ends."""
+    timeout_s = config.mount.request_timeout_s
+    paths = LastKnownPaths()
+    session = ManagerSession(
+        managers=config.managers,
+        cluster=config.cluster,
+        server=config.server,
+        role="mount",
+        opens=lambda: open_files.registrations(),
+        on_welcome=lambda welcome: welcomed(welcome),
+    )
+    open_files = OpenFiles(session, paths, timeout_s, config.mount.commit_s)
+    async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        peers = Peers(session, config.server, nursery, timeout_s)
+        attributes = Attributes(peers, open_files)
+        numbers = InodeNumbers(session, timeout_s)
+        files = Files(session, peers, open_files, attributes, numbers, paths, timeout_s)
+        namespace = Namespace(session, attributes, open_files, files, numbers, paths, timeout_s)
+        directories = Directories(session, attributes, paths, timeout_s)
+
+        def welcomed(welcome: Welcome) -> None:
+            files.session_timeout_s = welcome.session_timeout_s
+            open_files.mark_lost(welcome.lost)
+
+        for task in (
+            session.run,
+            peers.refresh_loop,
+            open_files.settle_loop,
+            open_files.commit_loop,
+            open_files.close_loop,
+        ):
+            nursery.start_soon(task)
+        async with _mounted(GodwitOperations(namespace, files, directories), config):
+            try:
+                await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
+            finally:
+                with trio.move_on_after(DRAIN_TIMEOUT_S, shield=True) as drain:
+                    await open_files.drain()
+                if drain.cancelled_caught:
+                    log.warning("stopping with files that are not committed yet; this server's agent will commit them")
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _mounted(operations: GodwitOperations, config: ServerConfig) -> AsyncIterator[None]:
+    options = {
+        "default_permissions",
+        "allow_other",
+        "dev",
+        "suid",
+        f"fsname=godwit:{config.cluster}",
+        "subtype=godwit",
+    }
+    mountpoint = config.mount.mountpoint
+    pyfuse3.init(operations, mountpoint, options)
+    _set_read_ahead(mountpoint)
+    log.info("mounted %s", mountpoint)
+    try:
+        yield
+    finally:
+        pyfuse3.close(unmount=True)
+        log.info("unmounted %s", mountpoint)
+
+
+def _set_read_ahead(mountpoint: str) -> None:
+    """Lets the kernel ask for larger pieces of a file that is read in sequence than its default of 128 KiB.
+
+    The device number comes from mountinfo: `stat` on the mount would wait for this very process.
+    """
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[4] == mountpoint.replace(" ", "\\040"):
+            try:
+                Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
+            except OSError as error:
+                log.info("read-ahead stays at the kernel's default: %s", error)

@@ -1,0 +1,275 @@
+"""The object behind an open file: on this server's own disk, or at another server's agent.
+
+Both kinds have the same methods, so that the overlay does not care which it has.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import trio
+
+from cluster.content import commit_object, content_of, object_lock, stamp_of
+from cluster.errors import Changed, GodwitError, Unavailable, from_os_error
+from cluster.messages import (
+    CommitObject,
+    Content,
+    Node,
+    ReadObject,
+    SetAttr,
+    SetObjectTimes,
+    Stamp,
+    StatObject,
+    SyncObject,
+    TruncateObject,
+    WriteObject,
+)
+from cluster.session import ManagerSession
+from cluster.volume import VolumeLayout
+from fusefs.peers import Peers
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+Buffer = bytes | memoryview
+
+INLINE_WRITE_BYTES = 64 * 1024
+RETRY_S = 0.25
+
+
+class Object(Protocol):
+    """What a file's content can be asked for. All methods raise `GodwitError`."""
+
+    async def read(self, offset: int, length: int) -> Buffer: ...
+
+    async def write(self, offset: int, data: bytes, *, append: bool) -> int: ...
+
+    async def truncate(self, size: int) -> None: ...
+
+    async def sync(self, *, data_only: bool) -> None: ...
+
+    async def stat(self) -> Content: ...
+
+    async def commit(self, node: Node, path: bytes, *, final: bool) -> Node: ...
+
+    async def set_times(self, change: SetAttr) -> Node: ...
+
+    def close(self) -> None: ...
+
+
+class LocalObject:
+    """An object on one of this server's volumes.
+
+    What the page cache can answer is done at once; what may wait for a disk goes to a thread, so that it holds up
+    nobody else.
+    """
+
+    def __init__(self, path: str, descriptor: int, session: ManagerSession, timeout_s: float) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._append_descriptor = -1
+        self._session = session
+        self._timeout_s = timeout_s
+        self._users = 0
+        self._closing = False
+
+    @classmethod
+    def open(cls, volume_path: str, ino: int, flags: int, session: ManagerSession, timeout_s: float) -> "LocalObject":
+        """Opens an existing object; raises `GodwitError`."""
+        layout = VolumeLayout.at(volume_path)
+        try:
+            descriptor = layout.open_object(ino, flags)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                raise GodwitError(f"inode {ino} has no object on {volume_path}", errno.EIO) from error
+            raise from_os_error(error, f"object {ino} on {volume_path}") from error
+        return cls(layout.object_path(ino), descriptor, session, timeout_s)
+
+    @classmethod
+    def create(cls, volume_path: str, ino: int, session: ManagerSession, timeout_s: float) -> "LocalObject":
+        """Makes an empty object; raises `GodwitError`."""
+        layout = VolumeLayout.at(volume_path)
+        try:
+            descriptor = layout.create_object(ino)
+        except OSError as error:
+            raise from_os_error(error, f"creating object {ino} on {volume_path}") from error
+        return cls(layout.object_path(ino), descriptor, session, timeout_s)
+
+    def stamp(self) -> Stamp:
+        return stamp_of(os.fstat(self._descriptor))
+
+    def born_ns(self) -> int:
+        """The time that the disk's file system gave the object."""
+        return os.fstat(self._descriptor).st_mtime_ns
+
+    def remove(self) -> None:
+        """Takes back a creation that the catalog refused."""
+        os.unlink(self._path)
+        self.close()
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        buffer = bytearray(length)
+        try:
+            count = os.preadv(self._descriptor, [buffer], offset, os.RWF_NOWAIT)
+            if count == length or offset + count >= os.fstat(self._descriptor).st_size:
+                return memoryview(buffer)[:count]
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
+                raise from_os_error(error, f"reading {self._path}") from error
+        return await self._in_thread("reading", os.pread, self._descriptor, length, offset)
+
+    async def write(self, offset: int, data: bytes, *, append: bool) -> int:
+        descriptor = self._appending() if append else self._descriptor
+        if len(data) > INLINE_WRITE_BYTES:
+            return await self._in_thread("writing", os.pwrite, descriptor, data, offset)
+        try:
+            return os.pwrite(descriptor, data, offset)
+        except OSError as error:
+            raise from_os_error(error, f"writing {self._path}") from error
+
+    def _appending(self) -> int:
+        """A descriptor on which Linux appends whatever offset it is given (pwrite(2), BUGS)."""
+        if self._append_descriptor < 0:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+            try:
+                self._append_descriptor = os.open(f"/proc/self/fd/{self._descriptor}", flags)
+            except OSError as error:
+                raise from_os_error(error, f"opening {self._path} for appending") from error
+        return self._append_descriptor
+
+    async def truncate(self, size: int) -> None:
+        await self._in_thread("truncating", os.ftruncate, self._descriptor, size)
+
+    async def sync(self, *, data_only: bool) -> None:
+        await self._in_thread("syncing", os.fdatasync if data_only else os.fsync, self._descriptor)
+
+    async def stat(self) -> Content:
+        return content_of(os.fstat(self._descriptor))
+
+    async def commit(self, node: Node, path: bytes, *, final: bool) -> Node:
+        try:
+            async with object_lock(self._path) as descriptor:
+                return await commit_object(descriptor, node, path, final=final, apply=self._session.applier(self._timeout_s))
+        except OSError as error:
+            raise from_os_error(error, f"committing {self._path}") from error
+
+    async def set_times(self, change: SetAttr) -> Node:
+        """Sets the times in the catalog and, while the file is dirty, on the object, with no commit in between."""
+        try:
+            async with object_lock(self._path) as descriptor:
+                node = await self._session.apply_one(change, timeout_s=self._timeout_s)
+                if node.dirty and change.mtime_ns is not None:
+                    os.utime(descriptor, ns=(change.mtime_ns, change.mtime_ns))
+                return node
+        except OSError as error:
+            raise from_os_error(error, f"setting the times of {self._path}") from error
+
+    def close(self) -> None:
+        """Closes the object as soon as no thread works on it any more."""
+        self._closing = True
+        if self._users == 0 and self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            if self._append_descriptor >= 0:
+                os.close(self._append_descriptor)
+                self._append_descriptor = -1
+
+    async def _in_thread(self, what: str, function: Callable[..., R], *args: object) -> R:
+        self._users += 1
+        try:
+            return await trio.to_thread.run_sync(function, *args)
+        except OSError as error:
+            raise from_os_error(error, f"{what} {self._path}") from error
+        finally:
+            self._users -= 1
+            if self._closing:
+                self.close()
+
+
+class RemoteObject:
+    """The object at its home on another server, or a replica there when `stamp` is given (then for reading only).
+
+    Requests that may be repeated are repeated until the deadline when the connection breaks; an append is not.
+    `may_write` waits until this mount's session is known to be alive at the manager, since a home whose writers the
+    manager does not know of could be committed as finished.
+    """
+
+    def __init__(
+        self,
+        peers: Peers,
+        node: Node,
+        *,
+        volume: int,
+        stamp: Stamp | None = None,
+        timeout_s: float,
+        may_write: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._peers = peers
+        self._ino = node.ino
+        self._volume = volume
+        self._epoch = node.home_epoch
+        self._stamp = stamp
+        self._timeout_s = timeout_s
+        self._may_write = may_write
+
+    async def read(self, offset: int, length: int) -> bytes:
+        request = ReadObject(self._ino, self._volume, self._epoch, offset, length, self._stamp)
+        if self._stamp is not None:
+            return (await self._peers.exchange(self._volume, request)).body
+        return await self._persist(lambda: self._read_once(request))
+
+    async def read_once(self, offset: int, length: int) -> bytes:
+        """As `read`, but gives up when the home cannot be reached at the first attempt."""
+        return await self._read_once(ReadObject(self._ino, self._volume, self._epoch, offset, length, self._stamp))
+
+    async def _read_once(self, request: ReadObject) -> bytes:
+        return (await self._peers.exchange(self._volume, request)).body
+
+    async def write(self, offset: int, data: bytes, *, append: bool) -> int:
+        await self._may_write()
+        request = WriteObject(self._ino, self._volume, self._epoch, offset, append)
+        if append:
+            return (await self._peers.call(self._volume, request, body=data)).count
+        return (await self._persist(lambda: self._peers.call(self._volume, request, body=data))).count
+
+    async def truncate(self, size: int) -> None:
+        await self._may_write()
+        request = TruncateObject(self._ino, self._volume, self._epoch, size)
+        await self._persist(lambda: self._peers.call(self._volume, request))
+
+    async def sync(self, *, data_only: bool) -> None:  # noqa: ARG002 - the agent always syncs both
+        request = SyncObject(self._ino, self._volume, self._epoch)
+        await self._persist(lambda: self._peers.call(self._volume, request))
+
+    async def stat(self) -> Content:
+        return (await self._peers.call(self._volume, StatObject(self._ino, self._volume, self._epoch))).content
+
+    async def commit(self, node: Node, path: bytes, *, final: bool) -> Node:  # noqa: ARG002 - the agent asks for the node
+        request = CommitObject(self._ino, self._volume, self._epoch, final)
+        return await self._persist(lambda: self._peers.call(self._volume, request))
+
+    async def set_times(self, change: SetAttr) -> Node:
+        request = SetObjectTimes(self._ino, self._volume, self._epoch, change.atime_ns, change.mtime_ns)
+        return await self._persist(lambda: self._peers.call(self._volume, request))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    async def _persist(self, attempt: Callable[[], Awaitable[R]]) -> R:
+        deadline = trio.current_time() + self._timeout_s
+        while True:
+            try:
+                return await attempt()
+            except Unavailable:
+                if trio.current_time() + RETRY_S > deadline:
+                    raise
+                await trio.sleep(RETRY_S)
+
+
+def check_replica(replica: LocalObject, stamp: Stamp | None, ino: int) -> None:
+    """Raises `Changed` unless a replica on this server's disk still has the stamp that the catalog knows."""
+    if stamp is None or replica.stamp() != stamp:
+        raise Changed(f"the replica of inode {ino} on this server is not what the catalog knows")
