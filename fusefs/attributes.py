@@ -4,7 +4,7 @@ import os
 import stat
 
 from cluster.content import content_of, overlay
-from cluster.errors import Unavailable
+from cluster.errors import Refused, Unavailable
 from cluster.messages import Node, StatObject
 from cluster.volume import VolumeLayout
 from fusefs.openfiles import OpenFiles
@@ -33,5 +33,5 @@ class Attributes:
                 return overlay(node, content_of(os.stat(VolumeLayout.at(volume.path).object_path(node.ino))))
             reply = await self._peers.call(node.home_volume, StatObject(node.ino, node.home_volume, node.home_epoch))
             return overlay(node, reply.content)
-        except (Unavailable, FileNotFoundError):
+        except (Unavailable, Refused, FileNotFoundError):
             return node

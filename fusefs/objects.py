@@ -43,6 +43,8 @@ RETRY_S = 0.25
 class Object(Protocol):
     """What a file's content can be asked for. All methods raise `GodwitError`."""
 
+    is_remote: bool
+
     async def read(self, offset: int, length: int) -> Buffer: ...
 
     async def write(self, offset: int, data: bytes, *, append: bool) -> int: ...
@@ -66,6 +68,8 @@ class LocalObject:
     What the page cache can answer is done at once; what may wait for a disk goes to a thread, so that it holds up
     nobody else.
     """
+
+    is_remote = False
 
     def __init__(self, path: str, descriptor: int, session: ManagerSession, timeout_s: float) -> None:
         self._path = path
@@ -196,6 +200,8 @@ class RemoteObject:
     `may_write` waits until this mount's session is known to be alive at the manager, since a home whose writers the
     manager does not know of could be committed as finished.
     """
+
+    is_remote = True
 
     def __init__(
         self,

@@ -159,7 +159,7 @@ class OpenFiles:
 
     def settle_soon(self, state: OpenInode) -> None:
         """Brings registration and catalog in line with the handles that are left, in the background."""
-        if state.writers == 0 or state.readers + state.writers == 0:
+        if state.readers + state.writers == 0 or (state.registered_write and state.writers == 0):
             self._to_settle.add(state.ino)
             self._wake_settler.set()
 
@@ -219,8 +219,13 @@ class OpenFiles:
                     self._close_soon(Closing(ino, self.next_sequence()))
 
     async def _finish_writing(self, state: OpenInode) -> None:
+        """The last commit. One that another server's agent makes for this mount comes after this mount's registration
+        as a writer was taken back, since the catalog cleans the file only when the committer is the last writer."""
         try:
             if state.home is not None and not state.lost:
+                if state.home.is_remote:
+                    closing = Closing(state.ino, self.next_sequence(), still_open=True)
+                    await self._session.call(Close([closing]), timeout_s=self._timeout_s)
                 await self.commit(state, final=True)
         except (Refused, Fenced) as error:
             if error.errno not in (errno.ESTALE, errno.ENOENT):
