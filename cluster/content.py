@@ -69,7 +69,8 @@ async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool
     """Commits the object's present content; the caller holds the object's lock. Returns the catalog's node.
 
     *node* is the committer's knowledge of the inode, *path* its last known name (empty: as before). If nothing was written
-    since the last commit, only `final` is told. Raises what *apply* raises; the file is still dirty then and a repeat is harmless.
+    since the last commit, only `final` is told. Raises what *apply* raises; the file is still dirty then and a repeat
+    is harmless.
     """
     while True:
         record = read_record(descriptor)

@@ -274,8 +274,8 @@ class Commit(Message, frozen=True, array_like=True, tag="commit"):
     `version` is the new version, which the committer has written into the object's record; it must be larger than the
     catalog's (gaps do no harm), else the commit is refused with ESTALE. `content` None means that nothing was written
     since the last commit; `version` is ignored then. `final` says that the committing process has no writer left; the
-    catalog clears `dirty` if no session but the committer's has the inode open for writing. Refused with `Fenced` for another home
-    epoch. Committers hold the object's lock (`cluster.content`) from `fstat` to the reply, so commits of one file cannot
+    catalog clears `dirty` if no session but the committer's has the inode open for writing. Refused with `Fenced` for
+    another home epoch. Committers hold the object's lock (`cluster.content`) from `fstat` to the reply, so commits of one file cannot
     overtake one another.
     """
 
