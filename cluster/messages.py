@@ -275,8 +275,8 @@ class Commit(Message, frozen=True, array_like=True, tag="commit"):
     catalog's (gaps do no harm), else the commit is refused with ESTALE. `content` None means that nothing was written
     since the last commit; `version` is ignored then. `final` says that the committing process has no writer left; the
     catalog clears `dirty` if no session but the committer's has the inode open for writing. Refused with `Fenced` for
-    another home epoch. Committers hold the object's lock (`cluster.content`) from `fstat` to the reply, so commits of one file cannot
-    overtake one another.
+    another home epoch. Committers hold the object's lock (`cluster.content`) from `fstat` to the reply, so commits of
+    one file cannot overtake one another.
     """
 
     ino: int
