@@ -1,0 +1,272 @@
+"""The only place with an engine and transactions.
+
+Writes go through one queue: what arrives while a transaction runs goes together into the next one, in order of arrival
+(group commit). Each transaction begins by checking that the office still has this manager's term; if not, it changes nothing
+and the store is fenced for good. The body of a request must check before it writes, so that a refused one leaves no trace;
+one with several operations uses `Transaction.savepoint`. Bodies have no effects outside the database: those are queued with
+`Transaction.after` and run in the event loop after the commit, in order, before anybody is answered.
+
+Reads are inline in the event loop on SQLite (tens of microseconds) and in a worker thread on PostgreSQL. They see what is
+committed, whoever is the manager.
+"""
+
+import logging
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import trio
+from sqlalchemy import Connection, Engine, bindparam, create_engine, event, make_url, select, update
+from sqlalchemy.exc import DBAPIError
+
+from cluster.errors import Fenced, GodwitError, NotManager
+from manager.schema import counters, office
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BATCH_MAX = 256
+RETRY_FOR_S = 2.0
+RETRY_FIRST_S = 0.005
+BUSY_TIMEOUT_MS = 5000
+READ_THREADS = 8
+
+_RETRIABLE_STATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300"})
+_TERM = select(office.c.term).where(office.c.id == 1).with_for_update(read=True)
+_ADD = update(counters).where(counters.c.name == bindparam("counter")).values(value=counters.c.value + bindparam("delta"))
+
+
+def is_retriable(error: DBAPIError) -> bool:
+    """Whether the same transaction may succeed if it is simply run again: contention or a lost connection."""
+    if error.connection_invalidated:
+        return True
+    original = error.orig
+    if isinstance(original, sqlite3.Error):
+        return getattr(original, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    state = getattr(original, "sqlstate", None)
+    return state in _RETRIABLE_STATES or (isinstance(state, str) and state.startswith("08"))
+
+
+def retrying(body: Callable[[], T], *, for_s: float = RETRY_FOR_S) -> T:
+    """Runs *body*, again after a growing pause while the database says that a repeat may help. Blocks its thread."""
+    deadline = time.monotonic() + for_s
+    pause = RETRY_FIRST_S
+    while True:
+        try:
+            return body()
+        except DBAPIError as error:
+            if not is_retriable(error) or time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+            pause *= 2
+
+
+def make_engines(url: str) -> tuple[Engine, Engine]:
+    """An engine whose transactions begin with the write lock, and one for reads outside of transactions."""
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True), create_engine(
+            url, isolation_level="AUTOCOMMIT", pool_size=READ_THREADS, pool_pre_ping=True
+        )
+    writer = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    reader = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, isolation_level="AUTOCOMMIT")
+    for engine in (writer, reader):
+        event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(writer, "begin", _begin_immediate)
+    return writer, reader
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536", "mmap_size=268435456"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+class Transaction:
+    """What the body of a write request works with. Valid only inside the body."""
+
+    __slots__ = ("connection", "effects", "execute", "inodes_added", "term")
+
+    def __init__(self, connection: Connection, term: int) -> None:
+        self.connection = connection
+        self.execute = connection.execute
+        self.term = term
+        self.inodes_added = 0
+        self.effects: list[Callable[[], None]] = []
+
+    def after(self, effect: Callable[[], None]) -> None:
+        """Has *effect* run in the event loop once the transaction is committed; it must not block or raise."""
+        self.effects.append(effect)
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undoes what was done inside when it raises."""
+        effects, inodes = len(self.effects), self.inodes_added
+        with self.connection.begin_nested():
+            try:
+                yield
+            except BaseException:
+                del self.effects[effects:]
+                self.inodes_added = inodes
+                raise
+
+
+Work = Callable[[Transaction], T]
+
+
+class _Item(Generic[T]):
+    __slots__ = ("done", "error", "result", "work")
+
+    def __init__(self, work: Work[T]) -> None:
+        self.work = work
+        self.done = trio.Event()
+        self.result: T | None = None
+        self.error: BaseException | None = None
+
+
+class Store:
+    """The catalog's database during one term. `run` must be running for `write` to return."""
+
+    def __init__(self, writer: Engine, reader: Engine, term: int, *, on_fenced: Callable[[], None]) -> None:
+        self.term = term
+        self._writer = writer
+        self._reader = reader
+        self._on_fenced = on_fenced
+        self._inline = reader.dialect.name == "sqlite"
+        self._queue: deque[_Item[Any]] = deque()
+        self._work_came = trio.Event()
+        self._closed: BaseException | None = None
+        self._connection: Connection | None = None
+        self._read_connection = reader.connect() if self._inline else None
+        self._threads = trio.CapacityLimiter(READ_THREADS)
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    async def read(self, question: Callable[[Connection], T]) -> T:
+        """The answer to a quick *question*, on what is committed now."""
+        if self._read_connection is not None:
+            return question(self._read_connection)
+        return await trio.to_thread.run_sync(self._ask, question, limiter=self._threads)
+
+    async def read_slowly(self, question: Callable[[Connection], T]) -> T:
+        """As `read`, for questions that take long enough to hold up the event loop."""
+        return await trio.to_thread.run_sync(self._ask, question, limiter=self._threads)
+
+    def _ask(self, question: Callable[[Connection], T]) -> T:
+        def ask() -> T:
+            with self._reader.connect() as connection:
+                return question(connection)
+
+        return retrying(ask)
+
+    # ------------------------------------------------------------------------------------------------- writing
+
+    async def write(self, work: Work[T]) -> T:
+        """Runs *work* in the next transaction and returns its result after the commit; raises the `GodwitError` it raised.
+
+        Cancellation ends the waiting, not the work. Raises `NotManager` when the term is over.
+        """
+        if self._closed is not None:
+            raise self._ended()
+        item = _Item(work)
+        self._queue.append(item)
+        self._work_came.set()
+        await item.done.wait()
+        if item.error is not None:
+            raise item.error
+        return item.result  # type: ignore[return-value]
+
+    def _ended(self) -> NotManager:
+        return NotManager(f"term {self.term} is over: {self._closed}")
+
+    async def run(self) -> None:
+        """Commits batches until cancelled, or until a transaction finds that the term is over."""
+        try:
+            while True:
+                await self._work_came.wait()
+                batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_MAX))]
+                if not self._queue:
+                    self._work_came = trio.Event()
+                try:
+                    with trio.CancelScope(shield=True):  # a batch that was taken is always answered
+                        effects = await trio.to_thread.run_sync(self._commit, batch)
+                except Fenced as error:
+                    self._closed = error
+                    self._queue.extendleft(reversed(batch))
+                    self._on_fenced()
+                    return
+                for effect in effects:
+                    effect()
+                for item in batch:
+                    item.done.set()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self._closed is None:
+            self._closed = Fenced("the manager stops")
+        for item in self._queue:
+            item.error = self._ended()
+            item.done.set()
+        self._queue.clear()
+        for connection in (self._connection, self._read_connection):
+            if connection is not None:
+                connection.close()
+        self._read_connection = self._connection = None
+
+    def _commit(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
+        try:
+            return retrying(lambda: self._attempt(batch))
+        except Fenced:
+            raise
+        except Exception as error:
+            if isinstance(error, DBAPIError) and is_retriable(error):
+                log.error("the catalog does not answer: %s", error.orig)
+                for item in batch:
+                    item.error = NotManager(f"the catalog does not answer: {error.orig}")
+                return []
+            if len(batch) == 1:
+                batch[0].error = error
+                return []
+            return [effect for item in batch for effect in self._commit([item])]
+
+    def _attempt(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
+        try:
+            if self._connection is None:
+                self._connection = self._writer.connect()
+            with self._connection.begin():
+                return self._run_batch(self._connection, batch)
+        except DBAPIError:
+            self._drop_connection()
+            raise
+
+    def _run_batch(self, connection: Connection, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
+        term = connection.execute(_TERM).scalar_one()
+        if term != self.term:
+            raise Fenced(f"term {term} has begun")
+        transaction = Transaction(connection, self.term)
+        effects: list[Callable[[], None]] = []
+        for item in batch:
+            item.result = item.error = None
+            try:
+                item.result = item.work(transaction)
+            except GodwitError as error:
+                item.error = error
+                transaction.effects.clear()
+            effects += transaction.effects
+            transaction.effects.clear()
+        if transaction.inodes_added:
+            connection.execute(_ADD, {"counter": "inodes", "delta": transaction.inodes_added})
+        return effects
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
