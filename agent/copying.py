@@ -1,0 +1,255 @@
+"""One attempt at one task: `copy` makes a local object hold a version, `delete` moves one to the trash.
+
+Whatever happens ends in a report: an error that only stands in a log is lost to who waits for the copy.
+"""
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import trio
+from blake3 import blake3
+
+from agent.diskwork import DiskWork, Found
+from agent.objects import ObjectKey, OpenObjects
+from agent.peers import PeerChannels, VolumeDirectory, pull
+from agent.reading import Altered, Verified, verify_object
+from agent.staging import Publication, StagedFile
+from agent.strays import Arrivals
+from agent.trash import TrashPurger
+from cluster.errors import Changed, Corrupt, GodwitError, ProtocolError, Unavailable
+from cluster.messages import COPY, DELETE, GetAttr, PullEnd, PullObject, Replica, Stamp, Task, TaskReport, Volume
+from cluster.session import ManagerSession
+from cluster.volume import ObjectRecord, display_path, sync_directory
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+SMALL_BYTES = 256 * 1024
+WRITEBACK_BYTES = 32 * 1024 * 1024
+MANAGER_TIMEOUT_S = 15.0
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Copied(NamedTuple):
+    """What an attempt has made sure of."""
+
+    version: int
+    checksum: bytes
+    stamp: Stamp
+
+
+class Attempts:
+    """Carries out tasks, one at a time per inode (the caller holds its lock)."""
+
+    def __init__(
+        self,
+        *,
+        works: Callable[[int], DiskWork],
+        session: ManagerSession,
+        directory: VolumeDirectory,
+        channels: PeerChannels,
+        objects: OpenObjects,
+        trash: TrashPurger,
+        arrivals: Arrivals,
+    ) -> None:
+        self._works = works
+        self._session = session
+        self._directory = directory
+        self._channels = channels
+        self._objects = objects
+        self._trash = trash
+        self._arrivals = arrivals
+        self._limiter = trio.CapacityLimiter(16)
+
+    async def attempt(self, task: Task) -> TaskReport:
+        """The report for *task*; never raises."""
+        try:
+            if task.operation == COPY:
+                return await self._copy(task)
+            if task.operation == DELETE:
+                return await self._delete(task)
+            return failed(task, f"unknown operation {task.operation!r}")
+        except (GodwitError, OSError) as error:
+            return retry(task, str(error))
+        except Exception as error:
+            log.exception("unexpected error in task %d, %s of inode %d", task.task, task.operation, task.ino)
+            return retry(task, f"unexpected error: {error!r}")
+
+    async def _delete(self, task: Task) -> TaskReport:
+        await self._works(task.volume).discard.submit(task.ino)
+        self._objects.forget(ObjectKey(task.volume, task.ino))
+        return TaskReport(task.task, task.claim, "done")
+
+    async def _copy(self, task: Task) -> TaskReport:
+        work = self._works(task.volume)
+        found = await work.inspect.submit(task.ino)
+        if found is not None:
+            node = await self._session.call(GetAttr(task.ino), timeout_s=MANAGER_TIMEOUT_S)
+            if node.home_volume == task.volume:
+                return failed(task, f"volume {task.volume} is the home of inode {task.ino}, which no copy may overwrite")
+            copied = await self._confirm(task, found, work)
+            if copied is not None:
+                return done(task, copied)
+        return await self._copy_from_any(task, work)
+
+    async def _confirm(self, task: Task, found: Found, work: DiskWork) -> Copied | None:
+        """What is there already, if it is what the task wants: the work of an attempt that died before its report."""
+        record = found.record
+        if record is None or not record.checksum or record.version < task.version:
+            return None
+        path = work.volume.layout.object_path(task.ino)
+
+        def verify() -> Verified:
+            verified = verify_object(path)
+            sync_directory(path.rpartition("/")[0])
+            return verified
+
+        try:
+            verified = await self._in_thread(verify)
+        except Altered:
+            return None
+        expected = task.checksum.hex() if task.checksum and task.version == record.version else record.checksum
+        if verified.checksum.hex() != record.checksum or record.checksum != expected:
+            log.error("inode %d on volume %d does not have its checksum: it is copied again", task.ino, task.volume)
+            return None
+        self._arrivals.note(ObjectKey(task.volume, task.ino))
+        return Copied(record.version, verified.checksum, verified.stamp)
+
+    async def _copy_from_any(self, task: Task, work: DiskWork) -> TaskReport:
+        problems: list[str] = []
+        blamed, blame = 0, ""
+        for source in task.sources:
+            try:
+                copied = await self._copy_making_room(task, source, work)
+            except Changed as error:
+                return TaskReport(task.task, task.claim, "changed", str(error), source_volume=blamed, source_error=blame)
+            except Corrupt as error:
+                problems.append(str(error))
+                if not blame:
+                    blamed, blame = source.volume, str(error)
+            except GodwitError as error:
+                problems.append(f"volume {source.volume}: {error}")
+            except OSError as error:
+                problems.append(f"volume {task.volume}: {error}")
+                break
+            else:
+                return done(task, copied, blamed, blame)
+        return retry(task, "; ".join(problems) or "there is no source for this copy", blamed, blame)
+
+    async def _copy_making_room(self, task: Task, source: Replica, work: DiskWork) -> Copied:
+        try:
+            return await self._copy_from(task, source, work)
+        except OSError as error:
+            if error.errno not in OUT_OF_SPACE or not await self._trash.make_room(work.volume):
+                raise
+        return await self._copy_from(task, source, work)
+
+    async def _copy_from(self, task: Task, source: Replica, work: DiskWork) -> Copied:
+        """Raises what the source answers, and `OSError` for the disks of this server only."""
+        if source.stamp is None:
+            raise Unavailable("the catalog does not know its stamp")
+        peer = await self._directory.find(source.volume)
+        request = PullObject(task.ino, source.volume, source.version, source.stamp)
+        receive = self._receive_small if source.stamp.size <= SMALL_BYTES else self._receive_large
+        publication = await receive(task, request, peer, work)
+        checksum = bytes.fromhex(publication.record.checksum)
+        stamp = await work.publish.submit(publication)
+        key = ObjectKey(task.volume, task.ino)
+        self._objects.forget(key)
+        self._arrivals.note(key)
+        return Copied(source.version, checksum, stamp)
+
+    async def _receive_small(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
+        parts: list[bytes] = []
+
+        async def keep(data: bytes) -> None:
+            parts.append(data)
+
+        end = await pull(await self._channels.shared(peer.address), request, keep)
+        content = b"".join(parts)
+        _require_digest(task, request, end, blake3(content).digest())
+        return Publication(work.volume, _record_for(task, request, end), content)
+
+    async def _receive_large(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
+        staged = await self._in_thread(StagedFile, work.volume, task.ino)
+        hasher = blake3()
+        unstarted = 0
+
+        def take(data: bytes) -> None:
+            nonlocal unstarted
+            hasher.update(data)
+            staged.append(data)
+            unstarted += len(data)
+            if unstarted >= WRITEBACK_BYTES:
+                staged.start_writeback()
+                unstarted = 0
+
+        def finish(record: ObjectRecord) -> None:
+            staged.complete(record)
+            staged.sync()
+
+        try:
+            async with self._channels.own(peer.address) as channel:
+                end = await pull(channel, request, lambda data: self._in_thread(take, data))
+            _require_digest(task, request, end, hasher.digest())
+            record = _record_for(task, request, end)
+            await self._in_thread(finish, record)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._in_thread(staged.discard)
+            raise
+        return Publication(work.volume, record, staged)
+
+    async def _in_thread(self, function: Callable[..., R], *arguments: object) -> R:
+        return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+
+
+def _require_digest(task: Task, request: PullObject, end: PullEnd, received: bytes) -> None:
+    if received != end.checksum:
+        raise ProtocolError(f"inode {task.ino} arrived with the digest {received.hex()}, sent was {end.checksum.hex()}")
+    if task.checksum and request.version == task.version and task.checksum != received:
+        raise Corrupt(
+            f"inode {task.ino} on volume {request.volume}, version {request.version}: "
+            f"the content's digest is {received.hex()}, the catalog's {task.checksum.hex()}"
+        )
+
+
+def _record_for(task: Task, request: PullObject, end: PullEnd) -> ObjectRecord:
+    return ObjectRecord(
+        ino=task.ino,
+        version=request.version,
+        home_epoch=task.home_epoch,
+        checksum=end.checksum.hex(),
+        path=display_path(task.path),
+        mode=task.mode,
+        uid=task.uid,
+        gid=task.gid,
+        mtime_ns=request.stamp.mtime_ns,
+    )
+
+
+def done(task: Task, copied: Copied, blamed: int = 0, blame: str = "") -> TaskReport:
+    """The report of a copy that is there, durable and verified."""
+    return TaskReport(
+        task.task,
+        task.claim,
+        "done",
+        version=copied.version,
+        checksum=copied.checksum,
+        stamp=copied.stamp,
+        source_volume=blamed,
+        source_error=blame,
+    )
+
+
+def retry(task: Task, error: str, blamed: int = 0, blame: str = "") -> TaskReport:
+    """The report of an attempt that may go better later."""
+    return TaskReport(task.task, task.claim, "retry", error, source_volume=blamed, source_error=blame)
+
+
+def failed(task: Task, error: str) -> TaskReport:
+    """The report of an attempt that can never succeed."""
+    return TaskReport(task.task, task.claim, "failed", error)

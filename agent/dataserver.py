@@ -1,0 +1,259 @@
+"""Answers mounts and agents of other servers: bytes of this server's objects.
+
+The epoch in a request is checked against the object's own record at the moment of use: a lease or a mount's memory of
+who is the home is no mutual exclusion, this check is. What may wait for a disk runs in a thread.
+"""
+
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+
+from agent.objects import ObjectKey, OpenObjects, open_object_file
+from agent.pulls import PullServer
+from agent.trash import TrashPurger
+from agent.volumes import LocalVolume, VolumeTable
+from cluster.clock import file_time_ns
+from cluster.content import commit_object, content_of, object_lock, overlay, stamp_of
+from cluster.errors import Changed, Fenced, Unavailable, from_os_error, refused
+from cluster.messages import (
+    AgentRequest,
+    CommitObject,
+    CreateObject,
+    Data,
+    Done,
+    GetAttr,
+    Node,
+    ObjectStat,
+    Operation,
+    PullObject,
+    ReadObject,
+    SetAttr,
+    SetObjectTimes,
+    Stamp,
+    StatObject,
+    SyncObject,
+    TruncateObject,
+    WriteObject,
+    Written,
+)
+from cluster.rpc import Answer, SendReply
+from cluster.session import ManagerSession
+from cluster.volume import read_record
+
+OPEN_OBJECTS = 512
+IO_MAX_BYTES = 4 * 1024 * 1024
+INLINE_WRITE_BYTES = 64 * 1024
+OFFSET_MAX = 2**63 - 1
+FIRST_EPOCH = 1
+MANAGER_TIMEOUT_S = 10.0
+
+ObjectRequest = StatObject | CreateObject | ReadObject | WriteObject | TruncateObject | SyncObject | SetObjectTimes | CommitObject
+
+
+class DataServer:
+    """The handler of all connections to this agent."""
+
+    def __init__(
+        self, volumes: VolumeTable, session: ManagerSession, objects: OpenObjects, pulls: PullServer, trash: TrashPurger
+    ) -> None:
+        self._volumes = volumes
+        self._session = session
+        self._objects = objects
+        self._pulls = pulls
+        self._trash = trash
+        self._limiter = trio.CapacityLimiter(16)
+        self._under_way = 0
+        self._stopping = False
+        self._idle = trio.Event()
+        self._operations: dict[type, Callable[[Any, bytes], Awaitable[Any]]] = {
+            StatObject: self._stat,
+            CreateObject: self._create,
+            ReadObject: self._read,
+            WriteObject: self._write,
+            TruncateObject: self._truncate,
+            SyncObject: self._sync,
+            SetObjectTimes: self._set_times,
+            CommitObject: self._commit,
+        }
+
+    async def handle(self, request: AgentRequest, body: bytes, send: SendReply) -> Any:
+        if self._stopping:
+            raise Unavailable("this agent is stopping")
+        self._under_way += 1
+        try:
+            if isinstance(request, PullObject):
+                return await self._pulls.serve(request, send)
+            if not 0 < request.ino <= OFFSET_MAX:
+                raise refused(errno.EINVAL, f"inode {request.ino}")
+            return await self._operations[type(request)](request, body)
+        except OSError as error:
+            raise from_os_error(error, f"inode {request.ino} on volume {request.volume}") from error
+        finally:
+            self._under_way -= 1
+            if self._stopping and not self._under_way:
+                self._idle.set()
+
+    def closed(self) -> None:
+        """Nothing is kept for a connection."""
+
+    async def drain(self) -> None:
+        """Refuses new requests from now on and returns when those under way are answered."""
+        self._stopping = True
+        if self._under_way:
+            await self._idle.wait()
+
+    # --------------------------------------------------------------------------------------------- operations
+
+    async def _stat(self, request: StatObject, _body: bytes) -> ObjectStat:
+        async with self._home_object(request) as descriptor:
+            return ObjectStat(content_of(os.fstat(descriptor)))
+
+    async def _create(self, request: CreateObject, _body: bytes) -> Done:
+        volume = self._volumes.require(request.volume)
+        if request.home_epoch != FIRST_EPOCH:
+            raise Fenced(f"a new object has the home epoch {FIRST_EPOCH}, not {request.home_epoch}")
+        try:
+            descriptor = await self._in_thread(volume.layout.create_object, request.ino)
+        except FileExistsError:
+            async with self._home_object(request) as existing:
+                if os.fstat(existing).st_size:
+                    raise refused(errno.EEXIST, f"inode {request.ino} on volume {request.volume} has content") from None
+        else:
+            with self._objects.use(ObjectKey(request.volume, request.ino), descriptor):
+                return Done()
+        return Done()
+
+    async def _read(self, request: ReadObject, _body: bytes) -> Answer:
+        offset, length = request.offset, request.length
+        _require_range("read", offset, length)
+        async with self._object(request) as descriptor:
+            if request.stamp is None:
+                _require_epoch(descriptor, request)
+            else:
+                _require_stamp(descriptor, request.stamp)
+            data = _read_cached(descriptor, offset, length)
+            if data is None:
+                data = await self._in_thread(os.pread, descriptor, length, offset)
+            if request.stamp is not None:
+                _require_stamp(descriptor, request.stamp)
+            return Answer(Data(), data)
+
+    async def _write(self, request: WriteObject, body: bytes) -> Written:
+        _require_range("write", request.offset, len(body))
+        volume = self._volumes.require(request.volume)
+        async with self._home_object(request) as descriptor:
+            try:
+                return Written(await self._write_once(descriptor, request, body))
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not await self._trash.make_room(volume):
+                    raise
+            return Written(await self._write_once(descriptor, request, body))
+
+    async def _write_once(self, descriptor: int, request: WriteObject, body: bytes) -> int:
+        write = partial(os.pwritev, descriptor, [body], request.offset, os.RWF_APPEND if request.append else 0)
+        return write() if len(body) <= INLINE_WRITE_BYTES else await self._in_thread(write)
+
+    async def _truncate(self, request: TruncateObject, _body: bytes) -> Done:
+        if not 0 <= request.size <= OFFSET_MAX:
+            raise refused(errno.EINVAL, f"size {request.size}")
+        async with self._home_object(request) as descriptor:
+            await self._in_thread(os.ftruncate, descriptor, request.size)
+        return Done()
+
+    async def _sync(self, request: SyncObject, _body: bytes) -> Done:
+        async with self._home_object(request) as descriptor:
+            await self._in_thread(os.fsync, descriptor)
+        return Done()
+
+    async def _set_times(self, request: SetObjectTimes, _body: bytes) -> Node:
+        async with self._locked_object(request) as descriptor:
+            operation = SetAttr(request.ino, file_time_ns(), atime_ns=request.atime_ns, mtime_ns=request.mtime_ns)
+            node = await self._session.apply_one(operation, timeout_s=MANAGER_TIMEOUT_S)
+            if not node.dirty:
+                return node
+            status = os.fstat(descriptor)
+            atime_ns = status.st_atime_ns if request.atime_ns is None else request.atime_ns
+            mtime_ns = status.st_mtime_ns if request.mtime_ns is None else request.mtime_ns
+            os.utime(descriptor, ns=(atime_ns, mtime_ns))
+            return overlay(node, content_of(os.fstat(descriptor)))
+
+    async def _commit(self, request: CommitObject, _body: bytes) -> Node:
+        async with self._locked_object(request) as descriptor:
+            node = await self._session.call(GetAttr(request.ino), timeout_s=MANAGER_TIMEOUT_S)
+            if (node.home_volume, node.home_epoch) != (request.volume, request.home_epoch):
+                raise Fenced(f"the home of inode {request.ino} is volume {node.home_volume}, epoch {node.home_epoch}")
+            return await commit_object(descriptor, node, b"", final=request.final, apply=self._apply)
+
+    # ------------------------------------------------------------------------------------------------ objects
+
+    async def _apply(self, operation: Operation) -> Node:
+        return await self._session.apply_one(operation, timeout_s=MANAGER_TIMEOUT_S)
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+
+    def _volume(self, request: ObjectRequest) -> LocalVolume:
+        return self._volumes.require(request.volume)
+
+    @asynccontextmanager
+    async def _object(self, request: ObjectRequest) -> AsyncIterator[int]:
+        path = self._volume(request).layout.object_path(request.ino)
+        key = ObjectKey(request.volume, request.ino)
+        opened = None
+        while key not in self._objects:
+            forgotten = self._objects.forgotten
+            opened = await self._in_thread(open_object_file, path)
+            if self._objects.forgotten == forgotten:
+                break
+            os.close(opened)
+            opened = None
+        with self._objects.use(key, opened) as descriptor:
+            yield descriptor
+
+    @asynccontextmanager
+    async def _home_object(self, request: ObjectRequest) -> AsyncIterator[int]:
+        async with self._object(request) as descriptor:
+            _require_epoch(descriptor, request)
+            yield descriptor
+
+    @asynccontextmanager
+    async def _locked_object(self, request: SetObjectTimes | CommitObject) -> AsyncIterator[int]:
+        async with object_lock(self._volume(request).layout.object_path(request.ino)) as descriptor:
+            _require_epoch(descriptor, request)
+            yield descriptor
+
+
+def _require_range(what: str, offset: int, length: int) -> None:
+    if not (0 <= length <= IO_MAX_BYTES and 0 <= offset <= OFFSET_MAX - length):
+        raise refused(errno.EINVAL, f"{what} of {length} bytes at {offset}")
+
+
+def _require_epoch(descriptor: int, request: ObjectRequest) -> None:
+    record = read_record(descriptor)
+    current = record.home_epoch if record else FIRST_EPOCH
+    if request.home_epoch != current:
+        raise Fenced(f"the home epoch of inode {request.ino} is {current}, not {request.home_epoch}")
+
+
+def _require_stamp(descriptor: int, stamp: Stamp) -> None:
+    if stamp_of(os.fstat(descriptor)) != stamp:
+        raise Changed("the replica is not the one that the catalog knows")
+
+
+def _read_cached(descriptor: int, offset: int, length: int) -> bytes | None:
+    """What a read gives if the page cache has all of it, else None."""
+    buffer = bytearray(length)
+    try:
+        count = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return None
+        raise
+    if count < length and offset + count < os.fstat(descriptor).st_size:
+        return None
+    return bytes(memoryview(buffer)[:count])

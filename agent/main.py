@@ -1,0 +1,181 @@
+"""The agent's process: what it consists of, and in which order it starts and stops."""
+
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import trio
+
+from agent.copying import Attempts
+from agent.dataserver import OPEN_OBJECTS, DataServer
+from agent.diskwork import DiskWork
+from agent.locks import KeyedLocks
+from agent.objects import OpenObjects
+from agent.peers import PeerChannels, VolumeDirectory
+from agent.pulls import PullServer
+from agent.registration import Registration
+from agent.reports import Reporter
+from agent.settler import Settler
+from agent.strays import Arrivals, StrayScan
+from agent.taskqueue import TaskQueue
+from agent.trash import TrashPurger
+from agent.volumes import VolumeTable, open_volumes
+from agent.workers import run_worker
+from cluster.config import ServerConfig
+from cluster.errors import GodwitError
+from cluster.messages import AgentRequest
+from cluster.rpc import listen
+from cluster.session import ManagerSession
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 2.0
+PURGE_S = 10.0
+DRAIN_S = 5.0
+SWITCH_INTERVAL_S = 0.0005
+"""Threads that wait for disks want the interpreter back sooner than after Python's 5 ms."""
+
+
+class Agent:
+    """All parts of one agent, made in the order in which they need each other."""
+
+    def __init__(self, config: ServerConfig, volumes: VolumeTable, nursery: trio.Nursery) -> None:
+        self._config = config
+        self._nursery = nursery
+        self._volumes = volumes
+        self._objects = OpenObjects(OPEN_OBJECTS)
+        self._session = ManagerSession(managers=config.managers, cluster=config.cluster, server=config.server, role="agent")
+        self._registration = Registration(config.agent.listen, volumes, self._session, self._number_works)
+        self._trash = TrashPurger(volumes, config.agent.trash_keep_s)
+        self._works_list = [DiskWork(volume) for volume in volumes.volumes]
+        self._works: dict[int, DiskWork] = {}
+        self._data = DataServer(volumes, self._session, self._objects, PullServer(volumes, self._session), self._trash)
+        self._reporter = Reporter(self._session)
+        locks: KeyedLocks[int] = KeyedLocks()
+        arrivals = Arrivals()
+        attempts = Attempts(
+            works=self._work_on,
+            session=self._session,
+            directory=VolumeDirectory(self._session),
+            channels=PeerChannels(nursery),
+            objects=self._objects,
+            trash=self._trash,
+            arrivals=arrivals,
+        )
+        self._queue = TaskQueue(
+            session=self._session,
+            attempts=attempts,
+            reporter=self._reporter,
+            locks=locks,
+            copies_at_once=config.agent.copies_at_once,
+            extend_s=min(10.0, config.manager.claim_timeout_s / 3),
+        )
+        self._strays = StrayScan(
+            volumes=volumes,
+            works=self._work_on,
+            session=self._session,
+            locks=locks,
+            objects=self._objects,
+            arrivals=arrivals,
+        )
+
+    async def start(self) -> None:
+        """Starts everything; returns when the data server listens. The rest follows as soon as a manager is there."""
+        await self._nursery.start(
+            lambda task_status: listen(
+                self._config.agent.listen,
+                msgspec.msgpack.Decoder(AgentRequest),
+                lambda _peer: self._data,
+                task_status=task_status,
+            )
+        )
+        for work in self._works_list:
+            self._nursery.start_soon(work.run)
+        self._nursery.start_soon(self._session.run)
+        self._nursery.start_soon(self._reporter.run)
+        self._worker(self._registration, self._config.agent.report_s)
+        self._nursery.start_soon(self._start_when_registered)
+
+    async def _start_when_registered(self) -> None:
+        await self._registration.registered.wait()
+        self._nursery.start_soon(self._queue.run)
+        self._worker(Settler(self._volumes, self._session), SETTLE_S)
+        self._worker(self._strays, SETTLE_S)
+        self._worker(self._trash, PURGE_S)
+
+    async def stop(self) -> None:
+        """Claims nothing more, finishes what is under way within a few seconds, and ends."""
+        log.info("stopping")
+        if self._registration.registered.is_set():
+            self._queue.stop()
+            await _within(DRAIN_S, self._queue.finished.wait, "tasks under way are left to the next start")
+        await _within(DRAIN_S, self._data.drain, "data requests under way are broken off")
+        self._nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Closes all descriptors; the nursery must have ended."""
+        self._objects.close()
+
+    def _worker(self, worker: Registration | Settler | StrayScan | TrashPurger, interval_s: float) -> None:
+        async def run() -> None:
+            await run_worker(worker, interval_s=interval_s)
+
+        self._nursery.start_soon(run, name=worker.name)
+
+    def _number_works(self) -> None:
+        self._works = {work.volume.number: work for work in self._works_list}
+
+    def _work_on(self, number: int) -> DiskWork:
+        return self._works[self._volumes.require(number).number]
+
+
+async def _within(seconds: float, wait: Callable[[], Awaitable[None]], else_what: str) -> None:
+    with trio.move_on_after(seconds) as scope:
+        await wait()
+    if scope.cancelled_caught:
+        log.warning("not idle after %g s: %s", seconds, else_what)
+
+
+async def serve_agent(
+    config: ServerConfig, until: Callable[[], Awaitable[None]], *, task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Runs an agent until *until* returns, then stops it in order. Raises the `GodwitError` that ended it otherwise."""
+    volumes = open_volumes(config.agent.volumes, config.cluster, config.server)
+    agent: Agent | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            agent = Agent(config, volumes, nursery)
+            await agent.start()
+            log.info("agent of %s listens on %s, %d volumes", config.server, config.agent.listen, len(volumes.volumes))
+            task_status.started(agent)
+            await until()
+            await agent.stop()
+    except BaseExceptionGroup as group:
+        raise _first_own_error(group) or group from None
+    finally:
+        if agent is not None:
+            agent.close()
+        volumes.close()
+
+
+def _first_own_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    own, others = group.split(GodwitError)
+    if own is None or others is not None:
+        return None
+    error: BaseException = own
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def run_agent(config: ServerConfig) -> None:
+    """The process: runs until SIGTERM or SIGINT. Raises `GodwitError` for what makes going on pointless."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+
+        async def first_signal() -> None:
+            await anext(signals)
+
+        await serve_agent(config, first_signal)

@@ -1,0 +1,76 @@
+"""Commits what mounts left behind: dirty files of this server that nobody has open for writing any more."""
+
+import errno
+import logging
+
+import trio
+
+from agent.volumes import VolumeTable
+from agent.workers import Outcome
+from cluster.content import commit_object, object_lock
+from cluster.errors import GodwitError, Refused
+from cluster.messages import GetAttr, ListUnsettled, Node, Operation
+from cluster.session import ManagerSession
+
+log = logging.getLogger(__name__)
+
+LIMIT = 256
+AT_ONCE = 8
+MANAGER_TIMEOUT_S = 15.0
+
+
+class Settler:
+    """Worker: one pass over the unsettled inodes. Each problem is logged once, not at every pass."""
+
+    name = "settler"
+
+    def __init__(self, volumes: VolumeTable, session: ManagerSession) -> None:
+        self._volumes = volumes
+        self._session = session
+        self._known_problems: dict[int, str] = {}
+
+    async def run_once(self) -> Outcome:
+        unsettled = await self._session.call(ListUnsettled(LIMIT), timeout_s=MANAGER_TIMEOUT_S)
+        slots = trio.Semaphore(AT_ONCE)
+        problems: dict[int, str] = {}
+
+        async def settle_one(ino: int) -> None:
+            async with slots:
+                problem = await self._settle(ino)
+            if problem:
+                problems[ino] = problem
+                if self._known_problems.get(ino) != problem:
+                    log.error("inode %d stays dirty: %s", ino, problem)
+
+        async with trio.open_nursery() as nursery:
+            for ino in unsettled.inodes:
+                nursery.start_soon(settle_one, ino)
+        self._known_problems = problems
+        more = len(unsettled.inodes) >= LIMIT and len(problems) < len(unsettled.inodes) // 2
+        return Outcome.PROGRESS if more else Outcome.IDLE
+
+    async def _settle(self, ino: int) -> str:
+        """Commits one inode; returns what prevents it, or an empty string."""
+        try:
+            node = await self._get(ino)
+            volume = self._volumes.get(node.home_volume)
+            if not node.dirty or volume is None:
+                return ""
+            async with object_lock(volume.layout.object_path(ino)) as descriptor:
+                # A mount may have committed while the lock was waited for.
+                node = await self._get(ino)
+                if node.dirty and node.home_volume == volume.number:
+                    await commit_object(descriptor, node, b"", final=True, apply=self._apply)
+            return ""
+        except FileNotFoundError:
+            return f"its object is missing on volume {node.home_volume}; nothing is committed in its place"
+        except Refused as error:
+            return "" if error.errno == errno.ENOENT else str(error)
+        except (GodwitError, OSError) as error:
+            return str(error)
+
+    async def _get(self, ino: int) -> Node:
+        return await self._session.call(GetAttr(ino), timeout_s=MANAGER_TIMEOUT_S)
+
+    async def _apply(self, operation: Operation) -> Node:
+        return await self._session.apply_one(operation, timeout_s=MANAGER_TIMEOUT_S)

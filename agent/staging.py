@@ -1,0 +1,155 @@
+"""Copies that are being received: files in `staging/`, and the step that makes them objects.
+
+A staged file becomes an object only after its bytes and its record are durable; it is reported only after its name is.
+What is left in `staging/` by a crash is removed at the next start.
+"""
+
+import os
+import secrets
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from agent.volumes import LocalVolume
+from cluster.content import stamp_of
+from cluster.messages import Stamp
+from cluster.volume import ObjectRecord, sync_directory, write_record
+
+HOLE_BYTES = 64 * 1024
+_ZEROS = bytes(HOLE_BYTES)
+
+
+def runs_of_data(data: bytes, offset: int) -> list[tuple[int, int]]:
+    """The parts (start, end) of *data* to be written when it lies at *offset*; aligned blocks of zeros are left out."""
+    runs: list[tuple[int, int]] = []
+    start = 0
+    while start < len(data):
+        end = min(len(data), start + HOLE_BYTES - (offset + start) % HOLE_BYTES)
+        whole = end - start == HOLE_BYTES
+        if not (whole and data.startswith(_ZEROS, start)):
+            if runs and runs[-1][1] == start:
+                runs[-1] = (runs[-1][0], end)
+            else:
+                runs.append((start, end))
+        start = end
+    return runs
+
+
+class StagedFile:
+    """A copy under way. All methods but `discard` block."""
+
+    def __init__(self, volume: LocalVolume, ino: int) -> None:
+        self.volume = volume
+        self.path = f"{volume.layout.staging}/{ino}.{secrets.token_hex(6)}"
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.size = 0
+
+    def append(self, data: bytes) -> None:
+        """Adds the next bytes; blocks of zeros stay holes."""
+        view = memoryview(data)
+        for start, end in runs_of_data(data, self.size):
+            while start < end:
+                start += os.pwrite(self.descriptor, view[start:end], self.size + start)
+        self.size += len(data)
+
+    def start_writeback(self) -> None:
+        """Lets the disk begin; on dirty pages `POSIX_FADV_DONTNEED` does nothing but that."""
+        os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def complete(self, record: ObjectRecord) -> None:
+        """Sets the length, the record and the file's time; nothing may be appended any more."""
+        os.ftruncate(self.descriptor, self.size)
+        write_record(self.descriptor, record)
+        os.utime(self.descriptor, ns=(record.mtime_ns, record.mtime_ns))
+
+    def sync(self) -> None:
+        os.fsync(self.descriptor)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def discard(self) -> None:
+        """Removes the file if it has not become an object."""
+        os.close(self.descriptor)
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            return
+
+
+class Publication(NamedTuple):
+    """A verified copy that shall become the object of `record.ino`: a file that is durable already, or a small one's bytes."""
+
+    volume: LocalVolume
+    record: ObjectRecord
+    content: StagedFile | bytes
+
+
+def publish(publications: Sequence[Publication]) -> list[Stamp | Exception]:
+    """Makes copies objects, all of one volume, and returns their stamps. Takes over the staged files. Blocks.
+
+    One after the other in stages, so that the many syncs share few commits of the file system's journal.
+    """
+    results: list[Stamp | Exception] = [OSError()] * len(publications)
+    staged: dict[int, StagedFile] = {}
+    for index, item in enumerate(publications):
+        try:
+            staged[index] = item.content if isinstance(item.content, StagedFile) else _write_small(item, item.content)
+        except OSError as error:
+            results[index] = error
+    directories: dict[str, list[int]] = {}
+    for index, file in list(staged.items()):
+        item = publications[index]
+        target = item.volume.layout.object_path(item.record.ino)
+        try:
+            if not isinstance(item.content, StagedFile):
+                file.sync()
+        except OSError as error:
+            results[index] = error
+            staged.pop(index).discard()
+        else:
+            directories.setdefault(os.path.dirname(target), []).append(index)
+    for directory, indices in directories.items():
+        _rename_all(publications, results, staged, directory, indices)
+    return results
+
+
+def _write_small(item: Publication, data: bytes) -> StagedFile:
+    file = StagedFile(item.volume, item.record.ino)
+    try:
+        file.append(data)
+        file.complete(item.record)
+        file.start_writeback()
+    except BaseException:
+        file.discard()
+        raise
+    return file
+
+
+def _rename_all(
+    publications: Sequence[Publication],
+    results: list[Stamp | Exception],
+    staged: dict[int, StagedFile],
+    directory: str,
+    indices: list[int],
+) -> None:
+    try:
+        make_object_directory(directory)
+        for index in indices:
+            os.rename(staged[index].path, f"{directory}/{publications[index].record.ino}")
+            results[index] = stamp_of(os.fstat(staged[index].descriptor))
+        sync_directory(directory)
+    except OSError as error:
+        for index in indices:
+            results[index] = error
+    finally:
+        for index in indices:
+            staged[index].discard()
+
+
+def make_object_directory(directory: str) -> None:
+    """Makes a directory below `objects/` durably; harmless if it is there."""
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        return
+    sync_directory(os.path.dirname(directory))
