@@ -234,14 +234,23 @@ class _ServedConnection:
         parser = FrameParser(expect_preface=True)
         with trio.fail_after(PREFACE_TIMEOUT_S):
             data = await self._stream.receive_some(RECEIVE_BYTES)
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        async with trio.open_nursery() as nursery:
+            problem = await self._receive(parser, data, nursery)
+            nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+
+    async def _receive(self, parser: FrameParser, data: bytes | bytearray, nursery: trio.Nursery) -> Exception | None:
+        try:
             while data:
                 for frame in parser.feed(data):
                     request = self._decoder.decode(frame.head)
                     await self._slots.acquire()
                     nursery.start_soon(self._answer, frame.number, request, frame.body)
                 data = await self._stream.receive_some(RECEIVE_BYTES)
-            nursery.cancel_scope.cancel()
+        except (ProtocolError, msgspec.DecodeError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            return error
+        return None
 
     async def _answer(self, number: int, request: Any, body: bytes) -> None:
         async def send(reply: Any, reply_body: bytes | memoryview = b"") -> None:
