@@ -1,0 +1,278 @@
+"""One lab: a root folder, and the network and processes that belong to it while it is up.
+
+Every change holds the lab's lock and writes `lab.json` before it returns. `up` either ends with a lab that answers or leaves
+nothing running; `down` finds what belongs to the lab by `lab.json` and by the names in the kernel, so that it cleans up
+after any crash.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cluster.config import ServerConfig, load_config
+from cluster.errors import Refused
+from cluster.volume import VolumeLayout
+from lab import network, processes, teardown
+from lab.launch import launch, wait_for_parts, wait_for_volumes
+from lab.mounts import detach
+from lab.network import Network
+from lab.processes import ProcessId
+from lab.registry import REGISTRY, locked, register, registered, tag_of
+from lab.state import (
+    PARTS,
+    Overrides,
+    check_new_root,
+    new_state,
+    read_state,
+    server_config,
+    server_names,
+    write_config,
+    write_state,
+)
+from lab.tools import require_root, require_tools
+
+DEFAULT_ROOT = Path("/var/lib/godwit/lab")
+START_TIMEOUT_S = 60.0
+STOP_PATIENCE_S = 10.0
+ENDING_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT, signal.SIGHUP})
+
+
+class Lab:
+    """The lab at `root`. Servers are named s1, s2, …; parts are mount, agent and manager, or `all`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.tag = tag_of(root)
+        self.servers = server_names(read_state(root))
+
+    @classmethod
+    def create(
+        cls, root: Path | str, servers: int = 3, volumes: int = 1, db: str | None = None, overrides: Overrides | None = None
+    ) -> "Lab":
+        """Makes the folder of a new lab, which is not up yet. Raises `Refused` if *root* holds something else.
+
+        *overrides* are laid over every server's configuration: `{"mount": {"commit_s": 1}}`.
+        """
+        path = Path(os.path.realpath(root))
+        if (path / "lab.json").exists():
+            raise Refused(f"{path} holds a lab already: take another root, or godwit lab down --purge --root {path}")
+        check_new_root(path)
+        state = new_state(servers, volumes, db, overrides or {})
+        path.mkdir(parents=True, exist_ok=True)
+        server_config(path, state, Network(tag_of(path), "10.0.0.0/24"), "s1")
+        for server in server_names(state):
+            (path / server).mkdir(exist_ok=True)
+            for number in range(1, volumes + 1):
+                VolumeLayout(path / server / f"vol{number}").format(state.cluster, server)
+        write_state(path, state)
+        return cls(path)
+
+    @classmethod
+    def load(cls, root: Path | str) -> "Lab":
+        """The lab that was made at *root*; raises `Refused` if there is none."""
+        return cls(Path(os.path.realpath(root)))
+
+    # ---------------------------------------------------------------------------------------------- what is where
+
+    def mount(self, server: str) -> Path:
+        """The server's mount point."""
+        return self._folder(server) / "mnt"
+
+    def volume(self, server: str, n: int = 1) -> Path:
+        """The server's backing directory number *n*."""
+        return self._folder(server) / f"vol{n}"
+
+    def log(self, server: str, part: str) -> Path:
+        """The log of one process, of all its lives."""
+        return self._folder(server) / "log" / f"{part}.log"
+
+    def config_path(self, server: str) -> Path:
+        return self._folder(server) / "godwit.toml"
+
+    def config(self, server: str) -> ServerConfig:
+        """The server's configuration as it is on disk; there is none before the first `up`."""
+        return load_config(self.config_path(server))
+
+    def address(self, server: str) -> str:
+        """The server's IP address; raises `Refused` while the lab is down."""
+        return self._network().address(int(self._known(server).removeprefix("s")))
+
+    def pid(self, server: str, part: str) -> int:
+        """The process id of a part; raises `Refused` if it is not running."""
+        process = self._process(server, part)
+        if process is None:
+            raise Refused(f"{server} {part} is not running")
+        return process.pid
+
+    def is_running(self, server: str, part: str = "all") -> bool:
+        """Whether the part (or all of the server's) is alive."""
+        return all(self._process(server, name) is not None for name in self._parts(part))
+
+    def is_up(self) -> bool:
+        """Whether the lab is registered as up and at least one server has all its parts."""
+        return self.root in registered() and any(self.is_running(server) for server in self.servers)
+
+    def has_network(self) -> bool:
+        """Whether the server's namespaces and their switch exist."""
+        return network.has_switch(self._network())
+
+    def is_cut(self, server: str) -> bool:
+        """Whether the server is cut off the network."""
+        return network.is_cut(self._network(), self._known(server))
+
+    # ------------------------------------------------------------------------------------------------ up and down
+
+    def up(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Starts everything and returns when every mount answers and every volume is known to the manager.
+
+        Raises `Refused` if the lab is up, `NotReady` with the log that matters if a part does not come up; then, and when
+        interrupted, nothing is left running.
+        """
+        require_root()
+        require_tools()
+        with self._locked():
+            if self.is_up():
+                raise Refused(f"the lab at {self.root} is up already: use it, take another --root, or godwit lab down first")
+            teardown.end_everything(self.root)
+            try:
+                self._build()
+                self._start_all(time.monotonic() + timeout_s)
+            except BaseException:
+                teardown.end_everything(self.root)
+                raise
+
+    def down(self, purge: bool = False) -> None:
+        """Ends everything that belongs to the lab; with *purge* its data goes, too.
+
+        Raises `Refused` before it does anything if data would have to be deleted below a mount that is not the lab's own.
+        """
+        require_root()
+        if purge:
+            teardown.require_no_foreign_mounts(self.root)
+        with self._locked():
+            teardown.end_everything(self.root)
+            if purge:
+                teardown.delete_data(self.root)
+
+    def _build(self) -> None:
+        state = read_state(self.root)
+        register(self.root)
+        built = network.build(self.tag, self.servers, route_out=state.database is not None)
+        write_state(self.root, msgspec.structs.replace(state, network=built))
+        (self.root / "catalog").mkdir(exist_ok=True)
+        for server in self.servers:
+            for folder in (self.mount(server), self._folder(server) / "log"):
+                folder.mkdir(exist_ok=True)
+            config = server_config(self.root, state, built, server)
+            write_config(self.config_path(server), config, secret=state.database is not None)
+
+    def _start_all(self, deadline_s: float) -> None:
+        """The first server's manager comes first, so that it takes the office; the rest starts at once."""
+        first = self.servers[0]
+        self._launch(first, ["manager"])
+        self._wait(first, ["manager"], deadline_s)
+        for server in self.servers:
+            self._launch(server, [part for part in PARTS if (server, part) != (first, "manager")])
+        for server in self.servers:
+            self._wait(server, PARTS, deadline_s)
+        expected = {server: self.config(server).agent.volumes for server in self.servers}
+        wait_for_volumes(self.config(first), expected, deadline_s)
+
+    # ----------------------------------------------------------------------------------------------------- faults
+
+    def kill(self, server: str, part: str = "all", number: signal.Signals = signal.SIGKILL) -> None:
+        """Sends a signal to a part, or to all of a server at once, and waits for the end if the signal ends processes.
+
+        A killed mount stays in the mount table, dead, until `start` or `down`. Raises `Refused` if nothing is running.
+        """
+        require_root()
+        with self._locked():
+            hit = [process for name in self._parts(part) if (process := self._process(server, name))]
+            if not hit:
+                raise Refused(f"{server} {part} is not running")
+            for process in hit:
+                processes.send(process, number)
+            if number in ENDING_SIGNALS:
+                for process in hit:
+                    if not processes.wait_gone(process, STOP_PATIENCE_S):
+                        raise Refused(
+                            f"process {process.pid} of {server} has not ended {STOP_PATIENCE_S:g} s after {number.name}"
+                        )
+
+    def start(self, server: str, part: str = "all", timeout_s: float = START_TIMEOUT_S) -> None:
+        """Starts what is not running of a server and waits until it answers. Raises `Refused` while the lab is down."""
+        require_root()
+        with self._locked():
+            missing = [name for name in PARTS if name in self._parts(part) and self._process(server, name) is None]
+            self._launch(server, missing)
+            self._wait(server, missing, time.monotonic() + timeout_s)
+
+    def cut(self, server: str) -> None:
+        """Drops every packet from and to the server, silently."""
+        require_root()
+        network.cut(self._network(), self._known(server))
+
+    def mend(self, server: str) -> None:
+        """Undoes `cut`."""
+        require_root()
+        network.mend(self._network(), self._known(server))
+
+    def command(self, server: str, argv: Sequence[str]) -> list[str]:
+        """The command line that runs *argv* on a server's network."""
+        return network.enter(self._network().namespace(self._known(server)), argv)
+
+    def run(self, server: str, argv: Sequence[str], **kw: Any) -> subprocess.CompletedProcess[Any]:
+        """`subprocess.run` on the server's network."""
+        return subprocess.run(self.command(server, argv), **kw)
+
+    # -------------------------------------------------------------------------------------------------- internals
+
+    def _launch(self, server: str, parts: Sequence[str]) -> None:
+        for part in parts:
+            if part == "mount":
+                detach(self.mount(server))
+            process = launch(part, self.config_path(server), self.log(server, part), self._network().namespace(server))
+            state = read_state(self.root)
+            known = {**state.processes, f"{server}/{part}": process}
+            write_state(self.root, msgspec.structs.replace(state, processes=known))
+
+    def _wait(self, server: str, parts: Sequence[str], deadline_s: float) -> None:
+        known = read_state(self.root).processes
+        waited = {part: (known[f"{server}/{part}"], self.log(server, part)) for part in parts}
+        wait_for_parts(server, waited, self.config(server), deadline_s)
+
+    def _folder(self, server: str) -> Path:
+        return self.root / self._known(server)
+
+    def _known(self, server: str) -> str:
+        if server not in self.servers:
+            raise Refused(f"the lab at {self.root} has no server {server!r}, it has {', '.join(self.servers)}")
+        return server
+
+    def _parts(self, part: str) -> Sequence[str]:
+        if part != "all" and part not in PARTS:
+            raise Refused(f"{part!r} is not mount, agent, manager or all")
+        return PARTS if part == "all" else (part,)
+
+    def _process(self, server: str, part: str) -> ProcessId | None:
+        process = read_state(self.root).processes.get(f"{self._known(server)}/{part}")
+        return process if process is not None and processes.is_alive(process) else None
+
+    def _network(self) -> Network:
+        state = read_state(self.root)
+        if state.network is None or self.root not in registered():
+            raise Refused(f"the lab at {self.root} is down (try: godwit lab up --root {self.root})")
+        return state.network
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        REGISTRY.mkdir(parents=True, exist_ok=True)
+        with locked(REGISTRY / f"{self.tag}.lock", f"the lab at {self.root}"):
+            yield

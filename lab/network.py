@@ -1,0 +1,179 @@
+"""The lab's network: a namespace for each server, one for the switch, and one interface of the machine itself.
+
+    machine  gw<tag> ──┐
+                       ├── bridge br0 in namespace godwit-<tag>-switch ── eth0 in godwit-<tag>-s1, -s2, …
+
+The bridge has a namespace of its own, so that the machine's packet filter (Docker's, for example) has no say in what passes
+between servers. All names contain the lab's tag: whatever was left behind is found by name alone.
+"""
+
+import ipaddress
+import json
+from collections.abc import Iterable
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import msgspec
+
+from cluster.errors import Refused
+from lab.registry import REGISTRY, locked
+from lab.tools import ToolFailed, tool
+
+NAMESPACES = Path("/run/netns")
+BRIDGE = "br0"
+MACHINE_HOST = 254
+SERVERS_MAX = 64
+
+FIRST_SECOND_OCTET = 64
+SECOND_OCTETS = 64
+SUBNETS = SECOND_OCTETS * 256
+WIDE_ROUTE_BITS = 16
+
+PORT_DISABLED = "0"
+PORT_FORWARDING = "3"
+
+
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The lab's names in the kernel and its addresses; `subnet` is a /24."""
+
+    tag: str
+    subnet: str
+
+    @property
+    def interface(self) -> str:
+        """The machine's own interface (at most 15 characters)."""
+        return f"gw{self.tag}"
+
+    @property
+    def switch(self) -> str:
+        return f"godwit-{self.tag}-switch"
+
+    def namespace(self, server: str) -> str:
+        return f"godwit-{self.tag}-{server}"
+
+    def address(self, number: int) -> str:
+        """The address of server *number*; `MACHINE_HOST` is the machine."""
+        return str(IPv4Network(self.subnet)[number])
+
+
+def subnet_number(index: int) -> IPv4Network:
+    """The lab subnet *index* of `SUBNETS`: 10.64.0.0/24 … 10.127.255.0/24."""
+    return IPv4Network(f"10.{FIRST_SECOND_OCTET + index // 256}.{index % 256}.0/24")
+
+
+def choose_subnet(tag: str, taken: Iterable[IPv4Network]) -> IPv4Network:
+    """A subnet that overlaps none of *taken*, the same for the same tag if it can be.
+
+    A route wider than /16 (a VPN's 10.0.0.0/8) is only respected while something else is free: the lab's is more specific.
+    Raises `Refused` when nothing is free.
+    """
+    routes = set(taken)
+    start = int(tag, 16) % SUBNETS
+    for avoided in (routes, {route for route in routes if route.prefixlen >= WIDE_ROUTE_BITS}):
+        for step in range(SUBNETS):
+            subnet = subnet_number((start + step) % SUBNETS)
+            if not any(subnet.overlaps(route) for route in avoided):
+                return subnet
+    raise Refused("no free subnet for the lab between 10.64.0.0 and 10.127.255.255")
+
+
+def taken_subnets() -> list[IPv4Network]:
+    """Where the machine's IPv4 routes lead, without the default route."""
+    routes = json.loads(tool(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]")
+    found = []
+    for route in routes:
+        destination = route.get("dst", "default")
+        if destination != "default" and route.get("type", "unicast") in ("unicast", "local", "blackhole", "unreachable"):
+            network = ipaddress.ip_network(destination, strict=False)
+            if isinstance(network, IPv4Network):
+                found.append(network)
+    return found
+
+
+def build(tag: str, servers: list[str], *, route_out: bool) -> Network:
+    """Makes all namespaces and links; server n of the list gets address n.
+
+    `route_out`: the servers reach all of the machine's addresses, not only the one on their network.
+    """
+    REGISTRY.mkdir(parents=True, exist_ok=True)
+    with locked(REGISTRY / "network.lock", "the networks of the labs"):
+        network = Network(tag, str(choose_subnet(tag, taken_subnets())))
+        for namespace in (network.switch, *map(network.namespace, servers)):
+            tool(["ip", "netns", "add", namespace])
+        _build_switch(network, servers)
+        for number, server in enumerate(servers, 1):
+            _build_server(network, server, network.address(number), route_out=route_out)
+    return network
+
+
+def _build_switch(network: Network, servers: list[str]) -> None:
+    name = network.interface
+    lines = [
+        f"link add name {name} type veth peer name machine netns {network.switch}",
+        f"addr add {network.address(MACHINE_HOST)}/24 dev {name}",
+        f"link set dev {name} up",
+    ]
+    tool(["ip", "-batch", "-"], "\n".join(lines) + "\n")
+    lines = [f"link add name {BRIDGE} type bridge"]
+    for server in servers:
+        peer = f"peer name eth0 netns {network.namespace(server)}"
+        lines.append(f"link add name {server} type veth {peer}")
+    for port in ("machine", *servers):
+        lines.append(f"link set dev {port} master {BRIDGE} up")
+    lines.append(f"link set dev {BRIDGE} up")
+    tool(["ip", "-n", network.switch, "-batch", "-"], "\n".join(lines) + "\n")
+
+
+def _build_server(network: Network, server: str, address: str, *, route_out: bool) -> None:
+    lines = ["link set dev lo up", f"addr add {address}/24 dev eth0", "link set dev eth0 up"]
+    if route_out:
+        lines.append(f"route add default via {network.address(MACHINE_HOST)}")
+    tool(["ip", "-n", network.namespace(server), "-batch", "-"], "\n".join(lines) + "\n")
+
+
+def remove(tag: str) -> None:
+    """Removes whatever there is of the lab's network; harmless if there is nothing. Its processes must be gone."""
+    network = Network(tag, "")
+    if Path("/sys/class/net", network.interface).exists():
+        tool(["ip", "link", "delete", "dev", network.interface])
+    for namespace in namespaces(tag):
+        tool(["ip", "netns", "delete", namespace])
+
+
+def namespaces(tag: str) -> list[str]:
+    """The lab's namespaces that exist."""
+    return sorted(path.name for path in NAMESPACES.glob(f"godwit-{tag}-*"))
+
+
+def processes_in(namespace: str) -> list[int]:
+    """The process ids of whatever runs in a namespace."""
+    try:
+        return [int(pid) for pid in tool(["ip", "netns", "pids", namespace]).split()]
+    except ToolFailed:
+        if (NAMESPACES / namespace).exists():
+            raise
+        return []
+
+
+def cut(network: Network, server: str) -> None:
+    """The switch drops every packet from and to the server, and tells nobody."""
+    tool(["bridge", "-n", network.switch, "link", "set", "dev", server, "state", PORT_DISABLED])
+
+
+def mend(network: Network, server: str) -> None:
+    """Undoes `cut`; harmless without one."""
+    tool(["bridge", "-n", network.switch, "link", "set", "dev", server, "state", PORT_FORWARDING])
+
+
+def has_switch(network: Network) -> bool:
+    return (NAMESPACES / network.switch).exists()
+
+
+def is_cut(network: Network, server: str) -> bool:
+    (port,) = json.loads(tool(["bridge", "-n", network.switch, "-json", "link", "show", "dev", server]))
+    return bool(port["state"] != "forwarding")
+
+
+def enter(namespace: str, argv: Iterable[str]) -> list[str]:
+    """The command line that runs *argv* on a server's network, and in the machine's mount namespace."""
+    return ["nsenter", f"--net={NAMESPACES / namespace}", "--", *argv]

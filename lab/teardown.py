@@ -1,0 +1,72 @@
+"""Taking a lab away: its processes, mounts and network, and, when asked, its data.
+
+What belongs to a lab is found by `lab.json` and by the names in the kernel, so that any crash can be cleaned up after, even
+if the folder is gone. Everything here may be repeated.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from cluster.errors import Refused
+from lab import network, processes
+from lab.mounts import detach, mounts_below
+from lab.registry import registered, tag_of, unregister
+from lab.state import PARTS, STATE_FILE, read_state, write_state
+
+STOP_PATIENCE_S = 10.0
+
+
+def has_remains(root: Path) -> bool:
+    """Whether the machine has anything of a lab at *root*, folder or no folder."""
+    return root in registered() or bool(network.namespaces(tag_of(root))) or bool(own_mounts(root))
+
+
+def own_mounts(root: Path) -> list[Path]:
+    """The mount points of the lab's servers at which a FUSE file system is mounted, alive or dead."""
+    pattern = re.compile(re.escape(str(root)) + r"/s[1-9][0-9]*/mnt")
+    below = {mounted.path for mounted in mounts_below(root) if mounted.kind.startswith("fuse")}
+    return sorted(path for path in below if pattern.fullmatch(str(path)))
+
+
+def end_everything(root: Path) -> None:
+    """Ends processes (mounts, then agents, then managers), unmounts, and removes network and registration."""
+    tag = tag_of(root)
+    state = read_state(root) if (root / STATE_FILE).exists() else None
+    for part in reversed(PARTS):
+        known = state.processes.items() if state else ()
+        processes.end([process for name, process in known if name.endswith(f"/{part}")], STOP_PATIENCE_S)
+    for mountpoint in own_mounts(root):
+        detach(mountpoint)
+    strays = [pid for namespace in network.namespaces(tag) for pid in network.processes_in(namespace)]
+    processes.end([process for pid in strays if (process := processes.identify(pid))], STOP_PATIENCE_S)
+    network.remove(tag)
+    if state is not None and (state.network is not None or state.processes):
+        write_state(root, msgspec.structs.replace(state, network=None, processes={}))
+    unregister(root)
+
+
+def require_no_foreign_mounts(root: Path) -> None:
+    """Raises `Refused` if something but the lab's own mounts is mounted at *root* or below."""
+    own = own_mounts(root)
+    foreign = [str(mounted.path) for mounted in mounts_below(root) if mounted.path not in own]
+    if foreign:
+        raise Refused(f"nothing deleted: unmount {', '.join(foreign)} first, or take the lab down without --purge")
+
+
+def delete_data(root: Path) -> None:
+    """Deletes what a lab that is down has made, `lab.json` last; its folder goes, too, unless it holds something else.
+
+    Raises `Refused` if anything is mounted there, `OSError` if something cannot be deleted.
+    """
+    require_no_foreign_mounts(root)
+    if mounted := own_mounts(root):
+        raise Refused(f"nothing deleted: {mounted[0]} is still mounted")
+    for folder in (root / "catalog", *root.glob("s[1-9]*")):
+        if folder.is_dir() and not folder.is_symlink() and re.fullmatch(r"catalog|s[1-9][0-9]*", folder.name):
+            shutil.rmtree(folder)
+    (root / STATE_FILE).unlink(missing_ok=True)
+    if not any(root.iterdir()):
+        root.rmdir()
