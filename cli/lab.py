@@ -1,0 +1,296 @@
+"""`godwit lab …`: a whole storage network on this machine, with faults on demand."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.render import print_json, print_line, print_table
+from cli.target import JsonOption, RootOption, only_lab
+from cluster.errors import Refused
+from lab.lab import DEFAULT_ROOT, START_TIMEOUT_S, Lab
+from lab.registry import registered
+from lab.state import PARTS, STATE_FILE, read_state
+from lab.teardown import end_everything, has_remains
+from lab.tools import require_root
+
+app = typer.Typer(
+    help="A whole storage network on this machine: servers s1, s2, … as network namespaces. Needs root.\n\n"
+    "DIR/s1/mnt is a server's mount, DIR/s1/vol1 its volume, DIR/s1/log its logs. DIR is /var/lib/godwit/lab unless --root or "
+    "GODWIT_ROOT says otherwise.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+class Part(StrEnum):
+    """What `kill` and `start` take."""
+
+    ALL = "all"
+    MOUNT = "mount"
+    AGENT = "agent"
+    MANAGER = "manager"
+
+
+ServerArgument = Annotated[str, typer.Argument(metavar="SERVER", help="s1, s2, …", show_default=False)]
+PartArgument = Annotated[Part, typer.Argument(help="Which of its processes.")]
+
+
+@app.command()
+def up(
+    servers: Annotated[int | None, typer.Option("--servers", metavar="N", help="How many servers.  [default: 3]")] = None,
+    volumes: Annotated[int | None, typer.Option("--volumes", metavar="K", help="How many volumes each.  [default: 1]")] = None,
+    db: Annotated[str | None, typer.Option("--db", metavar="URL", help="The catalog's database.  [default: SQLite]")] = None,
+    root: RootOption = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long it may take.")
+    ] = START_TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a lab, or one that was taken down or killed again, with its data; returns when every mount answers.
+
+    \b
+    Examples:
+      godwit lab up
+      godwit lab up --servers 5 --volumes 2 --root /tmp/five
+    """
+    require_root()
+    folder = Path(os.path.realpath(root or DEFAULT_ROOT))
+    with _interruptible():
+        lab = _make_or_load(folder, servers, volumes, db)
+        lab.up(timeout)
+    if as_json:
+        print_json({"lab": lab_object(lab)})
+    else:
+        _print_up(lab)
+
+
+def _make_or_load(root: Path, servers: int | None, volumes: int | None, db: str | None) -> Lab:
+    if not (root / STATE_FILE).exists():
+        return Lab.create(root, 3 if servers is None else servers, 1 if volumes is None else volumes, db)
+    state = read_state(root)
+    for option, given, made in (
+        ("--servers", servers, state.servers),
+        ("--volumes", volumes, state.volumes),
+        ("--db", db, state.database),
+    ):
+        if given is not None and given != made:
+            raise Refused(f"{option} {given}: the lab at {root} was made otherwise; take another --root, or purge it first")
+    return Lab.load(root)
+
+
+@app.command("ls")
+def list_labs(as_json: JsonOption = False) -> None:
+    """List the labs of this machine that are up, or that were killed and not taken down.
+
+    Example: godwit lab ls --json
+    """
+    require_root()
+    roots = registered()
+    labs = [Lab.load(root) for root in roots if (root / STATE_FILE).exists()]
+    lost = [root for root in roots if not (root / STATE_FILE).exists()]
+    if as_json:
+        print_json({"labs": [lab_object(lab) for lab in labs], "lost": [str(root) for root in lost]})
+        return
+    if not roots:
+        print_line("no labs")
+        return
+    rows: list[tuple[object, ...]] = []
+    for lab in labs:
+        for server in lab.servers:
+            running = [part for part in PARTS if lab.is_running(server, part)]
+            cut = " (cut off)" if _is_cut(lab, server) else ""
+            rows.append((lab.root, server, lab.address(server) + cut, ", ".join(running) or "nothing"))
+    rows += [(root, "-", "-", "its folder is gone: godwit lab down --root DIR") for root in lost]
+    print_table(("LAB", "SERVER", "ADDRESS", "RUNNING"), rows)
+
+
+@app.command()
+def down(purge: Annotated[bool, typer.Option("--purge", help="Delete its data, too.")] = False, root: RootOption = None) -> None:
+    """End everything of a lab: processes, mounts, network. Its data stays for the next up, unless --purge says otherwise.
+
+    \b
+    Examples:
+      godwit lab down
+      godwit lab down --purge --root /tmp/five
+    """
+    require_root()
+    folder = Path(os.path.realpath(root)) if root is not None else None
+    if folder is not None and not (folder / STATE_FILE).exists() and has_remains(folder):
+        end_everything(folder)
+    else:
+        lab = _find_lab(root)
+        folder = lab.root
+        lab.down(purge)
+    print_line(f"the lab at {folder} is down{' and its data deleted' if purge else ''}")
+
+
+@app.command()
+def kill(
+    server: ServerArgument,
+    part: PartArgument = Part.ALL,
+    name: Annotated[
+        str, typer.Option("--signal", metavar="SIGNAL", help="A name or number: KILL, TERM, STOP, CONT, 9.")
+    ] = "KILL",
+    root: RootOption = None,
+) -> None:
+    """Kill processes of a server: as a crash does, with SIGKILL.
+
+    \b
+    Examples:
+      godwit lab kill s1              the whole server
+      godwit lab kill s2 agent
+      godwit lab kill s2 mount --signal STOP
+    """
+    _find_lab(root).kill(server, part.value, _signal(name))
+
+
+def _signal(name: str) -> signal.Signals:
+    try:
+        return signal.Signals(int(name)) if name.isdigit() else signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
+    except (KeyError, ValueError):
+        raise typer.BadParameter(f"{name!r} is not a signal", param_hint="--signal") from None
+
+
+@app.command()
+def start(
+    server: ServerArgument,
+    part: PartArgument = Part.ALL,
+    root: RootOption = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long it may take.")
+    ] = START_TIMEOUT_S,
+) -> None:
+    """Start what is not running of a server, and wait until it answers.
+
+    Example: godwit lab start s2 agent
+    """
+    _find_lab(root).start(server, part.value, timeout)
+
+
+@app.command()
+def cut(server: ServerArgument, root: RootOption = None) -> None:
+    """Cut a server off the network: every packet from and to it is dropped, silently.
+
+    Example: godwit lab cut s2
+    """
+    _find_lab(root).cut(server)
+
+
+@app.command()
+def mend(server: ServerArgument, root: RootOption = None) -> None:
+    """Undo cut.
+
+    Example: godwit lab mend s2
+    """
+    _find_lab(root).mend(server)
+
+
+@app.command("exec")
+def execute(
+    server: ServerArgument,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="What to run.", show_default=False)],
+    root: RootOption = None,
+) -> None:
+    """Run a command on a server's network; its exit code is the command's.
+
+    Example: godwit lab exec s2 -- ip address
+    """
+    argv = _find_lab(root).command(server, command)
+    os.execvp(argv[0], argv)  # noqa: S606 – what the user asked for, without a shell
+
+
+@app.command()
+def logs(
+    server: ServerArgument,
+    part: PartArgument = Part.ALL,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the logs grow.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 100,
+    root: RootOption = None,
+) -> None:
+    """Show the logs of a server's processes.
+
+    Example: godwit lab logs s2 agent --follow
+    """
+    lab = _find_lab(root)
+    parts = PARTS if part is Part.ALL else (part.value,)
+    paths = [str(lab.log(server, name)) for name in parts]
+    argv = ["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if follow else []), "--", *paths]
+    os.execvp(argv[0], argv)  # noqa: S606 – fixed arguments, without a shell
+
+
+def lab_object(lab: Lab) -> dict[str, object]:
+    """A lab for JSON; see docs/cli.md."""
+    return {
+        "root": str(lab.root),
+        "servers": [
+            {
+                "server": server,
+                "address": lab.address(server),
+                "mount": str(lab.mount(server)),
+                "volumes": lab.config(server).agent.volumes,
+                "pids": {part: lab.pid(server, part) if lab.is_running(server, part) else None for part in PARTS},
+                "cut": _is_cut(lab, server),
+            }
+            for server in lab.servers
+        ],
+    }
+
+
+def _is_cut(lab: Lab, server: str) -> bool:
+    return lab.has_network() and lab.is_cut(server)
+
+
+def _print_up(lab: Lab) -> None:
+    rows = [
+        (
+            server,
+            lab.address(server),
+            lab.mount(server),
+            " ".join(lab.config(server).agent.volumes) or "-",
+            " ".join(f"{part} {lab.pid(server, part)}" for part in PARTS),
+        )
+        for server in lab.servers
+    ]
+    print_table(("SERVER", "ADDRESS", "MOUNT", "VOLUMES", "PROCESSES"), rows)
+    first, last = lab.servers[0], lab.servers[-1]
+    root = "" if lab.root == DEFAULT_ROOT and len(registered()) == 1 else f" --root {lab.root}"
+    print_line()
+    print_line("One namespace, whichever mount you take. Try:")
+    for command in (
+        f"cp -a /usr/include/linux {lab.mount(first)}/  &&  ls {lab.mount(last)}/linux",
+        f"godwit queue ls{root}",
+        f"godwit where {lab.mount(last)}/linux/fuse.h{root}",
+        f"godwit lab kill {first} agent{root}  &&  godwit lab start {first}{root}",
+        f"godwit lab down{root}",
+    ):
+        print_line(f"  {command}")
+
+
+def _find_lab(root: Path | None) -> Lab:
+    """The lab of *root*, else the only one that is up, else the one at the default place."""
+    require_root()
+    if root is not None:
+        return Lab.load(root)
+    return Lab.load(DEFAULT_ROOT) if not registered() and (DEFAULT_ROOT / STATE_FILE).exists() else only_lab()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that what was begun is cleaned up."""
+
+    def stop(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

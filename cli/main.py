@@ -1,0 +1,71 @@
+"""The console script: the nouns put together, and what the shell is told when they fail."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from cli import lab, policy, queue, run, servers, status, where
+from cluster.errors import GodwitError, Unavailable
+
+EXIT_FAILURE = 1
+EXIT_UNREACHABLE = 3
+
+HELP = """Godwit: one storage network out of several Linux servers.
+
+Commands about a running network ask its manager. Which network: --root DIR or GODWIT_ROOT names a lab; without them it is
+this machine's own (/etc/godwit/godwit.toml), else the only lab that is up.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 somebody did not answer in time.
+
+\b
+Examples:
+  godwit lab up                           three servers on this machine
+  godwit status                           who is the manager, what is waiting
+  godwit where /var/lib/godwit/lab/s1/mnt/file
+  godwit queue ls --json                  for programs
+"""
+
+app = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("status")(status.status)
+app.command("where")(where.where)
+app.add_typer(servers.app, name="servers")
+app.add_typer(queue.app, name="queue")
+app.add_typer(policy.app, name="policy")
+app.add_typer(lab.app, name="lab")
+app.add_typer(run.app, name="run")
+
+
+@app.callback()
+def godwit(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr what the connection does.")] = False,
+) -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.DEBUG if verbose else logging.CRITICAL, format="godwit: %(name)s: %(message)s"
+    )
+
+
+def main() -> None:
+    """Runs the command line of this process and exits: an error is one line on stderr, never a traceback."""
+    try:
+        app(prog_name="godwit")
+    except Unavailable as error:
+        fail(str(error), EXIT_UNREACHABLE)
+    except (GodwitError, OSError) as error:
+        fail(str(error), EXIT_FAILURE)
+
+
+def fail(message: str, code: int) -> None:
+    print(f"godwit: {message}", file=sys.stderr)  # noqa: T201 – the one place that reports failures
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

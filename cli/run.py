@@ -1,0 +1,128 @@
+"""`godwit run …`: one process of a server, in the foreground, until SIGTERM or SIGINT.
+
+Each command imports its own part only: a manager must not load the FUSE library, nor a mount the database's.
+"""
+
+import faulthandler
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from cluster.config import DEFAULT_CONFIG, ServerConfig, load_config
+from cluster.errors import GodwitError, Unavailable
+
+log = logging.getLogger(__name__)
+
+EXIT_FAILURE = 1
+EXIT_UNREACHABLE = 3
+LOG_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s {server} {part} %(name)s: %(message)s"
+
+app = typer.Typer(
+    help="Run one process of this server in the foreground.\n\nEach server runs all three, with the same configuration file. "
+    "They log to stderr and stop in order at SIGTERM.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The server's configuration.")]
+LevelOption = Annotated[str, typer.Option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")]
+
+
+@app.command()
+def mount(config: ConfigOption = DEFAULT_CONFIG, log_level: LevelOption = "INFO") -> None:
+    """The file system: mounts the namespace at `mount.mountpoint`. Needs root.
+
+    Example: godwit run mount --config /etc/godwit/godwit.toml
+    """
+    from fusefs.main import run_mount
+
+    run_part("mount", run_mount, config, log_level)
+
+
+@app.command()
+def agent(config: ConfigOption = DEFAULT_CONFIG, log_level: LevelOption = "INFO") -> None:
+    """The background agent: owns the volumes, makes copies, serves bytes to other servers.
+
+    Example: godwit run agent --config /etc/godwit/godwit.toml
+    """
+    from agent.main import run_agent
+
+    run_part("agent", run_agent, config, log_level)
+
+
+@app.command()
+def manager(config: ConfigOption = DEFAULT_CONFIG, log_level: LevelOption = "INFO") -> None:
+    """A candidate for the manager's office; the one that holds it keeps the catalog and the queues.
+
+    Example: godwit run manager --config /etc/godwit/godwit.toml
+    """
+    from manager.main import run_manager
+
+    run_part("manager", run_manager, config, log_level)
+
+
+def run_part(part: str, run: Callable[[ServerConfig], Awaitable[None]], path: Path, log_level: str) -> None:
+    """Runs a process to its end and exits: 0 after a signal, 1 or 3 (see the log) when it could not go on."""
+    level = logging.getLevelNamesMapping().get(log_level.upper())
+    if level is None:
+        raise typer.BadParameter(f"{log_level!r} is not DEBUG, INFO, WARNING or ERROR", param_hint="--log-level")
+    path = path.absolute()
+    config = load_config(path)
+    log_to_stderr(config.server, part, level)
+    _more_descriptors()
+    os.chdir("/")
+    log.info("starting with %s", path)
+    try:
+        trio.run(until_signal, run, config)
+    except GodwitError as error:
+        log.critical("%s", error)
+        sys.exit(EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_FAILURE)
+    except Exception:
+        log.critical("stopped by an unexpected error", exc_info=True)
+        sys.exit(EXIT_FAILURE)
+    log.info("stopped")
+
+
+def log_to_stderr(server: str, part: str, level: int) -> None:
+    """Time, level and part on every line; SIGUSR1 shows where every thread is."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level,
+        format=LOG_FORMAT.format(server=server, part=part),
+        datefmt="%Y-%m-%dT%H:%M:%S",
+        force=True,
+    )
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
+
+
+def _more_descriptors() -> None:
+    """An open file costs a descriptor in the mount and in the agent: take all that the system allows."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def until_signal(run: Callable[[ServerConfig], Awaitable[None]], config: ServerConfig) -> None:
+    """Awaits *run*, cancelled by SIGTERM or SIGINT; its cleanup is awaited, and further signals change nothing."""
+    async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        stopping = trio.CancelScope()
+        await nursery.start(_cancel_on_signal, stopping)
+        with stopping:
+            await run(config)
+        nursery.cancel_scope.cancel()
+
+
+async def _cancel_on_signal(stopping: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("stopping because of %s", signal.Signals(number).name)
+            stopping.cancel()

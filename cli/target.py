@@ -1,0 +1,110 @@
+"""Which network a command speaks to, and through which mounts a path of this machine leads into it.
+
+`--root DIR` or `GODWIT_ROOT` names a lab; without them it is the machine's own configuration, else the only lab that is up.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.config import DEFAULT_CONFIG, ServerConfig, load_config
+from cluster.errors import Refused, Unavailable
+from lab.lab import Lab
+from lab.registry import registered
+
+RootOption = Annotated[
+    Path | None,
+    typer.Option("--root", envvar="GODWIT_ROOT", metavar="DIR", help="The lab to speak to (its folder).", show_default=False),
+]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="How long to wait for the manager.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, as docs/cli.md describes it.")]
+
+DEFAULT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network: its candidates' addresses, the mounts of it on this machine, and what to try if nobody answers."""
+
+    cluster: str
+    managers: tuple[str, ...]
+    mounts: tuple[Path, ...]
+    advice: str
+
+
+def find_target(root: Path | None, machine: Path = DEFAULT_CONFIG) -> Target:
+    """The network that a command means; raises `Refused` or `Unavailable` if there is none or more than one."""
+    if root is not None:
+        return lab_target(Lab.load(root))
+    if machine.exists():
+        config = load_config(machine)
+        advice = f"is a manager running? (godwit run manager --config {machine})"
+        return _target([config], advice)
+    return lab_target(only_lab())
+
+
+def only_lab() -> Lab:
+    """The one lab that is up; raises `Refused` with a list if there is not exactly one."""
+    roots = registered()
+    if len(roots) == 1:
+        return Lab.load(roots[0])
+    if not roots:
+        raise Refused("no network here: this machine has no configuration and no lab is up (try: godwit lab up)")
+    raise Refused("more than one lab is up, say which with --root: " + ", ".join(map(str, roots)))
+
+
+def lab_target(lab: Lab) -> Target:
+    if lab.root not in registered():
+        raise Unavailable(f"the lab at {lab.root} is down (try: godwit lab up --root {lab.root})")
+    advice = f"look at godwit lab ls, and start what is missing: godwit lab start s1 --root {lab.root}"
+    return _target([lab.config(server) for server in lab.servers], advice)
+
+
+def _target(configs: Sequence[ServerConfig], advice: str) -> Target:
+    return Target(
+        cluster=configs[0].cluster,
+        managers=tuple(configs[0].managers),
+        mounts=tuple(Path(config.mount.mountpoint) for config in configs),
+        advice=advice,
+    )
+
+
+def split_at_mount(path: Path, mounts: Sequence[Path]) -> tuple[Path, list[bytes]]:
+    """The mount that *path* lies on and the names below it, without touching the mount, which may be dead.
+
+    Symbolic links before the mount are followed. Raises `Refused` if *path* is on none of *mounts*.
+    """
+    wanted = {os.fsencode(mount) for mount in mounts}
+    left = os.fsencode(os.path.abspath(path)).split(b"/")[:0:-1]
+    here = b""
+    links = 0
+    while left:
+        name = left.pop()
+        if name in (b"", b"."):
+            continue
+        if name == b"..":
+            here = os.path.dirname(here).rstrip(b"/")
+            continue
+        here += b"/" + name
+        if here in wanted:
+            return Path(os.fsdecode(here)), [part for part in reversed(left) if part not in (b"", b".")]
+        target = _link_target(here)
+        if target is not None:
+            links += 1
+            if links > 40:
+                raise Refused(f"{path}: too many symbolic links")
+            here = b"" if target.startswith(b"/") else os.path.dirname(here).rstrip(b"/")
+            left += target.split(b"/")[::-1]
+    names = ", ".join(map(str, mounts))
+    raise Refused(f"{path} is on no mount of this network (its mounts: {names})")
+
+
+def _link_target(path: bytes) -> bytes | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
