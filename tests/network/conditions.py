@@ -1,0 +1,56 @@
+"""Waiting for what a network does in the background, always with a deadline."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from lab.lab import Lab
+
+T = TypeVar("T")
+
+POLL_S = 0.05
+
+
+def wait_until(condition: Callable[[], T], what: str, timeout_s: float = 60.0) -> T:
+    """The first true value of *condition*; fails the test after *timeout_s*."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(POLL_S)
+
+
+def godwit(lab: Lab, *arguments: str) -> dict[str, Any]:
+    """What a `godwit … --json` command says of the lab."""
+    command = [sys.executable, "-m", "cli.main", *arguments, "--json", "--root", str(lab.root)]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    result: dict[str, Any] = msgspec.json.decode(done.stdout)
+    return result
+
+
+def copies_done(lab: Lab) -> bool:
+    """Whether no task is left in any queue."""
+    return godwit(lab, "queue", "ls")["tasks"] == []
+
+
+def wait_for_copies(lab: Lab, timeout_s: float = 120.0) -> None:
+    """Returns when every queue is empty and every file that was closed is committed."""
+    wait_until(lambda: copies_done(lab), "the queues run empty", timeout_s)
+
+
+def wait_for_replicas(lab: Lab, path: str, count: int, timeout_s: float = 60.0) -> dict[str, Any]:
+    """What `where` says of *path* once *count* current replicas exist and nobody writes it."""
+
+    def settled() -> dict[str, Any] | None:
+        where = godwit(lab, "where", path)
+        current = [replica for replica in where["replicas"] if replica["current"]]
+        return where if len(current) == count and not where["dirty"] else None
+
+    return wait_until(settled, f"{path} has {count} current replicas", timeout_s)
