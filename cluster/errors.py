@@ -101,6 +101,18 @@ def from_failure(kind: str, errno: int, message: str) -> GodwitError:
     return _KINDS.get(kind, GodwitError)(message, errno)
 
 
+def own_error(group: BaseExceptionGroup[BaseException]) -> GodwitError | None:
+    """The error behind *group*, when a nursery ended for nothing but errors of ours (and the cancellations they caused)."""
+    own, others = group.split(GodwitError)
+    if own is None or others is not None:
+        return None
+    error: BaseException = own
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, GodwitError)
+    return error
+
+
 def from_os_error(error: OSError, what: str) -> GodwitError:
     """The Godwit error for a failed system call on a volume."""
     number = error.errno or e.EIO

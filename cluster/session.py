@@ -59,18 +59,23 @@ class ManagerSession:
 
     async def run(self) -> None:
         """Keeps the session connected until cancelled. Raises `Fenced` when a newer session has replaced this one."""
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            while True:
-                channel = await self._find_manager(nursery)
-                if channel is None:
-                    await trio.sleep(RETRY_S)
-                    continue
-                self._channel = channel
-                self._connected.set()
-                await self._heartbeats(channel)
-                self._connected = trio.Event()
-                self._channel = None
-                await channel.close()
+        async with trio.open_nursery() as nursery:
+            while self._fenced is None:
+                await self._keep_connected(nursery)
+            nursery.cancel_scope.cancel()
+        raise self._fenced
+
+    async def _keep_connected(self, nursery: trio.Nursery) -> None:
+        channel = await self._find_manager(nursery)
+        if channel is None:
+            await trio.sleep(RETRY_S)
+            return
+        self._channel = channel
+        self._connected.set()
+        await self._heartbeats(channel)
+        self._connected = trio.Event()
+        self._channel = None
+        await channel.close()
 
     async def _find_manager(self, nursery: trio.Nursery) -> Channel | None:
         for address in list(self._managers):
@@ -80,7 +85,8 @@ class ManagerSession:
                 await self._introduce(channel)
             except Fenced as error:
                 self._fenced = error
-                raise
+                self._connected.set()
+                return None
             except GodwitError as error:
                 self._last_refusal = str(error)
                 if channel is not None:

@@ -42,7 +42,7 @@ async def run_mount(config: ServerConfig) -> None:
         on_welcome=lambda welcome: welcomed(welcome),
     )
     open_files = OpenFiles(session, paths, timeout_s, config.mount.commit_s)
-    async with trio.open_nursery(strict_exception_groups=False) as nursery:
+    async with trio.open_nursery() as nursery:
         peers = Peers(session, config.server, nursery, timeout_s)
         attributes = Attributes(peers, open_files)
         numbers = InodeNumbers(session, timeout_s)
