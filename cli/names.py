@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.ask import Asker
+from cli.conversation import Asker
 from cli.target import Target, split_at_mount
 from cluster.errors import Refused
 from cluster.messages import ROOT_INO, Lookup, ReadLink

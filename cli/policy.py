@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cli.ask import Asker, ask, talk
+from cli.ask import ask, talk
+from cli.conversation import Asker
 from cli.names import InoOption, PathArgument, find_inode, require_one
 from cli.render import as_shown, as_text, print_facts, print_json, print_table
 from cli.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target

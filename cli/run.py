@@ -17,7 +17,7 @@ import trio
 import typer
 
 from cluster.config import DEFAULT_CONFIG, ServerConfig, load_config
-from cluster.errors import GodwitError, Unavailable
+from cluster.errors import GodwitError, Unavailable, own_error
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +82,13 @@ def run_part(part: str, run: Callable[[ServerConfig], Awaitable[None]], path: Pa
     log.info("starting with %s", path)
     try:
         trio.run(until_signal, run, config)
-    except GodwitError as error:
-        log.critical("%s", error)
-        sys.exit(EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_FAILURE)
-    except Exception:
-        log.critical("stopped by an unexpected error", exc_info=True)
-        sys.exit(EXIT_FAILURE)
+    except Exception as error:
+        own = own_error(error) if isinstance(error, BaseExceptionGroup) else error
+        if not isinstance(own, GodwitError):
+            log.critical("stopped by an unexpected error", exc_info=True)
+            sys.exit(EXIT_FAILURE)
+        log.critical("%s", own)
+        sys.exit(EXIT_UNREACHABLE if isinstance(own, Unavailable) else EXIT_FAILURE)
     log.info("stopped")
 
 
@@ -112,7 +113,7 @@ def _more_descriptors() -> None:
 
 async def until_signal(run: Callable[[ServerConfig], Awaitable[None]], config: ServerConfig) -> None:
     """Awaits *run*, cancelled by SIGTERM or SIGINT; its cleanup is awaited, and further signals change nothing."""
-    async with trio.open_nursery(strict_exception_groups=False) as nursery:
+    async with trio.open_nursery() as nursery:
         stopping = trio.CancelScope()
         await nursery.start(_cancel_on_signal, stopping)
         with stopping:

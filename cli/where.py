@@ -2,7 +2,8 @@
 
 import stat
 
-from cli.ask import Asker, talk
+from cli.ask import talk
+from cli.conversation import Asker
 from cli.names import InoOption, PathArgument, find_inode, require_one
 from cli.policy import policy_object
 from cli.queue import print_tasks, task_object

@@ -40,7 +40,7 @@ from lab.tools import require_root, require_tools
 
 DEFAULT_ROOT = Path("/var/lib/godwit/lab")
 START_TIMEOUT_S = 60.0
-STOP_PATIENCE_S = 10.0
+STOP_PATIENCE_S = 15.0
 ENDING_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT, signal.SIGHUP})
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import trio
 
 import cli
+from cli.conversation import Asker, converse
 from cluster.config import ServerConfig
 from cluster.errors import GodwitError, Unavailable
 from cluster.messages import GetStatus, Status
 from cluster.rpc import parse_address
-from cluster.session import ManagerSession
 from lab.mounts import answers
 from lab.network import enter
 from lab.processes import ProcessId, is_alive, is_listening, spawn
@@ -62,21 +62,14 @@ def _is_ready(part: str, process: ProcessId, config: ServerConfig) -> bool:
 
 def wait_for_volumes(config: ServerConfig, expected: Mapping[str, Collection[str]], deadline_s: float) -> None:
     """Returns when the manager knows the volumes (paths) of every server; raises `Unavailable` when it is too late."""
-    timeout_s = max(1.0, deadline_s - time.monotonic())
 
-    async def poll() -> None:
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            session = ManagerSession(managers=config.managers, cluster=config.cluster, server="lab", role="cli")
-            nursery.start_soon(session.run)
-            missing = sorted(expected)
-            with trio.move_on_after(timeout_s):
-                while missing := _missing_volumes(await session.call(GetStatus(), timeout_s=timeout_s), expected):
-                    await trio.sleep(POLL_S)
-            nursery.cancel_scope.cancel()
-        if missing:
-            raise Unavailable(f"the manager did not hear in time of the volumes of {', '.join(missing)}")
+    async def poll(asker: Asker) -> None:
+        while missing := _missing_volumes(await asker(GetStatus()), expected):
+            if time.monotonic() > deadline_s:
+                raise Unavailable(f"the manager did not hear in time of the volumes of {', '.join(missing)}")
+            await trio.sleep(POLL_S)
 
-    trio.run(poll)
+    converse(config.managers, config.cluster, max(1.0, deadline_s - time.monotonic()), poll)
 
 
 def _missing_volumes(status: Status, expected: Mapping[str, Collection[str]]) -> list[str]:

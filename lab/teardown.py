@@ -16,7 +16,7 @@ from lab.mounts import detach, mounts_below
 from lab.registry import registered, tag_of, unregister
 from lab.state import PARTS, STATE_FILE, read_state, write_state
 
-STOP_PATIENCE_S = 10.0
+STOP_PATIENCE_S = 15.0
 
 
 def has_remains(root: Path) -> bool:
