@@ -50,6 +50,8 @@ IO_MAX_BYTES = 4 * 1024 * 1024
 INLINE_WRITE_BYTES = 64 * 1024
 OFFSET_MAX = 2**63 - 1
 FIRST_EPOCH = 1
+LAST_REPLIES_S = 0.05
+"""What is answered has still to be sent, by the connection's own tasks."""
 MANAGER_TIMEOUT_S = 10.0
 
 ObjectRequest = StatObject | CreateObject | ReadObject | WriteObject | TruncateObject | SyncObject | SetObjectTimes | CommitObject
@@ -106,6 +108,7 @@ class DataServer:
         self._stopping = True
         if self._under_way:
             await self._idle.wait()
+            await trio.sleep(LAST_REPLIES_S)
 
     # --------------------------------------------------------------------------------------------- operations
 

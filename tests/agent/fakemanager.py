@@ -1,0 +1,242 @@
+"""A manager in memory, for the agent's tests: the requests that agents send, with the contract's rules for them.
+
+No database, no policies: tests put tasks into the queue themselves and look at the reports.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import trio
+
+from cluster.errors import Fenced, Refused, refused
+from cluster.messages import (
+    Applied,
+    Apply,
+    ClaimTasks,
+    Commit,
+    Done,
+    ExtendClaims,
+    FindStrays,
+    GetAttr,
+    Heartbeat,
+    Hello,
+    Inodes,
+    ListUnsettled,
+    ListVolumes,
+    ManagerRequest,
+    Node,
+    Operation,
+    Registered,
+    RegisterVolumes,
+    ReportTasks,
+    SetAttr,
+    Stamp,
+    Task,
+    TaskReport,
+    Tasks,
+    Volume,
+    Volumes,
+    Welcome,
+)
+from cluster.rpc import SendReply, listen
+
+
+def regular_file(ino: int, home_volume: int, **changes: Any) -> Node:
+    """A new file's node: dirty, never committed."""
+    node = Node(ino, 0o100644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, dirty=True, home_volume=home_volume, home_epoch=1)
+    return msgspec.structs.replace(node, **changes)
+
+
+class FakeManager:
+    """State is public: tests set it up and look at it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.nodes: dict[int, Node] = {}
+        self.unsettled: set[int] = set()
+        self.strays: set[int] = set()
+        self.volumes: dict[str, Volume] = {}
+        self.tasks: dict[str, list[Task]] = {}
+        self.claims: dict[int, Task] = {}
+        self.extended: list[int] = []
+        self.reports: list[TaskReport] = []
+        self.commits: list[Commit] = []
+        self.stray_questions: list[int] = []
+        self.refuse_reports = False
+        self._changed = trio.Event()
+        self._claim_numbers = itertools.count(1)
+        self._task_numbers = itertools.count(1)
+        self._replies: dict[tuple[int, int], Applied] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        decoder = msgspec.msgpack.Decoder(ManagerRequest)
+        await listen(self.address, decoder, lambda _peer: _Connection(self), task_status=task_status)
+
+    def notify(self) -> None:
+        """Wakes who waits for something to change."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_for(self, condition: Callable[[], Any], what: str = "", timeout_s: float = 20) -> None:
+        """Returns when *condition* holds; fails the test after *timeout_s*."""
+        with trio.move_on_after(timeout_s):
+            while not condition():
+                with trio.move_on_after(0.02):
+                    await self._changed.wait()
+            return
+        raise AssertionError(f"did not come true within {timeout_s} s: {what or condition}")
+
+    def put(self, server: str, operation: str, ino: int, volume: int, version: int = 0, **fields: Any) -> int:
+        """Puts a task into a server's queue and returns its number."""
+        number = next(self._task_numbers)
+        self.tasks.setdefault(server, []).append(Task(number, 0, operation, ino, volume, version, home_epoch=1, **fields))
+        self.notify()
+        return number
+
+    async def report_of(self, task: int, timeout_s: float = 20) -> TaskReport:
+        """The report of a task's last attempt, when it has come."""
+        await self.wait_for(lambda: any(report.task == task for report in self.reports), f"report of task {task}", timeout_s)
+        return next(report for report in reversed(self.reports) if report.task == task)
+
+    def volume_of(self, server: str, index: int = 0) -> int:
+        """The number of a server's volume."""
+        return [volume.volume for volume in self.volumes.values() if volume.server == server][index]
+
+    # ------------------------------------------------------------------------------------------------ requests
+
+    def register(self, server: str, request: RegisterVolumes) -> Registered:
+        numbers = []
+        for state in request.volumes:
+            known = self.volumes.get(state.uuid)
+            number = known.volume if known else len(self.volumes) + 1
+            self.volumes[state.uuid] = Volume(
+                number, server, state.path, request.address, state.total_bytes, state.free_bytes, state.device, True, state.uuid
+            )
+            numbers.append(number)
+        self.notify()
+        return Registered(numbers)
+
+    async def claim(self, server: str, request: ClaimTasks) -> Tasks:
+        with trio.move_on_after(request.wait_s):
+            while not self.tasks.get(server):
+                await self._changed.wait()
+        queue = self.tasks.get(server, [])
+        taken, self.tasks[server] = queue[: request.limit], queue[request.limit :]
+        taken = [msgspec.structs.replace(task, claim=next(self._claim_numbers)) for task in taken]
+        self.claims |= {task.task: task for task in taken}
+        return Tasks(taken)
+
+    def return_claims(self, server: str) -> None:
+        """What happens at the `Hello` of a new session: the old one's claims wait again."""
+        returned = [task for task in self.claims.values() if self._server_of(task.volume) == server]
+        for task in returned:
+            del self.claims[task.task]
+        self.tasks[server] = returned + self.tasks.get(server, [])
+
+    def _server_of(self, number: int) -> str:
+        return next((volume.server for volume in self.volumes.values() if volume.volume == number), "")
+
+    def report(self, request: ReportTasks) -> Done:
+        if self.refuse_reports:
+            raise Refused("the test does not want reports")
+        for report in request.reports:
+            task = self.claims.get(report.task)
+            if task is not None and task.claim == report.claim:
+                del self.claims[report.task]
+                self.reports.append(report)
+        self.notify()
+        return Done()
+
+    def apply(self, session: int, request: Apply) -> Applied:
+        key = (session, request.request_id)
+        if key not in self._replies:
+            self._replies[key] = Applied([self._apply_one(operation) for operation in request.operations])
+            self.notify()
+        return self._replies[key]
+
+    def _apply_one(self, operation: Operation) -> Node:
+        if isinstance(operation, Commit):
+            return self._commit(operation)
+        assert isinstance(operation, SetAttr)
+        node = self.node(operation.ino)
+        changes = {name: value for name in ("atime_ns", "mtime_ns") if (value := getattr(operation, name)) is not None}
+        node = self.nodes[node.ino] = msgspec.structs.replace(node, ctime_ns=operation.now_ns, **changes)
+        return node
+
+    def _commit(self, commit: Commit) -> Node:
+        node = self.node(commit.ino)
+        if commit.home_epoch != node.home_epoch:
+            raise Fenced(f"home epoch is {node.home_epoch}")
+        if commit.content is not None:
+            if commit.version <= node.version:
+                raise refused(116, "version")
+            content = commit.content
+            node = msgspec.structs.replace(
+                node,
+                version=commit.version,
+                size=content.size,
+                blocks=content.blocks,
+                mtime_ns=content.mtime_ns,
+                object_ctime_ns=content.ctime_ns,
+            )
+        if commit.final:
+            node = msgspec.structs.replace(node, dirty=False)
+            self.unsettled.discard(commit.ino)
+        self.commits.append(commit)
+        self.nodes[commit.ino] = node
+        return node
+
+    def node(self, ino: int) -> Node:
+        if ino not in self.nodes:
+            raise refused(2, f"inode {ino}")
+        return self.nodes[ino]
+
+    def stamp(self, ino: int) -> Stamp:
+        """The stamp of a committed file's home object."""
+        node = self.nodes[ino]
+        return Stamp(node.size, node.mtime_ns, node.object_ctime_ns)
+
+
+class _Connection:
+    def __init__(self, manager: FakeManager) -> None:
+        self._manager = manager
+        self._server = ""
+        self._session = 0
+
+    def closed(self) -> None:
+        return
+
+    async def handle(self, request: ManagerRequest, body: bytes, send: SendReply) -> Any:
+        manager = self._manager
+        match request:
+            case Hello():
+                self._server, self._session = request.server, request.session
+                manager.return_claims(request.server)
+                return Welcome(1, "fake", 30.0, [])
+            case Heartbeat():
+                return Done()
+            case RegisterVolumes():
+                return manager.register(self._server, request)
+            case ListVolumes():
+                return Volumes(list(manager.volumes.values()))
+            case ClaimTasks():
+                return await manager.claim(self._server, request)
+            case ExtendClaims():
+                manager.extended += request.tasks
+                manager.notify()
+                return Done()
+            case ReportTasks():
+                return manager.report(request)
+            case Apply():
+                return manager.apply(self._session, request)
+            case GetAttr():
+                return manager.node(request.ino)
+            case ListUnsettled():
+                return Inodes(sorted(manager.unsettled)[: request.limit])
+            case FindStrays():
+                manager.stray_questions += request.inodes
+                return Inodes([ino for ino in request.inodes if ino in manager.strays])
+            case _:
+                raise Refused(f"the fake manager does not know {type(request).__name__}")

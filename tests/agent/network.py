@@ -1,0 +1,175 @@
+"""A small network for tests: the fake manager and real agents, all on loopback ports."""
+
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+from blake3 import blake3
+
+from agent.main import Agent, serve_agent
+from cluster.config import AgentConfig, ManagerConfig, MountConfig, ServerConfig
+from cluster.content import stamp_of
+from cluster.messages import COPY, CommitObject, CreateObject, Node, Replica, Stamp, WriteObject
+from cluster.rpc import Channel, connect
+from cluster.volume import ObjectRecord, VolumeLayout, read_record
+from tests.agent.fakemanager import FakeManager, regular_file
+
+TIMEOUT_S = 10.0
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+class RunningAgent:
+    """A real agent inside the test's event loop."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.layouts = [VolumeLayout(Path(root)) for root in config.agent.volumes]
+        self.agent: Agent | None = None
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+        self._stop = trio.Event()
+
+    @property
+    def layout(self) -> VolumeLayout:
+        return self.layouts[0]
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        try:
+            with self.scope:
+                async with trio.open_nursery() as nursery:
+                    self.agent = await nursery.start(self._serve)
+                    task_status.started()
+        finally:
+            self.ended.set()
+
+    async def _serve(self, task_status: trio.TaskStatus[Agent]) -> None:
+        await serve_agent(self.config, self._stop.wait, task_status=task_status)
+
+    async def stop(self) -> None:
+        """Ends it as SIGTERM does."""
+        self._stop.set()
+        await self.ended.wait()
+
+    async def kill(self) -> None:
+        """Ends it at once, with whatever is under way."""
+        self.scope.cancel()
+        await self.ended.wait()
+
+
+class Network:
+    """What a test works with."""
+
+    def __init__(self, manager: FakeManager, nursery: trio.Nursery, folder: Path) -> None:
+        self.manager = manager
+        self.nursery = nursery
+        self.folder = folder
+        self.agents: dict[str, RunningAgent] = {}
+
+    def config(self, server: str, volumes: list[str] | None = None, **settings: Any) -> ServerConfig:
+        settings = {"report_s": 0.5, "trash_keep_s": 300.0, **settings}
+        roots = [str(self.folder / server)] if volumes is None else volumes
+        return ServerConfig(
+            cluster="test",
+            server=server,
+            managers=[self.manager.address],
+            manager=ManagerConfig(listen=self.manager.address, database="sqlite://"),
+            agent=AgentConfig(listen=free_address(), volumes=roots, **settings),
+            mount=MountConfig(mountpoint="/mnt/nowhere"),
+        )
+
+    async def start(self, server: str, **settings: Any) -> RunningAgent:
+        """Starts a server's agent, and waits until it is registered."""
+        return await self.start_with(self.config(server, **settings))
+
+    async def start_with(self, config: ServerConfig) -> RunningAgent:
+        running = RunningAgent(config)
+        await self.nursery.start(running.run)
+        self.agents[config.server] = running
+        address = config.agent.listen
+
+        def registered() -> bool:
+            return sum(volume.address == address for volume in self.manager.volumes.values()) == len(config.agent.volumes)
+
+        await self.manager.wait_for(registered, "registration")
+        return running
+
+    async def channel(self, server: str) -> Channel:
+        return await connect(self.agents[server].config.agent.listen, self.nursery, timeout_s=TIMEOUT_S)
+
+    async def file(self, server: str, ino: int, content: bytes, *, dirty: bool = False) -> Node:
+        """A committed file whose home is *server*, written through its agent."""
+        volume = self.manager.volume_of(server)
+        self.manager.nodes.setdefault(ino, regular_file(ino, volume))
+        channel = await self.channel(server)
+        await channel.call(CreateObject(ino, volume, 1), timeout_s=TIMEOUT_S)
+        for offset in range(0, len(content), 1 << 20):
+            part = content[offset : offset + (1 << 20)]
+            await channel.call(WriteObject(ino, volume, 1, offset), body=part, timeout_s=TIMEOUT_S)
+        node = await channel.call(CommitObject(ino, volume, 1, final=not dirty), timeout_s=TIMEOUT_S)
+        await channel.close()
+        return node
+
+    def copy(self, ino: int, source: str, target: str, **fields: Any) -> int:
+        """Queues a copy of a committed file's home object; returns the task's number."""
+        node = self.manager.nodes[ino]
+        replica = Replica(self.manager.volume_of(source), node.version, self.manager.stamp(ino))
+        fields = {"sources": [replica], "size": node.size, "path": b"/some/where", **fields}
+        return self.manager.put(target, COPY, ino, self.manager.volume_of(target), node.version, **fields)
+
+    def path(self, server: str, ino: int) -> str:
+        return self.agents[server].layout.object_path(ino)
+
+    def content(self, server: str, ino: int) -> bytes:
+        return Path(self.path(server, ino)).read_bytes()
+
+
+@asynccontextmanager
+async def network(folder: Path) -> AsyncIterator[Network]:
+    """A manager and no agents yet; everything is killed at the end."""
+    manager = FakeManager(free_address())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(manager.run)
+        yield Network(manager, nursery, folder)
+        nursery.cancel_scope.cancel()
+
+
+def run(test: Callable[..., Awaitable[None]], *arguments: Any, timeout_s: float = 60) -> None:
+    """Runs an async test with a deadline."""
+
+    async def bounded() -> None:
+        with trio.fail_after(timeout_s):
+            await test(*arguments)
+
+    trio.run(bounded)
+
+
+def record_of(path: str) -> ObjectRecord:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        record = read_record(descriptor)
+    finally:
+        os.close(descriptor)
+    assert record is not None
+    return record
+
+
+def stamp_at(path: str) -> Stamp:
+    return stamp_of(os.stat(path))
+
+
+def digest(content: bytes) -> bytes:
+    return blake3(content).digest()
+
+
+def with_epoch(node: Node, epoch: int) -> Node:
+    return msgspec.structs.replace(node, home_epoch=epoch)

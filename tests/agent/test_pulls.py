@@ -1,0 +1,178 @@
+"""The source's side of a copy: what is served, and what is never served."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from agent.reading import CHUNK_BYTES
+from cluster.content import content_of
+from cluster.errors import Changed, Corrupt, GodwitError, Refused
+from cluster.messages import Chunk, PullEnd, PullHeader, PullObject
+from cluster.volume import write_record
+from tests.agent.network import Network, digest, network, record_of, run, stamp_at
+
+LARGE = 48 * CHUNK_BYTES
+"""More than the buffers between a source and a reader that has stopped."""
+
+
+async def pulled(net: Network, request: PullObject, after_first: object = None) -> bytes:
+    """All bytes of a pull that succeeds, with their digest checked."""
+    channel = await net.channel("s1")
+    try:
+        async with channel.open_stream(request) as replies:
+            header = (await anext(replies)).reply
+            assert isinstance(header, PullHeader)
+            content = b""
+            async for answer in replies:
+                if isinstance(answer.reply, PullEnd):
+                    assert len(content) == header.size
+                    assert answer.reply.checksum == digest(content)
+                    return content
+                assert isinstance(answer.reply, Chunk)
+                content += answer.body
+                if callable(after_first):
+                    after_first()
+                    after_first = None
+        raise AssertionError("no end")
+    finally:
+        await channel.close()
+
+
+def request_for(net: Network, ino: int) -> PullObject:
+    node = net.manager.nodes[ino]
+    return PullObject(ino, node.home_volume, node.version, net.manager.stamp(ino))
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, CHUNK_BYTES, CHUNK_BYTES + 1, 6 * CHUNK_BYTES + 77])
+def test_a_whole_object_is_served_with_its_digest(tmp_path: Path, size: int) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            content = os.urandom(size)
+            await net.file("s1", 7, content)
+            before = stamp_at(net.path("s1", 7))
+            assert await pulled(net, request_for(net, 7)) == content
+            assert stamp_at(net.path("s1", 7)) == before
+
+    run(test)
+
+
+async def problem_with(net: Network, request: PullObject, after_first: object = None) -> GodwitError:
+    with pytest.raises(GodwitError) as problem:
+        await pulled(net, request, after_first)
+    return problem.value
+
+
+def test_damage_is_corrupt_and_never_served(tmp_path: Path) -> None:
+    def truncate(path: str) -> None:
+        os.truncate(path, 2_000_000)
+
+    def alter_a_byte_and_restore_mtime(path: str) -> None:
+        status = os.stat(path)
+        with open(path, "r+b") as file:
+            file.seek(1_500_000)
+            file.write(b"?")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            for ino, damage in enumerate((truncate, alter_a_byte_and_restore_mtime, os.unlink), start=7):
+                await net.file("s1", ino, os.urandom(3_000_000))
+                damage(net.path("s1", ino))
+                assert type(await problem_with(net, request_for(net, ino))) is Corrupt
+
+    run(test)
+
+
+def test_a_newer_version_or_a_dirty_inode_is_a_change(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            await net.file("s1", 7, b"first", dirty=True)
+            request = request_for(net, 7)
+            Path(net.path("s1", 7)).write_bytes(b"second")
+            assert isinstance(await problem_with(net, request), Changed)
+            net.manager.nodes[7] = msgspec.structs.replace(net.manager.nodes[7], dirty=False)
+            assert isinstance(await problem_with(net, request), Corrupt)
+            descriptor = os.open(net.path("s1", 7), os.O_RDONLY)
+            write_record(descriptor, msgspec.structs.replace(record_of(net.path("s1", 7)), version=2))
+            os.close(descriptor)
+            assert isinstance(await problem_with(net, request), Changed)
+            del net.manager.nodes[7]
+            os.unlink(net.path("s1", 7))
+            assert isinstance(await problem_with(net, request), Refused)
+
+    run(test)
+
+
+def test_a_write_while_it_is_sent_is_a_change(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            await net.file("s1", 7, bytes(LARGE), dirty=True)
+            request = request_for(net, 7)
+
+            def overwrite_the_end() -> None:
+                with open(net.path("s1", 7), "r+b") as file:
+                    file.seek(LARGE - 1)
+                    file.write(b"!")
+
+            assert isinstance(await problem_with(net, request, overwrite_the_end), Changed)
+
+            def cut_off() -> None:
+                os.truncate(net.path("s1", 7), CHUNK_BYTES)
+
+            status = content_of(os.stat(net.path("s1", 7)))
+            stamp = msgspec.structs.replace(request.stamp, mtime_ns=status.mtime_ns, ctime_ns=status.ctime_ns)
+            request = msgspec.structs.replace(request, stamp=stamp)
+            assert isinstance(await problem_with(net, request, cut_off), Changed)
+
+    run(test)
+
+
+def test_content_that_denies_its_record_is_corrupt(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            for ino, size in ((7, 10), (8, 3_000_000)):
+                await net.file("s1", ino, os.urandom(size))
+                path = net.path("s1", ino)
+                descriptor = os.open(path, os.O_RDONLY)
+                write_record(descriptor, msgspec.structs.replace(record_of(path), checksum="00" * 32))
+                os.close(descriptor)
+                request = msgspec.structs.replace(request_for(net, ino), stamp=stamp_at(path))
+                assert isinstance(await problem_with(net, request), Corrupt)
+
+    run(test)
+
+
+def test_a_fresh_change_is_waited_out_before_the_first_byte(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            await net.file("s1", 7, b"content")
+            changed_s = trio.current_time()
+            await pulled(net, request_for(net, 7))
+            assert trio.current_time() - changed_s > 0.03
+
+    run(test)
+
+
+def test_a_reader_that_stops_holds_up_nobody(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            await net.file("s1", 7, bytes(LARGE))
+            await net.file("s1", 8, b"small")
+            slow = await net.channel("s1")
+            async with slow.open_stream(request_for(net, 7)) as replies:
+                await anext(replies)
+                assert await pulled(net, request_for(net, 8)) == b"small"
+                assert len(await pulled(net, request_for(net, 7))) == LARGE
+            await slow.close()
+
+    run(test)
