@@ -1,0 +1,57 @@
+"""Runs a measurement in a process of its own, so that one that hangs in a dead mount can be killed and given up."""
+
+import multiprocessing
+import os
+import signal
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+import msgspec
+
+from bench.sample import Ground, Measure, Sample
+
+KILL_PATIENCE_S = 5.0
+
+
+class MeasurementFailed(Exception):
+    """A measurement ended without a figure; the text says why."""
+
+
+class _Outcome(msgspec.Struct):
+    sample: Sample | None
+    error: str = ""
+
+
+def measure_apart(measure: Measure, ground: Ground, timeout_s: float) -> Sample:
+    """The sample; raises `MeasurementFailed`. Whatever happens, the process and those it started are ended."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_measure, args=(measure, ground, sender), daemon=True)
+    child.start()
+    assert child.pid is not None
+    with suppress(OSError):
+        os.setpgid(child.pid, child.pid)
+    sender.close()
+    try:
+        if not receiver.poll(timeout_s):
+            raise MeasurementFailed(f"not done after {timeout_s:g} s")
+        outcome = msgspec.json.decode(receiver.recv_bytes(), type=_Outcome)
+    except EOFError:
+        raise MeasurementFailed("its process was killed") from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.join(KILL_PATIENCE_S)
+        receiver.close()
+    if outcome.sample is None:
+        raise MeasurementFailed(outcome.error)
+    return outcome.sample
+
+
+def _measure(measure: Measure, ground: Ground, sender: Connection) -> None:
+    os.setpgid(0, 0)
+    try:
+        outcome = _Outcome(measure(ground))
+    except Exception as error:
+        outcome = _Outcome(None, f"{type(error).__name__}: {error}")
+    sender.send_bytes(msgspec.json.encode(outcome))

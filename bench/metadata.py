@@ -1,0 +1,123 @@
+"""Operations per second on many small files in one directory. `create` makes them; the others use what it made."""
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.caches import forget_names
+from bench.sample import Ground, Sample, per_second
+
+CONTENT = random.Random(2).randbytes(4096)
+
+
+def create(ground: Ground) -> Sample:
+    """create + write 4 KiB + close."""
+    directory = ground.directory / "files"
+    directory.mkdir()
+    return per_second(create_files, [f"{directory}/f{index:06}" for index in range(ground.load.files)], ground.load.limit_s)
+
+
+def create_files(paths: Sequence[str]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.write(descriptor, CONTENT)
+        finally:
+            os.close(descriptor)
+
+
+def stat_first(ground: Ground) -> Sample:
+    """stat of each file, with neither name nor attributes in any cache."""
+    paths = file_paths(ground.directory / "files")
+    forget_names()
+    return per_second(_stat, paths, ground.load.limit_s)
+
+
+def stat_second(ground: Ground) -> Sample:
+    paths = file_paths(ground.directory / "files")
+    per_second(_stat, paths, ground.load.limit_s)
+    return per_second(_stat, paths * ground.load.passes, ground.load.limit_s)
+
+
+def _stat(paths: Sequence[str]) -> None:
+    for path in paths:
+        os.stat(path)
+
+
+def open_read_close(ground: Ground) -> Sample:
+    """open + read 4 KiB + close of files that were read just before."""
+    paths = file_paths(ground.directory / "files")
+    per_second(read_files, paths, ground.load.limit_s)
+    return per_second(read_files, paths, ground.load.limit_s)
+
+
+def read_files(paths: Sequence[str]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if len(os.read(descriptor, 8192)) != len(CONTENT):
+                raise OSError(f"{path} is shorter than it was written")
+        finally:
+            os.close(descriptor)
+
+
+def list_cold(ground: Ground) -> Sample:
+    """readdir and stat of each entry, as `ls -l` does; files per second."""
+    forget_names()
+    return _list(ground)
+
+
+def list_warm(ground: Ground) -> Sample:
+    _list(ground)
+    return _list(ground)
+
+
+def _list(ground: Ground) -> Sample:
+    def listed(directories: Sequence[str]) -> None:
+        for directory in directories:
+            for name in os.listdir(directory):
+                os.lstat(f"{directory}/{name}")
+
+    directory = ground.directory / "files"
+    once = per_second(listed, [str(directory)], ground.load.limit_s)
+    count = len(os.listdir(directory))
+    return Sample(count / once.seconds, count, once.seconds)
+
+
+def rename(ground: Ground) -> Sample:
+    """Each file gets a new name in its directory."""
+
+    def renamed(paths: Sequence[str]) -> None:
+        for path in paths:
+            os.rename(path, f"{path}.new")
+
+    return per_second(renamed, file_paths(ground.directory / "files"), ground.load.limit_s)
+
+
+def unlink(ground: Ground) -> Sample:
+    """unlink of each file; its name and attributes are in the cache."""
+
+    def unlinked(paths: Sequence[str]) -> None:
+        for path in paths:
+            os.unlink(path)
+
+    paths = file_paths(ground.directory / "files")
+    per_second(_stat, paths, ground.load.limit_s)
+    return per_second(unlinked, paths, ground.load.limit_s)
+
+
+def make_directories(ground: Ground) -> Sample:
+    directory = ground.directory / "directories"
+    directory.mkdir()
+
+    def made(paths: Sequence[str]) -> None:
+        for path in paths:
+            os.mkdir(path)
+
+    return per_second(made, [f"{directory}/d{index:06}" for index in range(ground.load.directories)], ground.load.limit_s)
+
+
+def file_paths(directory: Path) -> list[str]:
+    """All files of *directory* in the order in which they were made."""
+    return [f"{directory}/{name}" for name in sorted(os.listdir(directory))]

@@ -1,0 +1,81 @@
+"""Seconds that ordinary programs take on a tree of small files, which comes out of a tar."""
+
+import io
+import os
+import random
+import subprocess
+import tarfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.sample import Ground, Sample, seconds_of
+
+FILES_PER_DIRECTORY = 20
+MEAN_BYTES = 4096
+WORDS = [bytes(random.Random(4).choices(b"abcdefghijklmnopqrstuvwxyz", k=length)) for length in range(2, 12) for _ in range(20)]
+GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c", "gc.auto=0", "-c", "init.defaultBranch=main")
+ENVIRONMENT = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "LC_ALL": "C"}
+
+
+def make_tar(path: Path, files: int) -> None:
+    """Writes a tar of *files* text files, on average 4 KiB, 20 to a directory; the same bytes at every call."""
+    order = random.Random(3)
+    with tarfile.open(path, "w") as tar:
+        for index in range(files):
+            folder = f"tree/d{index // FILES_PER_DIRECTORY:03}"
+            if index % FILES_PER_DIRECTORY == 0:
+                directory = tarfile.TarInfo(folder)
+                directory.type, directory.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(directory)
+            length = min(65536, int(order.expovariate(1 / MEAN_BYTES)) + 1)
+            member = tarfile.TarInfo(f"{folder}/f{index:05}.txt")
+            member.size, member.mtime, member.mode = length, 1_700_000_000, 0o644
+            tar.addfile(member, io.BytesIO(_text(order, length)))
+
+
+def _text(order: random.Random, length: int) -> bytes:
+    words = b" ".join(order.choices(WORDS, k=length // 5 + 1))
+    return (words * (length // len(words) + 1))[:length]
+
+
+def untar(ground: Ground) -> Sample:
+    start = time.monotonic()
+    _run(("tar", "xf", str(ground.tar)), ground, ground.directory)
+    return seconds_of(start, ground.load.tree_files)
+
+
+def git_commit(ground: Ground) -> Sample:
+    """git init + add + commit of the tree."""
+    tree = ground.directory / "tree"
+    start = time.monotonic()
+    _run((*GIT, "init", "-q"), ground, tree)
+    _run((*GIT, "add", "."), ground, tree)
+    _run((*GIT, "commit", "-q", "-m", "all"), ground, tree)
+    return seconds_of(start, ground.load.tree_files)
+
+
+def git_status(ground: Ground) -> Sample:
+    """The second of two git status: the index is fresh and names are in the cache."""
+    tree = ground.directory / "tree"
+    _run((*GIT, "status", "--porcelain"), ground, tree)
+    start = time.monotonic()
+    _run((*GIT, "status", "--porcelain"), ground, tree)
+    return seconds_of(start, ground.load.tree_files)
+
+
+def remove(ground: Ground) -> Sample:
+    """rm -rf of the tree with its .git, whose names are in the cache."""
+    _run(("find", "tree", "-size", "+1G"), ground, ground.directory)
+    start = time.monotonic()
+    _run(("rm", "-rf", "tree"), ground, ground.directory)
+    return seconds_of(start, ground.load.tree_files)
+
+
+def _run(command: Sequence[str], ground: Ground, directory: Path) -> None:
+    done = subprocess.run(
+        command, cwd=directory, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, timeout=ground.load.program_s
+    )
+    if done.returncode != 0:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise OSError(f"{' '.join(command[-3:])} ended with {done.returncode}: {' '.join(last)}")

@@ -1,0 +1,103 @@
+"""Makes the measurements: round by round, group by group, side by side in turn, each in a fresh directory.
+
+ext4 creates up to ten times slower for some seconds after a mass deletion. So nothing is deleted before the end, and
+measurements that delete are made after all the others.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.isolation import MeasurementFailed, measure_apart
+from bench.registry import Group, Measurement
+from bench.report import Failure
+from bench.sample import Ground, Load, Sample
+from bench.sides import Side
+from bench.tables import shown
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done. A round of a group is left out if it would probably end later than `budget_s` after the start."""
+
+    groups: Sequence[Group]
+    sides: Sequence[Side]
+    load: Load
+    tar: Path
+    rounds: int
+    budget_s: float
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One group on one side in one round."""
+
+    group: Group
+    side: Side
+    round: int
+    ground: Ground
+
+
+class Runner:
+    """Runs a plan once; `samples` (by metric and side) and `failures` grow as it goes and stay valid when it is interrupted."""
+
+    def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
+        self.samples: dict[tuple[str, str], list[Sample]] = {}
+        self.failures: list[Failure] = []
+        self.left_out = 0
+        self._plan = plan
+        self._tell = tell
+
+    def run(self) -> None:
+        turns: list[_Turn] = []
+        start = time.monotonic()
+        costs: dict[str, float] = {}
+        for number in range(1, self._plan.rounds + 1):
+            for group in self._plan.groups:
+                begin = time.monotonic()
+                if begin + costs.get(group.name, 0.0) > start + self._plan.budget_s:
+                    self.left_out += 1
+                    continue
+                turns += [
+                    self._begin(group, side, number) for side in self._plan.sides if side.elsewhere or not group.needs_network
+                ]
+                costs[group.name] = time.monotonic() - begin
+        for turn in turns:
+            self._measure_all(turn, at_the_end=True)
+
+    def _begin(self, group: Group, side: Side, number: int) -> _Turn:
+        """A group's first measurements, in a directory that stays for its last ones."""
+        directory = side.root / f"{group.name}-{number}"
+        turn = _Turn(group, side, number, Ground(directory, self._plan.load, self._plan.tar, side.elsewhere))
+        directory.mkdir()
+        self._measure_all(turn, at_the_end=False)
+        return turn
+
+    def _measure_all(self, turn: _Turn, at_the_end: bool) -> None:
+        due = [measurement for measurement in turn.group.measurements if measurement.at_the_end is at_the_end]
+        if due:
+            self._rest()
+        for measurement in due:
+            self._measure(measurement, turn)
+
+    def _rest(self) -> None:
+        """Lets copies and writeback of earlier measurements end, so that they do not weigh on the next, on either side."""
+        for side in self._plan.sides:
+            try:
+                side.settle()
+            except Exception as error:
+                self._tell(f"    not at rest: {error}")
+        os.sync()
+
+    def _measure(self, measurement: Measurement, turn: _Turn) -> None:
+        label = f"round {turn.round}  {turn.side.name:<8}{measurement.metric:<32}"
+        try:
+            sample = measure_apart(measurement.measure, turn.ground, self._plan.load.patience_s)
+        except MeasurementFailed as error:
+            self.failures.append(Failure(measurement.metric, turn.side.name, turn.round, str(error)))
+            self._tell(f"{label}failed: {error}")
+            return
+        self.samples.setdefault((measurement.metric, turn.side.name), []).append(sample)
+        self._tell(f"{label}{shown(sample.value):>12} {measurement.unit}{'  (cut short)' if sample.cut_short else ''}")

@@ -1,0 +1,126 @@
+"""What a measurement is, takes and gives; and the one loop that counts operations per second."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+CHUNK = 64
+MB = 1_000_000
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One figure in its metric's unit, with the operations (or bytes) and the seconds it was made of.
+
+    `cut_short`: the time limit ended the measurement before all of its operations were done; the figure is still a rate.
+    """
+
+    value: float
+    count: int
+    seconds: float
+    cut_short: bool = False
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much is measured.
+
+    `limit_s` bounds each loop of operations, `program_s` each program that is run, `copies_s` the wait for copies, and
+    `patience_s` a whole measurement: one that takes longer is killed and reported as failed.
+    """
+
+    file_bytes: int = 256 << 20
+    random_ops: int = 50_000
+    files: int = 2000
+    passes: int = 5
+    directories: int = 1000
+    appends: int = 1000
+    tree_files: int = 3000
+    remote_files: int = 1000
+    copied_files: int = 2000
+    copied_bytes: int = 512 << 20
+    limit_s: float = 4.0
+    program_s: float = 90.0
+    copies_s: float = 90.0
+    patience_s: float = 180.0
+
+
+QUICK = Load(
+    file_bytes=8 << 20,
+    random_ops=2000,
+    files=100,
+    passes=2,
+    directories=50,
+    appends=20,
+    tree_files=120,
+    remote_files=50,
+    copied_files=100,
+    copied_bytes=16 << 20,
+    limit_s=1.0,
+    program_s=60.0,
+    copies_s=60.0,
+)
+
+
+class Elsewhere(Protocol):
+    """The same storage network as another server sees it."""
+
+    def seen_there(self, directory: Path) -> Path:
+        """The same directory through the other server's mount."""
+
+    def set_copies(self, directory: Path, copies: int) -> None:
+        """Gives a directory a policy of its own."""
+
+    def wait_until_current(self, directory: Path, timeout_s: float) -> float:
+        """When (monotonic) each file in *directory* had all the current copies that its policy asks for.
+
+        Returns somewhat later, since it makes sure; raises `TimeoutError`.
+        """
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a measurement works: a directory that it shares with its group's earlier ones, the load, and the tree as a tar.
+
+    `elsewhere` is there for measurements of a network only.
+    """
+
+    directory: Path
+    load: Load
+    tar: Path
+    elsewhere: Elsewhere | None = None
+
+
+Measure = Callable[[Ground], Sample]
+
+
+def per_second(work: Callable[[Sequence[T]], object], items: Sequence[T], limit_s: float) -> Sample:
+    """Operations per second of *work*, which is given the items in small chunks until they or the time are used up."""
+    done = 0
+    start = time.monotonic()
+    elapsed = 0.0
+    while done < len(items):
+        chunk = items[done : done + CHUNK]
+        work(chunk)
+        done += len(chunk)
+        elapsed = time.monotonic() - start
+        if elapsed > limit_s:
+            break
+    return Sample(done / elapsed if elapsed else 0.0, done, elapsed, cut_short=done < len(items))
+
+
+def megabytes_per_second(sample: Sample, bytes_each: int) -> Sample:
+    """The same sample in MB/s of operations that move *bytes_each*."""
+    moved = sample.count * bytes_each
+    return Sample(moved / MB / sample.seconds if sample.seconds else 0.0, moved, sample.seconds, sample.cut_short)
+
+
+def seconds_of(start: float, count: int) -> Sample:
+    """A sample that is the time since *start* (monotonic)."""
+    elapsed = time.monotonic() - start
+    return Sample(elapsed, count, elapsed)

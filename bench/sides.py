@@ -1,0 +1,141 @@
+"""The two sides of a run: the native file system and the mounted one. Neither knows what is measured on it."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from bench.report import MOUNTED, NATIVE
+from bench.sample import Elsewhere
+from cli.ask import talk
+from cli.conversation import Asker
+from cli.target import Target, lab_target
+from cluster.messages import DEAD, GetWhere, ListTasks, SetPolicy, Where
+from lab.lab import Lab
+
+ASK_TIMEOUT_S = 30.0
+POLL_S = 0.05
+ASKED_AT_ONCE = 32
+SETTLE_S = 30.0
+HERE, THERE = "s1", "s2"
+
+
+def _nothing() -> None:
+    """A side without background work has nothing to settle."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """`root` holds this side's directories; `settle` waits until its background work rests."""
+
+    name: str
+    root: Path
+    settle: Callable[[], None] = field(default=_nothing)
+    elsewhere: Elsewhere | None = None
+
+    def remove(self) -> None:
+        """Deletes everything; what cannot be deleted (a mount that has died) is left."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def native_side(parent: Path, name: str) -> Side:
+    return _made(Side(NATIVE, parent / name))
+
+
+def mounted_side(mount: Path, name: str) -> Side:
+    """Any file system that is mounted already."""
+    return _made(Side(MOUNTED, mount / name))
+
+
+def lab_side(lab: Lab, name: str) -> Side:
+    """The mount of a lab's first server, with its second server as elsewhere."""
+    there = LabElsewhere(lab_target(lab), lab.mount(HERE), lab.mount(THERE))
+    return _made(Side(MOUNTED, lab.mount(HERE) / name, there.settle, there))
+
+
+def _made(side: Side) -> Side:
+    side.root.mkdir()
+    return side
+
+
+class LabElsewhere:
+    """Implements `Elsewhere` for a lab, with questions to its manager."""
+
+    def __init__(self, target: Target, here: Path, there: Path) -> None:
+        self._target = target
+        self._here = here
+        self._there = there
+
+    def seen_there(self, directory: Path) -> Path:
+        return self._there / directory.relative_to(self._here)
+
+    def set_copies(self, directory: Path, copies: int) -> None:
+        ino = directory.stat().st_ino
+
+        async def ask(asker: Asker) -> None:
+            await asker(SetPolicy(ino, copies=copies))
+
+        talk(self._target, ASK_TIMEOUT_S, ask)
+
+    def settle(self) -> None:
+        """Waits until no task is waiting or running, at most `SETTLE_S`."""
+        deadline = time.monotonic() + SETTLE_S
+
+        async def poll(asker: Asker) -> None:
+            while await _open_tasks(asker) and time.monotonic() < deadline:
+                await trio.sleep(POLL_S)
+
+        talk(self._target, SETTLE_S + ASK_TIMEOUT_S, poll)
+
+    def wait_until_current(self, directory: Path, timeout_s: float) -> float:
+        """See `Elsewhere`. When the queues are empty, asks for each file: a commit may not have reached the manager yet."""
+        deadline = time.monotonic() + timeout_s
+        inos: list[int] = []
+
+        async def poll(asker: Asker) -> float:
+            while True:
+                tasks = await _open_tasks(asker)
+                seen = time.monotonic()
+                if not tasks:
+                    inos[:] = inos or [entry.stat().st_ino for entry in directory.iterdir()]
+                    if await _all_current(asker, inos):
+                        return seen
+                if seen > deadline:
+                    raise TimeoutError(f"copies are not current {timeout_s:g} s after the last write ({tasks} tasks are left)")
+                await trio.sleep(POLL_S)
+
+        return talk(self._target, timeout_s + ASK_TIMEOUT_S, poll)
+
+
+async def _open_tasks(asker: Asker) -> int:
+    """Tasks that are waiting or running; raises `OSError` when one has been given up."""
+    rows = await asker(ListTasks(limit=1))
+    dead = (await asker(ListTasks(state=DEAD, limit=1))).total if rows.total else 0
+    if dead:
+        raise OSError(f"{dead} copies were given up by the agents (godwit queue ls)")
+    return rows.total
+
+
+async def _all_current(asker: Asker, inos: list[int]) -> bool:
+    """Asks for some files at a time, and stops at the first lot that is not all current."""
+    for start in range(0, len(inos), ASKED_AT_ONCE):
+        found: list[bool] = []
+
+        async def look(ino: int, found: list[bool] = found) -> None:
+            found.append(is_current(await asker(GetWhere(ino))))
+
+        async with trio.open_nursery() as nursery:
+            for ino in inos[start : start + ASKED_AT_ONCE]:
+                nursery.start_soon(look, ino)
+        if not all(found):
+            return False
+    return True
+
+
+def is_current(where: Where) -> bool:
+    """Whether a file is clean and has the copies that its policy asks for."""
+    current = sum(replica.current for replica in where.replicas)
+    return not where.node.dirty and not where.pending and current >= where.policy.copies
