@@ -1,0 +1,122 @@
+"""Commits of content, and the end of an inode's dirtiness.
+
+`dirty` may be cleared only while nobody has the inode open for writing. An `Open` for writing registers before it looks at
+the flag, and queues behind transactions that may clear it (`State.changing`), so it cannot be overtaken.
+"""
+
+import errno
+import stat
+
+from sqlalchemy import bindparam, insert, literal_column, update
+
+from cluster.content import visible_ctime_ns
+from cluster.errors import Fenced, refused
+from cluster.messages import Commit, Content, Node
+from manager.attributes import drop_capability
+from manager.inodes import HAS_CAPABILITY, InodeRow, find_inode, get_inode, node_of
+from manager.limits import check_number, check_size, check_time
+from manager.schema import inodes, replicas
+from manager.sessions import Session
+from manager.state import State
+from manager.store import Transaction
+from manager.tasks import align
+
+_COMMIT = (
+    update(inodes)
+    .where(inodes.c.ino == bindparam("b_ino"))
+    .values(
+        {
+            name: bindparam(f"to_{name}")
+            for name in ("size", "blocks", "mtime_ns", "ctime_ns", "object_ctime_ns", "version", "dirty", "marks")
+        }
+    )
+)
+_STAMP = (
+    update(replicas)
+    .where(replicas.c.ino == bindparam("b_ino"), replicas.c.volume == bindparam("b_volume"))
+    .values(
+        version=bindparam("to_version"),
+        stamp_size=bindparam("to_size"),
+        stamp_mtime_ns=bindparam("to_mtime"),
+        stamp_ctime_ns=bindparam("to_ctime"),
+        checksum=b"",
+        fault="",
+    )
+)
+_CLEAN = update(inodes).where(inodes.c.ino == bindparam("b_ino"), inodes.c.dirty == literal_column("1")).values(dirty=0)
+_CLEAN_VERSION = _CLEAN.where(inodes.c.version == bindparam("b_version"))
+_MARK_DIRTY = update(inodes).where(inodes.c.ino == bindparam("b_ino"), inodes.c.dirty == literal_column("0")).values(dirty=1)
+
+
+def commit(tx: Transaction, state: State, session: Session, op: Commit) -> Node:
+    """The home's object has this content now. An unknown inode is ENOENT: ESTALE tells the committer to raise its version."""
+    row = find_inode(tx.connection, op.ino)
+    if row is None:
+        raise refused(errno.ENOENT, f"inode {op.ino}")
+    if not stat.S_ISREG(row.mode):
+        raise refused(errno.EINVAL, "only regular files have content")
+    if op.home_epoch != row.home_epoch:
+        raise Fenced(f"the home of inode {op.ino} has epoch {row.home_epoch}, not {op.home_epoch}")
+    if op.content is not None:
+        _check_content(op.content)
+        check_number(op.version, "version")
+        if op.version <= row.version:
+            raise refused(errno.ESTALE, f"inode {op.ino} has version {row.version} already")
+    clean = op.final and state.is_settled_by(op.ino)
+    if op.content is not None:
+        _store_content(tx, row, op, op.content, dirty=row.dirty and not clean)
+    elif clean and row.dirty:
+        tx.execute(_CLEAN, {"b_ino": op.ino})
+    row = get_inode(tx.connection, op.ino)
+    if op.content is not None:
+        align(tx, state, row)
+    if row.dirty:
+        version = row.version
+        tx.after(lambda: state.sessions.committed(session, op.ino, version, final=op.final))
+    return node_of(row)
+
+
+def _check_content(content: Content) -> None:
+    check_size(content.size)
+    check_size(content.blocks)
+    check_time(content.mtime_ns)
+    check_time(content.ctime_ns)
+
+
+def _store_content(tx: Transaction, row: InodeRow, op: Commit, content: Content, *, dirty: bool) -> None:
+    if row.marks & HAS_CAPABILITY:
+        drop_capability(tx, op.ino)
+    values = {
+        "b_ino": op.ino,
+        "to_size": content.size,
+        "to_blocks": content.blocks,
+        "to_mtime_ns": content.mtime_ns,
+        "to_ctime_ns": visible_ctime_ns(row.ctime_ns, content),
+        "to_object_ctime_ns": content.ctime_ns,
+        "to_version": op.version,
+        "to_dirty": int(dirty),
+        "to_marks": row.marks & ~HAS_CAPABILITY,
+    }
+    tx.execute(_COMMIT, values)
+    stamp = {
+        "b_ino": op.ino,
+        "b_volume": row.home_volume,
+        "to_version": op.version,
+        "to_size": content.size,
+        "to_mtime": content.mtime_ns,
+        "to_ctime": content.ctime_ns,
+    }
+    if tx.execute(_STAMP, stamp).rowcount == 0:
+        tx.execute(insert(replicas), {"ino": op.ino, "volume": row.home_volume, "version": 0})
+        tx.execute(_STAMP, stamp)
+
+
+def settle(tx: Transaction, state: State, ino: int, version: int) -> None:
+    """The last writer has left after its final commit, which was *version*: the inode is clean, unless that has changed."""
+    if state.is_settled_by(ino):
+        tx.execute(_CLEAN_VERSION, {"b_ino": ino, "b_version": version})
+
+
+def mark_dirty(tx: Transaction, ino: int) -> None:
+    """Before anybody can write."""
+    tx.execute(_MARK_DIRTY, {"b_ino": ino})

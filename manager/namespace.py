@@ -1,0 +1,317 @@
+"""Names: create, link, unlink, rmdir, rename, with the semantics of a local Linux file system.
+
+Every function checks first and writes then, so that a refused operation leaves no trace. Permissions are checked by the
+kernels of the mounts.
+"""
+
+import errno
+import stat
+from typing import Any
+
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from cluster.errors import refused
+from cluster.messages import SYMLINK_MAX, Create, Link, Node, Rename, Rmdir, Unlink
+from manager import acl
+from manager.attributes import read_acl
+from manager.inodes import (
+    HAS_ACCESS_ACL,
+    HAS_DEFAULT_ACL,
+    InodeRow,
+    check_name,
+    find_entry,
+    get_directory,
+    get_entry,
+    get_inode,
+    get_live_directory,
+    has_children,
+    node_of,
+    relink,
+    touch_directory,
+)
+from manager.limits import check_id, check_time
+from manager.policies import is_below
+from manager.schema import FIRST_INO, dentries, inodes, orphans, policies, replicas, scans, symlinks, xattrs
+from manager.sessions import Session
+from manager.state import SCAN, State
+from manager.store import Transaction
+from manager.tasks import align_inode
+
+LINK_MAX = 65000
+DIRECTORY_BYTES = 4096
+DIRECTORY_BLOCKS = 8
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RDEV_MAX = 2**32 - 1
+
+_TYPES = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
+
+_ADD_INODE = insert(inodes)
+_ADD_ENTRY = insert(dentries)
+_ADD_REPLICA = insert(replicas)
+_ADD_XATTR = insert(xattrs)
+_ADD_ORPHAN = insert(orphans)
+_REMOVE_ENTRY = delete(dentries).where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name"))
+_MOVE_ENTRY = (
+    update(dentries)
+    .where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name"))
+    .values(parent=bindparam("to_parent"), name=bindparam("to_name"), cookie=bindparam("cookie"))
+)
+_POINT_ENTRY = (
+    update(dentries)
+    .where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name"))
+    .values(ino=bindparam("ino"))
+)
+
+
+def create(tx: Transaction, state: State, session: Session, op: Create) -> Node:
+    """Makes an inode and its name; a regular file is born dirty and open for writing."""
+    parent = _check_create(tx, state, op)
+    mode, gid = op.mode, op.gid
+    directory = stat.S_ISDIR(mode)
+    if parent.mode & stat.S_ISGID:
+        gid = parent.gid
+        mode |= stat.S_ISGID if directory else 0
+    marks = 0
+    lists: list[tuple[bytes, bytes]] = []
+    if parent.marks & HAS_DEFAULT_ACL and not stat.S_ISLNK(mode):
+        mode, marks, lists = _inherit(tx, op.parent, mode)
+    regular = stat.S_ISREG(mode)
+    row = {
+        "ino": op.ino,
+        "mode": mode,
+        "nlink": 2 if directory else 1,
+        "uid": op.uid,
+        "gid": gid,
+        "rdev": op.rdev if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else 0,
+        "size": DIRECTORY_BYTES if directory else len(op.target),
+        "blocks": DIRECTORY_BLOCKS if directory else 0,
+        "atime_ns": op.now_ns,
+        "mtime_ns": op.now_ns,
+        "ctime_ns": op.now_ns,
+        "btime_ns": op.now_ns,
+        "version": 0,
+        "dirty": int(regular),
+        "home_volume": op.home_volume if regular else 0,
+        "home_epoch": int(regular),
+        "object_ctime_ns": 0,
+        "marks": marks,
+    }
+    tx.execute(_ADD_INODE, row)
+    tx.inodes_added += 1
+    tx.execute(_ADD_ENTRY, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
+    touch_directory(tx.connection, op.parent, op.now_ns, links=int(directory))
+    if regular:
+        tx.execute(_ADD_REPLICA, {"ino": op.ino, "volume": op.home_volume, "version": 0})
+        tx.after(lambda: state.register_creator(session, op.ino))
+    elif op.target:
+        tx.execute(insert(symlinks), {"ino": op.ino, "target": op.target})
+    for name, value in lists:
+        tx.execute(_ADD_XATTR, {"ino": op.ino, "name": name, "value": value})
+    return _born(row)
+
+
+def _born(row: dict[str, int]) -> Node:
+    values: dict[str, Any] = {name: value for name, value in row.items() if name != "marks"}
+    values["dirty"] = bool(row["dirty"])
+    return Node(**values)
+
+
+def _check_create(tx: Transaction, state: State, op: Create) -> InodeRow:
+    check_name(op.name)
+    kind = stat.S_IFMT(op.mode)
+    if kind not in _TYPES or op.mode & ~(kind | 0o7777):
+        raise refused(errno.EINVAL, f"mode {op.mode:o}")
+    if not FIRST_INO <= op.ino < state.next_ino or not 0 <= op.rdev <= RDEV_MAX:
+        raise refused(errno.EINVAL, f"inode number {op.ino}")
+    check_id(op.uid)
+    check_id(op.gid)
+    check_time(op.now_ns)
+    if kind == stat.S_IFREG and state.members.get(op.home_volume) is None:
+        raise refused(errno.EINVAL, f"volume {op.home_volume}")
+    if (kind == stat.S_IFLNK) != bool(op.target):
+        raise refused(errno.ENOENT if kind == stat.S_IFLNK else errno.EINVAL, "target of a symbolic link")
+    if len(op.target) > SYMLINK_MAX:
+        raise refused(errno.ENAMETOOLONG, "target of a symbolic link")
+    if b"\0" in op.target:
+        raise refused(errno.EINVAL, "target of a symbolic link")
+    parent = get_live_directory(tx.connection, op.parent)
+    if find_entry(tx.connection, op.parent, op.name) is not None:
+        raise refused(errno.EEXIST)
+    return parent
+
+
+def _inherit(tx: Transaction, parent: int, mode: int) -> tuple[int, int, list[tuple[bytes, bytes]]]:
+    """The mode, marks and attributes that something created with *mode* gets from its parent's default list."""
+    default = read_acl(tx.connection, parent, acl.DEFAULT_XATTR)
+    if default is None:
+        return mode, 0, []
+    marks, lists = 0, []
+    mode, access = acl.inherit(default, mode)
+    if access is not None:
+        marks |= HAS_ACCESS_ACL
+        lists.append((acl.ACCESS_XATTR, acl.pack(access)))
+    if stat.S_ISDIR(mode):
+        marks |= HAS_DEFAULT_ACL
+        lists.append((acl.DEFAULT_XATTR, acl.pack(default)))
+    return mode, marks, lists
+
+
+def link(tx: Transaction, state: State, _session: Session, op: Link) -> Node:
+    """Another name for an inode."""
+    check_name(op.name)
+    check_time(op.now_ns)
+    inode = get_inode(tx.connection, op.ino)
+    if stat.S_ISDIR(inode.mode):
+        raise refused(errno.EPERM, "hard link to a directory")
+    if inode.nlink == 0:
+        raise refused(errno.ENOENT, "the file has been removed")
+    if inode.nlink >= LINK_MAX:
+        raise refused(errno.EMLINK)
+    get_live_directory(tx.connection, op.parent)
+    if find_entry(tx.connection, op.parent, op.name) is not None:
+        raise refused(errno.EEXIST)
+    tx.execute(_ADD_ENTRY, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
+    touch_directory(tx.connection, op.parent, op.now_ns)
+    relink(tx.connection, op.ino, op.now_ns, 1)
+    return node_of(get_inode(tx.connection, op.ino))
+
+
+def unlink(tx: Transaction, state: State, _session: Session, op: Unlink) -> None:
+    """Removes a name of something that is not a directory."""
+    check_name(op.name)
+    check_time(op.now_ns)
+    inode = get_entry(tx.connection, op.parent, op.name)
+    if stat.S_ISDIR(inode.mode):
+        raise refused(errno.EISDIR)
+    tx.execute(_REMOVE_ENTRY, {"b_parent": op.parent, "b_name": op.name})
+    touch_directory(tx.connection, op.parent, op.now_ns)
+    _lose_name(tx, state, inode, op.now_ns)
+
+
+def rmdir(tx: Transaction, state: State, _session: Session, op: Rmdir) -> None:
+    """Removes an empty directory."""
+    check_name(op.name)
+    check_time(op.now_ns)
+    inode = get_entry(tx.connection, op.parent, op.name)
+    if not stat.S_ISDIR(inode.mode):
+        raise refused(errno.ENOTDIR)
+    if has_children(tx.connection, inode.ino):
+        raise refused(errno.ENOTEMPTY)
+    tx.execute(_REMOVE_ENTRY, {"b_parent": op.parent, "b_name": op.name})
+    touch_directory(tx.connection, op.parent, op.now_ns, links=-1)
+    _lose_name(tx, state, inode, op.now_ns)
+
+
+def _lose_name(tx: Transaction, state: State, inode: InodeRow, now_ns: int) -> None:
+    """A name of *inode* has been removed from its directory; with the last one it becomes an orphan."""
+    directory = stat.S_ISDIR(inode.mode)
+    links = inode.nlink if directory else 1
+    relink(tx.connection, inode.ino, now_ns, -links)
+    if inode.nlink > links:
+        return
+    tx.execute(_ADD_ORPHAN, {"ino": inode.ino})
+    if directory and tx.execute(delete(policies).where(policies.c.ino == inode.ino)).rowcount:
+        state.policies.clear()
+        tx.after(state.policies.clear)
+    tx.after(lambda: state.lost_name(inode.ino))
+
+
+def rename(tx: Transaction, state: State, _session: Session, op: Rename) -> Node | None:
+    """rename(2). The node of what was renamed; None if something was replaced."""
+    if op.flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+        raise refused(errno.EINVAL, f"flags {op.flags}")
+    check_name(op.name)
+    check_name(op.new_name)
+    check_time(op.now_ns)
+    get_directory(tx.connection, op.parent)
+    get_live_directory(tx.connection, op.new_parent)
+    source = get_entry(tx.connection, op.parent, op.name)
+    target = find_entry(tx.connection, op.new_parent, op.new_name)
+    if op.flags == RENAME_EXCHANGE:
+        return _exchange(tx, state, op, source, target)
+    if target is not None and op.flags == RENAME_NOREPLACE:
+        raise refused(errno.EEXIST)
+    if target is not None and target.ino == source.ino:
+        return node_of(source)
+    directory = stat.S_ISDIR(source.mode)
+    _check_no_cycle(tx, op.parent, op.new_parent, source)
+    if target is not None:
+        _check_replace(tx, source, target)
+    if target is None:
+        keys = {"b_parent": op.parent, "b_name": op.name}
+        tx.execute(_MOVE_ENTRY, {**keys, "to_parent": op.new_parent, "to_name": op.new_name, "cookie": state.cookie()})
+    else:
+        tx.execute(_REMOVE_ENTRY, {"b_parent": op.parent, "b_name": op.name})
+        tx.execute(_POINT_ENTRY, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
+        _lose_name(tx, state, target, op.now_ns)
+    moved = directory and op.parent != op.new_parent
+    replaced = target is not None and directory
+    touch_directory(tx.connection, op.parent, op.now_ns, links=-int(moved) - int(replaced and not moved))
+    if op.new_parent != op.parent:
+        touch_directory(tx.connection, op.new_parent, op.now_ns, links=int(moved) - int(replaced))
+    relink(tx.connection, source.ino, op.now_ns, 0)
+    _follow_policy(tx, state, op.parent, op.new_parent, source)
+    return None if target is not None else node_of(get_inode(tx.connection, source.ino))
+
+
+def _check_no_cycle(tx: Transaction, old_parent: int, new_parent: int, source: InodeRow) -> None:
+    """EINVAL if *source* would end up inside of itself."""
+    if stat.S_ISDIR(source.mode) and old_parent != new_parent and is_below(tx.connection, new_parent, source.ino):
+        raise refused(errno.EINVAL, "a directory cannot be moved into itself")
+
+
+def _check_replace(tx: Transaction, source: InodeRow, target: InodeRow) -> None:
+    if stat.S_ISDIR(target.mode):
+        if not stat.S_ISDIR(source.mode):
+            raise refused(errno.EISDIR)
+        if has_children(tx.connection, target.ino):
+            raise refused(errno.ENOTEMPTY)
+    elif stat.S_ISDIR(source.mode):
+        raise refused(errno.ENOTDIR)
+
+
+def _exchange(tx: Transaction, state: State, op: Rename, source: InodeRow, target: InodeRow | None) -> Node:
+    if target is None:
+        raise refused(errno.ENOENT)
+    if target.ino == source.ino:
+        return node_of(source)
+    _check_no_cycle(tx, op.parent, op.new_parent, source)
+    _check_no_cycle(tx, op.new_parent, op.parent, target)
+    tx.execute(_POINT_ENTRY, {"b_parent": op.parent, "b_name": op.name, "ino": target.ino})
+    tx.execute(_POINT_ENTRY, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
+    gained = 0
+    if op.parent != op.new_parent:
+        gained = int(stat.S_ISDIR(source.mode)) - int(stat.S_ISDIR(target.mode))
+        touch_directory(tx.connection, op.new_parent, op.now_ns, links=gained)
+    touch_directory(tx.connection, op.parent, op.now_ns, links=-gained)
+    relink(tx.connection, source.ino, op.now_ns, 0)
+    relink(tx.connection, target.ino, op.now_ns, 0)
+    _follow_policy(tx, state, op.parent, op.new_parent, source)
+    _follow_policy(tx, state, op.new_parent, op.parent, target)
+    return node_of(get_inode(tx.connection, source.ino))
+
+
+def _follow_policy(tx: Transaction, state: State, old_parent: int, new_parent: int, moved: InodeRow) -> None:
+    """What moved may be under another policy now: a file at once, a directory's files in the background."""
+    if old_parent == new_parent:
+        return
+    before = state.policies.of_directory(tx.connection, old_parent)
+    after = state.policies.of_directory(tx.connection, new_parent)
+    if stat.S_ISDIR(moved.mode):
+        state.policies.clear()
+        tx.after(state.policies.clear)
+        if before != after:
+            queue_scan(tx, state, moved.ino)
+    elif before != after:
+        align_inode(tx, state, moved.ino)
+
+
+def queue_scan(tx: Transaction, state: State, directory: int) -> None:
+    """Has the files below a directory brought to their policies in the background (again from its beginning)."""
+    known = tx.execute(select(scans.c.ino).where(scans.c.ino == directory)).first()
+    if known is None:
+        tx.execute(insert(scans), {"ino": directory, "after": 0})
+    else:
+        tx.execute(update(scans).where(scans.c.ino == directory).values(after=0))
+    tx.after(lambda: state.bells.ring(SCAN))

@@ -1,0 +1,97 @@
+"""Which policy is in force where: that of the nearest directory upwards that has one of its own.
+
+Most clusters have a policy only at the root; then nothing is looked up. Otherwise what was found for a directory is
+remembered, within a bound, until any policy changes or any directory moves.
+"""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from sqlalchemy import Connection, bindparam, func, literal_column, select
+
+from cluster.messages import ROOT_INO
+from manager.inodes import PATH_DEPTH_MAX, parent_of
+from manager.schema import dentries, policies
+
+CACHE_MAX = 10_000
+COPIES_MAX = 16
+
+_OWN = select(policies.c.ino, policies.c.copies, policies.c.sync_copies).where(policies.c.ino == bindparam("ino"))
+_SOME = select(func.count()).select_from(select(literal_column("1")).select_from(policies).limit(2).subquery())
+
+
+class Policy(NamedTuple):
+    """How many volumes keep a file, the home included, and for how many an fsync waits. `ino` is where it is set."""
+
+    ino: int
+    copies: int
+    sync_copies: int
+
+
+class Policies:
+    """The cache. The event loop and the store's thread both use it: every step on it is one dictionary operation."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[int, Policy] = OrderedDict()
+        self._only_root: Policy | None = None
+
+    def clear(self) -> None:
+        """Something changed: call it in the body that changes it, and again after its commit."""
+        self._found = OrderedDict()
+        self._only_root = None
+
+    def root(self, connection: Connection) -> Policy:
+        """The policy of whatever has none nearer."""
+        if self._only_root is not None:
+            return self._only_root
+        return Policy(*connection.execute(_OWN, {"ino": ROOT_INO}).one())
+
+    def of_directory(self, connection: Connection, directory: int) -> Policy:
+        """The policy in force for what is directly in the directory."""
+        only = self._only_root
+        if only is None:
+            only = self._look_for_others(connection)
+        if only is not None:
+            return only
+        found = self._found
+        policy = found.get(directory)
+        if policy is None:
+            policy = _climb(connection, directory)
+            found[directory] = policy
+            if len(found) > CACHE_MAX:
+                found.popitem(last=False)
+        return policy
+
+    def of_inode(self, connection: Connection, ino: int) -> Policy:
+        """The policy in force for a file; with names in several directories, that of one of them."""
+        if self._only_root is not None:
+            return self._only_root
+        parent = parent_of(connection, ino)
+        return self.root(connection) if parent is None else self.of_directory(connection, parent)
+
+    def _look_for_others(self, connection: Connection) -> Policy | None:
+        if self._found or connection.execute(_SOME).scalar_one() > 1:
+            return None
+        self._only_root = Policy(*connection.execute(_OWN, {"ino": ROOT_INO}).one())
+        return self._only_root
+
+
+def _climb(connection: Connection, directory: int) -> Policy:
+    ino: int | None = directory
+    for _ in range(PATH_DEPTH_MAX):
+        row = connection.execute(_OWN, {"ino": ino}).one_or_none()
+        if row is not None:
+            return Policy(*row)
+        ino = parent_of(connection, ino) if ino is not None else None
+        if ino is None:
+            break
+    return Policy(*connection.execute(_OWN, {"ino": ROOT_INO}).one())
+
+
+def is_below(connection: Connection, ino: int, ancestor: int) -> bool:
+    """Whether *ino* is *ancestor* or somewhere beneath it."""
+    start = select(literal_column(str(int(ino))).label("ino")).cte("up", recursive=True)
+    up = start.union(select(dentries.c.parent).join(start, dentries.c.ino == start.c.ino))
+    return (
+        connection.execute(select(literal_column("1")).select_from(up).where(up.c.ino == ancestor).limit(1)).first() is not None
+    )

@@ -1,0 +1,107 @@
+"""What a manager knows besides the catalog. It dies with the term; whatever matters is presented or found again."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from manager.members import Members
+from manager.policies import Policies
+from manager.sessions import Session, Sessions
+
+COOKIE_TERM_BITS = 40
+
+# Keys of bells; the copies of an inode ring under its number.
+REAP = "reap"
+SCAN = "scan"
+QUEUE = "queue"
+
+
+class Bells:
+    """Wakes who waits for something about a key: a server's queue, an inode's copies."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[object, tuple[trio.Event, int]] = {}
+
+    def ring(self, key: object) -> None:
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            waiting[0].set()
+            del self._waiting[key]
+
+    @contextmanager
+    def listening(self, key: object) -> Iterator[trio.Event]:
+        """An event that is set at the next ring; look for what is there already after entering."""
+        event, listeners = self._waiting.get(key, (trio.Event(), 0))
+        self._waiting[key] = (event, listeners + 1)
+        try:
+            yield event
+        finally:
+            current = self._waiting.get(key)
+            if current is not None and current[0] is event:
+                if current[1] == 1:
+                    del self._waiting[key]
+                else:
+                    self._waiting[key] = (event, current[1] - 1)
+
+
+class State:
+    """The memory of one term. Bodies of transactions read it from the store's thread and change it only by `tx.after`."""
+
+    def __init__(self, term: int, sessions: Sessions, members: Members, policies: Policies) -> None:
+        self.sessions = sessions
+        self.members = members
+        self.policies = policies
+        self.bells = Bells()
+        self.in_grace = term > 1
+        self.next_ino = 0
+        self.unlinked: set[int] = set()  # orphans that are open; the others are found when the grace time ends
+        self.reaping: set[int] = set()
+        self.to_reap: list[int] = []
+        self._changing: Counter[int] = Counter()
+        self._cookies = itertools.count(term << COOKIE_TERM_BITS | 1)
+
+    def ring(self, server: str) -> None:
+        """Tasks have come for the server."""
+        self.bells.ring((QUEUE, server))
+
+    def cookie(self) -> int:
+        """A position behind all entries that exist. (Never used twice: terms only grow.)"""
+        return next(self._cookies)
+
+    @contextmanager
+    def changing(self, inodes: Iterable[int]) -> Iterator[None]:
+        """While inside, opens of *inodes* do not trust what they read of dirty flags and capabilities: see `is_changing`."""
+        changing = Counter(inodes)
+        self._changing.update(changing)
+        try:
+            yield
+        finally:
+            self._changing.subtract(changing)
+            for ino in changing:
+                if self._changing[ino] <= 0:
+                    del self._changing[ino]
+
+    def is_changing(self, ino: int) -> bool:
+        """Whether a queued transaction may clear `dirty` or add a capability: an open has to queue behind it."""
+        return ino in self._changing
+
+    def is_settled_by(self, ino: int) -> bool:
+        """Whether a final commit may clear `dirty` now (asked in the transaction)."""
+        return not self.in_grace and not self.sessions.is_written(ino)
+
+    def lost_name(self, ino: int) -> None:
+        """The last name of an inode is gone: it is reaped now, or when the last session closes it."""
+        if self.sessions.is_open(ino):
+            self.unlinked.add(ino)
+        elif not self.in_grace:
+            self.to_reap.append(ino)
+            self.reaping.add(ino)
+            self.bells.ring(REAP)
+
+    def register_creator(self, session: Session, ino: int) -> None:
+        """What a session creates it has open for writing; a `Close` with any sequence above 0 ends that."""
+        if self.sessions.is_live(session):
+            self.sessions.open(session, ino, write=True, sequence=0)
