@@ -170,12 +170,16 @@ def sides(root: Path, mount: Path | None) -> Iterator[tuple[str, list[Side]]]:
 
 @contextlib.contextmanager
 def running_lab(root: Path) -> Iterator[Lab]:
+    """A lab that is up. Once it is being taken down, a second Ctrl-C does not stop that, so that nothing is left behind."""
     lab = Lab.create(root, servers=3)
     try:
         _tell(f"bringing up a lab of three servers in {root}")
         lab.up()
         yield lab
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        _tell("taking the lab down")
         lab.down(purge=True)
         with contextlib.suppress(OSError):
             root.rmdir()

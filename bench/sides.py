@@ -1,11 +1,13 @@
 """The two sides of a run: the native file system and the mounted one. Neither knows what is measured on it."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import trio
 
 from bench.report import MOUNTED, NATIVE
@@ -85,7 +87,7 @@ class LabElsewhere:
         deadline = time.monotonic() + SETTLE_S
 
         async def poll(asker: Asker) -> None:
-            while await _open_tasks(asker) and time.monotonic() < deadline:
+            while (await _look(asker)).tasks and time.monotonic() < deadline:
                 await trio.sleep(POLL_S)
 
         talk(self._target, SETTLE_S + ASK_TIMEOUT_S, poll)
@@ -95,28 +97,39 @@ class LabElsewhere:
         deadline = time.monotonic() + timeout_s
         inos: list[int] = []
 
-        async def poll(asker: Asker) -> float:
+        async def poll(asker: Asker) -> _Look:
             while True:
-                tasks = await _open_tasks(asker)
-                seen = time.monotonic()
-                if not tasks:
-                    inos[:] = inos or [entry.stat().st_ino for entry in directory.iterdir()]
+                look = await _look(asker)
+                if not look.tasks:
+                    inos[:] = inos or [entry.inode() for entry in os.scandir(directory)]
                     if await _all_current(asker, inos):
-                        return seen
-                if seen > deadline:
-                    raise TimeoutError(f"copies are not current {timeout_s:g} s after the last write ({tasks} tasks are left)")
+                        return look
+                if look.dead or look.at > deadline:
+                    return msgspec.structs.replace(look, late=True)
                 await trio.sleep(POLL_S)
 
-        return talk(self._target, timeout_s + ASK_TIMEOUT_S, poll)
+        last = talk(self._target, timeout_s + ASK_TIMEOUT_S, poll)
+        if last.late:
+            raise TimeoutError(
+                f"copies are not current {timeout_s:g} s after the last write: {last.tasks} tasks are left, {last.dead} dead"
+            )
+        return last.at
 
 
-async def _open_tasks(asker: Asker) -> int:
-    """Tasks that are waiting or running; raises `OSError` when one has been given up."""
+class _Look(msgspec.Struct, frozen=True):
+    """The queues at one moment: tasks in them, and those of them that the agents gave up."""
+
+    at: float
+    tasks: int
+    dead: int
+    late: bool = False
+
+
+async def _look(asker: Asker) -> _Look:
     rows = await asker(ListTasks(limit=1))
+    at = time.monotonic()
     dead = (await asker(ListTasks(state=DEAD, limit=1))).total if rows.total else 0
-    if dead:
-        raise OSError(f"{dead} copies were given up by the agents (godwit queue ls)")
-    return rows.total
+    return _Look(at, rows.total - dead, dead)
 
 
 async def _all_current(asker: Asker, inos: list[int]) -> bool:
