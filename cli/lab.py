@@ -53,7 +53,9 @@ def up(
     ] = START_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a lab, or one that was taken down or killed again, with its data; returns when every mount answers.
+    """Start a lab. Returns when every mount answers.
+
+    A lab that was taken down without --purge, or killed, comes up again with its data.
 
     \b
     Examples:
@@ -87,7 +89,7 @@ def _make_or_load(root: Path, servers: int | None, volumes: int | None, db: str 
 
 @app.command("ls")
 def list_labs(as_json: JsonOption = False) -> None:
-    """List the labs of this machine that are up, or that were killed and not taken down.
+    """List the labs that are up. Those that were killed and not taken down are listed, too.
 
     Example: godwit lab ls --json
     """
@@ -113,7 +115,7 @@ def list_labs(as_json: JsonOption = False) -> None:
 
 @app.command()
 def down(purge: Annotated[bool, typer.Option("--purge", help="Delete its data, too.")] = False, root: RootOption = None) -> None:
-    """End everything of a lab: processes, mounts, network. Its data stays for the next up, unless --purge says otherwise.
+    """Take a lab down. Its processes, mounts and network go; its data stays for the next up, unless --purge says otherwise.
 
     \b
     Examples:
@@ -140,7 +142,7 @@ def kill(
     ] = "KILL",
     root: RootOption = None,
 ) -> None:
-    """Kill processes of a server: as a crash does, with SIGKILL.
+    """Kill processes of a server. With SIGKILL, as a crash does, unless --signal says otherwise.
 
     \b
     Examples:
@@ -167,7 +169,7 @@ def start(
         float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long it may take.")
     ] = START_TIMEOUT_S,
 ) -> None:
-    """Start what is not running of a server, and wait until it answers.
+    """Start what is not running of a server. Returns when it answers.
 
     Example: godwit lab start s2 agent
     """
@@ -176,7 +178,7 @@ def start(
 
 @app.command()
 def cut(server: ServerArgument, root: RootOption = None) -> None:
-    """Cut a server off the network: every packet from and to it is dropped, silently.
+    """Cut a server off the network. Every packet from and to it is dropped, silently.
 
     Example: godwit lab cut s2
     """
@@ -198,7 +200,7 @@ def execute(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="What to run.", show_default=False)],
     root: RootOption = None,
 ) -> None:
-    """Run a command on a server's network; its exit code is the command's.
+    """Run a command on a server's network. The exit code is the command's.
 
     Example: godwit lab exec s2 -- ip address
     """

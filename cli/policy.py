@@ -39,7 +39,7 @@ def set_policy(
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Set a directory's policy; the files below it are brought to it in the background. What is not given stays as it is.
+    """Set a directory's policy. What is not given stays as it is; files below are brought to it in the background.
 
     \b
     Examples:
@@ -72,7 +72,7 @@ def show_policy(
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the policy in force for a file or directory, and where it comes from.
+    """Show the policy in force. For a file or directory, and where it comes from.
 
     Example: godwit policy show /mnt/godwit/photos/2024
     """
@@ -87,7 +87,7 @@ def show_policy(
 
 @app.command("ls")
 def list_policies(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, as_json: JsonOption = False) -> None:
-    """List the directories that have a policy of their own.
+    """List all policies. The directories that have one of their own.
 
     Example: godwit policy ls --json
     """

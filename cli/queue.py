@@ -38,7 +38,7 @@ def list_tasks(
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """List tasks, the oldest first. An empty list means that every copy is made.
+    """List tasks. An empty list means that every copy is made.
 
     \b
     Examples:
@@ -99,7 +99,7 @@ def retry_tasks(
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Let dead and deferred tasks be tried again at once, with no attempts counted.
+    """Let tasks be tried again. Dead and deferred ones, at once, with no attempts counted.
 
     \b
     Examples:

@@ -38,7 +38,7 @@ LevelOption = Annotated[str, typer.Option("--log-level", metavar="LEVEL", help="
 
 @app.command()
 def mount(config: ConfigOption = DEFAULT_CONFIG, log_level: LevelOption = "INFO") -> None:
-    """The file system: mounts the namespace at `mount.mountpoint`. Needs root.
+    """The file system. Mounts the namespace at `mount.mountpoint`; needs root.
 
     Example: godwit run mount --config /etc/godwit/godwit.toml
     """
@@ -49,7 +49,7 @@ def mount(config: ConfigOption = DEFAULT_CONFIG, log_level: LevelOption = "INFO"
 
 @app.command()
 def agent(config: ConfigOption = DEFAULT_CONFIG, log_level: LevelOption = "INFO") -> None:
-    """The background agent: owns the volumes, makes copies, serves bytes to other servers.
+    """The background agent. Owns the volumes, makes copies, serves bytes to other servers.
 
     Example: godwit run agent --config /etc/godwit/godwit.toml
     """
@@ -60,7 +60,7 @@ def agent(config: ConfigOption = DEFAULT_CONFIG, log_level: LevelOption = "INFO"
 
 @app.command()
 def manager(config: ConfigOption = DEFAULT_CONFIG, log_level: LevelOption = "INFO") -> None:
-    """A candidate for the manager's office; the one that holds it keeps the catalog and the queues.
+    """A manager. The candidate that holds the office keeps the catalog and the queues.
 
     Example: godwit run manager --config /etc/godwit/godwit.toml
     """

@@ -17,7 +17,7 @@ def servers() -> None:
 
 @app.command("ls")
 def list_servers(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, as_json: JsonOption = False) -> None:
-    """List the servers with their volumes and what their queues hold.
+    """List the servers. With their volumes, and how many tasks their queues hold.
 
     Example: godwit servers ls --json
     """

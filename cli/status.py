@@ -8,7 +8,7 @@ from cluster.messages import GetStatus, Status
 
 
 def status(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, as_json: JsonOption = False) -> None:
-    """Show who is the manager, the servers and their volumes, the space, and what the queues hold.
+    """Show the network at a glance. Who is the manager, the servers, their volumes and space, and what the queues hold.
 
     \b
     Examples:

@@ -92,7 +92,7 @@ def split_at_mount(path: Path, mounts: Sequence[Path]) -> tuple[Path, list[bytes
         here += b"/" + name
         if here in wanted:
             return Path(os.fsdecode(here)), [part for part in reversed(left) if part not in (b"", b".")]
-        target = _link_target(here)
+        target = read_link(here)
         if target is not None:
             links += 1
             if links > 40:
@@ -103,7 +103,8 @@ def split_at_mount(path: Path, mounts: Sequence[Path]) -> tuple[Path, list[bytes
     raise Refused(f"{path} is on no mount of this network (its mounts: {names})")
 
 
-def _link_target(path: bytes) -> bytes | None:
+def read_link(path: bytes) -> bytes | None:
+    """Where a symbolic link points to; None for anything else, and for what cannot be read."""
     try:
         return os.readlink(path)
     except OSError:

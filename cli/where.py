@@ -29,7 +29,7 @@ def where(
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a file's home, its replicas and how far each is behind, its policy, and the copies that are on their way.
+    """Show where a file's content is. Its home, its replicas and how far each is behind, its policy, and pending copies.
 
     PATH is a path on a mount of the network; the mount itself is not asked and may be dead.
 
