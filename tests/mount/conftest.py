@@ -1,0 +1,41 @@
+"""Where the tests of one mount do their work: each runs on ext4, too, and so shows that it expects what ext4 does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.lab import Lab
+from tests.conftest import fresh
+
+
+@pytest.fixture(params=["ext4", "mount"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A fresh directory that everybody may enter: once on ext4, once on a mount."""
+    if request.param == "mount":
+        path: Path = request.getfixturevalue("directory")
+    else:
+        for parent in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
+            parent.chmod(0o755)
+        path = tmp_path
+    return path
+
+
+@dataclass(frozen=True)
+class Views:
+    """The same directory as the three servers see it."""
+
+    s1: Path
+    s2: Path
+    s3: Path
+
+    @property
+    def all(self) -> tuple[Path, Path, Path]:
+        return self.s1, self.s2, self.s3
+
+
+@pytest.fixture
+def views(network: Lab, orderly_logs: None) -> Views:
+    """A fresh directory on the mounts of three servers."""
+    made = fresh(network.mount("s1"))
+    return Views(made, network.mount("s2") / made.name, network.mount("s3") / made.name)
