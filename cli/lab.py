@@ -126,10 +126,11 @@ def down(purge: Annotated[bool, typer.Option("--purge", help="Delete its data, t
     folder = Path(os.path.realpath(root)) if root is not None else None
     if folder is not None and not (folder / STATE_FILE).exists() and has_remains(folder):
         end_everything(folder)
-    else:
-        lab = _find_lab(root)
-        folder = lab.root
-        lab.down(purge)
+        print_line(f"what was left of the lab at {folder} is gone; it has no {STATE_FILE}, so no data was touched")
+        return
+    lab = _find_lab(root)
+    folder = lab.root
+    lab.down(purge)
     print_line(f"the lab at {folder} is down{' and its data deleted' if purge else ''}")
 
 

@@ -15,6 +15,9 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 STATE_FIELD = 0
 START_FIELD = 19
 
+_children: set[int] = set()
+"""What this very process has spawned and not reaped yet."""
+
 
 class ProcessId(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One process; `started` is in clock ticks since boot."""
@@ -43,6 +46,7 @@ def spawn(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> Pro
         setsigmask=[],
         setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT],
     )
+    _children.add(pid)
     found = identify(pid)
     assert found is not None, "an unreaped child has an identity"
     return found
@@ -134,7 +138,8 @@ def _stat_fields(pid: int) -> list[str] | None:
 
 
 def _reap(pid: int) -> None:
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return
+    """Lets an ended child go; other children of this process are for those who started them to wait for."""
+    if pid in _children:
+        ended, _status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            _children.discard(pid)

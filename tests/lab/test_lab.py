@@ -1,0 +1,240 @@
+"""A lab of its own, with the real parts: up, faults, down, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import Refused
+from lab import network
+from lab.lab import Lab
+from lab.launch import NotReady
+from lab.mounts import answers, is_fuse_mount, mounts_below
+from lab.registry import registered, tag_of
+from lab.state import PARTS
+from tests.cli.runner import godwit
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    made = Lab.create(tmp_path_factory.mktemp("a lab") / "root", servers=2, volumes=2)
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down(purge=True)
+
+
+def remains(root: Path) -> list[object]:
+    """What the machine still has of a lab."""
+    tag = tag_of(root)
+    processes = subprocess.run(["pgrep", "--full", f"--config {root}/"], capture_output=True, text=True, check=False).stdout
+    interface = Path(f"/sys/class/net/gw{tag}")
+    return [
+        *network.namespaces(tag),
+        *mounts_below(root),
+        *processes.split(),
+        *([interface] if interface.exists() else []),
+        *([root] if root in registered() else []),
+    ]
+
+
+def connect(lab: Lab, source: str, target: str) -> bool:
+    """Whether *source* reaches the agent of *target*."""
+    host, _colon, port = lab.config(target).agent.listen.rpartition(":")
+    script = f"import socket; socket.create_connection(({host!r}, {port}), timeout=1)"
+    return lab.run(source, [sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+
+def test_every_mount_shows_one_namespace(lab: Lab) -> None:
+    (lab.mount("s1") / "hello").write_bytes(b"hello from s1")
+    assert (lab.mount("s2") / "hello").read_bytes() == b"hello from s1"
+    assert lab.volume("s1", 2).is_dir()
+    assert all(lab.is_running(server, part) for server in lab.servers for part in PARTS)
+
+
+def test_a_running_lab_is_refused_a_second_time(lab: Lab) -> None:
+    for command in (("lab", "up"), ("lab", "up", "--servers", "5")):
+        done = godwit(*command, "--root", str(lab.root))
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+    with pytest.raises(Refused, match="is up already"):
+        lab.up()
+    assert answers(lab.mount("s1"), 10)
+
+
+def test_a_server_is_cut_off_and_mended(lab: Lab) -> None:
+    assert connect(lab, "s1", "s2")
+    lab.cut("s2")
+    try:
+        assert lab.is_cut("s2")
+        assert not lab.is_cut("s1")
+        assert not connect(lab, "s1", "s2")
+        assert not connect(lab, "s2", "s1")
+    finally:
+        lab.mend("s2")
+    assert not lab.is_cut("s2")
+    assert connect(lab, "s1", "s2")
+    assert connect(lab, "s2", "s1")
+
+
+def test_a_killed_mount_is_replaced(lab: Lab) -> None:
+    before = lab.pid("s2", "mount")
+    lab.kill("s2", "mount")
+    assert not lab.is_running("s2", "mount")
+    assert lab.is_running("s2", "agent")
+    assert is_fuse_mount(lab.mount("s2"))
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(lab.mount("s2"))
+    with pytest.raises(Refused, match="s2 mount is not running"):
+        lab.kill("s2", "mount")
+    lab.start("s2", "mount")
+    assert lab.pid("s2", "mount") != before
+    assert [mounted.path for mounted in mounts_below(lab.mount("s2"))] == [lab.mount("s2")]
+    os.listdir(lab.mount("s2"))
+
+
+def test_a_whole_server_is_killed_and_started(lab: Lab) -> None:
+    lab.kill("s2")
+    assert not any(lab.is_running("s2", part) for part in PARTS)
+    assert godwit("lab", "start", "s2", "--root", str(lab.root)).returncode == 0
+    assert lab.is_running("s2")
+    lab.start("s2")
+
+
+def test_a_stopped_process_is_still_there(lab: Lab) -> None:
+    assert godwit("lab", "kill", "s2", "agent", "--signal", "stop", "--root", str(lab.root)).returncode == 0
+    try:
+        assert lab.is_running("s2", "agent")
+    finally:
+        lab.kill("s2", "agent", signal.SIGCONT)
+
+
+def test_commands_run_on_a_servers_network(lab: Lab) -> None:
+    script = "ip -brief address; exit 7"
+    done = godwit("lab", "exec", "s2", "--root", str(lab.root), "--", "sh", "-c", script)
+    assert done.returncode == 7
+    assert f"{lab.address('s2')}/24" in done.stdout
+    assert str(lab.mount("s1")) in lab.run("s1", ["cat", "/proc/self/mountinfo"], capture_output=True, text=True).stdout.replace(
+        "\\040", " "
+    )
+
+
+def test_logs_are_shown(lab: Lab) -> None:
+    done = godwit("lab", "logs", "s2", "agent", "--root", str(lab.root))
+    assert done.returncode == 0
+    assert " s2 agent " in done.stdout
+    assert "==> " in godwit("lab", "logs", "s2", "--root", str(lab.root)).stdout
+
+
+def test_the_network_answers_the_command_line(lab: Lab) -> None:
+    root = str(lab.root)
+    for command in (("status",), ("servers", "ls"), ("queue", "ls"), ("policy", "ls"), ("where", str(lab.mount("s2")))):
+        done = godwit(*command, "--root", root)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        done = godwit(*command, "--json", "--root", root)
+        assert done.stdout.startswith("{"), command
+    missing = godwit("where", str(lab.mount("s2") / "nothing here"), GODWIT_ROOT=root)
+    assert (missing.returncode, missing.stderr) == (1, f"godwit: {lab.mount('s2')}/nothing here: No such file or directory\n")
+    assert godwit("queue", "show", "999999", "--root", root).returncode == 1
+
+
+def test_a_policy_is_set_shown_and_taken_away(lab: Lab) -> None:
+    root = str(lab.root)
+    folder = lab.mount("s1") / "policy"
+    (folder / "below").mkdir(parents=True)
+    assert godwit("policy", "set", str(folder), "--copies", "1", "--root", root).returncode == 0
+    shown = godwit("policy", "show", str(folder / "below"), "--root", root).stdout
+    assert "copies       1\n" in shown
+    assert "/policy\n" in shown
+    assert "/policy" in godwit("policy", "ls", "--root", root).stdout
+    assert godwit("policy", "set", str(folder), "--inherit", "--root", root).returncode == 0
+    assert "/policy\n" not in godwit("policy", "show", str(folder / "below"), "--root", root).stdout
+
+
+# ------------------------------------------------------------------------------------------- labs of their own
+
+
+def test_down_leaves_nothing_but_the_data_and_up_goes_on_with_it(tmp_path: Path) -> None:
+    lab = Lab.create(tmp_path / "lab", servers=1)
+    try:
+        lab.up()
+        (lab.mount("s1") / "kept").write_bytes(b"kept")
+        held = os.open(lab.mount("s1"), os.O_RDONLY)
+        lab.down()
+        os.close(held)
+        assert remains(lab.root) == []
+        lab.up()
+        assert (lab.mount("s1") / "kept").read_bytes() == b"kept"
+        _kill_behind_its_back(lab, [part for part in PARTS if part != "manager"])
+        lab.up()
+        assert (lab.mount("s1") / "kept").read_bytes() == b"kept"
+        _kill_behind_its_back(lab, PARTS)
+    finally:
+        lab.down(purge=True)
+    assert remains(lab.root) == []
+    assert not lab.root.exists()
+    lab.root.parent.rmdir()
+
+
+def _kill_behind_its_back(lab: Lab, parts: list[str] | tuple[str, ...]) -> None:
+    for part in parts:
+        os.kill(lab.pid("s1", part), signal.SIGKILL)
+    while any(lab.is_running("s1", part) for part in parts):
+        time.sleep(0.01)
+
+
+def test_a_part_that_ends_at_once_takes_the_lab_down_and_shows_its_log(tmp_path: Path) -> None:
+    lab = Lab.create(tmp_path / "lab", servers=1, overrides={"manager": {"database": "sqlite:////proc/no/catalog.db"}})
+    with pytest.raises(NotReady, match=r"s1 manager[^\n]*\n    "):
+        lab.up()
+    assert remains(lab.root) == []
+    lab.down(purge=True)
+
+
+def test_an_interrupted_up_cleans_up(tmp_path: Path) -> None:
+    root = tmp_path / "lab"
+    command = [sys.executable, "-bb", "-m", "cli.main", "lab", "up", "--servers", "2", "--root", str(root)]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            log = root / "s1" / "log" / "manager.log"
+            deadline = time.monotonic() + 30
+            while not log.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(number)
+            process.wait(60)
+            assert process.returncode not in (0, None)
+        assert remains(root) == []
+        log.unlink()
+    Lab.load(root).down(purge=True)
+
+
+def test_down_finds_a_lab_whose_folder_is_gone(tmp_path: Path) -> None:
+    lab = Lab.create(tmp_path / "lab", servers=1)
+    lab.up()
+    (lab.root / "lab.json").unlink()
+    done = godwit("lab", "down", "--root", str(lab.root))
+    assert done.returncode == 0, done.stderr
+    assert remains(lab.root) == []
+
+
+def test_nothing_is_deleted_below_a_foreign_mount(tmp_path: Path) -> None:
+    disk = tmp_path / "lab" / "s1" / "vol1"
+    disk.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=True)
+    try:
+        lab = Lab.create(tmp_path / "lab", servers=1)
+        with pytest.raises(Refused, match=f"unmount {disk} first"):
+            lab.down(purge=True)
+        assert (disk / "volume.toml").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    lab.down(purge=True)
+    assert not lab.root.exists()
