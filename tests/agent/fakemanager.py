@@ -64,7 +64,9 @@ class FakeManager:
         self.reports: list[TaskReport] = []
         self.commits: list[Commit] = []
         self.stray_questions: list[int] = []
-        self.refuse_reports = False
+        self.hold_reports = False
+        self.hold_stray_answers = False
+        self.fence = ""
         self._changed = trio.Event()
         self._claim_numbers = itertools.count(1)
         self._task_numbers = itertools.count(1)
@@ -138,9 +140,9 @@ class FakeManager:
     def _server_of(self, number: int) -> str:
         return next((volume.server for volume in self.volumes.values() if volume.volume == number), "")
 
-    def report(self, request: ReportTasks) -> Done:
-        if self.refuse_reports:
-            raise Refused("the test does not want reports")
+    async def report(self, request: ReportTasks) -> Done:
+        while self.hold_reports:
+            await self._changed.wait()
         for report in request.reports:
             task = self.claims.get(report.task)
             if task is not None and task.claim == report.claim:
@@ -148,6 +150,13 @@ class FakeManager:
                 self.reports.append(report)
         self.notify()
         return Done()
+
+    async def find_strays(self, request: FindStrays) -> Inodes:
+        self.stray_questions += request.inodes
+        self.notify()
+        while self.hold_stray_answers:
+            await self._changed.wait()
+        return Inodes([ino for ino in request.inodes if ino in self.strays])
 
     def apply(self, session: int, request: Apply) -> Applied:
         key = (session, request.request_id)
@@ -209,9 +218,12 @@ class _Connection:
         return
 
     async def handle(self, request: ManagerRequest, body: bytes, send: SendReply) -> Any:
+        del body, send
         manager = self._manager
         match request:
             case Hello():
+                if request.server == manager.fence:
+                    raise Fenced("a newer session has replaced this one")
                 self._server, self._session = request.server, request.session
                 manager.return_claims(request.server)
                 return Welcome(1, "fake", 30.0, [])
@@ -228,7 +240,7 @@ class _Connection:
                 manager.notify()
                 return Done()
             case ReportTasks():
-                return manager.report(request)
+                return await manager.report(request)
             case Apply():
                 return manager.apply(self._session, request)
             case GetAttr():
@@ -236,7 +248,6 @@ class _Connection:
             case ListUnsettled():
                 return Inodes(sorted(manager.unsettled)[: request.limit])
             case FindStrays():
-                manager.stray_questions += request.inodes
-                return Inodes([ino for ino in request.inodes if ino in manager.strays])
+                return await manager.find_strays(request)
             case _:
                 raise Refused(f"the fake manager does not know {type(request).__name__}")

@@ -1,0 +1,191 @@
+"""The small machinery: workers' loop, locks by key, batches, open descriptors, holes."""
+
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.batches import Batcher
+from agent.locks import KeyedLocks
+from agent.objects import ObjectKey, OpenObjects
+from agent.staging import HOLE_BYTES, StagedFile, runs_of_data
+from agent.volumes import open_volume
+from agent.workers import BACKOFF_MAX_S, Outcome, backoff_s, run_worker
+from cluster.errors import Unavailable
+from cluster.volume import ObjectRecord
+
+
+class Scripted:
+    """A worker that does what a script says and notes when."""
+
+    name = "scripted"
+
+    def __init__(self, script: Sequence[Outcome | Exception]) -> None:
+        self._script = iter(script)
+        self.times: list[float] = []
+
+    async def run_once(self) -> Outcome:
+        self.times.append(trio.current_time())
+        step = next(self._script, Outcome.FINISHED)
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+def test_a_worker_waits_backs_off_and_finishes() -> None:
+    failure = Unavailable("not now")
+    worker = Scripted([Outcome.PROGRESS, Outcome.IDLE, failure, failure, ValueError("bug"), Outcome.IDLE])
+
+    async def test() -> None:
+        await run_worker(worker, interval_s=1.0)
+
+    trio.run(test, clock=trio.testing.MockClock(autojump_threshold=0))
+    waits = [after - before for before, after in pairwise(worker.times)]
+    for wait, expected in zip(waits, [0, 1, 1, 2, 4, 1], strict=True):
+        assert 0.8 * expected <= wait <= 1.2 * expected
+
+
+@given(st.integers(min_value=1, max_value=10**6), st.floats(min_value=0.001, max_value=100))
+def test_back_off_grows_and_is_bounded(failures: int, interval_s: float) -> None:
+    assert 0 < backoff_s(failures, interval_s) <= backoff_s(failures + 1, interval_s) <= BACKOFF_MAX_S
+
+
+def test_holders_of_a_key_follow_one_another_and_leave_no_trace() -> None:
+    locks: KeyedLocks[int] = KeyedLocks()
+    active: dict[int, int] = {1: 0, 2: 0}
+
+    async def hold(key: int) -> None:
+        with trio.move_on_after(0.5):
+            async with locks.hold(key):
+                active[key] += 1
+                assert active[key] == 1
+                await trio.sleep(0.2)
+                active[key] -= 1
+                return
+        active[key] = 0
+
+    async def test() -> None:
+        async with trio.open_nursery() as nursery:
+            for key in (1, 2, 1, 1, 1, 2):
+                nursery.start_soon(hold, key)
+
+    trio.run(test, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert len(locks) == 0
+
+
+def test_a_batch_gathers_while_another_is_under_way() -> None:
+    sizes: list[int] = []
+
+    def act(items: Sequence[int]) -> list[int | Exception]:
+        sizes.append(len(items))
+        return [ValueError(str(item)) if item == 13 else item * 2 for item in items]
+
+    async def test() -> None:
+        batcher: Batcher[int, int] = Batcher(act, limit=10, limiter=trio.CapacityLimiter(1))
+        results: dict[int, int] = {}
+
+        async def submit(item: int) -> None:
+            try:
+                results[item] = await batcher.submit(item)
+            except ValueError:
+                results[item] = -1
+
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as submitters:
+                for item in range(40):
+                    submitters.start_soon(submit, item)
+                nursery.start_soon(batcher.run)
+            nursery.cancel_scope.cancel()
+        assert results == {item: -1 if item == 13 else item * 2 for item in range(40)}
+        assert len(sizes) < 10
+        assert max(sizes) == 10
+
+    trio.run(test)
+
+
+def test_an_act_that_breaks_fails_its_whole_batch_and_no_other() -> None:
+    def act(items: Sequence[int]) -> list[int | Exception]:
+        if 0 in items:
+            raise OSError("disk")
+        return list(items)
+
+    async def test() -> None:
+        batcher: Batcher[int, int] = Batcher(act, limit=10, limiter=trio.CapacityLimiter(1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(batcher.run)
+            with pytest.raises(OSError, match="disk"):
+                await batcher.submit(0)
+            assert await batcher.submit(1) == 1
+            nursery.cancel_scope.cancel()
+
+    trio.run(test)
+
+
+def is_open(descriptor: int) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")
+
+
+@pytest.fixture
+def descriptors(tmp_path: Path) -> list[int]:
+    return [os.open(tmp_path / str(number), os.O_CREAT | os.O_RDWR) for number in range(5)]
+
+
+def test_the_least_used_descriptor_goes_first_and_never_one_in_use(descriptors: list[int]) -> None:
+    objects = OpenObjects(2)
+    keys = [ObjectKey(1, ino) for ino in range(5)]
+    with objects.use(keys[0], descriptors[0]), objects.use(keys[1], descriptors[1]):
+        with objects.use(keys[2], descriptors[2]) as third:
+            assert third == descriptors[2]
+            assert len(objects) == 3
+            with objects.use(keys[0]) as again:
+                assert again == descriptors[0]
+        assert not is_open(descriptors[2])
+    with objects.use(keys[3], descriptors[3]):
+        assert keys[1] not in objects
+        objects.forget(keys[3])
+        assert keys[3] not in objects
+        assert is_open(descriptors[3])
+    assert not is_open(descriptors[3])
+    with objects.use(keys[0], descriptors[4]) as kept:
+        assert kept == descriptors[0]
+    objects.close()
+    assert not any(is_open(descriptor) for descriptor in descriptors)
+
+
+@given(
+    blocks=st.lists(st.sampled_from([b"\0" * HOLE_BYTES, b"x" * HOLE_BYTES, b"\0" * (HOLE_BYTES - 1) + b"y"]), max_size=6),
+    tail=st.binary(max_size=100),
+    offset=st.integers(min_value=0, max_value=3 * HOLE_BYTES),
+)
+def test_only_aligned_zeros_are_left_out(blocks: list[bytes], tail: bytes, offset: int) -> None:
+    data = b"".join(blocks) + tail
+    runs = runs_of_data(data, offset)
+    rebuilt = bytearray(len(data))
+    for start, end in runs:
+        assert start < end
+        rebuilt[start:end] = data[start:end]
+    assert bytes(rebuilt) == data
+    assert all(before[1] < after[0] for before, after in pairwise(runs))
+    if offset % HOLE_BYTES == 0 and not tail:
+        assert sum(end - start for start, end in runs) == sum(len(block) for block in blocks if any(block))
+
+
+def test_a_staged_file_of_odd_chunks_is_what_was_appended(tmp_path: Path) -> None:
+    volume = open_volume(tmp_path, "test", "s1")
+    staged = StagedFile(volume, 7)
+    parts = [b"a" * 100, bytes(200_000), b"b" * 70_001, bytes(1 << 20), bytes(5)]
+    for part in parts:
+        staged.append(part)
+    staged.complete(ObjectRecord(ino=7, version=1, home_epoch=1, mtime_ns=10**18))
+    content = Path(staged.path).read_bytes()
+    assert content == b"".join(parts)
+    assert os.stat(staged.path).st_blocks * 512 < len(content) - (1 << 20) + 2 * HOLE_BYTES
+    staged.discard()
+    assert list(volume.layout.staging.iterdir()) == []
+    volume.close()

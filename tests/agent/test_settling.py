@@ -1,0 +1,124 @@
+"""What mounts leave behind: dirty files without a writer, and objects that the catalog does not know."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import Fenced, Refused
+from tests.agent.fakemanager import regular_file
+from tests.agent.network import RunningAgent, network, record_of, run, stamp_at
+
+
+def test_a_dirty_file_without_a_writer_is_committed(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            await net.file("s1", 7, b"first", dirty=True)
+            Path(net.path("s1", 7)).write_bytes(b"left behind")
+            await net.file("s1", 8, b"committed", dirty=True)
+            net.manager.unsettled |= {7, 8}
+            await net.manager.wait_for(lambda: not net.manager.unsettled, "settled")
+            seven, eight = net.manager.nodes[7], net.manager.nodes[8]
+            assert (seven.version, seven.size, seven.dirty) == (2, 11, False)
+            assert (eight.version, eight.size, eight.dirty) == (1, 9, False)
+            assert record_of(net.path("s1", 7)).version == 2
+            assert net.manager.stamp(7) == stamp_at(net.path("s1", 7))
+
+    run(test)
+
+
+def test_a_missing_object_is_never_committed_as_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            volume = net.manager.volume_of("s1")
+            net.manager.nodes[7] = regular_file(7, volume, version=3, size=100)
+            net.manager.nodes[8] = regular_file(8, volume + 10)
+            net.manager.nodes[9] = regular_file(9, volume)
+            net.manager.unsettled |= {6, 7, 8}
+            await net.manager.wait_for(lambda: "object is missing" in caplog.text, "the error")
+            await net.file("s1", 9, b"later", dirty=True)
+            net.manager.unsettled.add(9)
+            await net.manager.wait_for(lambda: 9 not in net.manager.unsettled, "settled")
+            assert net.manager.nodes[7].dirty
+            assert [commit.ino for commit in net.manager.commits if commit.final] == [9]
+            assert caplog.text.count("object is missing") == 1
+
+    with caplog.at_level(logging.ERROR):
+        run(test)
+
+
+def test_strays_go_to_the_trash_and_nothing_else_does(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            numbers = [*range(1, 30), *range(5000, 6100)]
+            layout = net.agents["s1"].layout
+            for ino in numbers:
+                os.close(layout.create_object(ino))
+            (layout.objects / "1" / "notes").touch()
+            (layout.objects / "1" / "7").touch()
+            config = net.agents["s1"].config
+            await net.agents["s1"].stop()
+            net.manager.strays = {3, 5001, 6099, 77}
+            net.manager.stray_questions = []
+            await net.start_with(config)
+            await net.manager.wait_for(lambda: len(os.listdir(layout.trash)) == 3, "strays gone")
+            await net.manager.wait_for(lambda: sorted(net.manager.stray_questions) == numbers, "all asked for")
+            assert {name.partition(".")[0] for name in os.listdir(layout.trash)} == {"3", "5001", "6099"}
+            assert all(os.path.exists(layout.object_path(ino)) for ino in numbers if ino not in net.manager.strays)
+            assert (layout.objects / "1" / "notes").exists()
+            assert (layout.objects / "1" / "7").exists()
+
+    run(test)
+
+
+def test_a_copy_that_has_just_arrived_is_no_stray(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            await net.start("s2")
+            await net.file("s1", 7, b"content")
+            await net.manager.report_of(net.copy(7, "s1", "s2"))
+            os.close(net.agents["s2"].layout.create_object(8))
+            config = net.agents["s2"].config
+            await net.agents["s2"].stop()
+            net.manager.strays = {7, 8}
+            net.manager.stray_questions = []
+            net.manager.hold_stray_answers = True
+            running = await net.start_with(config)
+            await net.manager.wait_for(lambda: sorted(net.manager.stray_questions) == [7, 8], "the question")
+            assert (await net.manager.report_of(net.copy(7, "s1", "s2"))).outcome == "done"
+            net.manager.hold_stray_answers = False
+            net.manager.notify()
+            await net.manager.wait_for(lambda: not os.path.exists(net.path("s2", 8)), "the stray gone")
+            await running.stop()
+            assert net.content("s2", 7) == b"content"
+
+    run(test)
+
+
+def test_an_agent_that_was_replaced_ends(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            running = RunningAgent(net.config("s1"))
+            net.manager.fence = "s1"
+            with pytest.raises(BaseExceptionGroup) as problem:
+                await running.run()
+            assert problem.group_contains(Fenced)
+
+    run(test)
+
+
+def test_a_wrong_volume_ends_the_start_with_its_reason(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            (tmp_path / "s1").mkdir()
+            (tmp_path / "s1" / "file").touch()
+            with pytest.raises(BaseExceptionGroup) as problem:
+                await RunningAgent(net.config("s1")).run()
+            assert problem.group_contains(Refused, match="neither empty nor a volume")
+
+    run(test)
