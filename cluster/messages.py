@@ -789,6 +789,8 @@ class ListPolicies(Request[PolicyRows], frozen=True, array_like=True, tag="listp
 
 
 class ReplicaRow(Message, frozen=True, array_like=True):
+    """`fault` is what a reader found wrong with this replica; empty if nothing."""
+
     volume: int
     server: str
     path: str
@@ -797,6 +799,7 @@ class ReplicaRow(Message, frozen=True, array_like=True):
     home: bool
     checksum: bytes
     up: bool
+    fault: str = ""
 
 
 class Where(Message, frozen=True, array_like=True, tag="where"):
