@@ -19,6 +19,9 @@ from cluster.volume import ObjectRecord, display_path, read_record, write_record
 
 ApplyOne = Callable[[Operation], Awaitable[Node]]
 
+LOCK_RETRY_MIN_S = 0.001
+LOCK_RETRY_MAX_S = 0.02
+
 
 def content_of(status: os.stat_result) -> Content:
     """The content that an object's `stat` shows."""
@@ -56,13 +59,22 @@ async def object_lock(path: str) -> AsyncIterator[int]:
     """Holds the lock of the object at *path*, on a descriptor of its own, which it yields. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            await trio.to_thread.run_sync(fcntl.flock, descriptor, fcntl.LOCK_EX)
+        wait_s = LOCK_RETRY_MIN_S
+        while not _try_lock(descriptor):
+            # A blocking flock could not be cancelled, so that whoever stops with the lock would stop us too.
+            await trio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LOCK_RETRY_MAX_S)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool, apply: ApplyOne) -> Node:

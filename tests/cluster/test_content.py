@@ -1,0 +1,148 @@
+"""The present content of a home's object, its lock, and commits."""
+
+import errno
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from cluster.content import commit_object, content_of, object_lock, overlay, visible_ctime_ns
+from cluster.errors import Fenced, Refused, refused
+from cluster.messages import Commit, Content, Node, Operation
+from cluster.volume import read_record
+
+NODE = Node(7, 0o100644, 1, 5, 6, 0, 0, 0, 0, 0, 0, 0, dirty=True, home_volume=1, home_epoch=2)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    (tmp_path / "object").write_bytes(b"content")
+    return str(tmp_path / "object")
+
+
+class Catalog:
+    """Takes commits as the manager does."""
+
+    def __init__(self, node: Node, *, gone: bool = False) -> None:
+        self.node = node
+        self.gone = gone
+        self.commits: list[Commit] = []
+
+    async def apply(self, operation: Operation) -> Node:
+        assert isinstance(operation, Commit)
+        self.commits.append(operation)
+        if self.gone:
+            raise refused(errno.ENOENT)
+        if operation.home_epoch != self.node.home_epoch:
+            raise Fenced("another home")
+        if operation.content is not None:
+            if operation.version <= self.node.version:
+                raise refused(errno.ESTALE)
+            self.node = msgspec.structs.replace(
+                self.node,
+                version=operation.version,
+                size=operation.content.size,
+                object_ctime_ns=operation.content.ctime_ns,
+            )
+        return self.node
+
+
+def commit(path: str, catalog: Catalog, node: Node, name: bytes = b"/name", *, final: bool = False) -> Node:
+    async def run() -> Node:
+        async with object_lock(path) as descriptor:
+            return await commit_object(descriptor, node, name, final=final, apply=catalog.apply)
+
+    return trio.run(run)
+
+
+def version_of(path: str) -> int:
+    with open(path, "rb") as file:
+        record = read_record(file.fileno())
+    return record.version if record else 0
+
+
+def test_a_commit_tells_the_content_and_its_stamp(path: str) -> None:
+    catalog = Catalog(NODE)
+    node = commit(path, catalog, NODE)
+    assert (node.version, node.size) == (1, 7)
+    assert node.object_ctime_ns == os.stat(path).st_ctime_ns
+    assert version_of(path) == 1
+
+
+def test_without_a_change_only_the_end_is_told(path: str) -> None:
+    catalog = Catalog(NODE)
+    node = commit(path, catalog, NODE)
+    before = os.stat(path).st_ctime_ns
+    commit(path, catalog, node, final=True)
+    assert catalog.commits[-1] == Commit(7, 2, 1, None, True)
+    assert os.stat(path).st_ctime_ns == before
+
+
+def test_a_commit_with_old_knowledge_finds_the_next_version(path: str) -> None:
+    catalog = Catalog(msgspec.structs.replace(NODE, version=5))
+    node = commit(path, catalog, NODE)
+    assert node.version > 5
+    assert version_of(path) == node.version
+    assert node.object_ctime_ns == os.stat(path).st_ctime_ns
+
+
+def test_a_commit_whose_reply_was_lost_may_be_repeated(path: str) -> None:
+    catalog = Catalog(NODE)
+    commit(path, catalog, NODE)
+    node = commit(path, catalog, NODE)
+    assert node.version == version_of(path) == 2
+
+
+def test_other_refusals_are_the_callers(path: str) -> None:
+    catalog = Catalog(msgspec.structs.replace(NODE, home_epoch=3))
+    with pytest.raises(Fenced):
+        commit(path, catalog, NODE)
+
+    gone = Catalog(NODE, gone=True)
+    with pytest.raises(Refused):
+        commit(path, gone, NODE)
+
+
+def test_the_lock_lets_one_in_at_a_time_and_waiting_can_be_cancelled(path: str) -> None:
+    inside = 0
+    entered = 0
+
+    async def enter() -> None:
+        nonlocal inside, entered
+        async with object_lock(path):
+            inside += 1
+            entered += 1
+            assert inside == 1
+            await trio.sleep(0.002)
+            inside -= 1
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(enter)
+        async with object_lock(path):
+            with trio.fail_after(5), trio.move_on_after(0.05) as scope:
+                await enter()
+            assert scope.cancelled_caught
+
+    trio.run(run)
+    assert entered == 10
+    with pytest.raises(FileNotFoundError):
+        trio.run(lambda: object_lock(path + "x").__aenter__())
+
+
+def test_overlay_shows_what_was_written_since_the_commit(path: str) -> None:
+    content = content_of(os.stat(path))
+    node = overlay(NODE, content)
+    assert (node.size, node.mtime_ns) == (7, content.mtime_ns)
+    same = msgspec.structs.replace(NODE, object_ctime_ns=content.ctime_ns)
+    assert overlay(same, content) is same
+
+
+def test_an_mtime_in_the_future_does_not_become_the_change_time() -> None:
+    content = Content(size=1, blocks=1, mtime_ns=900, ctime_ns=500)
+    assert visible_ctime_ns(100, content) == 500
+    assert visible_ctime_ns(600, content) == 600
+    assert visible_ctime_ns(100, Content(1, 1, 300, 500)) == 300
