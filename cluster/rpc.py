@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 def parse_address(text: str) -> tuple[str, int]:
     """`host:port` as a pair; raises `ValueError` with what is wrong."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise ValueError(f"{text!r} is not an address of the form host:port")
     return host.strip("[]"), int(port)
 

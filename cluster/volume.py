@@ -96,7 +96,7 @@ class VolumeLayout:
             return msgspec.toml.decode(path.read_bytes(), type=VolumeIdentity)
         except FileNotFoundError:
             raise Refused(f"{self.root} is not a volume: it has no volume.toml") from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Refused(f"{path}: {error}") from error
 
     def format(self, cluster: str, server: str) -> VolumeIdentity:
