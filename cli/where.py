@@ -77,7 +77,7 @@ def _print(answer: Where) -> None:
 
 
 def _replica_row(row: ReplicaRow, version: int) -> tuple[object, ...]:
-    state = "current" if row.current else f"stale, {max(0, version - row.version)} behind"
+    state = row.fault or ("current" if row.current else f"stale, {max(0, version - row.version)} behind")
     return (row.server, row.volume, row.version, state, "yes" if row.home else "", "yes" if row.up else "no", row.path)
 
 
@@ -104,6 +104,7 @@ def where_object(answer: Where) -> dict[str, object]:
                 "home": row.home,
                 "checksum": row.checksum.hex(),
                 "up": row.up,
+                "fault": row.fault,
             }
             for row in answer.replicas
         ],
