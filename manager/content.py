@@ -1,7 +1,8 @@
 """Commits of content, and the end of an inode's dirtiness.
 
-`dirty` may be cleared only while nobody has the inode open for writing. An `Open` for writing registers before it looks at
-the flag, and queues behind transactions that may clear it (`State.changing`), so it cannot be overtaken.
+`dirty` may be cleared only while nobody but the committer has the inode open for writing. An `Open` for writing registers
+before it looks at the flag, and queues behind transactions that may clear it (`State.changing`), so it cannot be overtaken. Of
+the committer only what it had registered when the commit arrived is excepted: an `Open` that came later counts.
 """
 
 import errno
@@ -44,7 +45,6 @@ _STAMP = (
     )
 )
 _CLEAN = update(inodes).where(inodes.c.ino == bindparam("b_ino"), inodes.c.dirty == literal_column("1")).values(dirty=0)
-_CLEAN_VERSION = _CLEAN.where(inodes.c.version == bindparam("b_version"))
 _MARK_DIRTY = update(inodes).where(inodes.c.ino == bindparam("b_ino"), inodes.c.dirty == literal_column("0")).values(dirty=1)
 
 
@@ -62,7 +62,7 @@ def commit(tx: Transaction, state: State, session: Session, op: Commit) -> Node:
         check_number(op.version, "version")
         if op.version <= row.version:
             raise refused(errno.ESTALE, f"inode {op.ino} has version {row.version} already")
-    clean = op.final and state.is_settled_by(op.ino)
+    clean = op.final and state.may_clean(op.ino, session)
     if op.content is not None:
         _store_content(tx, row, op, op.content, dirty=row.dirty and not clean)
     elif clean and row.dirty:
@@ -70,9 +70,6 @@ def commit(tx: Transaction, state: State, session: Session, op: Commit) -> Node:
     row = get_inode(tx.connection, op.ino)
     if op.content is not None:
         align(tx, state, row)
-    if row.dirty:
-        version = row.version
-        tx.after(lambda: state.sessions.committed(session, op.ino, version, final=op.final))
     return node_of(row)
 
 
@@ -109,12 +106,6 @@ def _store_content(tx: Transaction, row: InodeRow, op: Commit, content: Content,
     if tx.execute(_STAMP, stamp).rowcount == 0:
         tx.execute(insert(replicas), {"ino": op.ino, "volume": row.home_volume, "version": 0})
         tx.execute(_STAMP, stamp)
-
-
-def settle(tx: Transaction, state: State, ino: int, version: int) -> None:
-    """The last writer has left after its final commit, which was *version*: the inode is clean, unless that has changed."""
-    if state.is_settled_by(ino):
-        tx.execute(_CLEAN_VERSION, {"b_ino": ino, "b_version": version})
 
 
 def mark_dirty(tx: Transaction, ino: int) -> None:

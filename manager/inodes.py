@@ -62,7 +62,7 @@ _HAS_CHILDREN = select(dentries.c.cookie).where(dentries.c.parent == bindparam("
 
 PATH_DEPTH_MAX = 4096
 
-InodeRow: TypeAlias = "Row[*tuple[Any, ...]]"
+InodeRow: TypeAlias = Row[*tuple[Any, ...]]
 
 
 def node_of(row: InodeRow) -> Node:

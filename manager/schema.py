@@ -141,6 +141,7 @@ servers = Table(
     Column("server", String(63), primary_key=True),
     _number("joined_ns"),
     _number("mount_session"),  # the live mount's session, for the next manager's grace time; 0: none
+    _number("agent_session"),  # the newest agent's session: an older one's claims are void; 0: none yet
     sqlite_with_rowid=False,
 )
 

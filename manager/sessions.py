@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from cluster.errors import Fenced
 
 REPLACED_MAX = 4096
+NOT_WRITING = -1
 
 MOUNT = "mount"
 AGENT = "agent"
@@ -19,14 +20,10 @@ CLI = "cli"
 
 @dataclass
 class OpenState:
-    """One inode that a session holds open: since which sequence, and for writing since which (-1: not).
-
-    `final_version` is the version of the session's last commit if it was its final one, else 0.
-    """
+    """One inode that a session holds open: since which sequence, and for writing since which (-1: not)."""
 
     sequence: int
-    write_sequence: int = -1
-    final_version: int = 0
+    write_sequence: int = NOT_WRITING
 
 
 @dataclass(eq=False)
@@ -46,15 +43,6 @@ class Session:
     newest: int = 0
     trimmed: int = 0
     opens: dict[int, OpenState] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Closed:
-    """What an end of use means for an inode: nobody has it open, or its last writer left what `settles` names (else 0)."""
-
-    ino: int
-    unused: bool
-    settles: int
 
 
 class Sessions:
@@ -98,10 +86,10 @@ class Sessions:
         """The sessions whose time has run out."""
         return [session for session in self._live.values() if now - session.heard_s > self._timeout_s]
 
-    def end(self, session: Session) -> list[Closed]:
-        """Forgets a session and what it had open."""
+    def end(self, session: Session) -> list[int]:
+        """Forgets a session; the inodes that nobody has open now."""
         self._live.pop(session.number, None)
-        return [closed for ino in list(session.opens) if (closed := self._drop(session, ino, settle=False))]
+        return [ino for ino in list(session.opens) if self._drop(session, ino)]
 
     def numbers(self) -> set[int]:
         return set(self._live)
@@ -121,68 +109,57 @@ class Sessions:
         state.sequence = max(state.sequence, sequence)
         if write:
             state.write_sequence = max(state.write_sequence, sequence)
-            for other in self._openers[ino].values():
-                other.final_version = 0
         return new
 
-    def close(self, session: Session, ino: int, sequence: int, *, still_open: bool) -> Closed | None:
-        """Ends what was registered with smaller sequences; None if that changes nothing for others."""
+    def close(self, session: Session, ino: int, sequence: int, *, still_open: bool) -> int | None:
+        """Ends what was registered with smaller sequences; the inode if nobody has it open now."""
         state = session.opens.get(ino)
         if state is None:
             return None
-        ends_writing = -1 < state.write_sequence < sequence
         if not still_open and state.sequence < sequence:
-            return self._drop(session, ino, settle=True)
-        if not ends_writing:
-            return None
-        state.write_sequence = -1
-        return Closed(ino, False, self._settles(ino, state))
+            return self._drop(session, ino)
+        if state.write_sequence < sequence:
+            state.write_sequence = NOT_WRITING
+        return None
 
-    def present(self, session: Session, opens: Iterable[tuple[int, bool]]) -> list[Closed]:
-        """Makes what the session says in a `Hello` the whole of what it has open."""
+    def forget(self, session: Session, ino: int) -> int | None:
+        """Takes back an open that failed; the inode if nobody has it open now."""
+        return self._drop(session, ino) if ino in session.opens else None
+
+    def present(self, session: Session, opens: Iterable[tuple[int, bool]]) -> list[int]:
+        """Makes what the session says in a `Hello` the whole of what it has open; the inodes nobody has open now."""
         presented = dict(opens)
-        dropped = [self._drop(session, ino, settle=False) for ino in list(session.opens) if ino not in presented]
+        unused = [ino for ino in list(session.opens) if ino not in presented and self._drop(session, ino)]
         for ino, write in presented.items():
             self.open(session, ino, write=write, sequence=0)
-        return [closed for closed in dropped if closed is not None]
-
-    def committed(self, session: Session, ino: int, version: int, *, final: bool) -> None:
-        """A commit of the session went through while the inode stays dirty."""
-        state = session.opens.get(ino)
-        if state is not None and state.write_sequence >= 0:
-            state.final_version = version if final else 0
+        return unused
 
     def is_open(self, ino: int) -> bool:
         return ino in self._openers
 
-    def is_written(self, ino: int, *, besides: Session | None = None) -> bool:
-        """Whether any session (but one) has it open for writing."""
-        openers = self._openers.get(ino)
-        if not openers:
-            return False
-        return any(state.write_sequence >= 0 for opener, state in list(openers.items()) if opener is not besides)
+    def is_written(self, ino: int, *, besides: Session | None = None, until: int | None = None) -> bool:
+        """Whether any session has it open for writing, but for what *besides* registered (up to the sequence *until*)."""
+        for opener, state in list(self._openers.get(ino, {}).items()):
+            excepted = opener is besides and (until is None or state.write_sequence <= until)
+            if state.write_sequence != NOT_WRITING and not excepted:
+                return True
+        return False
+
+    def write_sequence(self, session: Session, ino: int) -> int:
+        """Since which sequence the session has it open for writing; `NOT_WRITING` if it has not."""
+        state = session.opens.get(ino)
+        return NOT_WRITING if state is None else state.write_sequence
 
     def writers(self, ino: int) -> list[str]:
         """The servers that have it open for writing."""
-        return sorted({s.server for s, state in self._openers.get(ino, {}).items() if state.write_sequence >= 0})
+        return sorted({s.server for s, state in self._openers.get(ino, {}).items() if state.write_sequence != NOT_WRITING})
 
-    def _drop(self, session: Session, ino: int, *, settle: bool) -> Closed | None:
-        state = session.opens.pop(ino)
+    def _drop(self, session: Session, ino: int) -> int | None:
+        """Forgets an open; the inode if nobody else has it open."""
+        del session.opens[ino]
         openers = self._openers[ino]
         del openers[session]
-        unused = not openers
-        if unused:
-            del self._openers[ino]
-        settles = self._settles(ino, state) if settle and state.write_sequence >= 0 else 0
-        return Closed(ino, unused, settles) if unused or settles else None
-
-    def _settles(self, ino: int, left: OpenState) -> int:
-        """The version with which the inode is clean, now that the writer *left* is gone.
-
-        Only its own final commit counts: a writer that leaves without one leaves the home's agent to look at the object.
-        """
-        remaining = [state for state in self._openers.get(ino, {}).values() if state is not left and state.write_sequence >= 0]
-        if not left.final_version:
-            for state in remaining:
-                state.final_version = 0
-        return 0 if remaining else left.final_version
+        if openers:
+            return None
+        del self._openers[ino]
+        return ino

@@ -9,7 +9,7 @@ import trio
 
 from manager.members import Members
 from manager.policies import Policies
-from manager.sessions import Session, Sessions
+from manager.sessions import NOT_WRITING, Session, Sessions
 
 COOKIE_TERM_BITS = 40
 
@@ -61,6 +61,7 @@ class State:
         self.reaping: set[int] = set()
         self.to_reap: list[int] = []
         self._changing: Counter[int] = Counter()
+        self._commit_sequences: dict[tuple[int, int], int] = {}  # the committer's opens for writing that a commit ends
         self._cookies = itertools.count(term << COOKIE_TERM_BITS | 1)
 
     def ring(self, server: str) -> None:
@@ -72,15 +73,18 @@ class State:
         return next(self._cookies)
 
     @contextmanager
-    def changing(self, inodes: Iterable[int]) -> Iterator[None]:
+    def changing(self, session: Session, inodes: Iterable[int]) -> Iterator[None]:
         """While inside, opens of *inodes* do not trust what they read of dirty flags and capabilities: see `is_changing`."""
         changing = Counter(inodes)
         self._changing.update(changing)
+        for ino in changing:
+            self._commit_sequences[session.number, ino] = self.sessions.write_sequence(session, ino)
         try:
             yield
         finally:
             self._changing.subtract(changing)
             for ino in changing:
+                self._commit_sequences.pop((session.number, ino), None)
                 if self._changing[ino] <= 0:
                     del self._changing[ino]
 
@@ -88,9 +92,12 @@ class State:
         """Whether a queued transaction may clear `dirty` or add a capability: an open has to queue behind it."""
         return ino in self._changing
 
-    def is_settled_by(self, ino: int) -> bool:
-        """Whether a final commit may clear `dirty` now (asked in the transaction)."""
-        return not self.in_grace and not self.sessions.is_written(ino)
+    def may_clean(self, ino: int, committer: Session) -> bool:
+        """Whether a final commit may clear `dirty` (asked in the transaction)."""
+        if self.in_grace:
+            return False
+        until = self._commit_sequences.get((committer.number, ino), NOT_WRITING)
+        return not self.sessions.is_written(ino, besides=committer, until=until)
 
     def lost_name(self, ino: int) -> None:
         """The last name of an inode is gone: it is reaped now, or when the last session closes it."""
@@ -105,3 +112,7 @@ class State:
         """What a session creates it has open for writing; a `Close` with any sequence above 0 ends that."""
         if self.sessions.is_live(session):
             self.sessions.open(session, ino, write=True, sequence=0)
+
+    def handed_out(self, next_ino: int) -> None:
+        """Inode numbers below *next_ino* may be used by sessions now."""
+        self.next_ino = max(self.next_ino, next_ino)

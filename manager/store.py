@@ -130,6 +130,11 @@ class _Item(Generic[T]):
         self.result: T | None = None
         self.error: BaseException | None = None
 
+    def outcome(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[return-value]
+
 
 class Store:
     """The catalog's database during one term. `run` must be running for `write` to return."""
@@ -146,6 +151,11 @@ class Store:
         self._connection: Connection | None = None
         self._read_connection = reader.connect() if self._inline else None
         self._threads = trio.CapacityLimiter(READ_THREADS)
+
+    @property
+    def display_url(self) -> str:
+        """The database's URL without its password."""
+        return self._writer.url.render_as_string(hide_password=True)
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -173,15 +183,24 @@ class Store:
 
         Cancellation ends the waiting, not the work. Raises `NotManager` when the term is over.
         """
+        item = self._submit(work)
+        await item.done.wait()
+        return item.outcome()
+
+    async def write_uncancelled(self, work: Work[T]) -> T:
+        """As `write`, but waits for the end of the work even when cancelled."""
+        item = self._submit(work)
+        with trio.CancelScope(shield=True):
+            await item.done.wait()
+        return item.outcome()
+
+    def _submit(self, work: Work[T]) -> _Item[T]:
         if self._closed is not None:
             raise self._ended()
         item = _Item(work)
         self._queue.append(item)
         self._work_came.set()
-        await item.done.wait()
-        if item.error is not None:
-            raise item.error
-        return item.result  # type: ignore[return-value]
+        return item
 
     def _ended(self) -> NotManager:
         return NotManager(f"term {self.term} is over: {self._closed}")

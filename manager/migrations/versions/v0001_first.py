@@ -102,6 +102,7 @@ def upgrade() -> None:
         sa.Column("server", sa.String(length=63), nullable=False),
         _number("joined_ns"),
         _number("mount_session"),
+        _number("agent_session"),
         sa.PrimaryKeyConstraint("server", name=op.f("pk_servers")),
         sqlite_with_rowid=False,
     )

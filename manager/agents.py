@@ -1,0 +1,216 @@
+"""What agents ask: volumes, queues, and what they find on their disks."""
+
+import errno
+from functools import partial
+
+import trio
+from sqlalchemy import Connection, bindparam, literal_column, select, union_all
+
+from cluster.clock import monotonic_s
+from cluster.errors import ProtocolError, refused
+from cluster.messages import (
+    COPY,
+    ROOT_INO,
+    ClaimTasks,
+    Done,
+    ExtendClaims,
+    FindStrays,
+    Inodes,
+    ListUnsettled,
+    Registered,
+    RegisterVolumes,
+    ReportTasks,
+    Task,
+    Tasks,
+    VolumeState,
+)
+from cluster.rpc import parse_address
+from manager.limits import TEXT_MAX, check_count, check_number, clean_text
+from manager.members import store_volumes
+from manager.namespace import queue_scan
+from manager.queue import SOURCE_DOWN_BACKOFF_S, Claimed, claim_tasks, has_waiting, report_task
+from manager.schema import inodes, ranges, replicas, tasks
+from manager.sessions import Session
+from manager.state import QUEUE
+from manager.store import Transaction
+from manager.term import Term
+
+VOLUMES_MAX = 256
+CLAIM_MAX = 256
+WAIT_MAX_S = 60.0
+REPORTS_MAX = 1000
+UNSETTLED_MAX = 1000
+STRAYS_MAX = 5000
+UUID_MAX = 64
+DEVICE_MAX = 255
+_PAGE = 500
+
+_UNSETTLED = (
+    select(inodes.c.ino)
+    .where(inodes.c.dirty == literal_column("1"), inodes.c.home_volume == bindparam("volume"), inodes.c.ino > bindparam("after"))
+    .order_by(inodes.c.ino)
+    .limit(_PAGE)
+)
+_KNOWN = union_all(
+    select(replicas.c.ino).where(replicas.c.ino.in_(bindparam("page", expanding=True)), replicas.c.volume == bindparam("volume")),
+    select(tasks.c.ino).where(
+        tasks.c.ino.in_(bindparam("page", expanding=True)), tasks.c.volume == bindparam("volume"), tasks.c.operation == COPY
+    ),
+)
+_RANGES = select(ranges.c.first, ranges.c.count, ranges.c.session)
+
+
+async def register_volumes(term: Term, session: Session, request: RegisterVolumes) -> Registered:
+    """Takes a report; only what has changed is written. A new volume makes all directories be looked at again."""
+    _check_volumes(request)
+    members = term.state.members
+    members.heard(session.server, monotonic_s())
+    numbers = members.refresh(session.server, request.address, request.volumes)
+    if numbers is not None:
+        return Registered(numbers)
+
+    def work(tx: Transaction) -> list[int]:
+        stored, new = store_volumes(tx, session.server, request.address, request.volumes)
+        if new:
+            queue_scan(tx, term.state, ROOT_INO)
+        tx.after(lambda: members.learn(stored))
+        tx.after(lambda: members.tick(monotonic_s()))
+        return [volume.volume for volume in stored]
+
+    return Registered(await term.store.write(work))
+
+
+def _check_volumes(request: RegisterVolumes) -> None:
+    check_count(len(request.volumes), VOLUMES_MAX, "volumes")
+    try:
+        parse_address(request.address)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error
+    if len({volume.uuid for volume in request.volumes}) != len(request.volumes) or len(request.address) > DEVICE_MAX:
+        raise ProtocolError("malformed report of volumes")
+    for volume in request.volumes:
+        if not _is_valid(volume):
+            raise ProtocolError(f"malformed report of volume {clean_text(volume.path)!r}")
+
+
+def _is_valid(volume: VolumeState) -> bool:
+    texts = ((volume.uuid, UUID_MAX), (volume.path, TEXT_MAX), (volume.device, DEVICE_MAX))
+    return (
+        all(0 < len(text) <= limit and "\0" not in text for text, limit in texts)
+        and 0 <= volume.free_bytes < 2**62
+        and 0 <= volume.total_bytes < 2**62
+    )
+
+
+async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
+    """Waiting tasks of the sender's server; waits for the first."""
+    limit = max(1, min(request.limit, CLAIM_MAX))
+    server = session.server
+    with trio.move_on_after(max(0.0, min(request.wait_s, WAIT_MAX_S))):
+        while True:
+            with term.state.bells.listening((QUEUE, server)) as bell:
+                if await term.store.read(partial(has_waiting, server=server)):
+                    claimed = await _claim(term, session, limit)
+                    if claimed:
+                        return Tasks(claimed)
+                    continue
+                await bell.wait()
+    if request.wait_s <= 0:
+        return Tasks(await _claim(term, session, limit))
+    return Tasks([])
+
+
+async def _claim(term: Term, session: Session, limit: int) -> list[Task]:
+    def work(tx: Transaction) -> list[Task]:
+        claimed = claim_tasks(tx, term.state, session.server, limit)
+        tx.after(lambda: _begin_claims(term, session, claimed))
+        return claimed.tasks
+
+    # A claim that was made is handed out even if the waiting time is over meanwhile.
+    return await term.store.write_uncancelled(work)
+
+
+def _begin_claims(term: Term, session: Session, claimed: Claimed) -> None:
+    now = monotonic_s()
+    for task in claimed.tasks:
+        term.claims.begin(task.task, task.claim, session.server, task.version, now)
+    for number in claimed.postponed:
+        term.claims.defer(number, now + SOURCE_DOWN_BACKOFF_S)
+
+
+async def report(term: Term, session: Session, request: ReportTasks) -> Done:
+    """Ends attempts."""
+    check_count(len(request.reports), REPORTS_MAX, "reports")
+    for item in request.reports:
+        check_number(item.task, "task")
+        check_number(item.version, "version")
+
+    def work(tx: Transaction) -> None:
+        for item in request.reports:
+            claim = term.claims.get(item.task)
+            tried = claim.version if claim is not None and claim.number == item.claim else 0
+            ended = report_task(
+                tx, term.state, session.server, item, tried_version=tried, max_attempts=term.config.manager.max_attempts
+            )
+            if ended is not None:
+                tx.after(partial(_end_claim, term, ended.task, ended.delay_s))
+
+    await term.store.write(work)
+    return Done()
+
+
+def _end_claim(term: Term, task: int, delay_s: float | None) -> None:
+    term.claims.end(task)
+    if delay_s is not None:
+        term.claims.defer(task, monotonic_s() + delay_s)
+
+
+async def extend_claims(term: Term, session: Session, request: ExtendClaims) -> Done:
+    """The claims of these tasks run anew."""
+    check_count(len(request.tasks), REPORTS_MAX, "tasks")
+    term.claims.extend(request.tasks, session.server, monotonic_s())
+    return Done()
+
+
+async def list_unsettled(term: Term, session: Session, request: ListUnsettled) -> Inodes:
+    """Dirty inodes without a writer. None during the grace time: a mount that has not presented itself may be writing them."""
+    state = term.state
+    limit = max(1, min(request.limit, UNSETTLED_MAX))
+    found: list[int] = []
+    if state.in_grace:
+        return Inodes(found)
+    for volume in state.members.of_server(session.server):
+        after = 0
+        while len(found) < limit:
+            page = await term.store.read(partial(_unsettled, volume=volume, after=after))
+            found += [ino for ino in page if not state.sessions.is_written(ino) and ino not in state.reaping]
+            if len(page) < _PAGE:
+                break
+            after = page[-1]
+    return Inodes(found[:limit])
+
+
+def _unsettled(connection: Connection, volume: int, after: int) -> list[int]:
+    return list(connection.execute(_UNSETTLED, {"volume": volume, "after": after}).scalars())
+
+
+async def find_strays(term: Term, session: Session, request: FindStrays) -> Inodes:
+    """Objects that nobody knows. None during the grace time, and none that a mount may have made just now."""
+    check_count(len(request.inodes), STRAYS_MAX, "inodes")
+    volume = term.state.members.get(request.volume)
+    if volume is None or volume.server != session.server:
+        raise refused(errno.ENOENT, f"volume {request.volume} of {session.server}")
+    if term.state.in_grace:
+        return Inodes([])
+
+    live = term.state.sessions.numbers()
+
+    def ask(connection: Connection) -> list[int]:
+        known: set[int] = set()
+        for start in range(0, len(request.inodes), _PAGE):
+            page = request.inodes[start : start + _PAGE]
+            known |= set(connection.execute(_KNOWN, {"page": page, "volume": request.volume}).scalars())
+        kept = [range(row.first, row.first + row.count) for row in connection.execute(_RANGES) if row.session in live]
+        return [ino for ino in request.inodes if ino not in known and not any(ino in numbers for numbers in kept)]
+
+    return Inodes(await term.store.read_slowly(ask))

@@ -1,0 +1,97 @@
+"""Mutations, applied once: the reply is stored in the transaction of the effect, and a repeat finds it there."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from sqlalchemy import bindparam, delete, func, insert, select
+
+from cluster.messages import (
+    Applied,
+    Apply,
+    Commit,
+    Create,
+    Link,
+    Node,
+    Operation,
+    RemoveXattr,
+    Rename,
+    Rmdir,
+    SetAttr,
+    SetXattr,
+    Unlink,
+)
+from manager.attributes import CAPABILITY_XATTR, remove_xattr, set_attr, set_xattr
+from manager.content import commit
+from manager.namespace import create, link, rename, rmdir, unlink
+from manager.schema import applied
+from manager.sessions import Session
+from manager.state import State
+from manager.store import Transaction
+
+OPERATIONS_MAX = 1000
+TRIM_STEP = 64  # acknowledged replies are deleted when so many have come together
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Applied).decode
+
+_FIND = select(applied.c.reply).where(applied.c.session == bindparam("session"), applied.c.request_id == bindparam("request_id"))
+_STORE = insert(applied)
+_TRIM = delete(applied).where(applied.c.session == bindparam("b_session"), applied.c.request_id < bindparam("b_floor"))
+_NEWEST = select(func.max(applied.c.request_id)).where(applied.c.session == bindparam("session"))
+
+_OPERATIONS: dict[type, Callable[[Transaction, State, Session, Any], Node | None]] = {
+    Create: create,
+    Link: link,
+    Unlink: unlink,
+    Rmdir: rmdir,
+    Rename: rename,
+    SetAttr: set_attr,
+    SetXattr: set_xattr,
+    RemoveXattr: remove_xattr,
+    Commit: commit,
+}
+
+
+def newest_reply(tx: Transaction, session: int) -> int:
+    """The largest id of a stored reply of the session, 0 if there is none."""
+    return tx.execute(_NEWEST, {"session": session}).scalar_one() or 0
+
+
+def changed_for_opens(operations: list[Operation]) -> list[int]:
+    """The inodes whose dirty flag may be cleared, or that may get a capability: see `State.changing`."""
+    return [op.ino for op in operations if isinstance(op, Commit) or (isinstance(op, SetXattr) and op.name == CAPABILITY_XATTR)]
+
+
+def apply_operations(tx: Transaction, state: State, session: Session, request: Apply) -> Applied:
+    """All operations in order or none; or the stored reply, if they have been applied before."""
+    if request.request_id <= session.newest:
+        stored = tx.execute(_FIND, {"session": session.number, "request_id": request.request_id}).scalar_one_or_none()
+        if stored is not None:
+            return _again(tx, state, session, request, _decode(stored))
+    if len(request.operations) == 1:
+        operation = request.operations[0]
+        reply = Applied([_OPERATIONS[type(operation)](tx, state, session, operation)])
+    else:
+        with tx.savepoint():
+            reply = Applied([_OPERATIONS[type(op)](tx, state, session, op) for op in request.operations])
+    tx.execute(_STORE, {"session": session.number, "request_id": request.request_id, "reply": _encode(reply)})
+    session.newest = max(session.newest, request.request_id)  # harmless if this is rolled back: it only says where to look
+    if session.floor - session.trimmed >= TRIM_STEP:
+        floor = session.floor
+        tx.execute(_TRIM, {"b_session": session.number, "b_floor": floor})
+        tx.after(lambda: _trimmed(session, floor))
+    return reply
+
+
+def _trimmed(session: Session, floor: int) -> None:
+    session.trimmed = max(session.trimmed, floor)
+
+
+def _again(tx: Transaction, state: State, session: Session, request: Apply, reply: Applied) -> Applied:
+    """A repeat: the session does not know yet what it created, so a `Hello` since then has not presented it as open."""
+    for operation, node in zip(request.operations, reply.nodes, strict=False):
+        if isinstance(operation, Create) and node is not None and node.home_volume:
+            ino = node.ino
+            tx.after(lambda ino=ino: state.register_creator(session, ino))  # type: ignore[misc]
+    return reply

@@ -1,0 +1,100 @@
+"""`Hello`: who a session is, whom it replaces, and what it still holds open."""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from cluster.clock import file_time_ns, monotonic_s
+from cluster.errors import ProtocolError
+from cluster.messages import PROTOCOL, Hello, Welcome
+from manager.apply import newest_reply
+from manager.content import mark_dirty
+from manager.limits import check_count
+from manager.queue import release_claims
+from manager.schema import applied, inodes, ranges, servers
+from manager.sessions import AGENT, CLI, MOUNT, Session
+from manager.store import Transaction
+from manager.term import Term
+
+OPENS_MAX = 200_000
+_PAGE = 500
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_EXISTING = select(inodes.c.ino).where(inodes.c.ino.in_(bindparam("inodes", expanding=True)))
+
+
+def check_hello(hello: Hello, cluster: str) -> None:
+    """`ProtocolError` for a peer of another cluster or another version of the protocol."""
+    if hello.protocol != PROTOCOL:
+        raise ProtocolError(f"{hello.server} speaks version {hello.protocol} of the protocol, this manager {PROTOCOL}: upgrade")
+    if hello.cluster != cluster:
+        raise ProtocolError(f"{hello.server} belongs to cluster {hello.cluster!r}, this is a manager of {cluster!r}")
+    if not _NAME.fullmatch(hello.server) or hello.role not in (MOUNT, AGENT, CLI) or not 0 <= hello.session < 2**63:
+        raise ProtocolError("malformed introduction")
+    check_count(len(hello.opens), OPENS_MAX, "open inodes")
+
+
+async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
+    """Makes the sender a live session. Raises `Fenced` for one that a newer one has replaced."""
+    state = term.state
+    session, replaced = state.sessions.introduce(hello.session, hello.server, hello.role, monotonic_s())
+    if hello.role == AGENT:
+        state.members.heard(hello.server, monotonic_s())
+    gone = state.reaping & {item.ino for item in hello.opens}
+    presented = [(item.ino, item.write) for item in hello.opens if item.ino not in gone]
+    term.unused(state.sessions.present(session, presented))
+    for other in replaced:
+        term.end_session(other)
+    work = partial(_introduce, term=term, session=session, replaced=[other.number for other in replaced], opens=presented)
+    known = await term.store.write(work)
+    session.newest = max(session.newest, known.newest)
+    lost = gone | known.lost
+    for ino in known.lost:
+        state.sessions.forget(session, ino)
+    if session.role == MOUNT:
+        term.awaited.pop(session.server, None)
+    timeout_s = term.config.manager.session_timeout_s
+    return session, Welcome(term.number, term.config.server, timeout_s, sorted(lost))
+
+
+@dataclass(frozen=True)
+class _Known:
+    newest: int
+    lost: set[int]
+
+
+def _introduce(tx: Transaction, term: Term, session: Session, replaced: list[int], opens: list[tuple[int, bool]]) -> _Known:
+    if session.role != CLI and _note_server(tx, session) and session.role == AGENT:
+        claims = term.claims.of_server(session.server)
+        release_claims(tx, term.state, claims)
+        tx.after(lambda: term.claims.end_all(claims))
+    if session.role == MOUNT:
+        tx.execute(delete(ranges).where(ranges.c.server == session.server, ranges.c.session != session.number))
+    for number in replaced:
+        tx.execute(delete(applied).where(applied.c.session == number))
+    existing: set[int] = set()
+    for start in range(0, len(opens), _PAGE):
+        page = [ino for ino, _write in opens[start : start + _PAGE]]
+        existing |= set(tx.execute(_EXISTING, {"inodes": page}).scalars())
+    for ino, write in opens:
+        if write and ino in existing:
+            mark_dirty(tx, ino)
+    return _Known(newest_reply(tx, session.number), {ino for ino, _write in opens} - existing)
+
+
+def _note_server(tx: Transaction, session: Session) -> bool:
+    """Writes down who the server's mount or agent is; True if it is another than before."""
+    column = servers.c.mount_session if session.role == MOUNT else servers.c.agent_session
+    known = tx.execute(select(column).where(servers.c.server == session.server)).scalar_one_or_none()
+    if known == session.number:
+        return False
+    if known is None:
+        tx.execute(insert(servers), {"server": session.server, "joined_ns": file_time_ns()})
+    tx.execute(update(servers).where(servers.c.server == session.server).values({column: session.number}))
+    return True
+
+
+def forget_mount(tx: Transaction, session: Session) -> None:
+    """A mount's session has ended without a successor: the next manager need not wait for it."""
+    tx.execute(update(servers).where(servers.c.mount_session == session.number).values(mount_session=0))

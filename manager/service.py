@@ -1,0 +1,147 @@
+"""Requests to handlers: one table, and the rules that hold for all of them.
+
+Only the holder of the office answers. A connection begins with `Hello`; its session must still be live and must not have
+introduced itself again over another connection since.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from cluster.clock import monotonic_s
+from cluster.errors import NotManager, ProtocolError
+from cluster.messages import (
+    Apply,
+    AwaitCopies,
+    ClaimTasks,
+    Close,
+    Done,
+    ExtendClaims,
+    FindStrays,
+    GetAttr,
+    GetParent,
+    GetPolicy,
+    GetSpace,
+    GetStatus,
+    GetWhere,
+    GetXattr,
+    Heartbeat,
+    Hello,
+    ListPolicies,
+    ListTasks,
+    ListUnsettled,
+    ListVolumes,
+    ListXattr,
+    Locate,
+    Lookup,
+    Open,
+    ReadDir,
+    ReadLink,
+    RegisterVolumes,
+    ReportTasks,
+    RetryTasks,
+    SetPolicy,
+    TakeInodes,
+    Welcome,
+)
+from cluster.rpc import SendReply
+from manager import admin, agents, opening, questions
+from manager.introductions import check_hello, introduce
+from manager.sessions import AGENT, Session
+from manager.term import Term
+
+
+async def _heartbeat(_term: Term, _session: Session, _request: Heartbeat) -> Done:
+    return Done()
+
+
+HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
+    Heartbeat: _heartbeat,
+    Lookup: questions.lookup,
+    GetAttr: questions.get_attr,
+    GetParent: questions.get_parent,
+    ReadDir: questions.read_dir,
+    ReadLink: questions.read_link,
+    GetXattr: questions.get_xattr_value,
+    ListXattr: questions.list_xattr_names,
+    GetSpace: questions.get_space,
+    ListVolumes: questions.list_volumes,
+    Apply: opening.apply,
+    TakeInodes: opening.take_inodes,
+    Open: opening.open_inode,
+    Close: opening.close,
+    Locate: opening.locate,
+    AwaitCopies: opening.await_copies,
+    RegisterVolumes: agents.register_volumes,
+    ClaimTasks: agents.claim,
+    ReportTasks: agents.report,
+    ExtendClaims: agents.extend_claims,
+    ListUnsettled: agents.list_unsettled,
+    FindStrays: agents.find_strays,
+    GetStatus: admin.get_status,
+    ListTasks: admin.list_tasks,
+    RetryTasks: admin.retry,
+    GetPolicy: admin.get_policy,
+    SetPolicy: admin.set_policy,
+    ListPolicies: admin.list_policies,
+    GetWhere: admin.get_where,
+}
+FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})
+INO_MAX = 2**63 - 1
+
+
+class Candidate(Protocol):
+    """Who may be in office: `term` is None when not."""
+
+    term: Term | None
+
+    def describe_manager(self) -> str:
+        """Who holds the office, as far as this candidate knows."""
+
+
+class Connection:
+    """One connection of a peer: `cluster.rpc.Handler`."""
+
+    def __init__(self, candidate: Candidate, cluster: str) -> None:
+        self._candidate = candidate
+        self._cluster = cluster
+        self._term: Term | None = None
+        self._session: Session | None = None
+        self._introduction = 0
+
+    async def handle(self, request: Any, _body: bytes, _send: SendReply) -> Any:
+        """The reply. Raises `NotManager` whenever somebody else may be the manager by now."""
+        term = self._candidate.term
+        if term is None or not term.in_office:
+            raise NotManager(self._candidate.describe_manager())
+        if type(request) is Hello:
+            reply = await self._introduce(term, request)
+        else:
+            session = self._check_session(term, request)
+            session.heard_s = monotonic_s()
+            reply = await HANDLERS[type(request)](term, session, request)
+        if not term.in_office:
+            raise NotManager(self._candidate.describe_manager())
+        return reply
+
+    async def _introduce(self, term: Term, hello: Hello) -> Welcome:
+        check_hello(hello, self._cluster)
+        session, welcome = await introduce(term, hello)
+        self._term, self._session, self._introduction = term, session, session.connection
+        return welcome
+
+    def _check_session(self, term: Term, request: Any) -> Session:
+        session = self._session
+        if session is None:
+            raise ProtocolError(f"{type(request).__name__} before Hello")
+        if self._term is not term or session.connection != self._introduction or not term.state.sessions.is_live(session):
+            raise NotManager("the session of this connection has ended: introduce yourself again")
+        if type(request) in FOR_AGENTS and session.role != AGENT:
+            raise ProtocolError(f"a {session.role} asked what only agents ask")
+        ino = getattr(request, "ino", 0)
+        if not 0 <= ino <= INO_MAX:
+            raise ProtocolError(f"inode number out of range: {ino}")
+        return session
+
+    def closed(self) -> None:
+        """The connection has ended; the session lives on until its timeout."""
+        self._session = None

@@ -1,0 +1,122 @@
+"""One term of office: the store, the memory, and what both do together."""
+
+import logging
+import math
+from collections.abc import Iterable
+from functools import partial
+
+from sqlalchemy import Connection, bindparam, delete, select
+
+from cluster.clock import monotonic_s
+from cluster.config import ServerConfig
+from manager.claims import Claims
+from manager.inodes import find_inode
+from manager.members import Members
+from manager.office import SAFE_PART
+from manager.policies import Policies
+from manager.queue import begin_queue
+from manager.schema import counters, inodes, orphans, servers
+from manager.sessions import Session, Sessions
+from manager.state import State
+from manager.store import Store, Transaction
+from manager.tasks import discard_objects
+
+log = logging.getLogger(__name__)
+
+SWEEP_PAGE = 1000
+
+_ORPHANS = select(orphans.c.ino).where(orphans.c.ino > bindparam("after")).order_by(orphans.c.ino).limit(SWEEP_PAGE)
+
+
+def counter(connection: Connection, name: str) -> int:
+    """A named number of the catalog."""
+    value: int = connection.execute(select(counters.c.value).where(counters.c.name == name)).scalar_one()
+    return value
+
+
+class Term:
+    """What request handlers work with. `begin` first; `in_office` is false from the moment another manager may exist."""
+
+    def __init__(self, config: ServerConfig, store: Store, deadline: float) -> None:
+        self.config = config
+        self.store = store
+        self.number = store.term
+        self.deadline = deadline
+        self.claims = Claims(config.manager.claim_timeout_s)
+        self.awaited: dict[str, int] = {}
+        self.grace_until = 0.0
+        self.state: State
+
+    async def begin(self) -> None:
+        """Loads what the memory starts with."""
+        now = monotonic_s()
+        sessions = Sessions(self.config.manager.session_timeout_s)
+        members = await self.store.read(lambda connection: Members(connection, now))
+        self.state = State(self.number, sessions, members, Policies())
+        self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
+        for task, claim, server, version in await self.store.write(begin_queue):
+            self.claims.begin(task, claim, server, version, now)
+        self.awaited = await self.store.read(_mounts)
+        self.grace_until = now + self.config.manager.session_timeout_s
+
+    @property
+    def in_office(self) -> bool:
+        return monotonic_s() < self.deadline
+
+    def end(self) -> bool:
+        """Stops answering for good; whether it was in office until now."""
+        was_in_office = self.in_office
+        self.deadline = -math.inf
+        return was_in_office
+
+    def extended(self, started: float) -> None:
+        """The office was extended by a transaction that was asked for at *started*."""
+        if self.in_office:
+            self.deadline = started + SAFE_PART * self.config.manager.term_s
+
+    # -------------------------------------------------------------------------------------- what nobody uses any more
+
+    def end_session(self, session: Session) -> None:
+        """A session is over: what it wrote stays dirty until an agent has looked at it, orphans may go."""
+        self.unused(self.state.sessions.end(session))
+
+    def unused(self, inodes: Iterable[int]) -> None:
+        """Nobody has these open any more: hands the orphans among them to the reaper."""
+        for ino in inodes:
+            if ino in self.state.unlinked:
+                self.state.unlinked.discard(ino)
+                self.state.lost_name(ino)
+
+    async def end_grace(self) -> None:
+        """Every mount that may hold something has presented it, or has had the time to: orphans may go, dirt may be cleared."""
+        self.state.in_grace = False
+        after = 0
+        while True:
+            page = await self.store.read(partial(_orphans, after=after))
+            for ino in page:
+                if ino not in self.state.reaping and ino not in self.state.unlinked:
+                    self.state.lost_name(ino)
+            if len(page) < SWEEP_PAGE:
+                return
+            after = page[-1]
+
+
+def _orphans(connection: Connection, after: int) -> list[int]:
+    return list(connection.execute(_ORPHANS, {"after": after}).scalars())
+
+
+def _mounts(connection: Connection) -> dict[str, int]:
+    rows = connection.execute(select(servers.c.server, servers.c.mount_session).where(servers.c.mount_session != 0))
+    return {row.server: row.mount_session for row in rows}
+
+
+def reap(tx: Transaction, state: State, doomed: list[int]) -> None:
+    """Removes orphans that nobody has open, and queues the deletion of their objects."""
+    for ino in doomed:
+        inode = find_inode(tx.connection, ino)
+        if inode is None or inode.nlink:
+            continue
+        if inode.home_volume:
+            discard_objects(tx, state, ino)
+        tx.execute(delete(inodes).where(inodes.c.ino == ino))
+        tx.inodes_added -= 1
