@@ -25,7 +25,7 @@ SOURCES = {
     "words.h": "const char *greet(void);\nint count(const char *);\n",
     "greet.c": '#include "words.h"\nconst char *greet(void) { return "godwit"; }\n',
     "count.c": '#include "words.h"\n#include <string.h>\nint count(const char *word) { return (int)strlen(word); }\n',
-    "main.c": '#include "words.h"\n#include <stdio.h>\nint main(void) { return printf("%s %d\\n", greet(), count(greet())) < 0; }\n',
+    "main.c": '#include "words.h"\n#include <stdio.h>\nint main() { return printf("%s %d\\n", greet(), count(greet())) < 0; }',
     "Makefile": MAKEFILE,
 }
 
