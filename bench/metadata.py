@@ -81,7 +81,7 @@ def _list(ground: Ground) -> Sample:
 
     directory = ground.directory / "files"
     once = per_second(listed, [str(directory)], ground.load.limit_s)
-    count = len(os.listdir(directory))
+    count = len(file_paths(directory))
     return Sample(count / once.seconds, count, once.seconds)
 
 

@@ -77,5 +77,5 @@ def _run(command: Sequence[str], ground: Ground, directory: Path) -> None:
         command, cwd=directory, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, timeout=ground.load.program_s
     )
     if done.returncode != 0:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise OSError(f"{' '.join(command[-3:])} ended with {done.returncode}: {' '.join(last)}")
+        first = done.stderr.decode(errors="replace").strip().splitlines()[:1]
+        raise OSError(f"{' '.join(command[-3:])} ended with {done.returncode}: {' '.join(first)}")

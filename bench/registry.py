@@ -1,7 +1,7 @@
 """All measurements, in the order in which they are made and shown."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 from bench import metadata, network, programs, throughput
@@ -31,11 +31,15 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Group:
-    """Measurements that share a directory, each building on what the earlier ones left there."""
+    """Measurements that share a directory.
+
+    `chained`: each builds on what the earlier ones left there, so none of them means anything after one that failed.
+    """
 
     name: str
     measurements: tuple[Measurement, ...]
     needs_network: bool = False
+    chained: bool = True
 
 
 GROUPS = (
@@ -84,6 +88,7 @@ GROUPS = (
             Measurement("copies current, 512 MiB", S, network.copies_of_large_file),
         ),
         needs_network=True,
+        chained=False,
     ),
 )
 
@@ -110,10 +115,9 @@ def needed_groups(wanted: frozenset[str]) -> list[Group]:
     groups = []
     for group in GROUPS:
         hits = [index for index, measurement in enumerate(group.measurements) if measurement.metric in wanted]
-        if hits and group.needs_network:
-            groups.append(Group(group.name, tuple(group.measurements[index] for index in hits), needs_network=True))
-        elif hits:
-            groups.append(Group(group.name, group.measurements[: hits[-1] + 1]))
+        kept = range(hits[-1] + 1) if hits and group.chained else hits
+        if kept:
+            groups.append(replace(group, measurements=tuple(group.measurements[index] for index in kept)))
     return groups
 
 

@@ -7,7 +7,7 @@ measurements that delete are made after all the others.
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.isolation import MeasurementFailed, measure_apart
@@ -32,12 +32,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Turn:
-    """One group on one side in one round."""
+    """One group on one side in one round, and the measurements that failed in it."""
 
     group: Group
     side: Side
     round: int
     ground: Ground
+    failed: list[str] = field(default_factory=list)
 
 
 class Runner:
@@ -57,7 +58,7 @@ class Runner:
         for number in range(1, self._plan.rounds + 1):
             for group in self._plan.groups:
                 begin = time.monotonic()
-                if begin + costs.get(group.name, 0.0) > start + self._plan.budget_s:
+                if group.name in costs and begin + costs[group.name] > start + self._plan.budget_s:
                     self.left_out += 1
                     continue
                 turns += [
@@ -94,8 +95,11 @@ class Runner:
     def _measure(self, measurement: Measurement, turn: _Turn) -> None:
         label = f"round {turn.round}  {turn.side.name:<8}{measurement.metric:<32}"
         try:
+            if turn.failed and turn.group.chained:
+                raise MeasurementFailed(f"not measured, since this failed before: {turn.failed[0]}")
             sample = measure_apart(measurement.measure, turn.ground, self._plan.load.patience_s)
         except MeasurementFailed as error:
+            turn.failed.append(measurement.metric)
             self.failures.append(Failure(measurement.metric, turn.side.name, turn.round, str(error)))
             self._tell(f"{label}failed: {error}")
             return

@@ -100,7 +100,12 @@ Measure = Callable[[Ground], Sample]
 
 
 def per_second(work: Callable[[Sequence[T]], object], items: Sequence[T], limit_s: float) -> Sample:
-    """Operations per second of *work*, which is given the items in small chunks until they or the time are used up."""
+    """Operations per second of *work*, which is given the items in small chunks until they or the time are used up.
+
+    Raises `ValueError` if there are no items: then an earlier measurement did not leave what this one needs.
+    """
+    if not items:
+        raise ValueError("there is nothing to measure with")
     done = 0
     start = time.monotonic()
     elapsed = 0.0

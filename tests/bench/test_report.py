@@ -156,3 +156,5 @@ def test_rates_stop_at_the_time_limit() -> None:
     sample = per_second(seen.extend, range(100), limit_s=60)
     assert (sample.count, sample.cut_short) == (100, False)
     assert megabytes_per_second(Sample(0, 10, 2.0), 1_000_000).value == 5.0
+    with pytest.raises(ValueError, match="nothing"):
+        per_second(seen.extend, [], limit_s=1)
