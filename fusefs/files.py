@@ -15,7 +15,7 @@ from fusefs.inodes import InodeNumbers
 from fusefs.objects import Buffer, LocalObject, Object, RemoteObject, check_replica
 from fusefs.openfiles import OpenFiles, OpenInode
 from fusefs.paths import LastKnownPaths
-from fusefs.peers import Peers, pick_home
+from fusefs.peers import Peers
 
 FIRST_EPOCH = 1
 CACHED_VERSIONS = 50_000
@@ -157,7 +157,7 @@ class Files:
 
     async def _create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, append: bool) -> tuple[int, Node]:
         ino = await self._numbers.take()
-        volume = pick_home(self._peers.local_volumes(), self._peers.remote_volumes())
+        volume = await self._peers.home_for_new_file()
         local = self._peers.is_local(volume)
         home: Object | None = None
         if local:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from cluster.errors import Refused, Unavailable
+from cluster.errors import NoSpace, Unavailable
 from cluster.messages import ListVolumes, Request, Volume
 from cluster.rpc import Answer, Channel, connect
 from cluster.session import ManagerSession
@@ -61,12 +61,11 @@ class Peers:
         """Whether its objects are on this server's own disks."""
         return volume.server == self._server
 
-    def local_volumes(self) -> list[Volume]:
-        return [volume for volume in self._volumes.values() if self.is_local(volume)]
-
-    def remote_volumes(self) -> list[Volume]:
-        """Volumes of other servers whose agents are up."""
-        return [volume for volume in self._volumes.values() if not self.is_local(volume) and volume.up]
+    async def home_for_new_file(self) -> Volume:
+        """The volume on which a new file gets its home; raises `NoSpace` if there is none."""
+        if not any(map(self.is_local, self._volumes.values())):
+            await self.refresh()
+        return pick_home(self._server, list(self._volumes.values()))
 
     async def call(self, number: int, request: Request[R], *, body: bytes = b"") -> R:
         """Asks the agent that has volume *number*; raises what it answers, or `Unavailable`."""
@@ -98,12 +97,10 @@ class Peers:
             return channel
 
 
-def pick_home(local: list[Volume], remote: list[Volume]) -> Volume:
-    """The volume on which a new file gets its home: this server's with the most space, else another server's.
-
-    Raises `Refused` when the network has no volume at all.
-    """
-    candidates = local or remote
+def pick_home(server: str, volumes: list[Volume]) -> Volume:
+    """The volume with the most space of *server*; if it has none, of those whose agents are up. Raises `NoSpace`."""
+    own = [volume for volume in volumes if volume.server == server]
+    candidates = own or [volume for volume in volumes if volume.up]
     if not candidates:
-        raise Refused("no volume is up: a file has nowhere to go")
+        raise NoSpace("no volume is up: a new file has nowhere to go")
     return max(candidates, key=lambda volume: (volume.free_bytes, -volume.volume))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import Refused
+from cluster.errors import NoSpace
 from cluster.messages import Node, Volume
 from fusefs.files import KernelPages
 from fusefs.openfiles import OpenInode
@@ -74,17 +74,18 @@ def volume(number: int, server: str, free: int) -> Volume:
 
 
 def test_a_new_file_goes_to_the_own_volume_with_most_space() -> None:
-    local = [volume(1, "s1", 5), volume(2, "s1", 9)]
-    assert pick_home(local, [volume(3, "s2", 50)]).volume == 2
+    assert pick_home("s1", [volume(1, "s1", 5), volume(2, "s1", 9), volume(3, "s2", 50)]).volume == 2
 
 
 def test_a_server_without_volumes_uses_another_ones() -> None:
-    assert pick_home([], [volume(3, "s2", 50), volume(4, "s3", 60)]).volume == 4
+    assert pick_home("s1", [volume(3, "s2", 50), volume(4, "s3", 60)]).volume == 4
+    down = msgspec.structs.replace(volume(4, "s3", 60), up=False)
+    assert pick_home("s1", [volume(3, "s2", 50), down]).volume == 3
 
 
 def test_without_any_volume_a_create_is_refused() -> None:
-    with pytest.raises(Refused, match="nowhere to go"):
-        pick_home([], [])
+    with pytest.raises(NoSpace, match="nowhere to go"):
+        pick_home("s1", [])
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=12))
