@@ -5,8 +5,8 @@ Whatever happens ends in a report: an error that only stands in a log is lost to
 
 import errno
 import logging
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import trio
 from blake3 import blake3
@@ -24,8 +24,6 @@ from cluster.session import ManagerSession
 from cluster.volume import ObjectRecord, display_path, sync_directory
 
 log = logging.getLogger(__name__)
-
-R = TypeVar("R")
 
 SMALL_BYTES = 256 * 1024
 WRITEBACK_BYTES = 32 * 1024 * 1024
@@ -62,7 +60,6 @@ class Attempts:
         self._objects = objects
         self._trash = trash
         self._arrivals = arrivals
-        self._limiter = trio.CapacityLimiter(16)
 
     async def attempt(self, task: Task) -> TaskReport:
         """The report for *task*; never raises."""
@@ -108,7 +105,7 @@ class Attempts:
             return verified
 
         try:
-            verified = await self._in_thread(verify)
+            verified = await work.in_thread(verify)
         except Altered:
             return None
         expected = task.checksum.hex() if task.checksum and task.version == record.version else record.checksum
@@ -121,7 +118,7 @@ class Attempts:
     async def _copy_from_any(self, task: Task, work: DiskWork) -> TaskReport:
         problems: list[str] = []
         blamed, blame = 0, ""
-        for source in task.sources:
+        for source in await self._in_order(task.sources):
             try:
                 copied = await self._copy_making_room(task, source, work)
             except Changed as error:
@@ -138,6 +135,11 @@ class Attempts:
             else:
                 return done(task, copied, blamed, blame)
         return retry(task, "; ".join(problems) or "there is no source for this copy", blamed, blame)
+
+    async def _in_order(self, sources: Sequence[Replica]) -> list[Replica]:
+        """Sources best first, those on servers that the manager does not hear last."""
+        up = {source.volume: await self._directory.is_up(source.volume) for source in sources}
+        return sorted(sources, key=lambda source: not up[source.volume])
 
     async def _copy_making_room(self, task: Task, source: Replica, work: DiskWork) -> Copied:
         try:
@@ -174,7 +176,7 @@ class Attempts:
         return Publication(work.volume, _record_for(task, request, end), content)
 
     async def _receive_large(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
-        staged = await self._in_thread(StagedFile, work.volume, task.ino)
+        staged = await work.in_thread(StagedFile, work.volume, task.ino)
         hasher = blake3()
         unstarted = 0
 
@@ -193,18 +195,15 @@ class Attempts:
 
         try:
             async with self._channels.own(peer.address) as channel:
-                end = await pull(channel, request, lambda data: self._in_thread(take, data))
+                end = await pull(channel, request, lambda data: work.in_thread(take, data))
             _require_digest(task, request, end, hasher.digest())
             record = _record_for(task, request, end)
-            await self._in_thread(finish, record)
+            await work.in_thread(finish, record)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await self._in_thread(staged.discard)
+                await work.in_thread(staged.discard)
             raise
         return Publication(work.volume, record, staged)
-
-    async def _in_thread(self, function: Callable[..., R], *arguments: object) -> R:
-        return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
 
 
 def _require_digest(task: Task, request: PullObject, end: PullEnd, received: bytes) -> None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -45,6 +45,8 @@ from cluster.rpc import Answer, SendReply
 from cluster.session import ManagerSession
 from cluster.volume import read_record
 
+R = TypeVar("R")
+
 OPEN_OBJECTS = 512
 IO_MAX_BYTES = 4 * 1024 * 1024
 INLINE_WRITE_BYTES = 64 * 1024
@@ -68,7 +70,6 @@ class DataServer:
         self._objects = objects
         self._pulls = pulls
         self._trash = trash
-        self._limiter = trio.CapacityLimiter(16)
         self._under_way = 0
         self._stopping = False
         self._idle = trio.Event()
@@ -121,7 +122,7 @@ class DataServer:
         if request.home_epoch != FIRST_EPOCH:
             raise Fenced(f"a new object has the home epoch {FIRST_EPOCH}, not {request.home_epoch}")
         try:
-            descriptor = await self._in_thread(volume.layout.create_object, request.ino)
+            descriptor = await self._in_thread(request, volume.layout.create_object, request.ino)
         except FileExistsError:
             async with self._home_object(request) as existing:
                 if os.fstat(existing).st_size:
@@ -141,7 +142,7 @@ class DataServer:
                 _require_stamp(descriptor, request.stamp)
             data = _read_cached(descriptor, offset, length)
             if data is None:
-                data = await self._in_thread(os.pread, descriptor, length, offset)
+                data = await self._in_thread(request, os.pread, descriptor, length, offset)
             if request.stamp is not None:
                 _require_stamp(descriptor, request.stamp)
             return Answer(Data(), data)
@@ -159,18 +160,18 @@ class DataServer:
 
     async def _write_once(self, descriptor: int, request: WriteObject, body: bytes) -> int:
         write = partial(os.pwritev, descriptor, [body], request.offset, os.RWF_APPEND if request.append else 0)
-        return write() if len(body) <= INLINE_WRITE_BYTES else await self._in_thread(write)
+        return write() if len(body) <= INLINE_WRITE_BYTES else await self._in_thread(request, write)
 
     async def _truncate(self, request: TruncateObject, _body: bytes) -> Done:
         if not 0 <= request.size <= OFFSET_MAX:
             raise refused(errno.EINVAL, f"size {request.size}")
         async with self._home_object(request) as descriptor:
-            await self._in_thread(os.ftruncate, descriptor, request.size)
+            await self._in_thread(request, os.ftruncate, descriptor, request.size)
         return Done()
 
     async def _sync(self, request: SyncObject, _body: bytes) -> Done:
         async with self._home_object(request) as descriptor:
-            await self._in_thread(os.fsync, descriptor)
+            await self._in_thread(request, os.fsync, descriptor)
         return Done()
 
     async def _set_times(self, request: SetObjectTimes, _body: bytes) -> Node:
@@ -197,8 +198,9 @@ class DataServer:
     async def _apply(self, operation: Operation) -> Node:
         return await self._session.apply_one(operation, timeout_s=MANAGER_TIMEOUT_S)
 
-    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+    async def _in_thread(self, request: ObjectRequest, function: Callable[..., R], *arguments: Any) -> R:
+        limiter = self._volume(request).small_io
+        return await trio.to_thread.run_sync(function, *arguments, limiter=limiter)
 
     def _volume(self, request: ObjectRequest) -> LocalVolume:
         return self._volumes.require(request.volume)
@@ -210,7 +212,7 @@ class DataServer:
         opened = None
         while key not in self._objects:
             forgotten = self._objects.forgotten
-            opened = await self._in_thread(open_object_file, path)
+            opened = await self._in_thread(request, open_object_file, path)
             if self._objects.forgotten == forgotten:
                 break
             os.close(opened)

@@ -1,9 +1,9 @@
 """What the queue does to one volume, in batches: look at objects, publish copies, discard objects."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -13,6 +13,8 @@ from agent.trash import discard_objects
 from agent.volumes import LocalVolume
 from cluster.messages import Stamp
 from cluster.volume import ObjectRecord, read_record
+
+R = TypeVar("R")
 
 BATCH_LIMIT = 128
 
@@ -48,6 +50,10 @@ class DiskWork:
         self.inspect: Batcher[int, Found | None] = Batcher(partial(inspect, volume), limit=BATCH_LIMIT, limiter=limiter)
         self.publish: Batcher[Publication, Stamp] = Batcher(publish, limit=BATCH_LIMIT, limiter=limiter)
         self.discard: Batcher[int, bool] = Batcher(partial(discard_objects, volume), limit=BATCH_LIMIT, limiter=limiter)
+
+    async def in_thread(self, function: Callable[..., R], *arguments: object) -> R:
+        """Runs what blocks for a while in one of the volume's threads."""
+        return await trio.to_thread.run_sync(function, *arguments, limiter=self.volume.bulk_io)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -17,6 +17,7 @@ from cluster.rpc import Answer, Channel, connect
 from cluster.session import ManagerSession
 
 CONNECT_TIMEOUT_S = 5.0
+FAILURE_HOLDS_S = 1.0
 STALL_S = 20.0
 DIRECTORY_AGE_S = 5.0
 DIRECTORY_RETRY_S = 0.5
@@ -44,12 +45,20 @@ class VolumeDirectory:
             raise Unavailable(f"the manager knows no volume {number}")
         return self._volumes[number]
 
+    async def is_up(self, number: int) -> bool:
+        """Whether the manager hears the volume's server."""
+        try:
+            return (await self.find(number)).up
+        except Unavailable:
+            return False
+
 
 class PeerChannels:
     """Connections to agents by address; their receivers run in *nursery*."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
+        self._failed: dict[str, tuple[float, Unavailable]] = {}
         self._shared: dict[str, Channel] = {}
         self._connecting: KeyedLocks[str] = KeyedLocks()
 
@@ -58,17 +67,30 @@ class PeerChannels:
         async with self._connecting.hold(address):
             channel = self._shared.get(address)
             if channel is None or channel.broken.is_set():
-                channel = self._shared[address] = await connect(address, self._nursery, timeout_s=CONNECT_TIMEOUT_S)
+                channel = self._shared[address] = await self._connect(address)
             return channel
 
     @asynccontextmanager
     async def own(self, address: str) -> AsyncIterator[Channel]:
         """A connection for one large transfer."""
-        channel = await connect(address, self._nursery, timeout_s=CONNECT_TIMEOUT_S)
+        channel = await self._connect(address)
         try:
             yield channel
         finally:
             await channel.close()
+
+    async def _connect(self, address: str) -> Channel:
+        """One attempt speaks for all that follow within a moment: many copies may want the same dead peer."""
+        failed_s, failure = self._failed.get(address, (-1e9, None))
+        if failure is not None and monotonic_s() - failed_s < FAILURE_HOLDS_S:
+            raise Unavailable(str(failure), failure.errno)
+        try:
+            channel = await connect(address, self._nursery, timeout_s=CONNECT_TIMEOUT_S)
+        except Unavailable as error:
+            self._failed[address] = (monotonic_s(), error)
+            raise
+        self._failed.pop(address, None)
+        return channel
 
 
 async def pull(channel: Channel, request: PullObject, sink: Callable[[bytes], Awaitable[None]]) -> PullEnd:

@@ -8,7 +8,7 @@ import errno
 import trio
 
 from agent.reading import Altered, ObjectReader
-from agent.volumes import VolumeTable
+from agent.volumes import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns
 from cluster.errors import Changed, Corrupt, Refused, refused
 from cluster.messages import Chunk, GetAttr, PullEnd, PullHeader, PullObject
@@ -27,7 +27,6 @@ class PullServer:
     def __init__(self, volumes: VolumeTable, session: ManagerSession) -> None:
         self._volumes = volumes
         self._session = session
-        self._limiter = trio.CapacityLimiter(8)
 
     async def serve(self, request: PullObject, send: SendReply) -> PullEnd:
         """Sends header and chunks and returns the end. Raises `Changed` or `Corrupt`, possibly after some chunks."""
@@ -36,32 +35,11 @@ class PullServer:
             raise refused(errno.EINVAL, f"inode {request.ino}, {request.stamp.size} bytes")
         await _outlast_the_clock_step(request.stamp.ctime_ns)
         try:
-            return await self._send_object(volume.layout.object_path(request.ino), request, send)
+            return await _send_object(volume, request, send)
         except Altered as altered:
             raise await self._explained(request, altered) from altered
         except OSError as error:
             raise Corrupt(f"cannot read inode {request.ino} on volume {request.volume}: {error.strerror}") from error
-
-    async def _send_object(self, path: str, request: PullObject, send: SendReply) -> PullEnd:
-        def start() -> tuple[ObjectReader, bytes]:
-            reader = ObjectReader(path, request.stamp)
-            try:
-                return reader, reader.read()
-            except BaseException:
-                reader.close()
-                raise
-
-        reader, data = await trio.to_thread.run_sync(start, limiter=self._limiter)
-        try:
-            await send(PullHeader(request.stamp.size), b"")
-            if data:
-                await send(Chunk(), data)
-            while not reader.finished:
-                data = await trio.to_thread.run_sync(reader.read, limiter=self._limiter)
-                await send(Chunk(), data)
-            return PullEnd(_checked_digest(reader, request))
-        finally:
-            reader.close()
 
     async def _explained(self, request: PullObject, altered: Altered) -> Changed | Corrupt | Refused:
         what = f"inode {request.ino} on volume {request.volume}, version {request.version}: {altered}"
@@ -74,6 +52,30 @@ class PullServer:
         if node.dirty or node.version > request.version:
             return Changed(f"{what}; it is being written")
         return Corrupt(what)
+
+
+async def _send_object(volume: LocalVolume, request: PullObject, send: SendReply) -> PullEnd:
+    path = volume.layout.object_path(request.ino)
+
+    def start() -> tuple[ObjectReader, bytes]:
+        reader = ObjectReader(path, request.stamp)
+        try:
+            return reader, reader.read()
+        except BaseException:
+            reader.close()
+            raise
+
+    reader, data = await trio.to_thread.run_sync(start, limiter=volume.bulk_io)
+    try:
+        await send(PullHeader(request.stamp.size), b"")
+        if data:
+            await send(Chunk(), data)
+        while not reader.finished:
+            data = await trio.to_thread.run_sync(reader.read, limiter=volume.bulk_io)
+            await send(Chunk(), data)
+        return PullEnd(_checked_digest(reader, request))
+    finally:
+        reader.close()
 
 
 def _checked_digest(reader: ObjectReader, request: PullObject) -> bytes:

@@ -27,7 +27,8 @@ MANAGER_TIMEOUT_S = 10.0
 
 def is_small(task: Task) -> bool:
     """Whether a task takes a slot of the small ones."""
-    return task.operation != COPY or task.size <= SMALL_BYTES
+    sizes = (source.stamp.size for source in task.sources if source.stamp is not None)
+    return task.operation != COPY or max(task.size, *sizes, 0) <= SMALL_BYTES
 
 
 class TaskQueue:

@@ -11,11 +11,16 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+import trio
+
 from cluster.errors import Refused, Unavailable, refused
 from cluster.messages import VolumeState
 from cluster.volume import RECORD_XATTR, VolumeLayout
 
 log = logging.getLogger(__name__)
+
+SMALL_IO_THREADS = 16
+BULK_IO_THREADS = 8
 
 
 class LocalVolume:
@@ -25,6 +30,9 @@ class LocalVolume:
         self.layout = layout
         self.uuid = uuid
         self.number = 0
+        # Each volume has threads of its own, so that a disk that hangs stalls no other.
+        self.small_io = trio.CapacityLimiter(SMALL_IO_THREADS)
+        self.bulk_io = trio.CapacityLimiter(BULK_IO_THREADS)
         self._lock = lock
 
     def space(self) -> tuple[int, int]:

@@ -67,6 +67,7 @@ class FakeManager:
         self.hold_reports = False
         self.hold_stray_answers = False
         self.fence = ""
+        self.down: set[str] = set()
         self._changed = trio.Event()
         self._claim_numbers = itertools.count(1)
         self._task_numbers = itertools.count(1)
@@ -119,6 +120,9 @@ class FakeManager:
             numbers.append(number)
         self.notify()
         return Registered(numbers)
+
+    def as_listed(self, volume: Volume) -> Volume:
+        return msgspec.structs.replace(volume, up=volume.server not in self.down)
 
     async def claim(self, server: str, request: ClaimTasks) -> Tasks:
         with trio.move_on_after(request.wait_s):
@@ -232,7 +236,7 @@ class _Connection:
             case RegisterVolumes():
                 return manager.register(self._server, request)
             case ListVolumes():
-                return Volumes(list(manager.volumes.values()))
+                return Volumes([manager.as_listed(volume) for volume in manager.volumes.values()])
             case ClaimTasks():
                 return await manager.claim(self._server, request)
             case ExtendClaims():

@@ -7,7 +7,9 @@ import msgspec
 import pytest
 import trio
 
-from cluster.messages import DELETE, Replica, WriteObject
+from agent.copying import SMALL_BYTES
+from agent.taskqueue import is_small
+from cluster.messages import COPY, DELETE, Replica, Stamp, Task, WriteObject
 from tests.agent.network import TIMEOUT_S, Network, digest, free_address, network, record_of, run, stamp_at
 
 
@@ -319,3 +321,31 @@ def test_a_stopping_agent_reports_what_it_has_done(tmp_path: Path) -> None:
             assert left_over(net, "s2") == []
 
     run(test)
+
+
+def test_a_source_whose_server_is_down_comes_last(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await two(net)
+            await net.start("s3")
+            await net.file("s1", 7, b"content")
+            home = Replica(net.manager.volume_of("s1"), 1, net.manager.stamp(7))
+            report = await net.manager.report_of(net.copy(7, "s1", "s2"))
+            copy = Replica(net.manager.volume_of("s2"), 1, report.stamp)
+            os.truncate(net.path("s1", 7), 0)
+            net.manager.down = {"s1"}
+            report = await net.manager.report_of(net.copy(7, "s1", "s3", sources=[home, copy]))
+            assert (report.outcome, report.source_error) == ("done", "")
+
+    run(test)
+
+
+def test_what_size_a_task_is_of() -> None:
+    def task(operation: str, size: int, *sources: int) -> Task:
+        replicas = [Replica(1, 1, Stamp(source, 0, 0)) for source in sources]
+        return Task(1, 1, operation, 7, 1, 1, size=size, sources=[*replicas, Replica(2, 1, None)])
+
+    assert is_small(task(COPY, SMALL_BYTES, SMALL_BYTES))
+    assert is_small(task(DELETE, 10**12))
+    assert not is_small(task(COPY, 0, 5, SMALL_BYTES + 1))
+    assert not is_small(task(COPY, SMALL_BYTES + 1))
