@@ -99,7 +99,7 @@ class Files:
         return number, self._pages.opening(state.node)
 
     async def _reach_home(self, state: OpenInode) -> Object:
-        """The home's object. Raises `Unavailable` if its server is away, before the catalog is told of a writer."""
+        """The home's object. Raises `Unavailable` if its server stays away, before the catalog is told of a writer."""
         if state.home is not None:
             return state.home
         node = state.node
@@ -107,8 +107,9 @@ class Files:
         if self._peers.is_local(volume):
             state.home = LocalObject.open(volume.path, node.ino, os.O_RDWR, self._session, self._timeout_s)
         else:
-            await self._peers.call(node.home_volume, StatObject(node.ino, node.home_volume, node.home_epoch))
-            state.home = self._remote(node)
+            home = self._remote(node)
+            await home.reach()
+            state.home = home
         return state.home
 
     def _remote(self, node: Node) -> RemoteObject:

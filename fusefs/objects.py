@@ -253,6 +253,10 @@ class RemoteObject:
     async def stat(self) -> Content:
         return (await self._peers.call(self._volume, StatObject(self._ino, self._volume, self._epoch))).content
 
+    async def reach(self) -> None:
+        """Returns when the home answers; raises `Unavailable` at the deadline."""
+        await self._persist(self.stat)
+
     async def commit(self, node: Node, path: bytes, *, final: bool) -> Node:  # noqa: ARG002 - the agent asks for the node
         request = CommitObject(self._ino, self._volume, self._epoch, final)
         return await self._persist(lambda: self._peers.call(self._volume, request))
