@@ -18,7 +18,7 @@ from agent.pulls import PullServer
 from agent.registration import Registration
 from agent.reports import Reporter
 from agent.settler import Settler
-from agent.strays import Arrivals, StrayScan
+from agent.strays import Arrivals, Grace, StrayScan
 from agent.taskqueue import TaskQueue
 from agent.trash import TrashPurger
 from agent.volumes import VolumeTable, open_volumes
@@ -46,7 +46,14 @@ class Agent:
         self._nursery = nursery
         self._volumes = volumes
         self._objects = OpenObjects(OPEN_OBJECTS)
-        self._session = ManagerSession(managers=config.managers, cluster=config.cluster, server=config.server, role="agent")
+        grace = Grace()
+        self._session = ManagerSession(
+            managers=config.managers,
+            cluster=config.cluster,
+            server=config.server,
+            role="agent",
+            on_welcome=grace.welcomed,
+        )
         self._registration = Registration(config.agent.listen, volumes, self._session, self._number_works)
         self._trash = TrashPurger(volumes, config.agent.trash_keep_s)
         self._works_list = [DiskWork(volume) for volume in volumes.volumes]
@@ -79,6 +86,7 @@ class Agent:
             locks=locks,
             objects=self._objects,
             arrivals=arrivals,
+            grace=grace,
         )
 
     async def start(self) -> None:

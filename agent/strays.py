@@ -1,6 +1,7 @@
-"""Objects that the catalog does not know: looked for once, when the agent starts, and moved to the trash.
+"""Objects that the catalog does not know: looked for once after the agent's start, and moved to the trash.
 
-They stem from mounts that were killed between creating an object and telling the catalog.
+They stem from mounts that were killed between creating an object and telling the catalog. A new manager calls nothing a
+stray until all mounts have had the time to present themselves, so it is not asked before.
 """
 
 import logging
@@ -14,7 +15,8 @@ from agent.locks import KeyedLocks
 from agent.objects import ObjectKey, OpenObjects
 from agent.volumes import LocalVolume, VolumeTable
 from agent.workers import Outcome
-from cluster.messages import FindStrays
+from cluster.clock import monotonic_s
+from cluster.messages import FindStrays, Welcome
 from cluster.session import ManagerSession
 from cluster.volume import OBJECTS_PER_DIRECTORY
 
@@ -22,6 +24,24 @@ log = logging.getLogger(__name__)
 
 BATCH = 1000
 MANAGER_TIMEOUT_S = 30.0
+
+
+class Grace:
+    """The time after a change of manager for which the new one may not know all sessions."""
+
+    def __init__(self) -> None:
+        self._term = 0
+        self._ends_s = float("inf")
+
+    def welcomed(self, welcome: Welcome) -> None:
+        """Takes note of the manager's answer to `Hello`."""
+        if welcome.term != self._term:
+            self._term = welcome.term
+            self._ends_s = monotonic_s() + welcome.session_timeout_s
+
+    @property
+    def lasts(self) -> bool:
+        return monotonic_s() <= self._ends_s
 
 
 class Arrivals:
@@ -68,6 +88,7 @@ class StrayScan:
         locks: KeyedLocks[int],
         objects: OpenObjects,
         arrivals: Arrivals,
+        grace: Grace,
     ) -> None:
         self._volumes = volumes
         self._works = works
@@ -75,6 +96,7 @@ class StrayScan:
         self._locks = locks
         self._objects = objects
         self._arrivals = arrivals
+        self._grace = grace
         self._left = [(volume, object_numbers(os.fspath(volume.layout.objects))) for volume in volumes.volumes]
         self._batch: list[int] = []
 
@@ -82,6 +104,8 @@ class StrayScan:
         if not self._left:
             self._arrivals.stop()
             return Outcome.FINISHED
+        if self._grace.lasts:
+            return Outcome.IDLE
         volume, numbers = self._left[0]
         if not self._batch:
             self._batch = await trio.to_thread.run_sync(_take, numbers)

@@ -67,6 +67,8 @@ class FakeManager:
         self.hold_reports = False
         self.hold_stray_answers = False
         self.fence = ""
+        self.term = 1
+        self.session_timeout_s = 0.0
         self.down: set[str] = set()
         self._changed = trio.Event()
         self._claim_numbers = itertools.count(1)
@@ -230,7 +232,7 @@ class _Connection:
                     raise Fenced("a newer session has replaced this one")
                 self._server, self._session = request.server, request.session
                 manager.return_claims(request.server)
-                return Welcome(1, "fake", 30.0, [])
+                return Welcome(manager.term, "fake", manager.session_timeout_s, [])
             case Heartbeat():
                 return Done()
             case RegisterVolumes():

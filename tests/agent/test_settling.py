@@ -5,8 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
+from agent.strays import Grace
 from cluster.errors import Fenced, Refused
+from cluster.messages import Welcome
 from tests.agent.fakemanager import regular_file
 from tests.agent.network import RunningAgent, network, record_of, run, stamp_at
 
@@ -73,6 +77,22 @@ def test_strays_go_to_the_trash_and_nothing_else_does(tmp_path: Path) -> None:
             assert (layout.objects / "1" / "7").exists()
 
     run(test)
+
+
+def test_a_new_manager_is_not_asked_for_strays_until_it_can_know_all_sessions() -> None:
+    async def test() -> None:
+        grace = Grace()
+        assert grace.lasts
+        grace.welcomed(Welcome(3, "s1", 30.0, []))
+        await trio.sleep(20)
+        grace.welcomed(Welcome(3, "s1", 30.0, []))
+        assert grace.lasts
+        await trio.sleep(10.1)
+        assert not grace.lasts
+        grace.welcomed(Welcome(4, "s2", 30.0, []))
+        assert grace.lasts
+
+    trio.run(test, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_a_copy_that_has_just_arrived_is_no_stray(tmp_path: Path) -> None:
