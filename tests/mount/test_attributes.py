@@ -6,6 +6,7 @@ import shutil
 import stat
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,25 +27,28 @@ def write(path: Path) -> None:
         os.close(descriptor)
 
 
+CONTENT_CHANGES: dict[str, Callable[[Path], object]] = {
+    "write": write,
+    "truncate": lambda path: os.truncate(path, 1),
+    "open with O_TRUNC": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
+}
+
+
+@pytest.mark.parametrize("change", CONTENT_CHANGES)
 @pytest.mark.parametrize(
     ("user", "mode", "after"),
-    [
-        (ANNA, 0o6777, 0o777),
-        (ANNA, 0o4755, 0o755),
-        (ANNA, 0o2767, 0o2767),
-        (ROOT, 0o6777, 0o6777),
-    ],
+    [(ANNA, 0o6777, 0o777), (ANNA, 0o4755, 0o755), (ANNA, 0o2767, 0o2767), (ROOT, 0o6777, 0o6777)],
 )
-def test_writing_takes_away_the_set_id_bits_unless_root_writes(place: Path, user: User, mode: int, after: int) -> None:
-    for change in (write, lambda path: os.truncate(path, 1), lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))):
-        path = place / "file"
-        path.write_bytes(b"content")
-        os.chown(path, ANNA.uid, ANNA.gid)
-        path.chmod(mode)
-        with acting_as(user):
-            change(path)
-        assert f"{mode_of(path):o}" == f"{after:o}"
-        path.unlink()
+def test_a_change_of_content_takes_away_the_set_id_bits_unless_root_makes_it(
+    place: Path, change: str, user: User, mode: int, after: int
+) -> None:
+    path = place / "file"
+    path.write_bytes(b"content")
+    os.chown(path, ANNA.uid, ANNA.gid)
+    path.chmod(mode)
+    with acting_as(user):
+        CONTENT_CHANGES[change](path)
+    assert f"{mode_of(path):o}" == f"{after:o}"
 
 
 def test_a_new_owner_takes_away_the_set_id_bits(place: Path) -> None:
@@ -303,5 +307,5 @@ def test_statfs_is_believable(network: Lab, directory: Path) -> None:
     assert 0 < seen.f_bavail <= seen.f_bfree <= seen.f_blocks
     assert seen.f_bsize == seen.f_frsize == 4096
     total, of_disks = seen.f_blocks * seen.f_frsize, disk.f_blocks * disk.f_frsize
-    assert of_disks * 0.5 <= total <= of_disks * len(network.servers)
+    assert of_disks * 0.3 <= total <= of_disks, "all volumes are on one disk, and each file is kept twice"
     assert 0 < seen.f_ffree <= seen.f_files

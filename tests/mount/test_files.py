@@ -214,15 +214,15 @@ except BlockingIOError:
 
 
 def test_many_files_open_at_once(place: Path) -> None:
-    descriptors = [os.open(place / str(n), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC) for n in range(300)]
+    descriptors = [os.open(place / str(n), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC) for n in range(150)]
     try:
         for n, file in enumerate(descriptors):
             os.write(file, b"%d" % n)
-        assert [os.pread(file, 10, 0) for file in descriptors] == [b"%d" % n for n in range(300)]
+        assert [os.pread(file, 10, 0) for file in descriptors] == [b"%d" % n for n in range(150)]
     finally:
         for file in descriptors:
             os.close(file)
-    assert (place / "299").read_bytes() == b"299"
+    assert (place / "149").read_bytes() == b"149"
 
 
 def test_a_large_file_comes_back_as_it_was_written(place: Path) -> None:
