@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from cli.render import print_json, print_line, print_table
+from cli.labview import lab_object, lab_objects, print_labs, print_up
+from cli.render import print_json, print_line
 from cli.target import JsonOption, RootOption, only_lab
 from cluster.errors import Refused
 from lab.lab import DEFAULT_ROOT, START_TIMEOUT_S, Lab
@@ -70,7 +71,7 @@ def up(
     if as_json:
         print_json({"lab": lab_object(lab)})
     else:
-        _print_up(lab)
+        print_up(lab)
 
 
 def _make_or_load(root: Path, servers: int | None, volumes: int | None, db: str | None) -> Lab:
@@ -88,29 +89,22 @@ def _make_or_load(root: Path, servers: int | None, volumes: int | None, db: str 
 
 
 @app.command("ls")
-def list_labs(as_json: JsonOption = False) -> None:
+def list_labs(
+    root: Annotated[Path | None, typer.Option("--root", metavar="DIR", help="Only this lab.", show_default=False)] = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the labs that are up. Those that were killed and not taken down are listed, too.
 
     Example: godwit lab ls --json
     """
     require_root()
-    roots = registered()
-    labs = [Lab.load(root) for root in roots if (root / STATE_FILE).exists()]
-    lost = [root for root in roots if not (root / STATE_FILE).exists()]
+    wanted = [found for found in registered() if root is None or found == Path(os.path.realpath(root))]
+    there = [found for found in wanted if (found / STATE_FILE).exists()]
+    lost = [found for found in wanted if found not in there]
     if as_json:
-        print_json({"labs": [lab_object(lab) for lab in labs], "lost": [str(root) for root in lost]})
-        return
-    if not roots:
-        print_line("no labs")
-        return
-    rows: list[tuple[object, ...]] = []
-    for lab in labs:
-        for server in lab.servers:
-            running = [part for part in PARTS if lab.is_running(server, part)]
-            cut = " (cut off)" if _is_cut(lab, server) else ""
-            rows.append((lab.root, server, lab.address(server) + cut, ", ".join(running) or "nothing"))
-    rows += [(root, "-", "-", "its folder is gone: godwit lab down --root DIR") for root in lost]
-    print_table(("LAB", "SERVER", "ADDRESS", "RUNNING"), rows)
+        print_json({"labs": lab_objects(there), "lost": [str(found) for found in lost]})
+    else:
+        print_labs(there, lost)
 
 
 @app.command()
@@ -226,54 +220,6 @@ def logs(
     paths = [str(lab.log(server, name)) for name in parts]
     argv = ["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if follow else []), "--", *paths]
     os.execvp(argv[0], argv)  # noqa: S606 – fixed arguments, without a shell
-
-
-def lab_object(lab: Lab) -> dict[str, object]:
-    """A lab for JSON; see docs/cli.md."""
-    return {
-        "root": str(lab.root),
-        "servers": [
-            {
-                "server": server,
-                "address": lab.address(server),
-                "mount": str(lab.mount(server)),
-                "volumes": lab.config(server).agent.volumes,
-                "pids": {part: lab.pid(server, part) if lab.is_running(server, part) else None for part in PARTS},
-                "cut": _is_cut(lab, server),
-            }
-            for server in lab.servers
-        ],
-    }
-
-
-def _is_cut(lab: Lab, server: str) -> bool:
-    return lab.has_network() and lab.is_cut(server)
-
-
-def _print_up(lab: Lab) -> None:
-    rows = [
-        (
-            server,
-            lab.address(server),
-            lab.mount(server),
-            " ".join(lab.config(server).agent.volumes) or "-",
-            " ".join(f"{part} {lab.pid(server, part)}" for part in PARTS),
-        )
-        for server in lab.servers
-    ]
-    print_table(("SERVER", "ADDRESS", "MOUNT", "VOLUMES", "PROCESSES"), rows)
-    first, last = lab.servers[0], lab.servers[-1]
-    root = "" if lab.root == DEFAULT_ROOT and len(registered()) == 1 else f" --root {lab.root}"
-    print_line()
-    print_line("One namespace, whichever mount you take. Try:")
-    for command in (
-        f"cp -a /usr/include/linux {lab.mount(first)}/  &&  ls {lab.mount(last)}/linux",
-        f"godwit queue ls{root}",
-        f"godwit where {lab.mount(last)}/linux/fuse.h{root}",
-        f"godwit lab kill {first} agent{root}  &&  godwit lab start {first}{root}",
-        f"godwit lab down{root}",
-    ):
-        print_line(f"  {command}")
 
 
 def _find_lab(root: Path | None) -> Lab:
