@@ -4,15 +4,18 @@ import logging
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
+from agent.main import serve_agent
 from agent.strays import Grace
-from cluster.errors import Fenced, Refused
+from cluster.config import ServerConfig
+from cluster.errors import Fenced, GodwitError, Refused, Unavailable
 from cluster.messages import Welcome
 from tests.agent.fakemanager import regular_file
-from tests.agent.network import RunningAgent, network, record_of, run, stamp_at
+from tests.agent.network import network, record_of, run, stamp_at
 
 
 def test_a_dirty_file_without_a_writer_is_committed(tmp_path: Path) -> None:
@@ -123,22 +126,33 @@ def test_a_copy_that_has_just_arrived_is_no_stray(tmp_path: Path) -> None:
 def test_an_agent_that_was_replaced_ends(tmp_path: Path) -> None:
     async def test() -> None:
         async with network(tmp_path) as net:
-            running = RunningAgent(net.config("s1"))
             net.manager.fence = "s1"
-            with pytest.raises(BaseExceptionGroup) as problem:
-                await running.run()
-            assert problem.group_contains(Fenced)
+            problem = await problem_at_start(net.config("s1"))
+            assert isinstance(problem, Fenced)
 
     run(test)
 
 
-def test_a_wrong_volume_ends_the_start_with_its_reason(tmp_path: Path) -> None:
+def test_what_prevents_a_start_is_said_as_it_is(tmp_path: Path) -> None:
     async def test() -> None:
         async with network(tmp_path) as net:
-            (tmp_path / "s1").mkdir()
-            (tmp_path / "s1" / "file").touch()
-            with pytest.raises(BaseExceptionGroup) as problem:
-                await RunningAgent(net.config("s1")).run()
-            assert problem.group_contains(Refused, match="neither empty nor a volume")
+            running = await net.start("s1")
+            foreign = net.config("s2")
+            (tmp_path / "s2").mkdir()
+            (tmp_path / "s2" / "file").touch()
+            assert isinstance(await problem_at_start(foreign), Refused)
+            config = net.config("s3")
+            agent = msgspec.structs.replace(config.agent, listen=running.config.agent.listen)
+            assert isinstance(await problem_at_start(msgspec.structs.replace(config, agent=agent)), Unavailable)
+            assert os.path.exists(tmp_path / "s3" / "volume.toml")
+            (await net.start_with(config)).layout.identity()
 
     run(test)
+
+
+async def problem_at_start(config: ServerConfig) -> Exception | None:
+    try:
+        await serve_agent(config, trio.sleep_forever)
+    except GodwitError as error:
+        return error
+    return None
