@@ -326,6 +326,8 @@ class Files:
             if state.changed:
                 await self._open_files.commit(state, final=False)
             version = state.node.version
+        if state.sync_copies is None:
+            state.sync_copies = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).sync_copies
         if state.sync_copies > 1:
             request = AwaitCopies(state.ino, version, state.sync_copies, self._timeout_s)
             await self._session.call(request, timeout_s=self._timeout_s + 1)
