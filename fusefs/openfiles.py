@@ -30,7 +30,8 @@ class OpenInode:
     """One inode that is open on this mount.
 
     `node` is the newest answer of the manager. `home` is the object through which it is written; `replica` a current
-    copy on this server's disk, valid for `replica_version`. `sync_copies` is the policy's, None until it is known. `changed`: written since the last commit that was begun.
+    copy on this server's disk, valid for `replica_version`. `sync_copies` is the policy's, None
+    until it is known. `changed`: written since the last commit that was begun.
     """
 
     node: Node
