@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 from cli.render import print_line, print_table
@@ -86,14 +87,16 @@ def print_up(lab: Lab) -> None:
 def _to_try(lab: Lab) -> list[str]:
     first, last = lab.servers[0], lab.servers[-1]
     source, target = (shlex.quote(str(lab.mount(server))) for server in (first, last))
+    folder = Path(sysconfig.get_path("stdlib"), "email")
+    sample, name = shlex.quote(str(folder)), folder.name
     sudo = "sudo " if os.environ.get("SUDO_UID") else ""
     godwit = _this_program()
     root = "" if lab.root == DEFAULT_ROOT and registered() == [lab.root] else f" --root {shlex.quote(str(lab.root))}"
     return [
-        f"{sudo}cp -a /usr/include {source}/ && ls {target}/include",
+        f"{sudo}cp -a {sample} {source}/ && diff -r {sample} {target}/{name} && echo the same",
         f"{godwit} queue ls{root}",
-        f"{godwit} where {target}/include/stdio.h{root}",
-        f"{sudo}{godwit} lab kill {first}{root} && ls {target}/include && {sudo}{godwit} lab start {first}{root}",
+        f"{godwit} where {target}/{name}/__init__.py{root}",
+        f"{sudo}{godwit} lab kill {first}{root} && ls {target}/{name} && {sudo}{godwit} lab start {first}{root}",
         f"{sudo}{godwit} lab down{root}",
     ]
 
