@@ -72,7 +72,7 @@ def parse_config(text: bytes, source: str) -> ServerConfig:
         config = msgspec.toml.decode(text, type=ServerConfig)
     except msgspec.ValidationError as error:
         raise Refused(f"{source}: {error}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(f"{source} is not TOML: {error}") from error
     addresses = {
         "manager.listen": config.manager.listen,
