@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -34,8 +33,6 @@ log = logging.getLogger(__name__)
 SETTLE_S = 2.0
 PURGE_S = 10.0
 DRAIN_S = 5.0
-SWITCH_INTERVAL_S = 0.0005
-"""Threads that wait for disks want the interpreter back sooner than after Python's 5 ms."""
 
 
 class Agent:
@@ -180,7 +177,6 @@ def _first_own_error(group: BaseExceptionGroup[BaseException]) -> BaseException 
 
 async def run_agent(config: ServerConfig) -> None:
     """The process: runs until SIGTERM or SIGINT. Raises `GodwitError` for what makes going on pointless."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
 
         async def first_signal() -> None:

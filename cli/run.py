@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 EXIT_FAILURE = 1
 EXIT_UNREACHABLE = 3
+SWITCH_INTERVAL_S = 0.0001  # a thread that commits or hashes must not hold up the event loop for the default 5 ms
 LOG_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s {server} {part} %(name)s: %(message)s"
 
 app = typer.Typer(
@@ -78,6 +79,7 @@ def run_part(part: str, run: Callable[[ServerConfig], Awaitable[None]], path: Pa
     config = load_config(path)
     log_to_stderr(config.server, part, level)
     _more_descriptors()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.chdir("/")
     log.info("starting with %s", path)
     try:
