@@ -16,7 +16,7 @@ from cli.render import print_json, print_line
 from cli.target import JsonOption, RootOption, only_lab
 from cluster.errors import Refused
 from lab.lab import DEFAULT_ROOT, START_TIMEOUT_S, Lab
-from lab.registry import registered
+from lab.registry import lab_lock, registered
 from lab.state import PARTS, STATE_FILE, read_state
 from lab.teardown import end_everything, has_remains
 from lab.tools import require_root
@@ -119,7 +119,8 @@ def down(purge: Annotated[bool, typer.Option("--purge", help="Delete its data, t
     require_root()
     folder = Path(os.path.realpath(root)) if root is not None else None
     if folder is not None and not (folder / STATE_FILE).exists() and has_remains(folder):
-        end_everything(folder)
+        with lab_lock(folder):
+            end_everything(folder)
         print_line(f"what was left of the lab at {folder} is gone; it has no {STATE_FILE}, so no data was touched")
         return
     lab = _find_lab(root)

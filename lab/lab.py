@@ -9,8 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from lab.launch import launch, wait_for_parts, wait_for_volumes
 from lab.mounts import detach
 from lab.network import Network
 from lab.processes import ProcessId
-from lab.registry import REGISTRY, locked, register, registered, tag_of
+from lab.registry import lab_lock, register, registered, tag_of
 from lab.state import (
     PARTS,
     Overrides,
@@ -137,7 +136,7 @@ class Lab:
         """
         require_root()
         require_tools()
-        with self._locked():
+        with lab_lock(self.root):
             if self.is_up():
                 raise Refused(f"the lab at {self.root} is up already: use it, take another --root, or godwit lab down first")
             teardown.end_everything(self.root)
@@ -156,7 +155,7 @@ class Lab:
         require_root()
         if purge:
             teardown.require_no_foreign_mounts(self.root)
-        with self._locked():
+        with lab_lock(self.root):
             teardown.end_everything(self.root)
             if purge:
                 teardown.delete_data(self.root)
@@ -193,7 +192,7 @@ class Lab:
         A killed mount stays in the mount table, dead, until `start` or `down`. Raises `Refused` if nothing is running.
         """
         require_root()
-        with self._locked():
+        with lab_lock(self.root):
             hit = [process for name in self._parts(part) if (process := self._process(server, name))]
             if not hit:
                 raise Refused(f"{server} {part} is not running")
@@ -209,7 +208,7 @@ class Lab:
     def start(self, server: str, part: str = "all", timeout_s: float = START_TIMEOUT_S) -> None:
         """Starts what is not running of a server and waits until it answers. Raises `Refused` while the lab is down."""
         require_root()
-        with self._locked():
+        with lab_lock(self.root):
             missing = [name for name in PARTS if name in self._parts(part) and self._process(server, name) is None]
             self._launch(server, missing)
             self._wait(server, missing, time.monotonic() + timeout_s)
@@ -270,9 +269,3 @@ class Lab:
         if state.network is None or self.root not in registered():
             raise Refused(f"the lab at {self.root} is down (try: godwit lab up --root {self.root})")
         return state.network
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        REGISTRY.mkdir(parents=True, exist_ok=True)
-        with locked(REGISTRY / f"{self.tag}.lock", f"the lab at {self.root}"):
-            yield

@@ -57,19 +57,45 @@ def _entry_path(root: Path) -> Path:
 
 
 @contextmanager
+def lab_lock(root: Path) -> Iterator[None]:
+    """Holds the lock of the lab at *root*; the lock of a lab that is down is deleted."""
+    REGISTRY.mkdir(parents=True, exist_ok=True)
+    lock = REGISTRY / f"{tag_of(root)}.lock"
+    with locked(lock, f"the lab at {root}"):
+        try:
+            yield
+        finally:
+            if root not in registered():
+                lock.unlink(missing_ok=True)
+
+
+@contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Holds the lock file at *path*; raises `Unavailable` if another command does not let it go in time."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    """Holds the lock file at *path*, which its holder may delete; raises `Unavailable` if another command keeps it too long."""
+    descriptor = _take(path, what, time.monotonic() + LOCK_TIMEOUT_S)
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Unavailable(f"another command has been working on {what} for {LOCK_TIMEOUT_S:g} s") from None
-                time.sleep(LOCK_POLL_S)
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(path: Path, what: str, deadline_s: float) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same_file(descriptor, path):
+                return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                os.close(descriptor)
+                raise Unavailable(f"another command has been working on {what} for {LOCK_TIMEOUT_S:g} s") from None
+            time.sleep(LOCK_POLL_S)
+        os.close(descriptor)
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -15,7 +15,7 @@ from lab import network
 from lab.lab import Lab
 from lab.launch import NotReady
 from lab.mounts import answers, is_fuse_mount, mounts_below
-from lab.registry import registered, tag_of
+from lab.registry import REGISTRY, registered, tag_of
 from lab.state import PARTS
 from tests.cli.runner import godwit
 
@@ -43,6 +43,7 @@ def remains(root: Path) -> list[object]:
         *processes.split(),
         *([interface] if interface.exists() else []),
         *([root] if root in registered() else []),
+        *REGISTRY.glob(f"{tag}.*"),
     ]
 
 

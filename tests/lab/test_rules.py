@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -18,7 +19,7 @@ from lab import processes
 from lab.lab import Lab
 from lab.mounts import Mounted, parse_mountinfo
 from lab.network import SUBNETS, Network, choose_subnet, subnet_number
-from lab.registry import tag_of
+from lab.registry import locked, tag_of
 from lab.state import LabState, new_state, read_state, server_config, write_state
 
 TAGS = st.integers(0, 2**32 - 1).map(lambda number: f"{number:08x}")
@@ -242,3 +243,29 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
 def test_the_state_struct_refuses_unknown_keys() -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'{"cluster": "x", "servers": 1, "volumes": 1, "colour": "red"}', type=LabState)
+
+
+# --------------------------------------------------------------------------------------------------------- locks
+
+
+def test_a_lock_that_its_holder_deletes_still_excludes(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    inside: list[int] = []
+    most = 0
+
+    def work() -> None:
+        nonlocal most
+        for _ in range(20):
+            with locked(path, "the test"):
+                inside.append(1)
+                most = max(most, len(inside))
+                inside.pop()
+                path.unlink()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == 1
+    assert not path.exists()
