@@ -7,7 +7,7 @@ remembered, within a bound, until any policy changes or any directory moves.
 from collections import OrderedDict
 from typing import NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, literal_column, select
+from sqlalchemy import BigInteger, Connection, bindparam, cast, func, literal_column, select
 
 from cluster.messages import ROOT_INO
 from manager.inodes import PATH_DEPTH_MAX, parent_of
@@ -90,7 +90,7 @@ def _climb(connection: Connection, directory: int) -> Policy:
 
 def is_below(connection: Connection, ino: int, ancestor: int) -> bool:
     """Whether *ino* is *ancestor* or somewhere beneath it."""
-    start = select(literal_column(str(int(ino))).label("ino")).cte("up", recursive=True)
+    start = select(cast(ino, BigInteger).label("ino")).cte("up", recursive=True)
     up = start.union(select(dentries.c.parent).join(start, dentries.c.ino == start.c.ino))
     return (
         connection.execute(select(literal_column("1")).select_from(up).where(up.c.ino == ancestor).limit(1)).first() is not None

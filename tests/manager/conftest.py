@@ -1,0 +1,31 @@
+"""Every engine that is there gets the same tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.manager.databases import Postgres, postgres_binaries, running_postgres
+
+_BINARIES = postgres_binaries()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    assert _BINARIES is not None
+    with running_postgres(_BINARIES) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.skipif(_BINARIES is None, reason="no PostgreSQL"))])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database for one test; on PostgreSQL it is migrated already."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/catalog.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/catalog.db"

@@ -1,0 +1,79 @@
+"""Databases for tests: SQLite files always, PostgreSQL where Debian's binaries are installed."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import create_engine
+
+from manager.migrate import migrate
+from manager.store import make_engines
+
+
+def postgres_binaries() -> Path | None:
+    """The newest installed PostgreSQL, if it can be run here."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    if not found or os.geteuid() != 0 or shutil.which("setpriv") is None:
+        return None
+    try:
+        pwd.getpwnam("postgres")
+    except KeyError:
+        return None
+    return found[-1].parent
+
+
+class Postgres:
+    """A running server on a unix socket; every database is a copy of one that has been migrated."""
+
+    def __init__(self, socket_dir: Path) -> None:
+        self._url = f"postgresql+psycopg://postgres@/{{}}?host={socket_dir}"
+        self._count = 0
+        self._admin = create_engine(self._url.format("postgres"), isolation_level="AUTOCOMMIT")
+        self._execute("CREATE DATABASE migrated")
+        writer, reader = make_engines(self._url.format("migrated"))
+        migrate(writer)
+        writer.dispose()
+        reader.dispose()
+
+    def _execute(self, statement: str) -> None:
+        with self._admin.connect() as connection:
+            connection.exec_driver_sql(statement)
+
+    def new_database(self, *, migrated: bool = True) -> str:
+        """The URL of a fresh database."""
+        self._count += 1
+        name = f"test{self._count}"
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {'migrated' if migrated else 'template0'}")
+        return self._url.format(name)
+
+    def close(self) -> None:
+        self._admin.dispose()
+
+
+@contextmanager
+def running_postgres(binaries: Path) -> Iterator[Postgres]:
+    """A server in a temporary directory of the user `postgres`."""
+    user = pwd.getpwnam("postgres")
+    with tempfile.TemporaryDirectory(prefix="godwit-pg-") as directory:
+        root = Path(directory)
+        os.chown(root, user.pw_uid, user.pw_gid)
+        as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        data = root / "data"
+        initdb = [*as_user, str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8"]
+        subprocess.run(initdb, check=True, capture_output=True, cwd=root)
+        options = f"-k {root} -c listen_addresses= -c fsync=off -c max_connections=50"
+        control = [*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-w", "-l", str(root / "log")]
+        subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True, cwd=root)
+        server = None
+        try:
+            server = Postgres(root)
+            yield server
+        finally:
+            if server is not None:
+                server.close()
+            subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd=root)

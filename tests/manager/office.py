@@ -1,0 +1,193 @@
+"""A manager in office without a network: requests go straight to its connections."""
+
+import itertools
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, cast
+
+import trio
+
+from cluster.clock import monotonic_s
+from cluster.config import AgentConfig, ManagerConfig, MountConfig, ServerConfig
+from cluster.messages import (
+    PROTOCOL,
+    ROOT_INO,
+    Applied,
+    Apply,
+    ClaimTasks,
+    Commit,
+    Content,
+    Create,
+    GetAttr,
+    Hello,
+    Lookup,
+    Node,
+    OpenInode,
+    Operation,
+    RegisterVolumes,
+    ReportTasks,
+    Request,
+    Stamp,
+    TakeInodes,
+    Task,
+    TaskReport,
+    VolumeState,
+    Welcome,
+)
+from manager.housekeeping import reap_loop, scan_loop
+from manager.migrate import migrate
+from manager.office import read_office, take_office
+from manager.service import Connection
+from manager.store import Store, make_engines
+from manager.term import Term
+
+R = TypeVar("R")
+
+NOW = 1_700_000_000_000_000_000
+GIB = 2**30
+_sessions = itertools.count(1000)
+
+
+def config(url: str, server: str = "s1", *, session_timeout_s: float = 30.0, max_attempts: int = 3) -> ServerConfig:
+    return ServerConfig(
+        "test",
+        server,
+        ["127.0.0.1:7601"],
+        ManagerConfig("127.0.0.1:7601", url, session_timeout_s=session_timeout_s, max_attempts=max_attempts),
+        AgentConfig("127.0.0.1:7602"),
+        MountConfig("/mnt/godwit"),
+    )
+
+
+class Peer:
+    """A process that has introduced itself."""
+
+    def __init__(self, office: "Office", server: str, role: str, number: int) -> None:
+        self.server, self.role, self.number = server, role, number
+        self.connection = Connection(office, "test")
+        self.ids = itertools.count(1)
+        self._inodes: itertools.count[int] | None = None
+
+    async def hello(self, opens: list[OpenInode] | None = None) -> Welcome:
+        return await self.ask(Hello(PROTOCOL, "test", self.server, self.role, self.number, opens or []))
+
+    async def ask(self, request: Request[R]) -> R:
+        async def send(_reply: Any, _body: Any) -> None:
+            raise AssertionError("managers answer once")
+
+        return cast(R, await self.connection.handle(request, b"", send))
+
+    async def apply(self, *operations: Operation) -> list[Node | None]:
+        number = next(self.ids)
+        reply: Applied = await self.ask(Apply(number, number, list(operations)))
+        return reply.nodes
+
+    async def one(self, operation: Operation) -> Node:
+        (node,) = await self.apply(operation)
+        assert node is not None
+        return node
+
+    async def new_ino(self) -> int:
+        if self._inodes is None:
+            self._inodes = itertools.count((await self.ask(TakeInodes(10_000))).first)
+        return next(self._inodes)
+
+    async def make(self, name: bytes, parent: int = ROOT_INO, mode: int = stat.S_IFREG | 0o644, **more: Any) -> Node:
+        volume = 1 if stat.S_ISREG(mode) else 0
+        fields = {"uid": 0, "gid": 0, "rdev": 0, "now_ns": NOW, "home_volume": volume, **more}
+        return await self.one(Create(parent, name, await self.new_ino(), mode, **fields))
+
+    async def mkdir(self, name: bytes, parent: int = ROOT_INO, mode: int = 0o755) -> Node:
+        return await self.make(name, parent, stat.S_IFDIR | mode)
+
+    async def attr(self, ino: int) -> Node:
+        return await self.ask(GetAttr(ino))
+
+    async def lookup(self, name: bytes, parent: int = ROOT_INO) -> Node:
+        return await self.ask(Lookup(parent, name))
+
+    async def commit(self, ino: int, version: int, *, final: bool = True, size: int = 10) -> Node:
+        content = Content(size, 8, NOW + version, NOW + version)
+        return await self.one(Commit(ino, 1, version, content, final))
+
+    async def volume(self, uuid: str, *, free: int = 100 * GIB, total: int = 200 * GIB, device: str = "") -> int:
+        state = VolumeState(uuid, f"/{uuid}", total, free, device or uuid)
+        return (await self.ask(RegisterVolumes("127.0.0.1:7602", [state]))).volumes[0]
+
+    async def claim(self, limit: int = 10, wait_s: float = 0.0) -> list[Task]:
+        return (await self.ask(ClaimTasks(limit, wait_s))).tasks
+
+    async def done(self, task: Task) -> None:
+        report = TaskReport(task.task, task.claim, "done", version=task.version, checksum=b"c" * 32, stamp=Stamp(10, 1, 1))
+        await self.ask(ReportTasks([report]))
+
+
+class Office:
+    """A term in office, as `manager.service.Candidate`."""
+
+    def __init__(self, term: Term) -> None:
+        self.term: Term | None = term
+        self.number = term.number
+        self.store = term.store
+        self.state = term.state
+
+    def describe_manager(self) -> str:
+        return "nobody"
+
+    async def peer(self, server: str = "s1", role: str = "mount", opens: list[OpenInode] | None = None) -> Peer:
+        peer = Peer(self, server, role, next(_sessions))
+        await peer.hello(opens)
+        return peer
+
+    async def three_servers(self) -> tuple[Peer, Peer, Peer]:
+        """The agents of s1, s2, s3 with volumes 1, 2, 3."""
+        agents = []
+        for number in (1, 2, 3):
+            agent = await self.peer(f"s{number}", "agent")
+            assert await agent.volume(f"u{number}") == number
+            agents.append(agent)
+        return agents[0], agents[1], agents[2]
+
+    async def background(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Lets orphans be reaped and scans be worked off until *condition* holds."""
+        assert self.term is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reap_loop, self.term)
+            nursery.start_soon(scan_loop, self.term)
+            await until(condition)
+            nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 10.0) -> None:
+    """Waits until *condition* holds."""
+    with trio.fail_after(within_s):
+        while not await condition():
+            await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def in_office(url: str, server: str = "s1", **settings: Any) -> AsyncIterator[Office]:
+    """Takes the next term and holds it, without extending it, until the end of the block."""
+    writer, reader = make_engines(url)
+    migrate(writer)
+    with writer.begin() as connection:
+        seen = read_office(connection)
+        assert take_office(connection, seen, server, "127.0.0.1:7601")
+    async with trio.open_nursery() as nursery:
+        store = Store(writer, reader, seen.term + 1, on_fenced=lambda: None)
+        nursery.start_soon(store.run)
+        term = Term(config(url, server, **settings), store, monotonic_s() + 1e6)
+        await term.begin()
+        yield Office(term)
+        nursery.cancel_scope.cancel()
+    writer.dispose()
+    reader.dispose()
+
+
+@asynccontextmanager
+async def small_network(url: str, **settings: Any) -> AsyncIterator[tuple[Office, Peer]]:
+    """An office with three agents, and the mount of s1."""
+    async with in_office(url, **settings) as office:
+        await office.three_servers()
+        yield office, await office.peer()

@@ -1,0 +1,281 @@
+"""Transactions: one term, one order, all or nothing, once only; and the schema."""
+
+import errno
+import sqlite3
+import threading
+from functools import partial
+
+import pytest
+import trio
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy.exc import OperationalError
+
+from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Refused, refused
+from cluster.messages import PROTOCOL, Applied, Apply, GetAttr, Hello, Unlink
+from manager.migrate import migrate
+from manager.office import extend_office, read_office, take_office
+from manager.schema import counters, metadata
+from manager.store import Store, Transaction, is_retriable, make_engines, retrying
+from tests.manager.office import NOW, in_office, small_network
+
+
+def test_the_migrations_make_the_tables_that_the_code_means(url: str) -> None:
+    writer, reader = make_engines(url)
+    migrate(writer)
+    migrate(writer)
+    with reader.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": False})
+        assert compare_metadata(context, metadata) == []
+    writer.dispose()
+    reader.dispose()
+
+
+def test_three_candidates_migrate_one_new_database(sqlite_url: str) -> None:
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        writer, _reader = make_engines(sqlite_url)
+        try:
+            retrying(partial(migrate, writer), for_s=10.0)
+        except BaseException as error:
+            errors.append(error)
+        writer.dispose()
+
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def _count(tx: Transaction, name: str = "inodes") -> int:
+    tx.execute(update(counters).where(counters.c.name == name).values(value=counters.c.value + 1))
+    value: int = tx.execute(select(counters.c.value).where(counters.c.name == name)).scalar_one()
+    return value
+
+
+def _value(connection: Connection, name: str = "inodes") -> int:
+    value: int = connection.execute(select(counters.c.value).where(counters.c.name == name)).scalar_one()
+    return value
+
+
+def test_what_waits_together_is_committed_together(url: str) -> None:
+    async def main() -> None:
+        async with in_office(url) as office:
+            transactions: list[Transaction] = []
+            order: list[int] = []
+
+            def work(tx: Transaction, number: int) -> int:
+                transactions.append(tx)
+                tx.after(lambda: order.append(number))
+                return _count(tx)
+
+            results: list[int] = []
+
+            async def write(number: int) -> None:
+                results.append(await office.store.write(partial(work, number=number)))
+
+            before = await office.store.read(_value)
+            async with trio.open_nursery() as nursery:
+                for number in range(50):
+                    nursery.start_soon(write, number)
+            assert sorted(results) == list(range(before + 1, before + 51))
+            assert sorted(order) == list(range(50))
+            assert len(set(map(id, transactions))) <= 5
+            assert await office.store.read(_value) == before + 50
+
+    trio.run(main)
+
+
+def test_a_failure_in_a_batch_is_its_own(url: str) -> None:
+    async def main() -> None:
+        async with in_office(url) as office:
+            before = await office.store.read(_value)
+            effects: list[str] = []
+            outcomes: dict[str, object] = {}
+
+            def good(tx: Transaction) -> None:
+                tx.after(lambda: effects.append("good"))
+                _count(tx)
+
+            def no(tx: Transaction) -> None:
+                tx.after(lambda: effects.append("no"))
+                raise refused(errno.ENOENT)
+
+            def broken(tx: Transaction) -> None:
+                _count(tx)
+                tx.execute(insert(counters), {"name": "inodes", "value": 1})
+
+            async def write(name: str, work: object) -> None:
+                try:
+                    outcomes[name] = await office.store.write(work)  # type: ignore[arg-type]
+                except Exception as error:
+                    outcomes[name] = type(error).__name__
+
+            async with trio.open_nursery() as nursery:
+                for name, work in (("a", good), ("b", no), ("c", broken), ("d", good)):
+                    nursery.start_soon(write, name, work)
+            assert outcomes == {"a": None, "b": "Refused", "c": "IntegrityError", "d": None}
+            assert effects == ["good", "good"]
+            assert await office.store.read(_value) == before + 2
+
+    trio.run(main)
+
+
+def test_a_late_transaction_of_an_older_term_changes_nothing(url: str) -> None:
+    async def main() -> None:
+        fenced: list[int] = []
+        async with in_office(url, "s1") as old, trio.open_nursery() as nursery:
+            writer, reader = make_engines(url)
+            store = Store(writer, reader, old.number, on_fenced=lambda: fenced.append(1))
+            nursery.start_soon(store.run)
+            before = await store.write(_count)
+            async with in_office(url, "s2") as new:
+                assert new.number == old.number + 1
+                for late in (store, old.store):
+                    with pytest.raises(NotManager):
+                        await late.write(_count)
+                with pytest.raises(NotManager):
+                    await store.write(lambda tx: extend_office(tx.connection, tx.term))
+                assert await new.store.write(_count) == before + 1
+            assert fenced == [1]
+            nursery.cancel_scope.cancel()
+            writer.dispose()
+            reader.dispose()
+
+    trio.run(main)
+
+
+def test_only_one_candidate_takes_a_term(url: str) -> None:
+    writer, reader = make_engines(url)
+    migrate(writer)
+    with writer.begin() as connection:
+        seen = read_office(connection)
+        assert seen.vacant
+        assert take_office(connection, seen, "s1", "a:1")
+    with writer.begin() as connection:
+        assert not take_office(connection, seen, "s2", "b:1")
+        assert read_office(connection).server == "s1"
+    writer.dispose()
+    reader.dispose()
+
+
+def test_a_busy_database_is_asked_again(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with in_office(sqlite_url) as office:
+            attempts: list[int] = []
+
+            def work(tx: Transaction) -> int:
+                attempts.append(1)
+                if len(attempts) < 3:
+                    busy = sqlite3.OperationalError("database is locked")
+                    busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                    raise OperationalError("UPDATE", {}, busy)
+                return _count(tx)
+
+            before = await office.store.read(_value)
+            assert await office.store.write(work) == before + 1
+            assert len(attempts) == 3
+
+    trio.run(main)
+
+
+def test_which_errors_are_worth_a_repeat() -> None:
+    class PostgresError(Exception):
+        def __init__(self, state: str) -> None:
+            self.sqlstate = state
+
+    states = {"40001": True, "40P01": True, "08006": True, "57P01": True, "23505": False, "42601": False}
+    for state, expected in states.items():
+        assert is_retriable(OperationalError("", {}, PostgresError(state))) == expected
+
+
+def test_mutations_are_applied_once(url: str) -> None:
+    async def main() -> None:
+        async with small_network(url) as (_office, mount):
+            node = await mount.make(b"a")
+            await mount.make(b"b")
+            request = Apply(100, 50, [Unlink(1, b"a", NOW)])
+            first: Applied = await mount.ask(request)
+            again: Applied = await mount.ask(request)
+            assert first == again == Applied([None])
+            with pytest.raises(Refused):
+                await mount.ask(Apply(101, 50, [Unlink(1, b"a", NOW)]))
+            with pytest.raises(Refused):
+                await mount.ask(Apply(49, 10, [Unlink(1, b"b", NOW)]))
+            assert (await mount.ask(GetAttr(node.ino))).nlink == 0
+
+    trio.run(main)
+
+
+def test_a_new_manager_knows_what_was_applied(url: str) -> None:
+    async def main() -> None:
+        async with small_network(url) as (_office, mount):
+            await mount.make(b"a")
+            request = Apply(100, 99, [Unlink(1, b"a", NOW)])
+            await mount.ask(request)
+        async with in_office(url, "s2") as office:
+            same = await office.peer()
+            same.number = mount.number
+            await same.hello()
+            assert await same.ask(request) == Applied([None])
+
+    trio.run(main)
+
+
+def test_acknowledged_replies_are_forgotten(url: str) -> None:
+    async def main() -> None:
+        async with small_network(url) as (office, mount):
+            for number in range(200):
+                await mount.mkdir(b"%d" % number)
+            stored = await office.store.read(
+                lambda connection: connection.execute(text("SELECT count(*) FROM applied")).scalar_one()
+            )
+            assert stored < 130
+
+    trio.run(main)
+
+
+def test_strangers_are_refused(url: str) -> None:
+    async def main() -> None:
+        async with in_office(url) as office:
+            peer = await office.peer()
+            for hello in (
+                Hello(PROTOCOL + 1, "test", "s1", "mount", 1),
+                Hello(PROTOCOL, "other", "s1", "mount", 1),
+                Hello(PROTOCOL, "test", "s1", "king", 1),
+                Hello(PROTOCOL, "test", "../s1", "mount", 1),
+                Hello(PROTOCOL, "test", "s1", "mount", -1),
+            ):
+                with pytest.raises(ProtocolError):
+                    await peer.ask(hello)
+            with pytest.raises(ProtocolError):
+                await peer.ask(GetAttr(-1))
+            with pytest.raises(ProtocolError):
+                await peer.claim()
+            newer = await office.peer()
+            with pytest.raises(NotManager):
+                await peer.ask(GetAttr(1))
+            with pytest.raises(Fenced):
+                await peer.hello()
+            assert (await newer.attr(1)).ino == 1
+            assert office.term is not None
+            office.term.end()
+            with pytest.raises(NotManager):
+                await newer.attr(1)
+
+    trio.run(main)
+
+
+def test_a_request_before_hello_is_refused(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with in_office(sqlite_url) as office:
+            peer = await office.peer()
+            peer.connection.closed()
+            with pytest.raises(GodwitError, match="before Hello"):
+                await peer.attr(1)
+
+    trio.run(main)
