@@ -30,7 +30,7 @@ from manager.office import (
     vacate_office,
 )
 from manager.service import Connection
-from manager.store import Store, make_engines, retrying
+from manager.store import Store, make_engines, retrying, write_transaction
 from manager.term import Term
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Candidate:
 
     async def _take(self, seen: OfficeRow) -> bool:
         def take() -> bool:
-            with self._writer.begin() as connection:
+            with write_transaction(self._writer) as connection:
                 return take_office(connection, seen, self._config.server, self._config.manager.listen)
 
         try:
@@ -129,7 +129,7 @@ class Candidate:
 
     def _vacate(self, number: int) -> None:
         try:
-            with self._writer.begin() as connection:
+            with write_transaction(self._writer) as connection:
                 vacate_office(connection, number)
         except SQLAlchemyError as error:
             log.info("the office was not given back, it runs out: %s", error)

@@ -11,6 +11,7 @@ from alembic.config import Config
 from sqlalchemy import Engine
 
 import manager.migrations
+from manager.store import write_transaction
 
 ADVISORY_LOCK = 0x676F64776974
 
@@ -24,9 +25,9 @@ def alembic_config() -> Config:
 
 
 def migrate(engine: Engine) -> None:
-    """Runs the missing migrations in one transaction. *engine* begins transactions with the write lock (SQLite)."""
+    """Runs the missing migrations in one transaction."""
     config = alembic_config()
-    with engine.begin() as connection:
+    with write_transaction(engine) as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
         config.attributes["connection"] = connection

@@ -42,9 +42,7 @@ class Policies:
 
     def root(self, connection: Connection) -> Policy:
         """The policy of whatever has none nearer."""
-        if self._only_root is not None:
-            return self._only_root
-        return Policy(*connection.execute(_OWN, {"ino": ROOT_INO}).one())
+        return self.of_directory(connection, ROOT_INO)
 
     def of_directory(self, connection: Connection, directory: int) -> Policy:
         """The policy in force for what is directly in the directory."""

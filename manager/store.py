@@ -66,7 +66,7 @@ def retrying(body: Callable[[], T], *, for_s: float = RETRY_FOR_S) -> T:
 
 
 def make_engines(url: str) -> tuple[Engine, Engine]:
-    """An engine whose transactions begin with the write lock, and one for reads outside of transactions."""
+    """An engine for write transactions, and one for reads outside of transactions."""
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True), create_engine(
             url, isolation_level="AUTOCOMMIT", pool_size=READ_THREADS, pool_pre_ping=True
@@ -75,7 +75,6 @@ def make_engines(url: str) -> tuple[Engine, Engine]:
     reader = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, isolation_level="AUTOCOMMIT")
     for engine in (writer, reader):
         event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(writer, "begin", _begin_immediate)
     return writer, reader
 
 
@@ -85,8 +84,18 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+@contextmanager
+def write_transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction outside of a term, with the write lock from the beginning on SQLite."""
+    with engine.begin() as connection:
+        _lock(connection)
+        yield connection
+
+
+def _lock(connection: Connection) -> None:
+    # Not in an event of the engine: with any listener, SQLAlchemy dispatches events for every statement.
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 class Transaction:
@@ -261,6 +270,7 @@ class Store:
             if self._connection is None:
                 self._connection = self._writer.connect()
             with self._connection.begin():
+                _lock(self._connection)
                 return self._run_batch(self._connection, batch)
         except DBAPIError:
             self._drop_connection()

@@ -39,7 +39,7 @@ from manager.housekeeping import reap_loop, scan_loop
 from manager.migrate import migrate
 from manager.office import read_office, take_office
 from manager.service import Connection
-from manager.store import Store, make_engines
+from manager.store import Store, make_engines, write_transaction
 from manager.term import Term
 
 R = TypeVar("R")
@@ -171,7 +171,7 @@ async def in_office(url: str, server: str = "s1", **settings: Any) -> AsyncItera
     """Takes the next term and holds it, without extending it, until the end of the block."""
     writer, reader = make_engines(url)
     migrate(writer)
-    with writer.begin() as connection:
+    with write_transaction(writer) as connection:
         seen = read_office(connection)
         assert take_office(connection, seen, server, "127.0.0.1:7601")
     async with trio.open_nursery() as nursery:

@@ -12,7 +12,7 @@ from cluster.session import ManagerSession
 from manager.main import run_manager
 from manager.migrate import migrate
 from manager.office import read_office, take_office
-from manager.store import make_engines
+from manager.store import make_engines, write_transaction
 from tests.manager.office import config, until
 
 TERM_S = 1.0
@@ -82,6 +82,6 @@ async def _supersede(url: str) -> None:
     migrate(writer)
     taken = False
     while not taken:
-        with writer.begin() as connection:
+        with write_transaction(writer) as connection:
             taken = take_office(connection, read_office(connection), "ghost", "127.0.0.1:1")
     writer.dispose()

@@ -17,7 +17,7 @@ from cluster.messages import PROTOCOL, Applied, Apply, GetAttr, Hello, Unlink
 from manager.migrate import migrate
 from manager.office import extend_office, read_office, take_office
 from manager.schema import counters, metadata
-from manager.store import Store, Transaction, is_retriable, make_engines, retrying
+from manager.store import Store, Transaction, is_retriable, make_engines, retrying, write_transaction
 from tests.manager.office import NOW, in_office, small_network
 
 
@@ -152,11 +152,11 @@ def test_a_late_transaction_of_an_older_term_changes_nothing(url: str) -> None:
 def test_only_one_candidate_takes_a_term(url: str) -> None:
     writer, reader = make_engines(url)
     migrate(writer)
-    with writer.begin() as connection:
+    with write_transaction(writer) as connection:
         seen = read_office(connection)
         assert seen.vacant
         assert take_office(connection, seen, "s1", "a:1")
-    with writer.begin() as connection:
+    with write_transaction(writer) as connection:
         assert not take_office(connection, seen, "s2", "b:1")
         assert read_office(connection).server == "s1"
     writer.dispose()
