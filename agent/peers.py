@@ -77,7 +77,7 @@ class PeerChannels:
         try:
             yield channel
         finally:
-            await channel.close()
+            channel.close()
 
     async def _connect(self, address: str) -> Channel:
         """One attempt speaks for all that follow within a moment: many copies may want the same dead peer."""
@@ -115,7 +115,7 @@ async def pull(channel: Channel, request: PullObject, sink: Callable[[bytes], Aw
                 left -= len(answer.body)
                 await sink(answer.body)
     except ProtocolError:
-        await channel.close()
+        channel.close()
         raise
     except (Fenced, NotManager) as error:
         raise Unavailable(f"{channel.peer} answered what no agent answers: {error}") from error

@@ -8,7 +8,6 @@ call waits without a deadline. Garbage closes the connection it came over and is
 import errno
 import logging
 import math
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,6 +19,7 @@ import trio
 from cluster.errors import GodwitError, ProtocolError, Unavailable, from_failure
 from cluster.frames import PREFACE, Frame, FrameParser, pack
 from cluster.messages import Failure, Reply, Request
+from cluster.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ R = TypeVar("R")
 
 RECEIVE_BYTES = 256 * 1024
 PREFACE_TIMEOUT_S = 10.0
-DEAD_PEER_MS = 15_000
 MAX_CALLS_IN_FLIGHT = 256
 STREAM_WINDOW = 4
 
@@ -50,22 +49,26 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _tune(stream: trio.SocketStream) -> None:
-    """Silence of a peer that has unsent data of ours breaks the connection instead of waiting for minutes."""
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
+class _Replies:
+    """Where the replies to one request go: the first to `first`, those of a stream through `more`."""
+
+    __slots__ = ("arrived", "item", "more")
+
+    def __init__(self) -> None:
+        self.arrived = trio.Event()
+        self.item: Answer | GodwitError | None = None
+        self.more: trio.MemorySendChannel[Answer | GodwitError] | None = None
 
 
 class Channel:
     """The asking end of a connection. Made by `connect`."""
 
-    def __init__(self, stream: trio.abc.Stream, peer: str) -> None:
-        self.peer = peer
+    def __init__(self, wire: Wire) -> None:
+        self.peer = wire.peer
         self.broken = trio.Event()
-        self._stream = stream
-        self._send_lock = trio.Lock()
+        self._wire = wire
         self._next_number = 1
-        self._waiting: dict[int, trio.MemorySendChannel[Answer | GodwitError]] = {}
+        self._waiting: dict[int, _Replies] = {}
 
     async def call(self, request: Request[R], *, timeout_s: float, body: bytes | memoryview = b"") -> R:
         """Sends a request and waits for its reply; raises the `GodwitError` that the peer answers, or `Unavailable`."""
@@ -73,10 +76,19 @@ class Channel:
 
     async def exchange(self, request: Request[Any], *, timeout_s: float, body: bytes | memoryview = b"") -> Answer:
         """As `call`, with the body of the reply."""
-        with trio.move_on_after(timeout_s):
-            async with self.open_stream(request, body=body) as replies:
-                return await anext(replies)
-        raise Unavailable(f"{self.peer} did not answer {type(request).__name__} within {timeout_s:g} s", errno.ETIMEDOUT)
+        number, replies = self._expect()
+        try:
+            with trio.move_on_after(timeout_s):
+                await self._send(pack(number, _encode(request), body))
+                await replies.arrived.wait()
+        finally:
+            self._waiting.pop(number, None)
+        if replies.item is None:
+            what = type(request).__name__
+            raise Unavailable(f"{self.peer} did not answer {what} within {timeout_s:g} s", errno.ETIMEDOUT)
+        if isinstance(replies.item, GodwitError):
+            raise replies.item
+        return replies.item
 
     @asynccontextmanager
     async def open_stream(self, request: Request[Any], *, body: bytes | memoryview = b"") -> AsyncIterator[AsyncIterator[Answer]]:
@@ -85,18 +97,22 @@ class Channel:
         A slow reader holds up the whole connection, so that nothing is buffered without bound: a bulk stream wants a
         channel of its own. Deadlines are the caller's.
         """
-        number = self._next_number
-        self._next_number += 1
-        sender, receiver = trio.open_memory_channel[Answer | GodwitError](STREAM_WINDOW)
-        self._waiting[number] = sender
+        number, replies = self._expect()
+        replies.more, receiver = trio.open_memory_channel[Answer | GodwitError](STREAM_WINDOW)
         try:
             await self._send(pack(number, _encode(request), body))
-            yield self._replies(receiver)
+            yield self._stream_of(receiver)
         finally:
             self._waiting.pop(number, None)
             receiver.close()
 
-    async def _replies(self, receiver: trio.MemoryReceiveChannel[Answer | GodwitError]) -> AsyncIterator[Answer]:
+    def _expect(self) -> tuple[int, _Replies]:
+        number = self._next_number
+        self._next_number += 1
+        replies = self._waiting[number] = _Replies()
+        return number, replies
+
+    async def _stream_of(self, receiver: trio.MemoryReceiveChannel[Answer | GodwitError]) -> AsyncIterator[Answer]:
         while True:
             try:
                 item = await receiver.receive()
@@ -110,29 +126,24 @@ class Channel:
         if self.broken.is_set():
             raise Unavailable(f"the connection to {self.peer} is broken")
         try:
-            async with self._send_lock:
-                # A cancelled send may have sent a part: only closing makes the stream whole again.
-                with trio.CancelScope(shield=True), trio.fail_after(DEAD_PEER_MS / 1000):
-                    await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
-            await self.close()
-            raise Unavailable(f"the connection to {self.peer} broke while sending") from error
+            await self._wire.send(data)
+        except Unavailable:
+            self.close()
+            raise
 
     async def receive_loop(self) -> None:
         """Hands replies to their callers until the connection ends; runs as a task beside the calls."""
         parser = FrameParser(expect_preface=False)
-        reason: Exception | None = None
         try:
-            while data := await self._stream.receive_some(RECEIVE_BYTES):
+            while data := await self._wire.receive(RECEIVE_BYTES):
                 for frame in parser.feed(data):
                     await self._dispatch(frame)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError, msgspec.DecodeError) as error:
-            reason = error
+        except (ProtocolError, msgspec.DecodeError) as error:
+            log.error("%s sent garbage, closing the connection: %s", self.peer, error)
+        except Unavailable as error:
+            log.debug("%s", error)
         finally:
-            if isinstance(reason, ProtocolError | msgspec.DecodeError):
-                log.error("%s sent garbage, closing the connection: %s", self.peer, reason)
-            with trio.CancelScope(shield=True):
-                await self.close()
+            self.close()
 
     async def _dispatch(self, frame: Frame) -> None:
         waiting = self._waiting.get(frame.number)
@@ -142,43 +153,39 @@ class Channel:
         item: Answer | GodwitError = Answer(reply, frame.body)
         if isinstance(reply, Failure):
             item = from_failure(reply.kind, reply.errno, reply.message)
-        try:
-            waiting.send_nowait(item)
-        except trio.WouldBlock:
-            try:
-                await waiting.send(item)
-            except trio.BrokenResourceError:
-                return
-        except trio.BrokenResourceError:
+        if waiting.more is None:
+            waiting.item = item
+            waiting.arrived.set()
             return
+        try:
+            await waiting.more.send(item)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # the reader has left, or the channel was closed meanwhile
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Breaks the channel: every call under way fails with `Unavailable`."""
         self.broken.set()
+        self._wire.close()
         waiting, self._waiting = self._waiting, {}
-        for sender in waiting.values():
-            try:
-                sender.send_nowait(Unavailable(f"the connection to {self.peer} broke"))
-            except (trio.WouldBlock, trio.BrokenResourceError):
-                sender.close()
-        await trio.aclose_forcefully(self._stream)
+        for replies in waiting.values():
+            if replies.more is not None:
+                replies.more.close()
+            else:
+                replies.item = replies.item or Unavailable(f"the connection to {self.peer} broke")
+                replies.arrived.set()
 
 
 async def connect(address: str, nursery: trio.Nursery, *, timeout_s: float) -> Channel:
     """Connects to `host:port`; the channel's receiver runs in *nursery*. Raises `Unavailable`."""
     host, port = parse_address(address)
-    stream: trio.SocketStream | None = None
     try:
         with trio.fail_after(timeout_s):
-            stream = await trio.open_tcp_stream(host, port, happy_eyeballs_delay=math.inf)
-            _tune(stream)
-            await stream.send_all(PREFACE)
-    except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
-        if stream is not None:
-            await trio.aclose_forcefully(stream)
+            wire = Wire(await trio.open_tcp_stream(host, port, happy_eyeballs_delay=math.inf), address)
+    except (OSError, trio.TooSlowError) as error:
         reason = f"no connection within {timeout_s:g} s" if isinstance(error, trio.TooSlowError) else str(error)
         raise Unavailable(f"cannot reach {address}: {reason}") from error
-    channel = Channel(stream, address)
+    await wire.send(PREFACE)
+    channel = Channel(wire)
     nursery.start_soon(channel.receive_loop)
     return channel
 
@@ -203,69 +210,69 @@ class Handler(Protocol):
 
 async def serve(stream: trio.SocketStream, decoder: msgspec.msgpack.Decoder[Any], make_handler: Callable[[str], Handler]) -> None:
     """Answers one connection until it ends. Requests are handled side by side, a bounded number of them at once."""
-    _tune(stream)
     try:
         peer = "{}:{}".format(*stream.socket.getpeername()[:2])
     except OSError:
         await trio.aclose_forcefully(stream)
         return
+    wire = Wire(stream, peer)
     handler = make_handler(peer)
     try:
-        await _ServedConnection(stream, peer, decoder, handler).run()
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
-    except (ProtocolError, msgspec.DecodeError, msgspec.ValidationError, trio.TooSlowError) as error:
+        await _ServedConnection(wire, decoder, handler).run()
+    except Unavailable as error:
+        log.debug("%s", error)
+    except (ProtocolError, msgspec.DecodeError, trio.TooSlowError) as error:
         log.error("refused what %s sent and closed the connection: %s", peer, error or "no preface in time")
     finally:
         handler.closed()
-        await trio.aclose_forcefully(stream)
+        wire.close()
 
 
 class _ServedConnection:
-    def __init__(self, stream: trio.SocketStream, peer: str, decoder: msgspec.msgpack.Decoder[Any], handler: Handler) -> None:
-        self._stream = stream
-        self._peer = peer
+    def __init__(self, wire: Wire, decoder: msgspec.msgpack.Decoder[Any], handler: Handler) -> None:
+        self._wire = wire
         self._decoder = decoder
         self._handler = handler
-        self._send_lock = trio.Lock()
         self._slots = trio.Semaphore(MAX_CALLS_IN_FLIGHT)
 
     async def run(self) -> None:
         parser = FrameParser(expect_preface=True)
         with trio.fail_after(PREFACE_TIMEOUT_S):
-            data = await self._stream.receive_some(RECEIVE_BYTES)
+            data = await self._wire.receive(RECEIVE_BYTES)
         async with trio.open_nursery() as nursery:
             problem = await self._receive(parser, data, nursery)
             nursery.cancel_scope.cancel()
         if problem is not None:
             raise problem
 
-    async def _receive(self, parser: FrameParser, data: bytes | bytearray, nursery: trio.Nursery) -> Exception | None:
+    async def _receive(self, parser: FrameParser, data: bytes, nursery: trio.Nursery) -> Exception | None:
         try:
             while data:
                 for frame in parser.feed(data):
                     request = self._decoder.decode(frame.head)
                     await self._slots.acquire()
                     nursery.start_soon(self._answer, frame.number, request, frame.body)
-                data = await self._stream.receive_some(RECEIVE_BYTES)
-        except (ProtocolError, msgspec.DecodeError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                data = await self._wire.receive(RECEIVE_BYTES)
+        except (ProtocolError, msgspec.DecodeError, Unavailable) as error:
             return error
         return None
 
     async def _answer(self, number: int, request: Any, body: bytes) -> None:
         async def send(reply: Any, reply_body: bytes | memoryview = b"") -> None:
-            await self._send(pack(number, _encode(reply), reply_body))
+            await self._wire.send(pack(number, _encode(reply), reply_body))
 
         try:
             result = await self._result(request, body, send)
+            if self._wire.closed:
+                return
             try:
                 await send(result.reply, result.body)
             except ProtocolError as error:
-                log.error("the reply to %s from %s cannot be sent: %s", type(request).__name__, self._peer, error)
+                log.error("the reply to %s from %s cannot be sent: %s", type(request).__name__, self._wire.peer, error)
                 await send(Failure(GodwitError.kind, errno.EIO, str(error)))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except Unavailable:
             # Several answers may fail at once: none may leave here, as a group of errors would end the whole server.
-            await trio.aclose_forcefully(self._stream)
+            self._wire.close()
         finally:
             self._slots.release()
 
@@ -274,19 +281,10 @@ class _ServedConnection:
             result = await self._handler.handle(request, body, send)
         except GodwitError as error:
             result = Failure(error.kind, error.errno, str(error))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise
         except Exception:
-            log.exception("unexpected error while handling %s from %s", type(request).__name__, self._peer)
+            log.exception("unexpected error while handling %s from %s", type(request).__name__, self._wire.peer)
             result = Failure(GodwitError.kind, errno.EIO, "unexpected error, see the server's log")
         return result if isinstance(result, Answer) else Answer(result, b"")
-
-    async def _send(self, data: bytes) -> None:
-        async with self._send_lock:
-            with trio.CancelScope(shield=True), trio.move_on_after(DEAD_PEER_MS / 1000) as scope:
-                await self._stream.send_all(data)
-            if scope.cancelled_caught:
-                raise trio.BrokenResourceError(f"{self._peer} took no data for {DEAD_PEER_MS / 1000:g} s")
 
 
 async def _serve_accepted(

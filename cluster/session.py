@@ -75,7 +75,7 @@ class ManagerSession:
         await self._heartbeats(channel)
         self._connected = trio.Event()
         self._channel = None
-        await channel.close()
+        channel.close()
 
     async def _find_manager(self, nursery: trio.Nursery) -> Channel | None:
         for address in list(self._managers):
@@ -90,7 +90,7 @@ class ManagerSession:
             except GodwitError as error:
                 self._last_refusal = str(error)
                 if channel is not None:
-                    await channel.close()
+                    channel.close()
                 continue
             self._managers.remove(address)
             self._managers.insert(0, address)
@@ -142,7 +142,7 @@ class ManagerSession:
                 return await channel.call(request, timeout_s=left)
             except NotManager as error:
                 self._last_refusal = str(error)
-                await channel.close()
+                channel.close()
             except Unavailable as error:
                 if not channel.broken.is_set():
                     raise

@@ -116,7 +116,7 @@ class Network:
             part = content[offset : offset + (1 << 20)]
             await channel.call(WriteObject(ino, volume, 1, offset), body=part, timeout_s=TIMEOUT_S)
         node = await channel.call(CommitObject(ino, volume, 1, final=not dirty), timeout_s=TIMEOUT_S)
-        await channel.close()
+        channel.close()
         return node
 
     def copy(self, ino: int, source: str, target: str, **fields: Any) -> int:

@@ -141,7 +141,7 @@ def test_one_failed_connection_speaks_for_many() -> None:
                 except Unavailable:
                     await trio.sleep(0.02)
             assert await channels.shared(address) is channel
-            await channel.close()
+            channel.close()
             assert await channels.shared(address) is not channel
             nursery.cancel_scope.cancel()
 

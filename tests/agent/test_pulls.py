@@ -38,7 +38,7 @@ async def pulled(net: Network, request: PullObject, after_first: object = None) 
                     after_first = None
         raise AssertionError("no end")
     finally:
-        await channel.close()
+        channel.close()
 
 
 def request_for(net: Network, ino: int) -> PullObject:
@@ -173,6 +173,6 @@ def test_a_reader_that_stops_holds_up_nobody(tmp_path: Path) -> None:
                 await anext(replies)
                 assert await pulled(net, request_for(net, 8)) == b"small"
                 assert len(await pulled(net, request_for(net, 7))) == LARGE
-            await slow.close()
+            slow.close()
 
     run(test)
