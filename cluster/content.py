@@ -85,31 +85,37 @@ async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool
     is harmless.
     """
     while True:
-        record = read_record(descriptor)
-        version = max(node.version, record.version if record else 0)
-        changed = os.fstat(descriptor).st_ctime_ns != node.object_ctime_ns
-        content = None
-        if changed:
-            version += 1
-            status = os.fstat(descriptor)
-            write_record(
-                descriptor,
-                ObjectRecord(
-                    ino=node.ino,
-                    version=version,
-                    home_epoch=node.home_epoch,
-                    path=display_path(path) if path else record.path if record else "",
-                    mode=node.mode,
-                    uid=node.uid,
-                    gid=node.gid,
-                    mtime_ns=status.st_mtime_ns,
-                ),
-            )
-            content = content_of(os.fstat(descriptor))
+        commit = prepare_commit(descriptor, node, path, final=final)
         try:
-            return await apply(Commit(node.ino, node.home_epoch, version, content, final))
+            return await apply(commit)
         except Refused as error:
             if error.errno != errno.ESTALE:
                 raise
-            node = msgspec.structs.replace(node, version=version + 1, object_ctime_ns=0)
             # The record was lost or older than the catalog: a version above both is needed, and the stamp is unknown.
+            node = msgspec.structs.replace(node, version=commit.version + 1, object_ctime_ns=0)
+
+
+def prepare_commit(descriptor: int, node: Node, path: bytes, *, final: bool) -> Commit:
+    """The commit of the object's present content, whose record is written. The caller holds the object's lock."""
+    record = read_record(descriptor)
+    version = max(node.version, record.version if record else 0)
+    changed = os.fstat(descriptor).st_ctime_ns != node.object_ctime_ns
+    content = None
+    if changed:
+        version += 1
+        status = os.fstat(descriptor)
+        write_record(
+            descriptor,
+            ObjectRecord(
+                ino=node.ino,
+                version=version,
+                home_epoch=node.home_epoch,
+                path=display_path(path) if path else record.path if record else "",
+                mode=node.mode,
+                uid=node.uid,
+                gid=node.gid,
+                mtime_ns=status.st_mtime_ns,
+            ),
+        )
+        content = content_of(os.fstat(descriptor))
+    return Commit(node.ino, node.home_epoch, version, content, final)

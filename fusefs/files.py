@@ -13,9 +13,10 @@ from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.inodes import InodeNumbers
 from fusefs.objects import Buffer, LocalObject, Object, RemoteObject, check_replica
-from fusefs.openfiles import OpenFiles, OpenInode
+from fusefs.openfiles import OpenInode
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
+from fusefs.settling import Settler
 
 FIRST_EPOCH = 1
 CACHED_VERSIONS = 50_000
@@ -50,7 +51,7 @@ class Files:
         self,
         session: ManagerSession,
         peers: Peers,
-        open_files: OpenFiles,
+        settler: Settler,
         attributes: Attributes,
         numbers: InodeNumbers,
         paths: LastKnownPaths,
@@ -58,7 +59,8 @@ class Files:
     ) -> None:
         self._session = session
         self._peers = peers
-        self._open_files = open_files
+        self._settler = settler
+        self._open_files = settler.open_files
         self._attributes = attributes
         self._numbers = numbers
         self._paths = paths
@@ -324,7 +326,7 @@ class Files:
         await state.home.sync(data_only=data_only)
         async with state.lock:
             if state.changed:
-                await self._open_files.commit(state, final=False)
+                await self._settler.commit(state, final=False)
             version = state.node.version
         if state.sync_copies is None:
             state.sync_copies = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).sync_copies

@@ -17,9 +17,9 @@ from fusefs.directories import Directories
 from fusefs.files import Files
 from fusefs.inodes import InodeNumbers
 from fusefs.namespace import Namespace
-from fusefs.openfiles import OpenFiles
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
+from fusefs.settling import Settler
 
 log = logging.getLogger(__name__)
 
@@ -31,46 +31,67 @@ READ_AHEAD_KIB = 1024
 
 async def run_mount(config: ServerConfig) -> None:
     """Mounts the namespace and serves it until cancelled or unmounted; what was closed is committed before it ends."""
+    background = trio.CancelScope(shield=True)
+    async with trio.open_nursery() as nursery:
+        tasks = await nursery.start(_run_background, background)
+        try:
+            operations, settler = _put_together(config, tasks)
+            async with _mounted(operations, config):
+                try:
+                    await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
+                finally:
+                    await _drain(settler, background)
+        finally:
+            background.cancel()
+
+
+async def _run_background(scope: trio.CancelScope, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """Holds the tasks that must go on after the order to stop, until what was closed is committed."""
+    try:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                task_status.started(nursery)
+                await trio.sleep_forever()
+    finally:
+        scope.cancel()
+
+
+async def _drain(settler: Settler, background: trio.CancelScope) -> None:
+    if background.cancel_called:
+        return
+    with trio.move_on_after(DRAIN_TIMEOUT_S, shield=True) as scope:
+        await settler.drain()
+    if scope.cancelled_caught:
+        log.warning("stopping with files that are not committed yet; this server's agent will commit them")
+
+
+def _put_together(config: ServerConfig, nursery: trio.Nursery) -> tuple[GodwitOperations, Settler]:
+    """The parts of a mount, their background tasks started in *nursery*."""
     timeout_s = config.mount.request_timeout_s
     paths = LastKnownPaths()
+
+    def welcomed(welcome: Welcome) -> None:
+        files.session_timeout_s = welcome.session_timeout_s
+        settler.open_files.mark_lost(welcome.lost)
+
     session = ManagerSession(
         managers=config.managers,
         cluster=config.cluster,
         server=config.server,
         role="mount",
-        opens=lambda: open_files.registrations(),
-        on_welcome=lambda welcome: welcomed(welcome),
+        opens=lambda: settler.open_files.registrations(),
+        on_welcome=welcomed,
     )
-    open_files = OpenFiles(session, paths, timeout_s, config.mount.commit_s)
-    async with trio.open_nursery() as nursery:
-        peers = Peers(session, config.server, nursery, timeout_s)
-        attributes = Attributes(peers, open_files)
-        numbers = InodeNumbers(session, timeout_s)
-        files = Files(session, peers, open_files, attributes, numbers, paths, timeout_s)
-        namespace = Namespace(session, attributes, open_files, files, numbers, paths, timeout_s)
-        directories = Directories(session, attributes, paths, timeout_s)
-
-        def welcomed(welcome: Welcome) -> None:
-            files.session_timeout_s = welcome.session_timeout_s
-            open_files.mark_lost(welcome.lost)
-
-        for task in (
-            session.run,
-            peers.refresh_loop,
-            open_files.settle_loop,
-            open_files.commit_loop,
-            open_files.close_loop,
-        ):
-            nursery.start_soon(task)
-        async with _mounted(GodwitOperations(namespace, files, directories), config):
-            try:
-                await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
-            finally:
-                with trio.move_on_after(DRAIN_TIMEOUT_S, shield=True) as drain:
-                    await open_files.drain()
-                if drain.cancelled_caught:
-                    log.warning("stopping with files that are not committed yet; this server's agent will commit them")
-        nursery.cancel_scope.cancel()
+    settler = Settler(session, paths, timeout_s, config.mount.commit_s)
+    peers = Peers(session, config.server, nursery, timeout_s)
+    attributes = Attributes(peers, settler.open_files)
+    numbers = InodeNumbers(session, timeout_s)
+    files = Files(session, peers, settler, attributes, numbers, paths, timeout_s)
+    namespace = Namespace(session, attributes, settler.open_files, files, numbers, paths, timeout_s)
+    directories = Directories(session, attributes, paths, timeout_s)
+    for task in (session.run, peers.refresh_loop, settler.run, settler.commit_loop):
+        nursery.start_soon(task)
+    return GodwitOperations(namespace, files, directories), settler
 
 
 @asynccontextmanager

@@ -6,14 +6,16 @@ Both kinds have the same methods, so that the overlay does not care which it has
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
 import trio
 
-from cluster.content import commit_object, content_of, object_lock, stamp_of
+from cluster.content import commit_object, content_of, object_lock, prepare_commit, stamp_of
 from cluster.errors import Changed, GodwitError, Unavailable, from_os_error
 from cluster.messages import (
+    Commit,
     CommitObject,
     Content,
     Node,
@@ -157,6 +159,15 @@ class LocalObject:
         try:
             async with object_lock(self._path) as descriptor:
                 return await commit_object(descriptor, node, path, final=final, apply=self._session.applier(self._timeout_s))
+        except OSError as error:
+            raise from_os_error(error, f"committing {self._path}") from error
+
+    @asynccontextmanager
+    async def prepared(self, node: Node, path: bytes) -> AsyncIterator[Commit]:
+        """The final commit of the object as it is; its lock is held inside, until the catalog has answered."""
+        try:
+            async with object_lock(self._path) as descriptor:
+                yield prepare_commit(descriptor, node, path, final=True)
         except OSError as error:
             raise from_os_error(error, f"committing {self._path}") from error
 
