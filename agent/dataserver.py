@@ -84,6 +84,9 @@ class DataServer:
             CommitObject: self._commit,
         }
 
+    def at_once(self, request: AgentRequest) -> None:
+        """Every request here may have to wait for a disk."""
+
     async def handle(self, request: AgentRequest, body: bytes, send: SendReply) -> Any:
         if self._stopping:
             raise Unavailable("this agent is stopping")

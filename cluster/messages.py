@@ -307,6 +307,10 @@ class Apply(Request[Applied], frozen=True, array_like=True, tag="apply"):
     operations: list[Operation]
 
 
+class Sync(Request[Done], frozen=True, array_like=True, tag="sync"):
+    """Answers when all that was answered before is on the disk of the catalog."""
+
+
 # ------------------------------------------------------------------------------------------- namespace: questions
 
 
@@ -823,6 +827,7 @@ ManagerRequest = (
     Hello
     | Heartbeat
     | Apply
+    | Sync
     | Lookup
     | GetAttr
     | GetParent

@@ -198,6 +198,9 @@ SendReply = Callable[[Any, bytes | memoryview], Awaitable[None]]
 class Handler(Protocol):
     """The answering end of one connection."""
 
+    def at_once(self, request: Any) -> Any:
+        """The reply to a request that needs no waiting, or None: then `handle` is asked. Raises `GodwitError` to refuse."""
+
     async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
         """Answers one request: returns the reply, or an `Answer` with a body; raises `GodwitError` to refuse.
 
@@ -248,10 +251,17 @@ class _ServedConnection:
     async def _receive(self, parser: FrameParser, data: bytes, nursery: trio.Nursery) -> Exception | None:
         try:
             while data:
+                answers = []
                 for frame in parser.feed(data):
                     request = self._decoder.decode(frame.head)
+                    reply = self._at_once(request)
+                    if reply is not None:
+                        answers.append(pack(frame.number, _encode(reply)))
+                        continue
                     await self._slots.acquire()
                     nursery.start_soon(self._answer, frame.number, request, frame.body)
+                if answers:
+                    await self._wire.send(b"".join(answers))
                 data = await self._wire.receive(RECEIVE_BYTES)
         except (ProtocolError, msgspec.DecodeError, Unavailable) as error:
             return error
@@ -276,14 +286,25 @@ class _ServedConnection:
         finally:
             self._slots.release()
 
+    def _at_once(self, request: Any) -> Any:
+        try:
+            return self._handler.at_once(request)
+        except GodwitError as error:
+            return Failure(error.kind, error.errno, str(error))
+        except Exception:
+            return self._unexpected(request)
+
+    def _unexpected(self, request: Any) -> Failure:
+        log.exception("unexpected error while handling %s from %s", type(request).__name__, self._wire.peer)
+        return Failure(GodwitError.kind, errno.EIO, "unexpected error, see the server's log")
+
     async def _result(self, request: Any, body: bytes, send: SendReply) -> Answer:
         try:
             result = await self._handler.handle(request, body, send)
         except GodwitError as error:
             result = Failure(error.kind, error.errno, str(error))
         except Exception:
-            log.exception("unexpected error while handling %s from %s", type(request).__name__, self._wire.peer)
-            result = Failure(GodwitError.kind, errno.EIO, "unexpected error, see the server's log")
+            result = self._unexpected(request)
         return result if isinstance(result, Answer) else Answer(result, b"")
 
 

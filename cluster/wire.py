@@ -13,7 +13,6 @@ import trio
 from cluster.errors import Unavailable
 
 DEAD_PEER_S = 15.0
-BUSY_READS = 8
 
 
 class Wire:
@@ -28,7 +27,7 @@ class Wire:
         # Silence of a peer that has unsent data of ours breaks the connection instead of waiting for minutes.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAD_PEER_S * 1000))
         self._sending = trio.Lock()
-        self._reads = 0
+        self._drained = True  # nothing is likely to be there: waiting comes before reading
 
     async def send(self, data: bytes) -> None:
         """Sends all of *data*, whole and in turn, or, cancelled before its turn came, nothing."""
@@ -71,19 +70,21 @@ class Wire:
 
     async def receive(self, limit: int) -> bytes:
         """Some bytes, at most *limit*; none at the end of the connection. One task at a time."""
-        self._reads += 1
-        if self._reads >= BUSY_READS:
-            self._reads = 0
-            await trio.lowlevel.checkpoint()
         while not self.closed:
-            try:
-                return self._socket.recv(limit)
-            except BlockingIOError:
-                self._reads = 0
+            if self._drained:
                 await self._wait(trio.lowlevel.wait_readable)
+            else:
+                await trio.lowlevel.checkpoint()
+            try:
+                data = self._socket.recv(limit)
+            except BlockingIOError:
+                self._drained = True
+                continue
             except OSError as error:
                 self.close()
                 raise Unavailable(f"the connection to {self.peer} broke: {error.strerror}") from error
+            self._drained = len(data) < limit
+            return data
         return b""
 
     async def _wait(self, ready: Callable[[socket.socket], Awaitable[None]]) -> None:

@@ -217,7 +217,7 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        """The catalog was durable before each change was answered."""
+        await self._directories.sync()
 
     # ---------------------------------------------------------- extended attributes and the rest
 

@@ -6,7 +6,7 @@ import stat
 from dataclasses import dataclass, field
 
 from cluster.errors import Refused
-from cluster.messages import Entry, GetAttr, GetParent, ReadDir
+from cluster.messages import Entry, GetAttr, GetParent, ReadDir, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.paths import LastKnownPaths
@@ -43,6 +43,10 @@ class Directories:
         number = next(self._numbers)
         self._open[number] = OpenDirectory(ino)
         return number
+
+    async def sync(self) -> None:
+        """All changes of names so far are on the catalog's disk."""
+        await self._session.call(Sync(), timeout_s=self._timeout_s)
 
     def releasedir(self, number: int) -> None:
         del self._open[number]

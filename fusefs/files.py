@@ -8,7 +8,7 @@ from collections import OrderedDict
 import trio
 
 from cluster.errors import GodwitError, Refused, Unavailable, refused
-from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, SetAttr, StatObject
+from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, SetAttr, StatObject, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.inodes import InodeNumbers
@@ -328,6 +328,7 @@ class Files:
             if state.changed:
                 await self._settler.commit(state, final=False)
             version = state.node.version
+        await self._session.call(Sync(), timeout_s=self._timeout_s)
         if state.sync_copies is None:
             state.sync_copies = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).sync_copies
         if state.sync_copies > 1:

@@ -18,7 +18,7 @@ from fusefs.paths import LastKnownPaths
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 0.02
+GATHER_S = 0.05
 TOGETHER_MAX = 128
 ONE_BY_ONE_MAX = 32
 RETRY_S = 1.0

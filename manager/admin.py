@@ -16,6 +16,7 @@ from cluster.messages import (
     WAITING,
     Count,
     GetPolicy,
+    GetSpace,
     GetStatus,
     GetWhere,
     ListPolicies,
@@ -35,7 +36,7 @@ from manager.inodes import get_directory, get_inode, node_of, path_of
 from manager.limits import check_number
 from manager.namespace import queue_scan
 from manager.policies import COPIES_MAX, Policy
-from manager.questions import space_of
+from manager.questions import get_space
 from manager.queue import count_tasks, retry_tasks
 from manager.schema import inodes, policies, servers, tasks
 from manager.sessions import Session
@@ -68,7 +69,7 @@ async def get_status(term: Term, _session: Session, _request: GetStatus) -> Stat
     def ask(connection: Connection) -> Status:
         counts = count_tasks(connection)
         names = list(connection.execute(select(servers.c.server).order_by(servers.c.server)).scalars())
-        space = space_of(term, connection)
+        space = get_space(connection, term, GetSpace())
 
         def total(*states: str, server: str | None = None) -> int:
             return sum(n for (name, s), n in counts.items() if s in states and server in (None, name))
@@ -182,7 +183,7 @@ async def set_policy(term: Term, _session: Session, request: SetPolicy) -> Polic
         queue_scan(tx, term.state, request.ino)
         return _policy_of(term, tx.connection, request.ino)
 
-    return await term.store.write(work)
+    return await term.store.write(work, durable=True)
 
 
 async def list_policies(term: Term, _session: Session, _request: ListPolicies) -> PolicyRows:

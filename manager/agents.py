@@ -36,6 +36,7 @@ from manager.store import Transaction
 from manager.term import Term
 
 VOLUMES_MAX = 256
+GATHER_S = 0.05  # tasks of one moment are claimed in one transaction
 CLAIM_MAX = 256
 WAIT_MAX_S = 60.0
 REPORTS_MAX = 1000
@@ -77,7 +78,7 @@ async def register_volumes(term: Term, session: Session, request: RegisterVolume
         tx.after(lambda: members.tick(monotonic_s()))
         return [volume.volume for volume in stored]
 
-    return Registered(await term.store.write(work))
+    return Registered(await term.store.write(work, durable=True))
 
 
 def _check_volumes(request: RegisterVolumes) -> None:
@@ -103,7 +104,7 @@ def _is_valid(volume: VolumeState) -> bool:
 
 
 async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
-    """Waiting tasks of the sender's server; waits for the first."""
+    """Waiting tasks of the sender's server; waits for the first, and a moment for those that come with it."""
     limit = max(1, min(request.limit, CLAIM_MAX))
     server = session.server
     with trio.move_on_after(max(0.0, min(request.wait_s, WAIT_MAX_S))):
@@ -115,6 +116,7 @@ async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
                         return Tasks(claimed)
                     continue
                 await bell.wait()
+                await trio.sleep(GATHER_S)
     if request.wait_s <= 0:
         return Tasks(await _claim(term, session, limit))
     return Tasks([])
@@ -127,7 +129,7 @@ async def _claim(term: Term, session: Session, limit: int) -> list[Task]:
         return claimed.tasks
 
     # A claim that was made is handed out even if the waiting time is over meanwhile.
-    return await term.store.write_uncancelled(work)
+    return await term.store.write_uncancelled(work, durable=True)
 
 
 def _begin_claims(term: Term, session: Session, claimed: Claimed) -> None:

@@ -16,22 +16,20 @@ from cluster.messages import (
     Close,
     Done,
     InodeRange,
-    Locate,
     Open,
     Opened,
     TakeInodes,
 )
 from manager.apply import OPERATIONS_MAX, apply_operations, changed_for_opens
 from manager.content import mark_dirty
-from manager.inodes import HAS_CAPABILITY, get_inode, node_of
+from manager.inodes import get_inode
 from manager.limits import check_count, check_number
 from manager.members import take_number
 from manager.policies import COPIES_MAX
-from manager.queue import replica_of
+from manager.questions import describe_open
 from manager.schema import ranges, replicas
 from manager.sessions import Session
 from manager.store import Transaction
-from manager.tasks import replicas_of
 from manager.term import Term
 
 CLOSINGS_MAX = 10_000
@@ -81,8 +79,10 @@ async def open_inode(term: Term, session: Session, request: Open) -> Opened:
             raise refused(errno.EISDIR)
         must_mark = request.write and stat.S_ISREG(row.mode) and not row.dirty
         if must_mark or state.is_changing(request.ino):
-            await term.store.write(partial(_mark_opened, ino=request.ino, write=request.write and bool(stat.S_ISREG(row.mode))))
-        return await _describe(term, request.ino)
+            await term.store.write(
+                partial(_mark_opened, ino=request.ino, write=request.write and bool(stat.S_ISREG(row.mode))), durable=must_mark
+            )
+        return await term.store.read(lambda connection: describe_open(connection, term, request.ino))
     except Refused:
         if new:
             unused = state.sessions.forget(session, request.ino)
@@ -93,24 +93,6 @@ async def open_inode(term: Term, session: Session, request: Open) -> Opened:
 def _mark_opened(tx: Transaction, *, ino: int, write: bool) -> None:
     if write:
         mark_dirty(tx, ino)
-
-
-async def locate(term: Term, _session: Session, request: Locate) -> Opened:
-    return await _describe(term, request.ino)
-
-
-async def _describe(term: Term, ino: int) -> Opened:
-    def ask(connection: Connection) -> Opened:
-        row = get_inode(connection, ino)
-        current = [
-            replica_of(replica)
-            for replica in replicas_of(connection, ino)
-            if replica.version == row.version and replica.stamp_ctime_ns is not None and not replica.fault
-        ]
-        policy = term.state.policies.of_inode(connection, ino)
-        return Opened(node_of(row), current, bool(row.marks & HAS_CAPABILITY), policy.copies, policy.sync_copies)
-
-    return await term.store.read(ask)
 
 
 async def close(term: Term, session: Session, request: Close) -> Done:
@@ -140,7 +122,7 @@ async def take_inodes(term: Term, session: Session, request: TakeInodes) -> Inod
         tx.after(lambda: state.handed_out(first + request.count))
         return first
 
-    return InodeRange(await term.store.write(work), request.count)
+    return InodeRange(await term.store.write(work, durable=True), request.count)
 
 
 async def await_copies(term: Term, _session: Session, request: AwaitCopies) -> Done:

@@ -1,7 +1,9 @@
-"""Answers to questions about the namespace: quick reads, nothing else."""
+"""Answers to questions about the namespace: quick reads of what is committed, nothing else."""
 
 import errno
 import stat
+from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
@@ -17,9 +19,11 @@ from cluster.messages import (
     Listing,
     ListVolumes,
     ListXattr,
+    Locate,
     Lookup,
     Names,
     Node,
+    Opened,
     Parent,
     ReadDir,
     ReadLink,
@@ -27,10 +31,11 @@ from cluster.messages import (
     Volumes,
 )
 from manager.attributes import get_xattr, list_xattrs
-from manager.inodes import NODE_COLUMNS, check_name, get_directory, get_entry, get_inode, node_of, parent_of
+from manager.inodes import HAS_CAPABILITY, NODE_COLUMNS, check_name, get_directory, get_entry, get_inode, node_of, parent_of
 from manager.limits import check_number
+from manager.queue import replica_of
 from manager.schema import dentries, inodes, symlinks
-from manager.sessions import Session
+from manager.tasks import replicas_of
 from manager.term import Term, counter
 
 LISTING_MAX = 1000
@@ -47,68 +52,84 @@ _LIST = (
 _TARGET = select(symlinks.c.target).where(symlinks.c.ino == bindparam("ino"))
 
 
-async def lookup(term: Term, _session: Session, request: Lookup) -> Node:
+def lookup(connection: Connection, _term: Term, request: Lookup) -> Node:
     check_name(request.name)
-    return await term.store.read(lambda connection: node_of(get_entry(connection, request.parent, request.name)))
+    return node_of(get_entry(connection, request.parent, request.name))
 
 
-async def get_attr(term: Term, _session: Session, request: GetAttr) -> Node:
-    return await term.store.read(lambda connection: node_of(get_inode(connection, request.ino)))
+def get_attr(connection: Connection, _term: Term, request: GetAttr) -> Node:
+    return node_of(get_inode(connection, request.ino))
 
 
-async def get_parent(term: Term, _session: Session, request: GetParent) -> Parent:
-    def ask(connection: Connection) -> Parent:
-        get_directory(connection, request.ino)
-        if request.ino == ROOT_INO:
-            return Parent(ROOT_INO)
-        parent = parent_of(connection, request.ino)
-        if parent is None:
-            raise refused(errno.ENOENT, f"directory {request.ino} has been removed")
-        return Parent(parent)
-
-    return await term.store.read(ask)
+def get_parent(connection: Connection, _term: Term, request: GetParent) -> Parent:
+    get_directory(connection, request.ino)
+    if request.ino == ROOT_INO:
+        return Parent(ROOT_INO)
+    parent = parent_of(connection, request.ino)
+    if parent is None:
+        raise refused(errno.ENOENT, f"directory {request.ino} has been removed")
+    return Parent(parent)
 
 
-async def read_dir(term: Term, _session: Session, request: ReadDir) -> Listing:
+def read_dir(connection: Connection, _term: Term, request: ReadDir) -> Listing:
     check_number(request.after, "cookie")
     limit = max(1, min(request.limit, LISTING_MAX, LISTING_BYTES // _ENTRY_BYTES))
-
-    def ask(connection: Connection) -> Listing:
-        get_directory(connection, request.ino)
-        rows = connection.execute(_LIST, {"ino": request.ino, "after": request.after, "n": limit + 1}).all()
-        return Listing([Entry(row.name, row.cookie, node_of(row)) for row in rows[:limit]], end=len(rows) <= limit)
-
-    return await term.store.read(ask)
+    get_directory(connection, request.ino)
+    rows = connection.execute(_LIST, {"ino": request.ino, "after": request.after, "n": limit + 1}).all()
+    return Listing([Entry(row.name, row.cookie, node_of(row)) for row in rows[:limit]], end=len(rows) <= limit)
 
 
-async def read_link(term: Term, _session: Session, request: ReadLink) -> Blob:
-    def ask(connection: Connection) -> Blob:
-        target = connection.execute(_TARGET, {"ino": request.ino}).scalar_one_or_none()
-        if target is None:
-            row = get_inode(connection, request.ino)
-            assert not stat.S_ISLNK(row.mode)
-            raise refused(errno.EINVAL, "not a symbolic link")
-        return Blob(target)
-
-    return await term.store.read(ask)
+def read_link(connection: Connection, _term: Term, request: ReadLink) -> Blob:
+    target = connection.execute(_TARGET, {"ino": request.ino}).scalar_one_or_none()
+    if target is None:
+        row = get_inode(connection, request.ino)
+        assert not stat.S_ISLNK(row.mode)
+        raise refused(errno.EINVAL, "not a symbolic link")
+    return Blob(target)
 
 
-async def get_xattr_value(term: Term, _session: Session, request: GetXattr) -> Blob:
-    return await term.store.read(lambda connection: Blob(get_xattr(connection, request.ino, request.name)))
+def get_xattr_value(connection: Connection, _term: Term, request: GetXattr) -> Blob:
+    return Blob(get_xattr(connection, request.ino, request.name))
 
 
-async def list_xattr_names(term: Term, _session: Session, request: ListXattr) -> Names:
-    return await term.store.read(lambda connection: Names(list_xattrs(connection, request.ino)))
+def list_xattr_names(connection: Connection, _term: Term, request: ListXattr) -> Names:
+    return Names(list_xattrs(connection, request.ino))
 
 
-async def get_space(term: Term, _session: Session, _request: GetSpace) -> Space:
-    return await term.store.read(lambda connection: space_of(term, connection))
-
-
-def space_of(term: Term, connection: Connection) -> Space:
+def get_space(connection: Connection, term: Term, _request: GetSpace) -> Space:
     """What `statfs` answers."""
     return term.state.members.space(term.state.policies.root(connection).copies, counter(connection, "inodes"))
 
 
-async def list_volumes(term: Term, _session: Session, _request: ListVolumes) -> Volumes:
+def list_volumes(_connection: Connection, term: Term, _request: ListVolumes) -> Volumes:
     return Volumes(term.state.members.volumes())
+
+
+def locate(connection: Connection, term: Term, request: Locate) -> Opened:
+    return describe_open(connection, term, request.ino)
+
+
+def describe_open(connection: Connection, term: Term, ino: int) -> Opened:
+    """What a mount needs for I/O on an inode."""
+    row = get_inode(connection, ino)
+    current = [
+        replica_of(replica)
+        for replica in replicas_of(connection, ino)
+        if replica.version == row.version and replica.stamp_ctime_ns is not None and not replica.fault
+    ]
+    policy = term.state.policies.of_inode(connection, ino)
+    return Opened(node_of(row), current, bool(row.marks & HAS_CAPABILITY), policy.copies, policy.sync_copies)
+
+
+QUESTIONS: dict[type, Callable[[Connection, Term, Any], Any]] = {
+    Lookup: lookup,
+    GetAttr: get_attr,
+    GetParent: get_parent,
+    ReadDir: read_dir,
+    ReadLink: read_link,
+    GetXattr: get_xattr_value,
+    ListXattr: list_xattr_names,
+    GetSpace: get_space,
+    ListVolumes: list_volumes,
+    Locate: locate,
+}

@@ -17,35 +17,27 @@ from cluster.messages import (
     Done,
     ExtendClaims,
     FindStrays,
-    GetAttr,
-    GetParent,
     GetPolicy,
-    GetSpace,
     GetStatus,
     GetWhere,
-    GetXattr,
     Heartbeat,
     Hello,
     ListPolicies,
     ListTasks,
     ListUnsettled,
-    ListVolumes,
-    ListXattr,
-    Locate,
-    Lookup,
     Open,
-    ReadDir,
-    ReadLink,
     RegisterVolumes,
     ReportTasks,
     RetryTasks,
     SetPolicy,
+    Sync,
     TakeInodes,
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, opening, questions
+from manager import admin, agents, opening
 from manager.introductions import check_hello, introduce
+from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
 from manager.term import Term
 
@@ -54,22 +46,18 @@ async def _heartbeat(_term: Term, _session: Session, _request: Heartbeat) -> Don
     return Done()
 
 
+async def _sync(term: Term, _session: Session, _request: Sync) -> Done:
+    await term.store.sync()
+    return Done()
+
+
 HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     Heartbeat: _heartbeat,
-    Lookup: questions.lookup,
-    GetAttr: questions.get_attr,
-    GetParent: questions.get_parent,
-    ReadDir: questions.read_dir,
-    ReadLink: questions.read_link,
-    GetXattr: questions.get_xattr_value,
-    ListXattr: questions.list_xattr_names,
-    GetSpace: questions.get_space,
-    ListVolumes: questions.list_volumes,
+    Sync: _sync,
     Apply: opening.apply,
     TakeInodes: opening.take_inodes,
     Open: opening.open_inode,
     Close: opening.close,
-    Locate: opening.locate,
     AwaitCopies: opening.await_copies,
     RegisterVolumes: agents.register_volumes,
     ClaimTasks: agents.claim,
@@ -108,20 +96,36 @@ class Connection:
         self._session: Session | None = None
         self._introduction = 0
 
+    def at_once(self, request: Any) -> Any:
+        """The reply to a question that the store can answer without waiting, else None."""
+        question = QUESTIONS.get(type(request))
+        if question is None:
+            return None
+        term = self._term_in_office()
+        connection = term.store.read_connection
+        if connection is None:
+            return None
+        self._check_session(term, request)
+        return question(connection, term, request)
+
     async def handle(self, request: Any, _body: bytes, _send: SendReply) -> Any:
         """The reply. Raises `NotManager` whenever somebody else may be the manager by now."""
+        term = self._term_in_office()
+        if type(request) is Hello:
+            reply = await self._introduce(term, request)
+        elif (question := QUESTIONS.get(type(request))) is not None:
+            self._check_session(term, request)
+            reply = await term.store.read(lambda connection: question(connection, term, request))
+        else:
+            reply = await HANDLERS[type(request)](term, self._check_session(term, request), request)
+        self._term_in_office()
+        return reply
+
+    def _term_in_office(self) -> Term:
         term = self._candidate.term
         if term is None or not term.in_office:
             raise NotManager(self._candidate.describe_manager())
-        if type(request) is Hello:
-            reply = await self._introduce(term, request)
-        else:
-            session = self._check_session(term, request)
-            session.heard_s = monotonic_s()
-            reply = await HANDLERS[type(request)](term, session, request)
-        if not term.in_office:
-            raise NotManager(self._candidate.describe_manager())
-        return reply
+        return term
 
     async def _introduce(self, term: Term, hello: Hello) -> Welcome:
         check_hello(hello, self._cluster)
@@ -140,6 +144,7 @@ class Connection:
         ino = getattr(request, "ino", 0)
         if not 0 <= ino <= INO_MAX:
             raise ProtocolError(f"inode number out of range: {ino}")
+        session.heard_s = monotonic_s()
         return session
 
     def closed(self) -> None:

@@ -6,8 +6,14 @@ and the store is fenced for good. The body of a request must check before it wri
 one with several operations uses `Transaction.savepoint`. Bodies have no effects outside the database: those are queued with
 `Transaction.after` and run in the event loop after the commit, in order, before anybody is answered.
 
-Reads are inline in the event loop on SQLite (tens of microseconds) and in a worker thread on PostgreSQL. They see what is
-committed, whoever is the manager.
+On SQLite, reads and transactions run in the event loop: they take tens of microseconds each, while a second thread would
+contend with the loop for the interpreter. On PostgreSQL they run in worker threads. Reads see what is committed, whoever is
+the manager.
+
+*Durability.* A commit on SQLite is in the write-ahead log at once, so that no death of a process loses it, and on the disk
+once the log is synced: a `durable` write is answered only then, and with it all that came before is durable too. Like a
+local file system, the catalog may lose what was not synced when the power fails. But whatever others act upon is durable
+first: that a file is being written, tasks that are handed out, number ranges. On PostgreSQL every commit is durable.
 """
 
 import logging
@@ -24,12 +30,13 @@ from sqlalchemy.exc import DBAPIError
 
 from cluster.errors import Fenced, GodwitError, NotManager
 from manager.schema import counters, office
+from manager.wal import WriteAheadLog
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BATCH_MAX = 256
+BATCH_MAX = 32  # what arrives meanwhile waits for the whole batch
 RETRY_FOR_S = 2.0
 RETRY_FIRST_S = 0.005
 BUSY_TIMEOUT_MS = 5000
@@ -80,7 +87,14 @@ def make_engines(url: str) -> tuple[Engine, Engine]:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536", "mmap_size=268435456"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",  # `Store` syncs the log itself
+        "wal_autocheckpoint=0",  # and checkpoints in a thread
+        "foreign_keys=ON",
+        "cache_size=-65536",
+        "mmap_size=268435456",
+    ):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
@@ -131,10 +145,11 @@ Work = Callable[[Transaction], T]
 
 
 class _Item(Generic[T]):
-    __slots__ = ("done", "error", "result", "work")
+    __slots__ = ("done", "durable", "error", "result", "work")
 
-    def __init__(self, work: Work[T]) -> None:
+    def __init__(self, work: Work[T], durable: bool) -> None:
         self.work = work
+        self.durable = durable
         self.done = trio.Event()
         self.result: T | None = None
         self.error: BaseException | None = None
@@ -160,6 +175,9 @@ class Store:
         self._connection: Connection | None = None
         self._read_connection = reader.connect() if self._inline else None
         self._threads = trio.CapacityLimiter(READ_THREADS)
+        self._log = WriteAheadLog(writer) if self._inline else None
+        self._to_sync: list[_Item[Any]] = []
+        self._sync_wanted = trio.Event()
 
     @property
     def display_url(self) -> str:
@@ -167,6 +185,11 @@ class Store:
         return self._writer.url.render_as_string(hide_password=True)
 
     # ------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def read_connection(self) -> Connection | None:
+        """What questions can be asked of without waiting; None where they need a thread."""
+        return self._read_connection
 
     async def read(self, question: Callable[[Connection], T]) -> T:
         """The answer to a quick *question*, on what is committed now."""
@@ -187,26 +210,30 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------- writing
 
-    async def write(self, work: Work[T]) -> T:
+    async def sync(self) -> None:
+        """Returns when all that was answered before is durable."""
+        await self.write(lambda _tx: None, durable=True)
+
+    async def write(self, work: Work[T], *, durable: bool = False) -> T:
         """Runs *work* in the next transaction and returns its result after the commit; raises the `GodwitError` it raised.
 
         Cancellation ends the waiting, not the work. Raises `NotManager` when the term is over.
         """
-        item = self._submit(work)
+        item = self._submit(work, durable)
         await item.done.wait()
         return item.outcome()
 
-    async def write_uncancelled(self, work: Work[T]) -> T:
+    async def write_uncancelled(self, work: Work[T], *, durable: bool = False) -> T:
         """As `write`, but waits for the end of the work even when cancelled."""
-        item = self._submit(work)
+        item = self._submit(work, durable)
         with trio.CancelScope(shield=True):
             await item.done.wait()
         return item.outcome()
 
-    def _submit(self, work: Work[T]) -> _Item[T]:
+    def _submit(self, work: Work[T], durable: bool) -> _Item[T]:
         if self._closed is not None:
             raise self._ended()
-        item = _Item(work)
+        item = _Item(work, durable)
         self._queue.append(item)
         self._work_came.set()
         return item
@@ -217,32 +244,64 @@ class Store:
     async def run(self) -> None:
         """Commits batches until cancelled, or until a transaction finds that the term is over."""
         try:
-            while True:
-                await self._work_came.wait()
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_MAX))]
-                if not self._queue:
-                    self._work_came = trio.Event()
-                try:
-                    with trio.CancelScope(shield=True):  # a batch that was taken is always answered
-                        effects = await trio.to_thread.run_sync(self._commit, batch)
-                except Fenced as error:
-                    self._closed = error
-                    self._queue.extendleft(reversed(batch))
-                    self._on_fenced()
-                    return
-                for effect in effects:
-                    effect()
-                for item in batch:
-                    item.done.set()
+            async with trio.open_nursery() as nursery:
+                if self._log is not None:
+                    nursery.start_soon(self._sync_loop, self._log)
+                    nursery.start_soon(self._log.checkpoint_loop)
+                await self._commit_loop()
+                nursery.cancel_scope.cancel()
         finally:
             self._close()
+
+    async def _commit_loop(self) -> None:
+        while True:
+            await self._work_came.wait()
+            await trio.lowlevel.checkpoint()
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_MAX))]
+            if not self._queue:
+                self._work_came = trio.Event()
+            try:
+                effects = await self._commit_batch(batch)
+            except Fenced as error:
+                self._closed = error
+                self._queue.extendleft(reversed(batch))
+                self._on_fenced()
+                return
+            for effect in effects:
+                effect()
+            for item in batch:
+                if item.durable and item.error is None and self._log is not None:
+                    self._to_sync.append(item)
+                    self._sync_wanted.set()
+                else:
+                    item.done.set()
+
+    async def _commit_batch(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
+        if self._inline:
+            return self._commit(batch)
+        effects: list[Callable[[], None]] = []
+        with trio.CancelScope(shield=True):  # a batch that was taken is always answered
+            effects += await trio.to_thread.run_sync(self._commit, batch)
+        return effects
+
+    async def _sync_loop(self, write_ahead: WriteAheadLog) -> None:
+        while True:
+            await self._sync_wanted.wait()
+            self._sync_wanted = trio.Event()
+            waiting = self._to_sync[:]
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(write_ahead.sync)
+            del self._to_sync[: len(waiting)]
+            for item in waiting:
+                item.done.set()
 
     def _close(self) -> None:
         if self._closed is None:
             self._closed = Fenced("the manager stops")
-        for item in self._queue:
+        for item in (*self._to_sync, *self._queue):
             item.error = self._ended()
             item.done.set()
+        self._to_sync.clear()
         self._queue.clear()
         for connection in (self._connection, self._read_connection):
             if connection is not None:

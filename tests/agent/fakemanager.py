@@ -223,6 +223,9 @@ class _Connection:
     def closed(self) -> None:
         return
 
+    def at_once(self, request: ManagerRequest) -> None:
+        del request
+
     async def handle(self, request: ManagerRequest, body: bytes, send: SendReply) -> Any:
         del body, send
         manager = self._manager

@@ -27,6 +27,9 @@ class Source:
     def __init__(self, script: Script) -> None:
         self._script = script
 
+    def at_once(self, request: Any) -> None:
+        del request
+
     async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
         del request, body
         for step in self._script:

@@ -56,6 +56,16 @@ class Service:
         self.cancelled = 0
         self.connections_closed = 0
 
+    def at_once(self, request: Any) -> Any:
+        match request:
+            case StatObject(ino=5):
+                return STAT
+            case StatObject(ino=6):
+                raise Refused("no such thing", errno.ENOENT)
+            case StatObject(ino=7):
+                raise RuntimeError("a bug")
+        return None
+
     async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
         self.started += 1
         match request:
@@ -133,6 +143,20 @@ async def still_serves(address: str, nursery: trio.Nursery) -> None:
     channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
     assert await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S) == STAT
     channel.close()
+
+
+def test_what_is_answered_at_once_comes_back_too() -> None:
+    async def test() -> None:
+        async with served() as (_service, address, nursery):
+            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
+            assert await channel.call(StatObject(5, 1, 1), timeout_s=TIMEOUT_S) == STAT
+            with pytest.raises(Refused, match="no such thing"):
+                await channel.call(StatObject(6, 1, 1), timeout_s=TIMEOUT_S)
+            with pytest.raises(GodwitError, match="unexpected error"):
+                await channel.call(StatObject(7, 1, 1), timeout_s=TIMEOUT_S)
+            assert await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S) == STAT
+
+    run(test)
 
 
 def test_replies_bodies_and_errors_come_back() -> None:

@@ -1,0 +1,43 @@
+"""SQLite's write-ahead log: synced and folded into the database in threads, so that no disk holds up the event loop."""
+
+import logging
+import os
+
+import trio
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_S = 1.0
+CHECKPOINT_BYTES = 8 * 1024 * 1024
+
+
+class WriteAheadLog:
+    """The log of the database that *engine* writes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._path = f"{engine.url.database}-wal"
+
+    def sync(self) -> None:
+        """Makes all commits so far durable. Raises `OSError`. (The log itself carries no locks that closing it could drop.)"""
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    async def checkpoint_loop(self) -> None:
+        """Folds the log into the database whenever it has grown; neither readers nor the writer are held up."""
+        while True:
+            await trio.sleep(CHECKPOINT_S)
+            if os.stat(self._path).st_size >= CHECKPOINT_BYTES:
+                await trio.to_thread.run_sync(self._checkpoint)
+
+    def _checkpoint(self) -> None:
+        try:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").all()
+        except DBAPIError as error:
+            log.warning("the log of the catalog could not be folded in, again in a moment: %s", error.orig)
