@@ -1,6 +1,7 @@
 """The agent's process: what it consists of, and in which order it starts and stops."""
 
 import logging
+import os
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 SETTLE_S = 2.0
 PURGE_S = 10.0
 DRAIN_S = 5.0
+NICENESS = 5  # copies are background work: applications on the mount come first
 
 
 class Agent:
@@ -177,6 +179,7 @@ def _first_own_error(group: BaseExceptionGroup[BaseException]) -> BaseException 
 
 async def run_agent(config: ServerConfig) -> None:
     """The process: runs until SIGTERM or SIGINT. Raises `GodwitError` for what makes going on pointless."""
+    os.nice(NICENESS)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
 
         async def first_signal() -> None:

@@ -10,7 +10,7 @@ from cluster.session import ManagerSession
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 0.05
+GATHER_S = 0.1
 BATCH = 64
 MANAGER_TIMEOUT_S = 15.0
 RETRY_S = 0.5

@@ -149,14 +149,14 @@ class Files:
             number, keep = await self.open(node.ino, flags)
             return number, await self._attributes.live(node), keep
         self._paths.saw(node.ino, parent, name)
-        return number, await self._attributes.live(node), self._pages.opening(node)
+        return number, node, self._pages.opening(node)
 
     async def make_regular(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Node:
         """mknod(2) of a regular file: a create that is closed at once."""
         number, node = await self._create(parent, name, mode, uid, gid, append=False)
         self._paths.saw(node.ino, parent, name)
         self._open_files.release_handle(number)
-        return await self._attributes.live(node)
+        return node
 
     async def _create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, append: bool) -> tuple[int, Node]:
         ino = await self._numbers.take()

@@ -36,7 +36,7 @@ from manager.store import Transaction
 from manager.term import Term
 
 VOLUMES_MAX = 256
-GATHER_S = 0.05  # tasks of one moment are claimed in one transaction
+GATHER_S = 0.1  # tasks of one moment are claimed in one transaction
 CLAIM_MAX = 256
 WAIT_MAX_S = 60.0
 REPORTS_MAX = 1000

@@ -27,6 +27,7 @@ from manager.namespace import create, link, rename, rmdir, unlink
 from manager.schema import applied
 from manager.sessions import Session
 from manager.state import State
+from manager.statements import Hot
 from manager.store import Transaction
 
 OPERATIONS_MAX = 1000
@@ -35,8 +36,10 @@ TRIM_STEP = 64  # acknowledged replies are deleted when so many have come togeth
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Applied).decode
 
-_FIND = select(applied.c.reply).where(applied.c.session == bindparam("session"), applied.c.request_id == bindparam("request_id"))
-_STORE = insert(applied)
+_FIND = Hot(
+    select(applied.c.reply).where(applied.c.session == bindparam("session"), applied.c.request_id == bindparam("request_id"))
+)
+_STORE = Hot(insert(applied))
 _TRIM = delete(applied).where(applied.c.session == bindparam("b_session"), applied.c.request_id < bindparam("b_floor"))
 _NEWEST = select(func.max(applied.c.request_id)).where(applied.c.session == bindparam("session"))
 
@@ -66,16 +69,16 @@ def changed_for_opens(operations: list[Operation]) -> list[int]:
 def apply_operations(tx: Transaction, state: State, session: Session, request: Apply) -> Applied:
     """All operations in order or none; or the stored reply, if they have been applied before."""
     if request.request_id <= session.newest:
-        stored = tx.execute(_FIND, {"session": session.number, "request_id": request.request_id}).scalar_one_or_none()
+        stored = _FIND.one_or_none(tx.connection, {"session": session.number, "request_id": request.request_id})
         if stored is not None:
-            return _again(tx, state, session, request, _decode(stored))
+            return _again(tx, state, session, request, _decode(stored.reply))
     if len(request.operations) == 1:
         operation = request.operations[0]
         reply = Applied([_OPERATIONS[type(operation)](tx, state, session, operation)])
     else:
         with tx.savepoint():
             reply = Applied([_OPERATIONS[type(op)](tx, state, session, op) for op in request.operations])
-    tx.execute(_STORE, {"session": session.number, "request_id": request.request_id, "reply": _encode(reply)})
+    _STORE.run(tx.connection, {"session": session.number, "request_id": request.request_id, "reply": _encode(reply)})
     session.newest = max(session.newest, request.request_id)  # harmless if this is rolled back: it only says where to look
     if session.floor - session.trimmed >= TRIM_STEP:
         floor = session.floor

@@ -19,10 +19,11 @@ from manager.limits import check_number, check_size, check_time
 from manager.schema import inodes, replicas
 from manager.sessions import Session
 from manager.state import State
+from manager.statements import Hot
 from manager.store import Transaction
 from manager.tasks import align
 
-_COMMIT = (
+_COMMIT = Hot(
     update(inodes)
     .where(inodes.c.ino == bindparam("b_ino"))
     .values(
@@ -32,7 +33,7 @@ _COMMIT = (
         }
     )
 )
-_STAMP = (
+_STAMP = Hot(
     update(replicas)
     .where(replicas.c.ino == bindparam("b_ino"), replicas.c.volume == bindparam("b_volume"))
     .values(
@@ -44,8 +45,8 @@ _STAMP = (
         fault="",
     )
 )
-_CLEAN = update(inodes).where(inodes.c.ino == bindparam("b_ino"), inodes.c.dirty == literal_column("1")).values(dirty=0)
-_MARK_DIRTY = update(inodes).where(inodes.c.ino == bindparam("b_ino"), inodes.c.dirty == literal_column("0")).values(dirty=1)
+_CLEAN = Hot(update(inodes).where(inodes.c.ino == bindparam("b_ino"), inodes.c.dirty == literal_column("1")).values(dirty=0))
+_MARK_DIRTY = Hot(update(inodes).where(inodes.c.ino == bindparam("b_ino"), inodes.c.dirty == literal_column("0")).values(dirty=1))
 
 
 def commit(tx: Transaction, state: State, session: Session, op: Commit) -> Node:
@@ -66,7 +67,7 @@ def commit(tx: Transaction, state: State, session: Session, op: Commit) -> Node:
     if op.content is not None:
         _store_content(tx, row, op, op.content, dirty=row.dirty and not clean)
     elif clean and row.dirty:
-        tx.execute(_CLEAN, {"b_ino": op.ino})
+        _CLEAN.run(tx.connection, {"b_ino": op.ino})
     row = get_inode(tx.connection, op.ino)
     if op.content is not None:
         align(tx, state, row)
@@ -94,7 +95,7 @@ def _store_content(tx: Transaction, row: InodeRow, op: Commit, content: Content,
         "to_dirty": int(dirty),
         "to_marks": row.marks & ~HAS_CAPABILITY,
     }
-    tx.execute(_COMMIT, values)
+    _COMMIT.run(tx.connection, values)
     stamp = {
         "b_ino": op.ino,
         "b_volume": row.home_volume,
@@ -103,11 +104,11 @@ def _store_content(tx: Transaction, row: InodeRow, op: Commit, content: Content,
         "to_mtime": content.mtime_ns,
         "to_ctime": content.ctime_ns,
     }
-    if tx.execute(_STAMP, stamp).rowcount == 0:
+    if _STAMP.run(tx.connection, stamp) == 0:
         tx.execute(insert(replicas), {"ino": op.ino, "volume": row.home_volume, "version": 0})
-        tx.execute(_STAMP, stamp)
+        _STAMP.run(tx.connection, stamp)
 
 
 def mark_dirty(tx: Transaction, ino: int) -> None:
     """Before anybody can write."""
-    tx.execute(_MARK_DIRTY, {"b_ino": ino})
+    _MARK_DIRTY.run(tx.connection, {"b_ino": ino})

@@ -4,11 +4,12 @@ import errno
 import stat
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from cluster.errors import refused
 from cluster.messages import NAME_MAX, ROOT_INO, Node
 from manager.schema import dentries, inodes
+from manager.statements import Hot
 
 # What `inodes.marks` says that `xattrs` holds, so that most requests need not look there.
 HAS_CAPABILITY = 1
@@ -38,31 +39,31 @@ NODE_COLUMNS = (
 _DIRTY = 13
 _NODE_END = 17
 
-_BY_INO = select(*NODE_COLUMNS).where(inodes.c.ino == bindparam("ino"))
-_BY_NAME = (
+_BY_INO = Hot(select(*NODE_COLUMNS).where(inodes.c.ino == bindparam("ino")))
+_BY_NAME = Hot(
     select(*NODE_COLUMNS)
     .join_from(dentries, inodes, inodes.c.ino == dentries.c.ino)
     .where(dentries.c.parent == bindparam("parent"), dentries.c.name == bindparam("name"))
 )
-_TOUCH = (
+_TOUCH = Hot(
     update(inodes)
     .where(inodes.c.ino == bindparam("b_ino"))
     .values(mtime_ns=bindparam("now"), ctime_ns=bindparam("now"), nlink=inodes.c.nlink + bindparam("links"))
 )
-_RELINK = (
+_RELINK = Hot(
     update(inodes)
     .where(inodes.c.ino == bindparam("b_ino"))
     .values(ctime_ns=bindparam("now"), nlink=inodes.c.nlink + bindparam("links"))
 )
-_PARENT_OF = select(dentries.c.parent).where(dentries.c.ino == bindparam("ino")).order_by(dentries.c.parent).limit(1)
-_NAME_OF = (
+_PARENT_OF = Hot(select(dentries.c.parent).where(dentries.c.ino == bindparam("ino")).order_by(dentries.c.parent).limit(1))
+_NAME_OF = Hot(
     select(dentries.c.parent, dentries.c.name).where(dentries.c.ino == bindparam("ino")).order_by(dentries.c.parent).limit(1)
 )
-_HAS_CHILDREN = select(dentries.c.cookie).where(dentries.c.parent == bindparam("ino")).limit(1)
+_HAS_CHILDREN = Hot(select(dentries.c.cookie).where(dentries.c.parent == bindparam("ino")).limit(1))
 
 PATH_DEPTH_MAX = 4096
 
-InodeRow: TypeAlias = Row[*tuple[Any, ...]]
+InodeRow: TypeAlias = Any  # a row with attributes named as the columns
 
 
 def node_of(row: InodeRow) -> Node:
@@ -74,12 +75,12 @@ def node_of(row: InodeRow) -> Node:
 
 def find_inode(connection: Connection, ino: int) -> InodeRow | None:
     """The inode's row, or None."""
-    return connection.execute(_BY_INO, {"ino": ino}).one_or_none()
+    return _BY_INO.one_or_none(connection, {"ino": ino})
 
 
 def get_inode(connection: Connection, ino: int) -> InodeRow:
     """The inode's row; ESTALE if there is none."""
-    row = connection.execute(_BY_INO, {"ino": ino}).one_or_none()
+    row = _BY_INO.one_or_none(connection, {"ino": ino})
     if row is None:
         raise refused(errno.ESTALE, f"inode {ino}")
     return row
@@ -103,12 +104,12 @@ def get_live_directory(connection: Connection, ino: int) -> InodeRow:
 
 def find_entry(connection: Connection, parent: int, name: bytes) -> InodeRow | None:
     """The inode that has this name, or None."""
-    return connection.execute(_BY_NAME, {"parent": parent, "name": name}).one_or_none()
+    return _BY_NAME.one_or_none(connection, {"parent": parent, "name": name})
 
 
 def get_entry(connection: Connection, parent: int, name: bytes) -> InodeRow:
     """The inode that has this name; ENOENT, or ESTALE or ENOTDIR for the parent."""
-    row = connection.execute(_BY_NAME, {"parent": parent, "name": name}).one_or_none()
+    row = _BY_NAME.one_or_none(connection, {"parent": parent, "name": name})
     if row is None:
         get_directory(connection, parent)
         raise refused(errno.ENOENT)
@@ -124,29 +125,30 @@ def check_name(name: bytes) -> None:
 
 
 def has_children(connection: Connection, ino: int) -> bool:
-    return connection.execute(_HAS_CHILDREN, {"ino": ino}).first() is not None
+    return _HAS_CHILDREN.one_or_none(connection, {"ino": ino}) is not None
 
 
 def touch_directory(connection: Connection, ino: int, now_ns: int, links: int = 0) -> None:
     """The directory's entries changed, and *links* subdirectories came (or went)."""
-    connection.execute(_TOUCH, {"b_ino": ino, "now": now_ns, "links": links})
+    _TOUCH.run(connection, {"b_ino": ino, "now": now_ns, "links": links})
 
 
 def relink(connection: Connection, ino: int, now_ns: int, links: int) -> None:
     """The inode got (or lost) *links* names, which changes its ctime."""
-    connection.execute(_RELINK, {"b_ino": ino, "now": now_ns, "links": links})
+    _RELINK.run(connection, {"b_ino": ino, "now": now_ns, "links": links})
 
 
 def parent_of(connection: Connection, ino: int) -> int | None:
     """A directory that has a name for the inode (the same one as long as names do not change), or None."""
-    return connection.execute(_PARENT_OF, {"ino": ino}).scalar_one_or_none()
+    row = _PARENT_OF.one_or_none(connection, {"ino": ino})
+    return None if row is None else int(row.parent)
 
 
 def path_of(connection: Connection, ino: int) -> bytes:
     """One path of the inode from the root of the mount; empty if it has no name any more."""
     parts: list[bytes] = []
     while ino != ROOT_INO:
-        row = connection.execute(_NAME_OF, {"ino": ino}).one_or_none()
+        row = _NAME_OF.one_or_none(connection, {"ino": ino})
         if row is None or len(parts) >= PATH_DEPTH_MAX:
             return b""
         parts.append(row.name)

@@ -34,6 +34,7 @@ from manager.policies import is_below
 from manager.schema import FIRST_INO, dentries, inodes, orphans, policies, replicas, scans, symlinks, xattrs
 from manager.sessions import Session
 from manager.state import SCAN, State
+from manager.statements import Hot
 from manager.store import Transaction
 from manager.tasks import align_inode
 
@@ -46,18 +47,18 @@ RDEV_MAX = 2**32 - 1
 
 _TYPES = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
 
-_ADD_INODE = insert(inodes)
-_ADD_ENTRY = insert(dentries)
-_ADD_REPLICA = insert(replicas)
+_ADD_INODE = Hot(insert(inodes))
+_ADD_ENTRY = Hot(insert(dentries))
+_ADD_REPLICA = Hot(insert(replicas).values({name: bindparam(name) for name in ("ino", "volume", "version")}))
 _ADD_XATTR = insert(xattrs)
-_ADD_ORPHAN = insert(orphans)
-_REMOVE_ENTRY = delete(dentries).where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name"))
-_MOVE_ENTRY = (
+_ADD_ORPHAN = Hot(insert(orphans))
+_REMOVE_ENTRY = Hot(delete(dentries).where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name")))
+_MOVE_ENTRY = Hot(
     update(dentries)
     .where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name"))
     .values(parent=bindparam("to_parent"), name=bindparam("to_name"), cookie=bindparam("cookie"))
 )
-_POINT_ENTRY = (
+_POINT_ENTRY = Hot(
     update(dentries)
     .where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name"))
     .values(ino=bindparam("ino"))
@@ -97,12 +98,12 @@ def create(tx: Transaction, state: State, session: Session, op: Create) -> Node:
         "object_ctime_ns": 0,
         "marks": marks,
     }
-    tx.execute(_ADD_INODE, row)
+    _ADD_INODE.run(tx.connection, row)
     tx.inodes_added += 1
-    tx.execute(_ADD_ENTRY, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
+    _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
     touch_directory(tx.connection, op.parent, op.now_ns, links=int(directory))
     if regular:
-        tx.execute(_ADD_REPLICA, {"ino": op.ino, "volume": op.home_volume, "version": 0})
+        _ADD_REPLICA.run(tx.connection, {"ino": op.ino, "volume": op.home_volume, "version": 0})
         tx.after(lambda: state.register_creator(session, op.ino))
     elif op.target:
         tx.execute(insert(symlinks), {"ino": op.ino, "target": op.target})
@@ -171,7 +172,7 @@ def link(tx: Transaction, state: State, _session: Session, op: Link) -> Node:
     get_live_directory(tx.connection, op.parent)
     if find_entry(tx.connection, op.parent, op.name) is not None:
         raise refused(errno.EEXIST)
-    tx.execute(_ADD_ENTRY, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
+    _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
     touch_directory(tx.connection, op.parent, op.now_ns)
     relink(tx.connection, op.ino, op.now_ns, 1)
     return node_of(get_inode(tx.connection, op.ino))
@@ -184,7 +185,7 @@ def unlink(tx: Transaction, state: State, _session: Session, op: Unlink) -> None
     inode = get_entry(tx.connection, op.parent, op.name)
     if stat.S_ISDIR(inode.mode):
         raise refused(errno.EISDIR)
-    tx.execute(_REMOVE_ENTRY, {"b_parent": op.parent, "b_name": op.name})
+    _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
     touch_directory(tx.connection, op.parent, op.now_ns)
     _lose_name(tx, state, inode, op.now_ns)
 
@@ -198,7 +199,7 @@ def rmdir(tx: Transaction, state: State, _session: Session, op: Rmdir) -> None:
         raise refused(errno.ENOTDIR)
     if has_children(tx.connection, inode.ino):
         raise refused(errno.ENOTEMPTY)
-    tx.execute(_REMOVE_ENTRY, {"b_parent": op.parent, "b_name": op.name})
+    _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
     touch_directory(tx.connection, op.parent, op.now_ns, links=-1)
     _lose_name(tx, state, inode, op.now_ns)
 
@@ -210,7 +211,7 @@ def _lose_name(tx: Transaction, state: State, inode: InodeRow, now_ns: int) -> N
     relink(tx.connection, inode.ino, now_ns, -links)
     if inode.nlink > links:
         return
-    tx.execute(_ADD_ORPHAN, {"ino": inode.ino})
+    _ADD_ORPHAN.run(tx.connection, {"ino": inode.ino})
     if directory and tx.execute(delete(policies).where(policies.c.ino == inode.ino)).rowcount:
         state.policies.clear()
         tx.after(state.policies.clear)
@@ -240,10 +241,10 @@ def rename(tx: Transaction, state: State, _session: Session, op: Rename) -> Node
         _check_replace(tx, source, target)
     if target is None:
         keys = {"b_parent": op.parent, "b_name": op.name}
-        tx.execute(_MOVE_ENTRY, {**keys, "to_parent": op.new_parent, "to_name": op.new_name, "cookie": state.cookie()})
+        _MOVE_ENTRY.run(tx.connection, {**keys, "to_parent": op.new_parent, "to_name": op.new_name, "cookie": state.cookie()})
     else:
-        tx.execute(_REMOVE_ENTRY, {"b_parent": op.parent, "b_name": op.name})
-        tx.execute(_POINT_ENTRY, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
+        _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
+        _POINT_ENTRY.run(tx.connection, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
         _lose_name(tx, state, target, op.now_ns)
     moved = directory and op.parent != op.new_parent
     replaced = target is not None and directory
@@ -278,8 +279,8 @@ def _exchange(tx: Transaction, state: State, op: Rename, source: InodeRow, targe
         return node_of(source)
     _check_no_cycle(tx, op.parent, op.new_parent, source)
     _check_no_cycle(tx, op.new_parent, op.parent, target)
-    tx.execute(_POINT_ENTRY, {"b_parent": op.parent, "b_name": op.name, "ino": target.ino})
-    tx.execute(_POINT_ENTRY, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
+    _POINT_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name, "ino": target.ino})
+    _POINT_ENTRY.run(tx.connection, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
     gained = 0
     if op.parent != op.new_parent:
         gained = int(stat.S_ISDIR(source.mode)) - int(stat.S_ISDIR(target.mode))

@@ -12,12 +12,13 @@ from sqlalchemy import BigInteger, Connection, bindparam, cast, func, literal_co
 from cluster.messages import ROOT_INO
 from manager.inodes import PATH_DEPTH_MAX, parent_of
 from manager.schema import dentries, policies
+from manager.statements import Hot
 
 CACHE_MAX = 10_000
 COPIES_MAX = 16
 
-_OWN = select(policies.c.ino, policies.c.copies, policies.c.sync_copies).where(policies.c.ino == bindparam("ino"))
-_SOME = select(func.count()).select_from(select(literal_column("1")).select_from(policies).limit(2).subquery())
+_OWN = Hot(select(policies.c.ino, policies.c.copies, policies.c.sync_copies).where(policies.c.ino == bindparam("ino")))
+_SOME = Hot(select(func.count()).select_from(select(literal_column("1")).select_from(policies).limit(2).subquery()))
 
 
 class Policy(NamedTuple):
@@ -68,22 +69,22 @@ class Policies:
         return self.root(connection) if parent is None else self.of_directory(connection, parent)
 
     def _look_for_others(self, connection: Connection) -> Policy | None:
-        if self._found or connection.execute(_SOME).scalar_one() > 1:
+        if self._found or _SOME.one_or_none(connection, {})[0] > 1:
             return None
-        self._only_root = Policy(*connection.execute(_OWN, {"ino": ROOT_INO}).one())
+        self._only_root = Policy(*_OWN.one_or_none(connection, {"ino": ROOT_INO}))
         return self._only_root
 
 
 def _climb(connection: Connection, directory: int) -> Policy:
     ino: int | None = directory
     for _ in range(PATH_DEPTH_MAX):
-        row = connection.execute(_OWN, {"ino": ino}).one_or_none()
+        row = _OWN.one_or_none(connection, {"ino": ino})
         if row is not None:
             return Policy(*row)
         ino = parent_of(connection, ino) if ino is not None else None
         if ino is None:
             break
-    return Policy(*connection.execute(_OWN, {"ino": ROOT_INO}).one())
+    return Policy(*_OWN.one_or_none(connection, {"ino": ROOT_INO}))
 
 
 def is_below(connection: Connection, ino: int, ancestor: int) -> bool:

@@ -15,6 +15,7 @@ from manager.inodes import InodeRow, find_inode, path_of
 from manager.limits import ERROR_MAX, check_number, clean_text
 from manager.schema import replicas, tasks
 from manager.state import State
+from manager.statements import Hot
 from manager.store import Transaction
 from manager.tasks import align, replicas_of, restart_task
 
@@ -28,17 +29,17 @@ CHANGED = "changed"
 RETRY = "retry"
 FAILED = "failed"
 
-_WAITING = (
+_WAITING = Hot(
     select(tasks)
     .where(tasks.c.server == bindparam("server"), tasks.c.state == WAITING)
     .order_by(tasks.c.task)
     .limit(bindparam("n"))
 )
 _ANY_WAITING = select(tasks.c.task).where(tasks.c.server == bindparam("server"), tasks.c.state == WAITING).limit(1)
-_BY_ID = select(tasks).where(tasks.c.task == bindparam("task"))
+_BY_ID = Hot(select(tasks).where(tasks.c.task == bindparam("task")))
 _SET: dict[str, BindParameter[Any]] = {name: bindparam(f"to_{name}") for name in ("state", "claim", "attempts", "error")}
-_UPDATE = update(tasks).where(tasks.c.task == bindparam("b_task")).values(_SET)
-_DELETE = delete(tasks).where(tasks.c.task == bindparam("b_task"))
+_UPDATE = Hot(update(tasks).where(tasks.c.task == bindparam("b_task")).values(_SET))
+_DELETE = Hot(delete(tasks).where(tasks.c.task == bindparam("b_task")))
 _STORE_COPY = {
     "version": bindparam("to_version"),
     "stamp_size": bindparam("to_size"),
@@ -47,8 +48,18 @@ _STORE_COPY = {
     "checksum": bindparam("to_checksum"),
     "fault": "",
 }
-_UPDATE_REPLICA = (
+_UPDATE_REPLICA = Hot(
     update(replicas).where(replicas.c.ino == bindparam("b_ino"), replicas.c.volume == bindparam("b_volume")).values(_STORE_COPY)
+)
+_LEARN_CHECKSUM = Hot(
+    update(replicas)
+    .where(
+        replicas.c.ino == bindparam("b_ino"),
+        replicas.c.volume == bindparam("b_volume"),
+        replicas.c.version == bindparam("b_version"),
+        replicas.c.checksum == b"",
+    )
+    .values(checksum=bindparam("to_checksum"))
 )
 
 
@@ -95,7 +106,7 @@ def claim_tasks(tx: Transaction, state: State, server: str, limit: int) -> Claim
     """Hands out waiting tasks of *server*, oldest first."""
     claimed: list[Task] = []
     postponed: list[int] = []
-    for row in tx.execute(_WAITING, {"server": server, "n": limit}).all():
+    for row in _WAITING.all(tx.connection, {"server": server, "n": limit}):
         if row.operation == DELETE:
             claimed.append(_claim_delete(tx, row))
             continue
@@ -116,7 +127,7 @@ def _forget_copy(tx: Transaction, state: State, row: InodeRow) -> None:
     if row.claim > 0:
         restart_task(tx, state, row.task, row.volume, DELETE, 0)
     else:
-        tx.execute(_DELETE, {"b_task": row.task})
+        _DELETE.run(tx.connection, {"b_task": row.task})
 
 
 def _claim_delete(tx: Transaction, row: InodeRow) -> Task:
@@ -187,7 +198,7 @@ def _set(
         "to_attempts": row.attempts if attempts is None else attempts,
         "to_error": row.error if error is None else error,
     }
-    tx.execute(_UPDATE, values)
+    _UPDATE.run(tx.connection, values)
 
 
 # ------------------------------------------------------------------------------------------------------ reports
@@ -208,7 +219,7 @@ def report_task(
     """Ends an attempt; None if its claim is not in force. *tried_version* is what the claim was for (0: not known)."""
     check_number(report.task, "task")
     check_number(report.version, "version")
-    row = tx.execute(_BY_ID, {"task": report.task}).one_or_none()
+    row = _BY_ID.one_or_none(tx.connection, {"task": report.task})
     if row is None or row.state != CLAIMED or row.claim != report.claim or row.server != server:
         return None
     inode = find_inode(tx.connection, row.ino)
@@ -254,17 +265,9 @@ def _end_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow, rep
         )
     _store_replica(tx, row.ino, row.volume, report.version, report.stamp, report.checksum)
     if report.checksum:
-        tx.execute(
-            update(replicas)
-            .where(
-                replicas.c.ino == row.ino,
-                replicas.c.volume == inode.home_volume,
-                replicas.c.version == report.version,
-                replicas.c.checksum == b"",
-            )
-            .values(checksum=report.checksum)
-        )
-    tx.execute(_DELETE, {"b_task": row.task})
+        values = {"b_ino": row.ino, "b_volume": inode.home_volume, "b_version": report.version, "to_checksum": report.checksum}
+        _LEARN_CHECKSUM.run(tx.connection, values)
+    _DELETE.run(tx.connection, {"b_task": row.task})
     if inode.nlink:
         align(tx, state, inode)
     tx.after(lambda: state.bells.ring(row.ino))
@@ -281,9 +284,9 @@ def _store_replica(tx: Transaction, ino: int, volume: int, version: int, stamp: 
         "to_ctime": stamp.ctime_ns,
         "to_checksum": checksum,
     }
-    if tx.execute(_UPDATE_REPLICA, values).rowcount == 0:
+    if _UPDATE_REPLICA.run(tx.connection, values) == 0:
         tx.execute(insert(replicas), {"ino": ino, "volume": volume, "version": version})
-        tx.execute(_UPDATE_REPLICA, values)
+        _UPDATE_REPLICA.run(tx.connection, values)
 
 
 def _end_delete(
@@ -292,7 +295,7 @@ def _end_delete(
     if report.outcome != DONE:
         return _end_failed(tx, state, row, report, newer=False, max_attempts=max_attempts)
     tx.execute(delete(replicas).where(replicas.c.ino == row.ino, replicas.c.volume == row.volume))
-    tx.execute(_DELETE, {"b_task": row.task})
+    _DELETE.run(tx.connection, {"b_task": row.task})
     if inode is not None and inode.nlink:
         align(tx, state, inode)
     return Ended(row.task)
@@ -304,7 +307,7 @@ def _end_delete(
 def release_claims(tx: Transaction, state: State, claims: dict[int, int]) -> None:
     """Claims (task: claim) whose time has run out or whose agent is gone: the tasks wait again."""
     for task, claim in claims.items():
-        row = tx.execute(_BY_ID, {"task": task}).one_or_none()
+        row = _BY_ID.one_or_none(tx.connection, {"task": task})
         if row is not None and row.state == CLAIMED and row.claim == claim:
             _set(tx, row, WAITING, error="the agent did not report")
             server = row.server
@@ -314,7 +317,7 @@ def release_claims(tx: Transaction, state: State, claims: dict[int, int]) -> Non
 def wake_tasks(tx: Transaction, state: State, due: list[int]) -> None:
     """Deferred tasks whose back-off is over wait again."""
     for task in due:
-        row = tx.execute(_BY_ID, {"task": task}).one_or_none()
+        row = _BY_ID.one_or_none(tx.connection, {"task": task})
         if row is not None and row.state == DEFERRED:
             _set(tx, row, WAITING)
             server = row.server

@@ -30,6 +30,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cluster.errors import Fenced, GodwitError, NotManager
 from manager.schema import counters, office
+from manager.statements import Hot
 from manager.wal import WriteAheadLog
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ BUSY_TIMEOUT_MS = 5000
 READ_THREADS = 8
 
 _RETRIABLE_STATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300"})
-_TERM = select(office.c.term).where(office.c.id == 1).with_for_update(read=True)
-_ADD = update(counters).where(counters.c.name == bindparam("counter")).values(value=counters.c.value + bindparam("delta"))
+_TERM = Hot(select(office.c.term).where(office.c.id == 1).with_for_update(read=True))
+_ADD = Hot(update(counters).where(counters.c.name == bindparam("counter")).values(value=counters.c.value + bindparam("delta")))
 
 
 def is_retriable(error: DBAPIError) -> bool:
@@ -336,7 +337,7 @@ class Store:
             raise
 
     def _run_batch(self, connection: Connection, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
-        term = connection.execute(_TERM).scalar_one()
+        term = _TERM.one_or_none(connection, {}).term
         if term != self.term:
             raise Fenced(f"term {term} has begun")
         transaction = Transaction(connection, self.term)
@@ -351,7 +352,7 @@ class Store:
             effects += transaction.effects
             transaction.effects.clear()
         if transaction.inodes_added:
-            connection.execute(_ADD, {"counter": "inodes", "delta": transaction.inodes_added})
+            _ADD.run(connection, {"counter": "inodes", "delta": transaction.inodes_added})
         return effects
 
     def _drop_connection(self) -> None:

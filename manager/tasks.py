@@ -13,33 +13,37 @@ from manager.placement import Copy, Drop, Holding, place
 from manager.policies import Policy
 from manager.schema import replicas, tasks
 from manager.state import State
+from manager.statements import Hot
 from manager.store import Transaction
 
-_REPLICAS = select(
-    replicas.c.volume,
-    replicas.c.version,
-    replicas.c.stamp_size,
-    replicas.c.stamp_mtime_ns,
-    replicas.c.stamp_ctime_ns,
-    replicas.c.checksum,
-    replicas.c.fault,
-).where(replicas.c.ino == bindparam("ino"))
-_TASKS = select(tasks.c.task, tasks.c.volume, tasks.c.operation, tasks.c.state, tasks.c.version).where(
-    tasks.c.ino == bindparam("ino")
+_REPLICAS = Hot(
+    select(
+        replicas.c.volume,
+        replicas.c.version,
+        replicas.c.stamp_size,
+        replicas.c.stamp_mtime_ns,
+        replicas.c.stamp_ctime_ns,
+        replicas.c.checksum,
+        replicas.c.fault,
+    ).where(replicas.c.ino == bindparam("ino"))
 )
-_INSERT = insert(tasks)
-_RESTART = (
+_TASKS = Hot(
+    select(tasks.c.task, tasks.c.volume, tasks.c.operation, tasks.c.state, tasks.c.version).where(tasks.c.ino == bindparam("ino"))
+)
+_NEW = ("server", "operation", "state", "ino", "volume", "version", "queued_ns")
+_INSERT = Hot(insert(tasks).values({name: bindparam(name) for name in _NEW}))
+_RESTART = Hot(
     update(tasks)
     .where(tasks.c.task == bindparam("b_task"))
     .values(state=WAITING, operation=bindparam("operation"), version=bindparam("version"), attempts=0, error="")
 )
-_RAISE = update(tasks).where(tasks.c.task == bindparam("b_task")).values(version=bindparam("version"))
-_DELETE = delete(tasks).where(tasks.c.task == bindparam("b_task"))
+_RAISE = Hot(update(tasks).where(tasks.c.task == bindparam("b_task")).values(version=bindparam("version")))
+_DELETE = Hot(delete(tasks).where(tasks.c.task == bindparam("b_task")))
 
 
 def replicas_of(connection: Connection, ino: int) -> list[InodeRow]:
     """The replica rows of an inode."""
-    return list(connection.execute(_REPLICAS, {"ino": ino}))
+    return _REPLICAS.all(connection, {"ino": ino})
 
 
 def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None = None) -> None:
@@ -47,7 +51,7 @@ def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None 
     if inode.home_volume == 0 or inode.version == 0 or inode.nlink == 0:
         return
     policy = policy or state.policies.of_inode(tx.connection, inode.ino)
-    queued = {row.volume: row for row in tx.execute(_TASKS, {"ino": inode.ino})}
+    queued = {row.volume: row for row in _TASKS.all(tx.connection, {"ino": inode.ino})}
     held = replicas_of(tx.connection, inode.ino)
     holdings = [Holding(row.volume, row.version == inode.version and not row.fault) for row in held]
     stored = {row.volume for row in held}
@@ -68,7 +72,7 @@ def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None 
         _queue(tx, state, inode, action, queued.pop(action.volume, None))
     for row in queued.values():
         if row.state != CLAIMED:
-            tx.execute(_DELETE, {"b_task": row.task})
+            _DELETE.run(tx.connection, {"b_task": row.task})
 
 
 def _queue(tx: Transaction, state: State, inode: InodeRow, action: Copy | Drop, row: InodeRow | None) -> None:
@@ -77,11 +81,11 @@ def _queue(tx: Transaction, state: State, inode: InodeRow, action: Copy | Drop, 
         queue_task(tx, state, inode.ino, action.volume, operation, inode.version)
     elif row.state == CLAIMED:
         if row.operation == COPY == operation:
-            tx.execute(_RAISE, {"b_task": row.task, "version": inode.version})
+            _RAISE.run(tx.connection, {"b_task": row.task, "version": inode.version})
     elif row.operation != operation or row.state == DEAD:
         restart_task(tx, state, row.task, action.volume, operation, inode.version)
     elif row.version != inode.version:
-        tx.execute(_RAISE, {"b_task": row.task, "version": inode.version})
+        _RAISE.run(tx.connection, {"b_task": row.task, "version": inode.version})
 
 
 def queue_task(tx: Transaction, state: State, ino: int, volume: int, operation: str, version: int) -> None:
@@ -90,8 +94,8 @@ def queue_task(tx: Transaction, state: State, ino: int, volume: int, operation: 
     if place_of_work is None:
         return
     server = place_of_work.server
-    tx.execute(
-        _INSERT,
+    _INSERT.run(
+        tx.connection,
         {
             "server": server,
             "operation": operation,
@@ -107,7 +111,7 @@ def queue_task(tx: Transaction, state: State, ino: int, volume: int, operation: 
 
 def restart_task(tx: Transaction, state: State, task: int, volume: int, operation: str, version: int) -> None:
     """Makes a task that is not claimed wait as a fresh one, possibly for something else."""
-    tx.execute(_RESTART, {"b_task": task, "operation": operation, "version": version})
+    _RESTART.run(tx.connection, {"b_task": task, "operation": operation, "version": version})
     place_of_work = state.members.get(volume)
     if place_of_work is not None:
         server = place_of_work.server
@@ -123,7 +127,7 @@ def align_inode(tx: Transaction, state: State, ino: int) -> None:
 
 def discard_objects(tx: Transaction, state: State, ino: int) -> None:
     """Queues the deletion of every object of an inode that is going. Claimed copies are turned when they report."""
-    queued = {row.volume: row for row in tx.execute(_TASKS, {"ino": ino})}
+    queued = {row.volume: row for row in _TASKS.all(tx.connection, {"ino": ino})}
     for row in replicas_of(tx.connection, ino):
         task = queued.pop(row.volume, None)
         if task is None:
