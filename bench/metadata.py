@@ -1,9 +1,12 @@
-"""Operations per second on many small files in one directory. `create` makes them; the others use what it made."""
+"""Operations per second on many small files in one directory. `create` makes them; the others use what it made.
+
+Names are relative to the directory, as in `tar`, `git` or `rm -r`: a measurement changes into it, which it may do since it
+runs in a process of its own. With absolute names a mount that caches nothing would be measured by the depth of its path.
+"""
 
 import os
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.caches import forget_names
 from bench.sample import Ground, Sample, per_second
@@ -13,9 +16,9 @@ CONTENT = random.Random(2).randbytes(4096)
 
 def create(ground: Ground) -> Sample:
     """create + write 4 KiB + close."""
-    directory = ground.directory / "files"
-    directory.mkdir()
-    return per_second(create_files, [f"{directory}/f{index:06}" for index in range(ground.load.files)], ground.load.limit_s)
+    (ground.directory / "files").mkdir()
+    work_in(ground, "files")
+    return per_second(create_files, [f"f{index:06}" for index in range(ground.load.files)], ground.load.limit_s)
 
 
 def create_files(paths: Sequence[str]) -> None:
@@ -29,13 +32,13 @@ def create_files(paths: Sequence[str]) -> None:
 
 def stat_first(ground: Ground) -> Sample:
     """stat of each file, with neither name nor attributes in any cache."""
-    paths = file_paths(ground.directory / "files")
+    paths = file_names(ground)
     forget_names()
     return per_second(_stat, paths, ground.load.limit_s)
 
 
 def stat_second(ground: Ground) -> Sample:
-    paths = file_paths(ground.directory / "files")
+    paths = file_names(ground)
     per_second(_stat, paths, ground.load.limit_s)
     return per_second(_stat, paths * ground.load.passes, ground.load.limit_s)
 
@@ -47,7 +50,7 @@ def _stat(paths: Sequence[str]) -> None:
 
 def open_read_close(ground: Ground) -> Sample:
     """open + read 4 KiB + close of files that were read just before."""
-    paths = file_paths(ground.directory / "files")
+    paths = file_names(ground)
     per_second(read_files, paths, ground.load.limit_s)
     return per_second(read_files, paths, ground.load.limit_s)
 
@@ -77,11 +80,11 @@ def _list(ground: Ground) -> Sample:
     def listed(directories: Sequence[str]) -> None:
         for directory in directories:
             for name in os.listdir(directory):
-                os.lstat(f"{directory}/{name}")
+                os.lstat(name)
 
-    directory = ground.directory / "files"
-    once = per_second(listed, [str(directory)], ground.load.limit_s)
-    count = len(file_paths(directory))
+    work_in(ground, "files")
+    once = per_second(listed, ["."], ground.load.limit_s)
+    count = len(os.listdir("."))
     return Sample(count / once.seconds, count, once.seconds)
 
 
@@ -92,7 +95,7 @@ def rename(ground: Ground) -> Sample:
         for path in paths:
             os.rename(path, f"{path}.new")
 
-    return per_second(renamed, file_paths(ground.directory / "files"), ground.load.limit_s)
+    return per_second(renamed, file_names(ground), ground.load.limit_s)
 
 
 def unlink(ground: Ground) -> Sample:
@@ -102,22 +105,28 @@ def unlink(ground: Ground) -> Sample:
         for path in paths:
             os.unlink(path)
 
-    paths = file_paths(ground.directory / "files")
+    paths = file_names(ground)
     per_second(_stat, paths, ground.load.limit_s)
     return per_second(unlinked, paths, ground.load.limit_s)
 
 
 def make_directories(ground: Ground) -> Sample:
-    directory = ground.directory / "directories"
-    directory.mkdir()
+    (ground.directory / "directories").mkdir()
+    work_in(ground, "directories")
 
     def made(paths: Sequence[str]) -> None:
         for path in paths:
             os.mkdir(path)
 
-    return per_second(made, [f"{directory}/d{index:06}" for index in range(ground.load.directories)], ground.load.limit_s)
+    return per_second(made, [f"d{index:06}" for index in range(ground.load.directories)], ground.load.limit_s)
 
 
-def file_paths(directory: Path) -> list[str]:
-    """All files of *directory* in the order in which they were made."""
-    return [f"{directory}/{name}" for name in sorted(os.listdir(directory))]
+def work_in(ground: Ground, name: str) -> None:
+    """Changes into a folder of the ground."""
+    os.chdir(ground.directory / name)
+
+
+def file_names(ground: Ground) -> list[str]:
+    """Changes into the directory of the files and gives their names in the order in which they were made."""
+    work_in(ground, "files")
+    return sorted(os.listdir("."))

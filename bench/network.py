@@ -1,10 +1,11 @@
 """What only a network has: a file whose home is another server, and the time until copies are current."""
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 
-from bench.metadata import create_files, file_paths, read_files
+from bench.metadata import create_files, read_files
 from bench.sample import Elsewhere, Ground, Sample, per_second
 from bench.throughput import read_file, write_file
 
@@ -24,7 +25,8 @@ def remote_small_files(ground: Ground) -> Sample:
     near = _without_copies(ground, "remote-small")
     create_files([f"{near}/f{index:06}" for index in range(ground.load.remote_files)])
     elsewhere.wait_until_current(near, ground.load.copies_s)
-    return per_second(read_files, file_paths(elsewhere.seen_there(near)), ground.load.limit_s)
+    there = elsewhere.seen_there(near)
+    return per_second(read_files, [f"{there}/{name}" for name in sorted(os.listdir(there))], ground.load.limit_s)
 
 
 def copies_of_small_files(ground: Ground) -> Sample:
