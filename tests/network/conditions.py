@@ -15,7 +15,7 @@ T = TypeVar("T")
 POLL_S = 0.05
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout_s: float = 60.0) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, timeout_s: float = 60.0) -> T:
     """The first true value of *condition*; fails the test after *timeout_s*."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -37,7 +37,7 @@ def godwit(lab: Lab, *arguments: str) -> dict[str, Any]:
 
 def copies_done(lab: Lab) -> bool:
     """Whether no task is left in any queue."""
-    return godwit(lab, "queue", "ls")["tasks"] == []
+    return not godwit(lab, "queue", "ls")["tasks"]
 
 
 def wait_for_copies(lab: Lab, timeout_s: float = 120.0) -> None:

@@ -141,8 +141,7 @@ def test_an_agent_killed_in_the_middle_of_a_copy_completes_it_once(make_lab: Mak
     where = wait_for_replicas(lab, str(path), 2)
     assert {replica["checksum"] for replica in where["replicas"]} == {digest.hexdigest()}
     copied = holder(lab, ino, but="s1")
-    with object_of(lab, copied, ino).open("rb") as file:
-        assert blake3(file.read()).hexdigest() == digest.hexdigest()
+    assert blake3(object_of(lab, copied, ino).read_bytes()).hexdigest() == digest.hexdigest()
     assert staging() == []
 
 
