@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -24,7 +23,7 @@ from agent.trash import TrashPurger
 from agent.volumes import VolumeTable, open_volumes
 from agent.workers import run_worker
 from cluster.config import ServerConfig
-from cluster.errors import GodwitError
+from cluster.errors import own_error
 from cluster.messages import AgentRequest
 from cluster.rpc import listen
 from cluster.session import ManagerSession
@@ -160,29 +159,14 @@ async def serve_agent(
             await until()
             await agent.stop()
     except BaseExceptionGroup as group:
-        raise _first_own_error(group) or group from None
+        raise own_error(group) or group from None
     finally:
         if agent is not None:
             agent.close()
         volumes.close()
 
 
-def _first_own_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    own, others = group.split(GodwitError)
-    if own is None or others is not None:
-        return None
-    error: BaseException = own
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def run_agent(config: ServerConfig) -> None:
-    """The process: runs until SIGTERM or SIGINT. Raises `GodwitError` for what makes going on pointless."""
+async def run_agent(config: ServerConfig, until: Callable[[], Awaitable[None]]) -> None:
+    """The process: runs until *until* returns, and stops in order. Raises `GodwitError` for what makes going on pointless."""
     os.nice(NICENESS)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-
-        async def first_signal() -> None:
-            await anext(signals)
-
-        await serve_agent(config, first_signal)
+    await serve_agent(config, until)

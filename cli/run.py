@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 EXIT_FAILURE = 1
 EXIT_UNREACHABLE = 3
+
+RunPart = Callable[[ServerConfig, Callable[[], Awaitable[None]]], Awaitable[None]]
+
 SWITCH_INTERVAL_S = 0.0001  # a thread that commits or hashes must not hold up the event loop for the default 5 ms
 LOG_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s {server} {part} %(name)s: %(message)s"
 
@@ -70,7 +73,7 @@ def manager(config: ConfigOption = DEFAULT_CONFIG, log_level: LevelOption = "INF
     run_part("manager", run_manager, config, log_level)
 
 
-def run_part(part: str, run: Callable[[ServerConfig], Awaitable[None]], path: Path, log_level: str) -> None:
+def run_part(part: str, run: RunPart, path: Path, log_level: str) -> None:
     """Runs a process to its end and exits: 0 after a signal, 1 or 3 (see the log) when it could not go on."""
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:
@@ -113,19 +116,18 @@ def _more_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def until_signal(run: Callable[[ServerConfig], Awaitable[None]], config: ServerConfig) -> None:
-    """Awaits *run*, cancelled by SIGTERM or SIGINT; its cleanup is awaited, and further signals change nothing."""
+async def until_signal(run: RunPart, config: ServerConfig) -> None:
+    """Runs a part until SIGTERM or SIGINT tells it to stop in order; further signals change nothing."""
+    stopping = trio.Event()
     async with trio.open_nursery() as nursery:
-        stopping = trio.CancelScope()
-        await nursery.start(_cancel_on_signal, stopping)
-        with stopping:
-            await run(config)
+        await nursery.start(_set_on_signal, stopping)
+        await run(config, stopping.wait)
         nursery.cancel_scope.cancel()
 
 
-async def _cancel_on_signal(stopping: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def _set_on_signal(stopping: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
             log.info("stopping because of %s", signal.Signals(number).name)
-            stopping.cancel()
+            stopping.set()

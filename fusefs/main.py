@@ -1,7 +1,7 @@
 """The mount process: puts the parts together, mounts, answers the kernel, and unmounts in order."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,10 +29,12 @@ DRAIN_TIMEOUT_S = 10.0
 READ_AHEAD_KIB = 1024
 
 
-async def run_mount(config: ServerConfig) -> None:
-    """Mounts the namespace and serves it until cancelled or unmounted; what was closed is committed before it ends."""
+async def run_mount(config: ServerConfig, until: Callable[[], Awaitable[None]]) -> None:
+    """Mounts the namespace and serves it until *until* returns or it is unmounted; what was closed is committed before it
+    ends."""
     background = trio.CancelScope(shield=True)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_after, until, nursery.cancel_scope)
         tasks = await nursery.start(_run_background, background)
         try:
             operations, settler = _put_together(config, tasks)
@@ -43,6 +45,12 @@ async def run_mount(config: ServerConfig) -> None:
                     await _drain(settler, background)
         finally:
             background.cancel()
+        nursery.cancel_scope.cancel()
+
+
+async def _cancel_after(until: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await until()
+    scope.cancel()
 
 
 async def _run_background(scope: trio.CancelScope, task_status: trio.TaskStatus[trio.Nursery]) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import random
-import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -170,20 +169,19 @@ async def _migrate(engine: Engine) -> None:
         await trio.sleep(FAILED_LOOP_PAUSE_S)
 
 
-async def _end_on_sigterm(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        async for _number in signals:
-            scope.cancel()
+async def _cancel_after(until: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await until()
+    scope.cancel()
 
 
-async def run_manager(config: ServerConfig) -> None:
-    """Runs this server's candidate until cancelled or told to end by SIGTERM. Raises `Unavailable` if it cannot start."""
+async def run_manager(config: ServerConfig, until: Callable[[], Awaitable[None]]) -> None:
+    """Runs this server's candidate until *until* returns. Raises `Unavailable` if it cannot start."""
     writer, reader = make_engines(config.manager.database)
     candidate = Candidate(config, writer, reader)
     decoder = msgspec.msgpack.Decoder(ManagerRequest)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_on_sigterm, nursery.cancel_scope)
+            nursery.start_soon(_cancel_after, until, nursery.cancel_scope)
             await _migrate(writer)
             serve = partial(listen, config.manager.listen, decoder, lambda _peer: Connection(candidate, config.cluster))
             await nursery.start(serve)

@@ -15,13 +15,6 @@ from cluster.rpc import connect
 from tests.agent.network import TIMEOUT_S, Network, RunningAgent, network, run
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = """
-import logging, pathlib, sys, trio
-from agent.main import run_agent
-from cluster.config import load_config
-logging.basicConfig(level=logging.INFO)
-trio.run(run_agent, load_config(pathlib.Path(sys.argv[1])))
-"""
 
 
 def spawn(net: Network, config: ServerConfig) -> subprocess.Popen[bytes]:
@@ -30,7 +23,7 @@ def spawn(net: Network, config: ServerConfig) -> subprocess.Popen[bytes]:
     path.write_bytes(dump_config(config))
     net.agents[config.server] = RunningAgent(config)
     with open(net.folder / f"{config.server}.log", "ab") as log:
-        command = [sys.executable, "-bb", "-W", "ignore", "-c", PROGRAM, str(path)]
+        command = [sys.executable, "-bb", "-W", "ignore", "-m", "cli.main", "run", "agent", "--config", str(path)]
         return subprocess.Popen(command, cwd=ROOT, stderr=log)
 
 

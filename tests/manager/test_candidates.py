@@ -36,7 +36,7 @@ def candidates(url: str, count: int) -> list[ServerConfig]:
 
 async def run_until(config: ServerConfig, stop: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run_manager, config)
+        nursery.start_soon(run_manager, config, trio.sleep_forever)
         await stop.wait()
         nursery.cancel_scope.cancel()
 
