@@ -90,6 +90,9 @@ _KINDS: dict[str, type[GodwitError]] = {
 }
 
 
+_CALLERS_FAULT = frozenset({e.EINVAL, e.EFBIG, e.EOPNOTSUPP, e.ENXIO, e.ENOENT})  # ENOENT: the object of a file that went
+
+
 def refused(errno: int, what: str = "") -> Refused:
     """A `Refused` whose message is the system's text for *errno*, with *what* behind it."""
     text = os.strerror(errno)
@@ -114,9 +117,15 @@ def own_error(group: BaseExceptionGroup[BaseException]) -> GodwitError | None:
 
 
 def from_os_error(error: OSError, what: str) -> GodwitError:
-    """The Godwit error for a failed system call on a volume."""
+    """The Godwit error for a failed system call on a volume.
+
+    What the caller asked for wrongly keeps its errno. That a volume's own files are missing or closed to Godwit is no fault
+    of an application: it gets EIO.
+    """
     number = error.errno or e.EIO
     message = f"{what}: {os.strerror(number)}"
     if number in (e.ENOSPC, e.EDQUOT):
         return NoSpace(message, number)
-    return Refused(message, number)
+    if number in _CALLERS_FAULT:
+        return Refused(message, number)
+    return GodwitError(message, e.EIO)

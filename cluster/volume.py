@@ -12,6 +12,7 @@ pulled out of a dead server.
 import json
 import os
 import uuid
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,7 +83,9 @@ class VolumeLayout:
         try:
             return os.open(path, flags, 0o600)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            # One level only: a volume whose disk is not mounted must not come into being on the disk below.
+            with suppress(FileExistsError):
+                os.mkdir(os.path.dirname(path), mode=0o700)
             return os.open(path, flags, 0o600)
 
     def open_object(self, ino: int, flags: int) -> int:

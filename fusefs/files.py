@@ -1,6 +1,7 @@
 """The bytes of files: opening, reading, writing, truncating, syncing; each through the object that is right at the moment."""
 
 import errno
+import logging
 import os
 import stat
 from collections import OrderedDict
@@ -17,6 +18,8 @@ from fusefs.openfiles import OpenInode
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
 from fusefs.settling import Settler
+
+log = logging.getLogger(__name__)
 
 FIRST_EPOCH = 1
 CACHED_VERSIONS = 50_000
@@ -217,9 +220,11 @@ class Files:
         if state.node.dirty:
             return await home.read(offset, length)
         try:
-            return await home.read_once(offset, length)
-        except Unavailable:
-            return await self._read_any_replica(state, offset, length)
+            if (await self._peers.volume(state.node.home_volume)).up:
+                return await home.read_once(offset, length)
+        except Unavailable as error:
+            log.info("the home of inode %d is away, reading another replica: %s", state.ino, error)
+        return await self._read_any_replica(state, offset, length)
 
     async def _own_replica(self, state: OpenInode) -> LocalObject | None:
         """A current replica on this server's disks, checked at every read against the stamp in the catalog."""

@@ -100,6 +100,8 @@ class LocalObject:
         layout = VolumeLayout.at(volume_path)
         try:
             descriptor = layout.create_object(ino)
+        except FileNotFoundError as error:
+            raise GodwitError(f"{volume_path} is not there: is its disk mounted?") from error
         except OSError as error:
             raise from_os_error(error, f"creating object {ino} on {volume_path}") from error
         return cls(layout.object_path(ino), descriptor, session, timeout_s)

@@ -92,3 +92,11 @@ def test_an_unreadable_record_is_none(descriptor: int, value: bytes) -> None:
     assert read_record(descriptor) is None
     os.setxattr(descriptor, RECORD_XATTR, value)
     assert read_record(descriptor) is None
+
+
+def test_a_volume_that_is_not_mounted_is_not_made_by_a_create(tmp_path: Path) -> None:
+    layout = VolumeLayout(tmp_path / "unmounted")
+    layout.root.mkdir()
+    with pytest.raises(FileNotFoundError):
+        layout.create_object(5000)
+    assert list(layout.root.iterdir()) == []
