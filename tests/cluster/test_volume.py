@@ -49,6 +49,7 @@ def test_what_is_no_volume_says_so(tmp_path: Path) -> None:
 
 def test_objects_of_neighbouring_numbers_share_a_directory(tmp_path: Path) -> None:
     layout = VolumeLayout(tmp_path)
+    layout.objects.mkdir()
     for ino in (1, 4095, 4096, 2**63 - 1):
         os.close(layout.create_object(ino))
         os.close(layout.open_object(ino, os.O_RDONLY))
