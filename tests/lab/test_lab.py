@@ -200,11 +200,16 @@ def test_a_part_that_ends_at_once_takes_the_lab_down_and_shows_its_log(tmp_path:
     lab.down(purge=True)
 
 
+def heed_interrupts() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so do their children: not this one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_up_cleans_up(tmp_path: Path) -> None:
     root = tmp_path / "lab"
     command = [sys.executable, "-bb", "-m", "cli.main", "lab", "up", "--servers", "2", "--root", str(root)]
     for number in (signal.SIGINT, signal.SIGTERM):
-        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heed_interrupts) as process:
             log = root / "s1" / "log" / "manager.log"
             deadline = time.monotonic() + 30
             while not log.exists() and time.monotonic() < deadline:
