@@ -102,6 +102,7 @@ class Settler:
                         left.append(state.ino)
                         continue
                     path = self._paths.path(state.ino)
+                    state.changed = False
                     commits.append((state, await stack.enter_async_context(state.home.prepared(state.node, path))))
             if commits:
                 nodes = await self._session.apply([commit for _, commit in commits], timeout_s=self._timeout_s)
