@@ -22,11 +22,11 @@ from cluster.content import commit_object, content_of, object_lock, overlay, sta
 from cluster.errors import Changed, Fenced, Unavailable, from_os_error, refused
 from cluster.messages import (
     AgentRequest,
+    BeginCommit,
     CommitObject,
     CreateObject,
     Data,
     Done,
-    GetAttr,
     Node,
     ObjectStat,
     Operation,
@@ -191,10 +191,11 @@ class DataServer:
 
     async def _commit(self, request: CommitObject, _body: bytes) -> Node:
         async with self._locked_object(request) as descriptor:
-            node = await self._session.call(GetAttr(request.ino), timeout_s=MANAGER_TIMEOUT_S)
+            begun = await self._session.call(BeginCommit(request.ino), timeout_s=MANAGER_TIMEOUT_S)
+            node = begun.node
             if (node.home_volume, node.home_epoch) != (request.volume, request.home_epoch):
                 raise Fenced(f"the home of inode {request.ino} is volume {node.home_volume}, epoch {node.home_epoch}")
-            return await commit_object(descriptor, node, b"", final=request.final, apply=self._apply)
+            return await commit_object(descriptor, node, b"", final=request.final, apply=self._apply, begun=begun.number)
 
     # ------------------------------------------------------------------------------------------------ objects
 

@@ -9,7 +9,7 @@ from agent.volumes import VolumeTable
 from agent.workers import Outcome
 from cluster.content import commit_object, object_lock
 from cluster.errors import GodwitError, Refused
-from cluster.messages import GetAttr, ListUnsettled, Node, Operation
+from cluster.messages import BeginCommit, GetAttr, ListUnsettled, Node, Operation
 from cluster.session import ManagerSession
 
 log = logging.getLogger(__name__)
@@ -58,9 +58,10 @@ class Settler:
                 return ""
             async with object_lock(volume.layout.object_path(ino)) as descriptor:
                 # A mount may have committed while the lock was waited for.
-                node = await self._get(ino)
+                begun = await self._session.call(BeginCommit(ino), timeout_s=MANAGER_TIMEOUT_S)
+                node = begun.node
                 if node.dirty and node.home_volume == volume.number:
-                    await commit_object(descriptor, node, b"", final=True, apply=self._apply)
+                    await commit_object(descriptor, node, b"", final=True, apply=self._apply, begun=begun.number)
             return ""
         except FileNotFoundError:
             return f"its object is missing on volume {node.home_volume}; nothing is committed in its place"

@@ -77,15 +77,15 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool, apply: ApplyOne) -> Node:
+async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool, apply: ApplyOne, begun: int = 0) -> Node:
     """Commits the object's present content; the caller holds the object's lock. Returns the catalog's node.
 
-    *node* is the committer's knowledge of the inode, *path* its last known name (empty: as before). If nothing was written
-    since the last commit, only `final` is told. Raises what *apply* raises; the file is still dirty then and a repeat
-    is harmless.
+    *node* is the committer's knowledge of the inode, *begun* the number that came with it (see `Commit`), *path* its last
+    known name (empty: as before). If nothing was written since the last commit, only `final` is told. Raises what *apply*
+    raises; the file is still dirty then and a repeat is harmless.
     """
     while True:
-        commit = prepare_commit(descriptor, node, path, final=final)
+        commit = prepare_commit(descriptor, node, path, final=final, begun=begun)
         try:
             return await apply(commit)
         except Refused as error:
@@ -95,7 +95,7 @@ async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool
             node = msgspec.structs.replace(node, version=commit.version + 1, object_ctime_ns=0)
 
 
-def prepare_commit(descriptor: int, node: Node, path: bytes, *, final: bool) -> Commit:
+def prepare_commit(descriptor: int, node: Node, path: bytes, *, final: bool, begun: int = 0) -> Commit:
     """The commit of the object's present content, whose record is written. The caller holds the object's lock."""
     record = read_record(descriptor)
     version = max(node.version, record.version if record else 0)
@@ -118,4 +118,4 @@ def prepare_commit(descriptor: int, node: Node, path: bytes, *, final: bool) -> 
             ),
         )
         content = content_of(os.fstat(descriptor))
-    return Commit(node.ino, node.home_epoch, version, content, final)
+    return Commit(node.ino, node.home_epoch, version, content, final, begun)

@@ -277,6 +277,9 @@ class Commit(Message, frozen=True, array_like=True, tag="commit"):
     catalog clears `dirty` if no session but the committer's has the inode open for writing. Refused with `Fenced` for
     another home epoch. Committers hold the object's lock (`cluster.content`) from `fstat` to the reply, so commits of
     one file cannot overtake one another.
+
+    `begun` is the number from `BeginCommit` if the committer asked before it looked at the object, else 0. A writer on
+    another server that closed after that may have written after the committer looked: then `dirty` stays.
     """
 
     ino: int
@@ -284,6 +287,7 @@ class Commit(Message, frozen=True, array_like=True, tag="commit"):
     version: int
     content: Content | None
     final: bool
+    begun: int = 0
 
 
 Operation = Create | Link | Unlink | Rmdir | Rename | SetAttr | SetXattr | RemoveXattr | Commit
@@ -320,6 +324,19 @@ class Lookup(Request[Node], frozen=True, array_like=True, tag="lookup"):
 
 
 class GetAttr(Request[Node], frozen=True, array_like=True, tag="getattr"):
+    ino: int
+
+
+class Begun(Message, frozen=True, array_like=True, tag="begun"):
+    """`number` counts the writers that have closed so far: what they wrote is in the object that is looked at now."""
+
+    node: Node
+    number: int
+
+
+class BeginCommit(Request[Begun], frozen=True, array_like=True, tag="begincommit"):
+    """What a home's agent asks, holding the object's lock, before it looks at the object that it is to commit."""
+
     ino: int
 
 
@@ -830,6 +847,7 @@ ManagerRequest = (
     | Sync
     | Lookup
     | GetAttr
+    | BeginCommit
     | GetParent
     | ReadDir
     | ReadLink
@@ -875,6 +893,7 @@ Reply = (
     | Node
     | Welcome
     | Applied
+    | Begun
     | Parent
     | Listing
     | Blob

@@ -3,6 +3,7 @@
 import errno
 import functools
 import logging
+import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -66,6 +67,16 @@ def encode(node: Node) -> pyfuse3.EntryAttributes:
     entry.st_mtime_ns = node.mtime_ns
     entry.st_ctime_ns = node.ctime_ns
     return entry
+
+
+def file_info(number: int, flags: int, *, keep_pages: bool) -> pyfuse3.FileInfo:
+    """The reply to an open.
+
+    Appending goes around the page cache: through it, the kernel splits a write where it believes a page to end, and the
+    parts could come apart between those of other servers. (Such a descriptor cannot be mapped as shared.)
+    """
+    appending = bool(flags & os.O_APPEND) and flags & os.O_ACCMODE != os.O_RDONLY
+    return pyfuse3.FileInfo(fh=number, keep_cache=keep_pages, direct_io=appending)
 
 
 class GodwitOperations(pyfuse3.Operations):
@@ -168,15 +179,15 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        number, keep = await self._files.open(inode, flags)
-        return pyfuse3.FileInfo(fh=number, keep_cache=keep)
+        number, keep = await self._files.open(inode, flags, ctx.uid)
+        return file_info(number, flags, keep_pages=keep)
 
     @guarded
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         number, node, keep = await self._files.create(parent_inode, name, mode, ctx.uid, ctx.gid, flags)
-        return pyfuse3.FileInfo(fh=number, keep_cache=keep), encode(node)
+        return file_info(number, flags, keep_pages=keep), encode(node)
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # takes any buffer
@@ -231,7 +242,7 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return await self._namespace.listxattr(inode)
+        return await self._namespace.listxattr(inode, ctx.uid)
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -1,19 +1,20 @@
 """Listings: pages of a directory in the order of their cookies, so that no name comes twice or is passed over."""
 
 import errno
-import itertools
-import stat
+import os
 from dataclasses import dataclass, field
 
 from cluster.errors import Refused
 from cluster.messages import Entry, GetAttr, GetParent, ReadDir, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
+from fusefs.files import Files
 from fusefs.paths import LastKnownPaths
 
 PAGE_ENTRIES = 512
 DOT_COOKIE = 1
 DOTDOT_COOKIE = 2
+GONE = frozenset({errno.ENOENT, errno.ESTALE})
 
 
 @dataclass
@@ -28,19 +29,19 @@ class OpenDirectory:
 class Directories:
     """The operations of the overlay on open directories. All raise `GodwitError`."""
 
-    def __init__(self, session: ManagerSession, attributes: Attributes, paths: LastKnownPaths, timeout_s: float) -> None:
+    def __init__(
+        self, session: ManagerSession, files: Files, attributes: Attributes, paths: LastKnownPaths, timeout_s: float
+    ) -> None:
         self._session = session
+        self._files = files
         self._attributes = attributes
         self._paths = paths
         self._timeout_s = timeout_s
         self._open: dict[int, OpenDirectory] = {}
-        self._numbers = itertools.count(1)
 
     async def opendir(self, ino: int) -> int:
-        node = await self._session.call(GetAttr(ino), timeout_s=self._timeout_s)
-        if not stat.S_ISDIR(node.mode):
-            raise Refused("not a directory", errno.ENOTDIR)
-        number = next(self._numbers)
+        """A handle. The manager knows of it: a directory that is removed meanwhile lives until it is released."""
+        number, _ = await self._files.open(ino, os.O_RDONLY)
         self._open[number] = OpenDirectory(ino)
         return number
 
@@ -50,6 +51,7 @@ class Directories:
 
     def releasedir(self, number: int) -> None:
         del self._open[number]
+        self._files.release(number)
 
     async def page(self, number: int, after: int) -> list[Entry]:
         """Some entries with cookies greater than *after*, at least one unless the listing has ended there."""
@@ -70,7 +72,7 @@ class Directories:
             request = ReadDir(directory.ino, after, PAGE_ENTRIES)
             listing = await self._session.call(request, timeout_s=self._timeout_s)
         except Refused as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):
+            if error.errno not in GONE:
                 raise
             directory.page, directory.end = [], True
             return
@@ -79,6 +81,14 @@ class Directories:
         directory.page, directory.end = listing.entries, listing.end
 
     async def _dots(self, ino: int, after: int) -> list[Entry]:
+        try:
+            return await self._dots_of_living(ino, after)
+        except Refused as error:
+            if error.errno not in GONE:
+                raise
+            return []
+
+    async def _dots_of_living(self, ino: int, after: int) -> list[Entry]:
         entries = []
         if after < DOT_COOKIE:
             node = await self._session.call(GetAttr(ino), timeout_s=self._timeout_s)

@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 import trio
 
+from cluster.clock import file_time_ns
 from cluster.errors import GodwitError, Refused, Unavailable, refused
 from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, SetAttr, StatObject, Sync
 from cluster.session import ManagerSession
@@ -73,8 +74,8 @@ class Files:
 
     # ---------------------------------------------------------------- opening
 
-    async def open(self, ino: int, flags: int) -> tuple[int, bool]:
-        """A handle, and whether the kernel may keep the pages that it has."""
+    async def open(self, ino: int, flags: int, uid: int = 0) -> tuple[int, bool]:
+        """A handle for *uid*, and whether the kernel may keep the pages that it has."""
         write = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         while True:
             state = self._open_files.get(ino)
@@ -85,11 +86,11 @@ class Files:
                 if not self._open_files.is_entered(state):
                     continue
                 try:
-                    return await self._open_locked(state, flags, write=write)
+                    return await self._open_locked(state, flags, uid, write=write)
                 finally:
                     self._open_files.settle_soon(state)
 
-    async def _open_locked(self, state: OpenInode, flags: int, *, write: bool) -> tuple[int, bool]:
+    async def _open_locked(self, state: OpenInode, flags: int, uid: int, *, write: bool) -> tuple[int, bool]:
         state.check()
         if write or state.node.dirty:
             await self._reach_home(state)
@@ -98,10 +99,22 @@ class Files:
         if flags & os.O_TRUNC:
             try:
                 await self._truncate(state, 0)
+                if uid != 0:
+                    await self._drop_set_id(state)
             except GodwitError:
                 self._open_files.release_handle(number)
                 raise
         return number, self._pages.opening(state.node)
+
+    async def _drop_set_id(self, state: OpenInode) -> None:
+        """What the kernel does for other changes of content, but leaves to the file system for `O_TRUNC`."""
+        mode = stat.S_IMODE(state.node.mode)
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            change = SetAttr(state.ino, file_time_ns(), mode=kept)
+            state.node = await self._session.apply_one(change, timeout_s=self._timeout_s)
 
     async def _reach_home(self, state: OpenInode) -> Object:
         """The home's object. Raises `Unavailable` if its server stays away, before the catalog is told of a writer."""
@@ -149,7 +162,7 @@ class Files:
             node = await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)
             if not stat.S_ISREG(node.mode):
                 raise refused(errno.EISDIR if stat.S_ISDIR(node.mode) else errno.EEXIST) from error
-            number, keep = await self.open(node.ino, flags)
+            number, keep = await self.open(node.ino, flags, uid)
             return number, await self._attributes.live(node), keep
         self._paths.saw(node.ino, parent, name)
         return number, node, self._pages.opening(node)

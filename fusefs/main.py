@@ -96,7 +96,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> tuple[GodwitOp
     numbers = InodeNumbers(session, timeout_s)
     files = Files(session, peers, settler, attributes, numbers, paths, timeout_s)
     namespace = Namespace(session, attributes, settler.open_files, files, numbers, paths, timeout_s)
-    directories = Directories(session, attributes, paths, timeout_s)
+    directories = Directories(session, files, attributes, paths, timeout_s)
     for task in (session.run, peers.refresh_loop, settler.run, settler.commit_loop):
         nursery.start_soon(task)
     return GodwitOperations(namespace, files, directories), settler

@@ -119,8 +119,10 @@ class Namespace:
             state.caps = True
         await self._apply(SetXattr(ino, name, value, 0, file_time_ns()))
 
-    async def listxattr(self, ino: int) -> list[bytes]:
-        return (await self._session.call(ListXattr(ino), timeout_s=self._timeout_s)).names
+    async def listxattr(self, ino: int, uid: int) -> list[bytes]:
+        """The names that *uid* may see: `trusted.*` is for root alone."""
+        names = (await self._session.call(ListXattr(ino), timeout_s=self._timeout_s)).names
+        return names if uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
     async def removexattr(self, ino: int, name: bytes) -> None:
         await self._apply(RemoveXattr(ino, name, file_time_ns()))

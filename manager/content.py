@@ -63,7 +63,11 @@ def commit(tx: Transaction, state: State, session: Session, op: Commit) -> Node:
         check_number(op.version, "version")
         if op.version <= row.version:
             raise refused(errno.ESTALE, f"inode {op.ino} has version {row.version} already")
-    clean = op.final and state.may_clean(op.ino, session)
+    clean = op.final and state.may_clean(op.ino, session, op.begun)
+    if op.final:
+        until = state.commit_sequence(op.ino, session)
+        tx.after(lambda: state.sessions.committed(session, op.ino, until))
+        tx.after(lambda: state.sessions.settled(op.ino, op.begun))
     if op.content is not None:
         _store_content(tx, row, op, op.content, dirty=row.dirty and not clean)
     elif clean and row.dirty:

@@ -93,6 +93,8 @@ async def reap_loop(term: Term) -> None:
             await trio.sleep(TICK_S)
             continue
         state.reaping.difference_update(doomed)
+        for ino in doomed:
+            state.sessions.gone(ino)
 
 
 async def scan_loop(term: Term) -> None:

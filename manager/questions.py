@@ -10,6 +10,8 @@ from sqlalchemy import Connection, bindparam, select
 from cluster.errors import refused
 from cluster.messages import (
     ROOT_INO,
+    BeginCommit,
+    Begun,
     Blob,
     Entry,
     GetAttr,
@@ -59,6 +61,10 @@ def lookup(connection: Connection, _term: Term, request: Lookup) -> Node:
 
 def get_attr(connection: Connection, _term: Term, request: GetAttr) -> Node:
     return node_of(get_inode(connection, request.ino))
+
+
+def begin_commit(connection: Connection, term: Term, request: BeginCommit) -> Begun:
+    return Begun(node_of(get_inode(connection, request.ino)), term.state.sessions.writers_ended)
 
 
 def get_parent(connection: Connection, _term: Term, request: GetParent) -> Parent:
@@ -124,6 +130,7 @@ def describe_open(connection: Connection, term: Term, ino: int) -> Opened:
 QUESTIONS: dict[type, Callable[[Connection, Term, Any], Any]] = {
     Lookup: lookup,
     GetAttr: get_attr,
+    BeginCommit: begin_commit,
     GetParent: get_parent,
     ReadDir: read_dir,
     ReadLink: read_link,

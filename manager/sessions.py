@@ -53,6 +53,8 @@ class Sessions:
         self._live: dict[int, Session] = {}
         self._replaced: OrderedDict[int, None] = OrderedDict()
         self._openers: dict[int, dict[Session, OpenState]] = {}
+        self.writers_ended = 0
+        self._owed: dict[int, int] = {}
 
     def all(self) -> list[Session]:
         return list(self._live.values())
@@ -119,8 +121,34 @@ class Sessions:
         if not still_open and state.sequence < sequence:
             return self._drop(session, ino)
         if state.write_sequence < sequence:
-            state.write_sequence = NOT_WRITING
+            self._end_writing(ino, state)
         return None
+
+    def _end_writing(self, ino: int, state: OpenState) -> None:
+        """A writer left without having committed: what it wrote is committed by the home's agent, which is owed."""
+        if state.write_sequence != NOT_WRITING:
+            state.write_sequence = NOT_WRITING
+            self.writers_ended += 1
+            self._owed[ino] = self.writers_ended
+
+    def committed(self, session: Session, ino: int, until: int) -> None:
+        """The session's final commit is through: what it registered up to *until* is over, and nothing is owed for it."""
+        state = session.opens.get(ino)
+        if state is not None and state.write_sequence <= until:
+            state.write_sequence = NOT_WRITING
+
+    def is_owed(self, ino: int, begun: int) -> bool:
+        """Whether a commit that began when `writers_ended` was *begun* may lack what a writer that has closed wrote."""
+        return self._owed.get(ino, 0) > begun
+
+    def settled(self, ino: int, begun: int) -> None:
+        """A commit that began at *begun* is through."""
+        if not self.is_owed(ino, begun):
+            self._owed.pop(ino, None)
+
+    def gone(self, ino: int) -> None:
+        """The inode does not exist any more."""
+        self._owed.pop(ino, None)
 
     def forget(self, session: Session, ino: int) -> int | None:
         """Takes back an open that failed; the inode if nobody has it open now."""
@@ -156,7 +184,7 @@ class Sessions:
 
     def _drop(self, session: Session, ino: int) -> int | None:
         """Forgets an open; the inode if nobody else has it open."""
-        del session.opens[ino]
+        self._end_writing(ino, session.opens.pop(ino))
         openers = self._openers[ino]
         del openers[session]
         if openers:

@@ -92,12 +92,15 @@ class State:
         """Whether a queued transaction may clear `dirty` or add a capability: an open has to queue behind it."""
         return ino in self._changing
 
-    def may_clean(self, ino: int, committer: Session) -> bool:
+    def may_clean(self, ino: int, committer: Session, begun: int) -> bool:
         """Whether a final commit may clear `dirty` (asked in the transaction)."""
-        if self.in_grace:
+        if self.in_grace or self.sessions.is_owed(ino, begun):
             return False
-        until = self._commit_sequences.get((committer.number, ino), NOT_WRITING)
-        return not self.sessions.is_written(ino, besides=committer, until=until)
+        return not self.sessions.is_written(ino, besides=committer, until=self.commit_sequence(ino, committer))
+
+    def commit_sequence(self, ino: int, committer: Session) -> int:
+        """Which opens for writing of the committer the commit under way ends."""
+        return self._commit_sequences.get((committer.number, ino), NOT_WRITING)
 
     def lost_name(self, ino: int) -> None:
         """The last name of an inode is gone: it is reaped now, or when the last session closes it."""

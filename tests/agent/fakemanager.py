@@ -14,6 +14,8 @@ from cluster.errors import Fenced, Refused, refused
 from cluster.messages import (
     Applied,
     Apply,
+    BeginCommit,
+    Begun,
     ClaimTasks,
     Commit,
     Done,
@@ -254,6 +256,8 @@ class _Connection:
                 return manager.apply(self._session, request)
             case GetAttr():
                 return manager.node(request.ino)
+            case BeginCommit():
+                return Begun(manager.node(request.ino), 0)
             case ListUnsettled():
                 return Inodes(sorted(manager.unsettled)[: request.limit])
             case FindStrays():
