@@ -207,19 +207,25 @@ def heed_interrupts() -> None:
 
 def test_an_interrupted_up_cleans_up(tmp_path: Path) -> None:
     root = tmp_path / "lab"
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            interrupt_up(root, number)
+            assert remains(root) == []
+    finally:
+        Lab.load(root).down(purge=True)
+
+
+def interrupt_up(root: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-bb", "-m", "cli.main", "lab", "up", "--servers", "2", "--root", str(root)]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heed_interrupts) as process:
-            log = root / "s1" / "log" / "manager.log"
-            deadline = time.monotonic() + 30
-            while not log.exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            process.send_signal(number)
-            process.wait(60)
-            assert process.returncode not in (0, None)
-        assert remains(root) == []
-        log.unlink()
-    Lab.load(root).down(purge=True)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heed_interrupts) as process:
+        log = root / "s1" / "log" / "manager.log"
+        deadline = time.monotonic() + 30
+        while not log.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.wait(60)
+        assert process.returncode not in (0, None)
+    log.unlink()
 
 
 def test_down_finds_a_lab_whose_folder_is_gone(tmp_path: Path) -> None:
