@@ -9,6 +9,7 @@ from cluster.errors import Fenced, Refused, Unavailable
 from cluster.messages import (
     ROOT_INO,
     AwaitCopies,
+    BeginCommit,
     Close,
     Closing,
     Commit,
@@ -125,7 +126,8 @@ def test_dirty_ends_with_the_last_writer(url: str) -> None:
             assert (await mount.attr(node.ino)).dirty
             assert (await agents["s1"].ask(ListUnsettled(10))).inodes == [node.ino]
             assert (await agents["s2"].ask(ListUnsettled(10))).inodes == []
-            assert not (await agents["s1"].one(Commit(node.ino, 1, 0, None, True))).dirty
+            begun = (await agents["s1"].ask(BeginCommit(node.ino))).number
+            assert not (await agents["s1"].one(Commit(node.ino, 1, 0, None, True, begun))).dirty
             assert (await mount.ask(Open(node.ino, False, 10))).node.dirty is False
             assert (await mount.ask(Open(node.ino, True, 11))).node.dirty is True
             with pytest.raises(Refused):
@@ -133,6 +135,31 @@ def test_dirty_ends_with_the_last_writer(url: str) -> None:
             with pytest.raises(Refused):
                 await mount.ask(Open(999_999, False, 13))
             assert not office.state.sessions.is_open(999_999)
+
+    trio.run(main)
+
+
+def test_a_commit_that_began_before_a_writer_closed_leaves_the_file_dirty(url: str) -> None:
+    """What that writer wrote may not be in it: another commit is owed, which began after the close."""
+
+    async def main() -> None:
+        async with small_network(url) as (office, mount):
+            agents = await agents_of(office)
+            home = agents["s1"]
+            node = await mount.make(b"f")
+            writers = [await office.peer("s2"), await office.peer("s3")]
+            for writer in writers:
+                await writer.ask(Open(node.ino, True, 1))
+            assert (await mount.commit(node.ino, 1)).dirty
+            await mount.ask(Close([Closing(node.ino, 9)]))
+            await writers[0].ask(Close([Closing(node.ino, 2)]))
+            early = (await home.ask(BeginCommit(node.ino))).number
+            await writers[1].ask(Close([Closing(node.ino, 2)]))
+            late = (await home.ask(BeginCommit(node.ino))).number
+            assert (await home.one(Commit(node.ino, 1, 2, Content(20, 8, NOW, NOW + 2), True, early))).dirty
+            assert not (await home.one(Commit(node.ino, 1, 3, Content(30, 8, NOW, NOW + 3), True, late))).dirty
+            await mount.ask(Open(node.ino, True, 10))
+            assert not (await mount.commit(node.ino, 4)).dirty
 
     trio.run(main)
 
