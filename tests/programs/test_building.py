@@ -53,7 +53,7 @@ def make_wheel(folder: Path) -> Path:
     path = folder / "migrant-1.0-py3-none-any.whl"
     files = {
         "migrant/__init__.py": "def main():\n    print('arrived')\n",
-        **{f"migrant/leg_{n}.py": f"NUMBER = {n}\n" for n in range(30)},
+        **{f"migrant/leg_{n}.py": f"NUMBER = {n}\n" for n in range(150)},
         "migrant-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: migrant\nVersion: 1.0\n",
         "migrant-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "migrant-1.0.dist-info/entry_points.txt": "[console_scripts]\nmigrant = migrant:main\n",
@@ -66,12 +66,13 @@ def make_wheel(folder: Path) -> Path:
 
 
 def test_pip_installs_into_a_virtual_environment(directory: Path, tmp_path: Path) -> None:
-    run([sys.executable, "-m", "venv", directory / "venv"], cwd=directory)
+    run([sys.executable, "-m", "venv", "--without-pip", directory / "venv"], cwd=directory)
     python = directory / "venv" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python]
     offline = {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1", "TMPDIR": str(directory)}
-    run([python, "-m", "pip", "install", make_wheel(tmp_path)], cwd=directory, env=offline)
+    run([*pip, "install", make_wheel(tmp_path)], cwd=directory, env=offline)
     assert run([directory / "venv" / "bin" / "migrant"], cwd=directory) == "arrived\n"
     assert run([python, "-c", "import migrant.leg_29 as leg; print(leg.NUMBER)"], cwd=directory) == "29\n"
-    run([python, "-m", "pip", "check"], cwd=directory, env=offline)
-    run([python, "-m", "pip", "uninstall", "-y", "migrant"], cwd=directory, env=offline)
+    run([*pip, "check"], cwd=directory, env=offline)
+    run([*pip, "uninstall", "-y", "migrant"], cwd=directory, env=offline)
     assert not list((directory / "venv").rglob("migrant*"))

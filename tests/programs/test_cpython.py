@@ -31,6 +31,9 @@ DEEP = "up to 45 seconds each for paths of 60 names; test_extractall_none_owners
 
 # Single tests that are left out, by module: a pattern for regrtest's --ignore and the reason. docs/testing.md has the same table.
 LEFT_OUT = {
+    "test_os": {
+        "test.test_os.BytesWalkTests.test_walk_many_open_files": "a minute; it does the same as WalkTests', which is run",
+    },
     "test_pathlib": {
         "test.test_pathlib.PathTest.test_glob_many_open_files": "a minute; it does the same as PosixPathTest's, which is run",
     },
