@@ -148,6 +148,7 @@ def test_a_sparse_file_takes_no_room_and_may_be_larger_than_four_gib(place: Path
     with opened(path, os.O_RDONLY) as file:
         assert os.pread(file, 5, 0) == b"start"
         assert os.pread(file, 10, 5 * GIB - 2) == bytes(10)
+    path.unlink()
 
 
 def test_blocks_of_a_full_file_are_counted(place: Path) -> None:
