@@ -10,7 +10,7 @@ import trio
 
 from cluster.clock import file_time_ns
 from cluster.errors import GodwitError, Refused, Unavailable, refused
-from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, SetAttr, StatObject, Sync
+from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, RemoveXattr, SetAttr, StatObject, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.inodes import InodeNumbers
@@ -23,6 +23,7 @@ from fusefs.settling import Settler
 log = logging.getLogger(__name__)
 
 FIRST_EPOCH = 1
+SECURITY_CAPABILITY = b"security.capability"
 CACHED_VERSIONS = 50_000
 SESSION_POLL_S = 0.1
 
@@ -99,15 +100,24 @@ class Files:
         if flags & os.O_TRUNC:
             try:
                 await self._truncate(state, 0)
-                if uid != 0:
-                    await self._drop_set_id(state)
+                await self._drop_privileges(state, uid)
             except GodwitError:
                 self._open_files.release_handle(number)
                 raise
         return number, self._pages.opening(state.node)
 
-    async def _drop_set_id(self, state: OpenInode) -> None:
+    async def _drop_privileges(self, state: OpenInode, uid: int) -> None:
         """What the kernel does for other changes of content, but leaves to the file system for `O_TRUNC`."""
+        if state.caps:
+            try:
+                removal = RemoveXattr(state.ino, SECURITY_CAPABILITY, file_time_ns())
+                await self._session.apply([removal], timeout_s=self._timeout_s)
+            except Refused as error:
+                if error.errno != errno.ENODATA:
+                    raise
+            state.caps = False
+        if uid == 0:
+            return
         mode = stat.S_IMODE(state.node.mode)
         kept = mode & ~stat.S_ISUID
         if mode & stat.S_IXGRP:

@@ -26,12 +26,10 @@ from cluster.messages import (
 )
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
-from fusefs.files import Files
+from fusefs.files import SECURITY_CAPABILITY, Files
 from fusefs.inodes import InodeNumbers
 from fusefs.openfiles import OpenFiles
 from fusefs.paths import LastKnownPaths
-
-SECURITY_CAPABILITY = b"security.capability"
 
 
 class Namespace:

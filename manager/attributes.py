@@ -181,11 +181,6 @@ def remove_xattr(tx: Transaction, _state: State, _session: Session, op: RemoveXa
     return _changed(tx, row, row.mode, row.marks & ~_MARKS.get(op.name, 0), op.now_ns)
 
 
-def drop_capability(tx: Transaction, ino: int) -> None:
-    """Removes the file capability, as every write to a file does; the caller updates `marks`."""
-    tx.execute(_DELETE, {"b_ino": ino, "b_name": CAPABILITY_XATTR})
-
-
 def _put(tx: Transaction, ino: int, name: bytes, value: bytes, *, exists: bool) -> None:
     if exists:
         tx.execute(_UPDATE, {"b_ino": ino, "b_name": name, "value": value})

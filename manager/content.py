@@ -13,8 +13,7 @@ from sqlalchemy import bindparam, insert, literal_column, update
 from cluster.content import visible_ctime_ns
 from cluster.errors import Fenced, refused
 from cluster.messages import Commit, Content, Node
-from manager.attributes import drop_capability
-from manager.inodes import HAS_CAPABILITY, InodeRow, find_inode, get_inode, node_of
+from manager.inodes import InodeRow, find_inode, get_inode, node_of
 from manager.limits import check_number, check_size, check_time
 from manager.schema import inodes, replicas
 from manager.sessions import Session
@@ -29,7 +28,7 @@ _COMMIT = Hot(
     .values(
         {
             name: bindparam(f"to_{name}")
-            for name in ("size", "blocks", "mtime_ns", "ctime_ns", "object_ctime_ns", "version", "dirty", "marks")
+            for name in ("size", "blocks", "mtime_ns", "ctime_ns", "object_ctime_ns", "version", "dirty")
         }
     )
 )
@@ -86,8 +85,6 @@ def _check_content(content: Content) -> None:
 
 
 def _store_content(tx: Transaction, row: InodeRow, op: Commit, content: Content, *, dirty: bool) -> None:
-    if row.marks & HAS_CAPABILITY:
-        drop_capability(tx, op.ino)
     values = {
         "b_ino": op.ino,
         "to_size": content.size,
@@ -97,7 +94,6 @@ def _store_content(tx: Transaction, row: InodeRow, op: Commit, content: Content,
         "to_object_ctime_ns": content.ctime_ns,
         "to_version": op.version,
         "to_dirty": int(dirty),
-        "to_marks": row.marks & ~HAS_CAPABILITY,
     }
     _COMMIT.run(tx.connection, values)
     stamp = {
