@@ -11,6 +11,10 @@ from cluster.rpc import parse_address
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
+Secret = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+
+RENEWALS_PER_ACCESS = 2  # a holder decides at least this often within one access time
+
 DEFAULT_CONFIG = Path("/etc/godwit/godwit.toml")
 
 
@@ -18,7 +22,8 @@ class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[manager]`: this server's candidate for the office.
 
     `listen`: host:port. `database`: SQLAlchemy URL of the catalog. `term_s`: how long the office lasts without being
-    extended. `session_timeout_s`: how long a silent mount keeps what it has open.
+    extended. `session_timeout_s`: how long a silent mount keeps what it has open. `access_s`: the access time of lease tokens.
+    `suspect_s`, `down_s`: after which silence of its agent a server is suspect, and when its replicas stop counting.
     """
 
     listen: str
@@ -27,6 +32,9 @@ class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_timeout_s: Seconds = 30.0
     claim_timeout_s: Seconds = 30.0
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
+    access_s: Seconds = 60.0
+    suspect_s: Seconds = 7.0
+    down_s: Seconds = 600.0
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,19 +55,25 @@ class MountConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[mount]`: the file system.
 
     `request_timeout_s`: how long an application may wait for a manager or another server before it gets EIO.
-    `commit_s`: how often a file that stays open for writing is committed.
+    `commit_s`: how often a file that stays open for writing is committed. `renew_s`: the time after which the holder of a
+    lease token decides whether to renew it.
     """
 
     mountpoint: str
     request_timeout_s: Seconds = 60.0
     commit_s: Seconds = 5.0
+    renew_s: Seconds = 20.0
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. `managers`: the candidates' addresses, the same on every server."""
+    """The whole file. `managers`: addresses of candidates, at least one of which is there when the server starts.
+
+    `secret`: 32 random bytes in hexadecimal, the same on every server: lease tokens are signed with it.
+    """
 
     cluster: Name
     server: Name
+    secret: Secret
     managers: Annotated[list[str], msgspec.Meta(min_length=1)]
     manager: ManagerConfig
     agent: AgentConfig
@@ -84,12 +98,23 @@ def parse_config(text: bytes, source: str) -> ServerConfig:
             parse_address(address)
         except ValueError as error:
             raise Refused(f"{source}: {key}: {error}") from error
+    _check_times(config, source)
     paths = {"mount.mountpoint": config.mount.mountpoint}
     paths |= {f"agent.volumes[{i}]": volume for i, volume in enumerate(config.agent.volumes)}
     for key, path in paths.items():
         if not path.startswith("/"):
             raise Refused(f"{source}: {key}: {path!r} is not an absolute path")
     return config
+
+
+def _check_times(config: ServerConfig, source: str) -> None:
+    if config.mount.renew_s * RENEWALS_PER_ACCESS > config.manager.access_s:
+        raise Refused(
+            f"{source}: mount.renew_s: {config.mount.renew_s:g} s must be at most half of manager.access_s, "
+            f"{config.manager.access_s:g} s"
+        )
+    if config.manager.suspect_s > config.manager.down_s:
+        raise Refused(f"{source}: manager.suspect_s: {config.manager.suspect_s:g} s is more than manager.down_s")
 
 
 def load_config(path: Path) -> ServerConfig:

@@ -170,7 +170,7 @@ class Lab:
             for folder in (self.mount(server), self._folder(server) / "log"):
                 folder.mkdir(exist_ok=True)
             config = server_config(self.root, state, built, server)
-            write_config(self.config_path(server), config, secret=state.database is not None)
+            write_config(self.config_path(server), config)
 
     def _start_all(self, deadline_s: float) -> None:
         """The first server's manager comes first, so that it takes the office; the rest starts at once."""

@@ -33,6 +33,7 @@ class LabState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     cluster: str
+    secret: str
     servers: Annotated[int, msgspec.Meta(ge=1, le=SERVERS_MAX)]
     volumes: Annotated[int, msgspec.Meta(ge=0, le=VOLUMES_MAX)]
     database: str | None = None
@@ -55,6 +56,7 @@ def new_state(servers: int, volumes: int, database: str | None, overrides: Overr
         )
     return LabState(
         cluster=f"lab-{secrets.token_hex(4)}",
+        secret=secrets.token_hex(32),
         servers=servers,
         volumes=volumes,
         database=database,
@@ -78,9 +80,9 @@ def read_state(root: Path) -> LabState:
 
 
 def write_state(root: Path, state: LabState) -> None:
-    """Replaces `lab.json` as a whole. It may hold a database's password: only its owner can read it."""
+    """Replaces `lab.json` as a whole. It holds the cluster's secret: only its owner can read it."""
     temporary = root / f"{STATE_FILE}.new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600 if state.database else 0o644)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
     temporary.rename(root / STATE_FILE)
@@ -119,6 +121,7 @@ def server_config(root: Path, state: LabState, network: Network, server: str) ->
     plain: dict[str, Any] = {
         "cluster": state.cluster,
         "server": server,
+        "secret": state.secret,
         "managers": [f"{network.address(number)}:{MANAGER_PORT}" for number in numbers],
         "manager": {
             "listen": f"{address}:{MANAGER_PORT}",
@@ -135,9 +138,9 @@ def server_config(root: Path, state: LabState, network: Network, server: str) ->
     return parse_config(msgspec.toml.encode(plain), f"the configuration of {server}")
 
 
-def write_config(path: Path, config: ServerConfig, *, secret: bool) -> None:
-    """Writes a server's configuration; `secret`: it holds a password."""
+def write_config(path: Path, config: ServerConfig) -> None:
+    """Writes a server's configuration. It holds the cluster's secret: only its owner can read it."""
     path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600 if secret else 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(dump_config(config))

@@ -15,7 +15,10 @@ RESERVE_BYTES = 64 * 1024 * 1024  # what a volume keeps free, or a twentieth of 
 
 @dataclass(frozen=True)
 class Place:
-    """A volume as placement sees it. `device` tells volumes of one server that share a disk."""
+    """A volume as placement sees it. `device` tells volumes of one server that share a disk.
+
+    `counts`: a replica on it counts as a copy. `accepts`: new copies may be placed on it.
+    """
 
     volume: int
     server: str
@@ -23,6 +26,8 @@ class Place:
     total_bytes: int
     free_bytes: int
     up: bool
+    counts: bool = True
+    accepts: bool = True
 
 
 @dataclass(frozen=True)

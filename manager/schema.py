@@ -131,10 +131,11 @@ replicas = Table(
     Column("stamp_ctime_ns", Number),
     Column("checksum", LargeBinary, nullable=False, server_default=text("''")),  # BLAKE3; empty: not known yet
     Column("fault", String, nullable=False, server_default=""),  # what a reader found wrong with this version; empty: nothing
+    Index(None, "volume", "ino"),
     sqlite_with_rowid=False,
 )
 
-# Servers that have ever introduced themselves.
+# Servers that have ever introduced themselves or were added.
 servers = Table(
     "servers",
     metadata,
@@ -142,7 +143,20 @@ servers = Table(
     _number("joined_ns"),
     _number("mount_session"),  # the live mount's session, for the next manager's grace time; 0: none
     _number("agent_session"),  # the newest agent's session: an older one's claims are void; 0: none yet
+    Column("state", String(8), nullable=False, server_default="up"),  # cluster.membership; the manager in memory knows better
+    _number("draining"),  # 1: wanted empty, whatever `state` says
+    Column("manager", String(255), nullable=False, server_default=""),  # its candidate's host:port
+    Column("release", String(32), nullable=False, server_default=""),  # of Godwit that its agent runs
     sqlite_with_rowid=False,
+)
+
+# One-time tokens with which a new server may join; a row is deleted when it is used.
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),  # BLAKE2b of the token
+    Column("server", String(63), nullable=False),
+    _number("expires_ns"),
 )
 
 # `free_bytes` is the last value that was worth a transaction; the manager has the newest in memory.
@@ -175,6 +189,59 @@ scans = Table(
     metadata,
     Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
     _number("after"),  # the cookie up to which entries are done
+)
+
+# Volumes whose files are to be brought to their policy, since the volume stopped or began to count; worked off by number.
+volume_scans = Table(
+    "volume_scans",
+    metadata,
+    Column("volume", Number, primary_key=True, autoincrement=False),
+    _number("after"),  # the inode up to which files are done
+)
+
+# Orders to move files from one server to others. Kept after their end, as history.
+migrations = Table(
+    "migrations",
+    metadata,
+    Column("migration", Number, primary_key=True),
+    Column("kind", String(8), nullable=False),  # move (chosen paths), drain (all that a server holds)
+    Column("state", String(9), nullable=False),  # planning, running, paused, done, cancelled
+    Column("source", String(63), nullable=False),  # server
+    Column("target", String(63), nullable=False),  # server; empty: wherever placement says
+    Column("subject", String, nullable=False),  # the paths as they were asked for, for people: JSON list
+    _number("planned"),  # 1: every file has its move
+    _number("cursor"),  # drain: the inode up to which moves are planned, on volume `cursor_volume`
+    _number("cursor_volume"),
+    _number("created_ns"),
+    _number("ended_ns"),  # 0: not yet
+    Index(None, "state"),
+    sqlite_autoincrement=True,
+)
+
+# Directories whose files still have to get their moves.
+migration_scans = Table(
+    "migration_scans",
+    metadata,
+    Column("migration", Number, ForeignKey(migrations.c.migration, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("ino", Number, primary_key=True, autoincrement=False),
+    _number("after"),  # the cookie up to which entries are done
+)
+
+# One replica each that leaves a volume: copy, check, delete. `docs/migration.md` has the states as a table.
+moves = Table(
+    "moves",
+    metadata,
+    Column("migration", Number, ForeignKey(migrations.c.migration, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("ino", Number, primary_key=True, autoincrement=False),
+    Column("source", Number, primary_key=True, autoincrement=False),  # volume
+    _number("target"),  # volume; 0: wherever placement says
+    Column("state", String(9), nullable=False),  # manager.moves
+    _number("bytes"),  # size when it was planned
+    Column("error", String, nullable=False, server_default=""),
+    _number("changed_ns"),
+    Index(None, "migration", "state", "ino"),
+    Index(None, "ino"),
+    sqlite_with_rowid=False,
 )
 
 # The queues. At most one row per (inode, volume). Deadlines of claims and back-offs are in the manager's memory: a new

@@ -102,6 +102,10 @@ class State:
         """Which opens for writing of the committer the commit under way ends."""
         return self._commit_sequences.get((committer.number, ino), NOT_WRITING)
 
+    def may_move_home(self, ino: int) -> bool:
+        """Whether nobody can be writing the inode (asked in the transaction that moves its home, with `dirty` clear)."""
+        return not (self.in_grace or self.is_changing(ino) or self.sessions.is_written(ino))
+
     def lost_name(self, ino: int) -> None:
         """The last name of an inode is gone: it is reaped now, or when the last session closes it."""
         if self.sessions.is_open(ino):

@@ -19,6 +19,7 @@ from cluster.rpc import Channel, connect
 from cluster.volume import ObjectRecord, VolumeLayout, read_record
 from tests.agent.fakemanager import FakeManager, regular_file
 
+SECRET = "5e" * 32
 TIMEOUT_S = 10.0
 
 
@@ -81,6 +82,7 @@ class Network:
         return ServerConfig(
             cluster="test",
             server=server,
+            secret=SECRET,
             managers=[self.manager.address],
             manager=ManagerConfig(listen=self.manager.address, database="sqlite://"),
             agent=AgentConfig(listen=free_address(), volumes=roots, **settings),

@@ -100,7 +100,7 @@ def fake_lab(root: Path, manager: str) -> Lab:
     write_state(lab.root, state)
     for server in server_names(state):
         config = msgspec.structs.replace(server_config(lab.root, state, network, server), managers=[manager])
-        write_config(lab.config_path(server), config, secret=False)
+        write_config(lab.config_path(server), config)
     register(lab.root)
     return lab
 

@@ -34,7 +34,7 @@ def lab_that_is_up(root: Path) -> Lab:
     lab = Lab.create(root, servers=2)
     for server in lab.servers:
         config = server_config(lab.root, read_state(lab.root), Network(lab.tag, "10.64.0.0/24"), server)
-        write_config(lab.config_path(server), config, secret=False)
+        write_config(lab.config_path(server), config)
     register(lab.root)
     return lab
 

@@ -10,6 +10,7 @@ from cluster.errors import Refused
 GOOD = """
 cluster = "home"
 server = "s1"
+secret = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 managers = ["10.0.0.1:7000", "[::1]:7000"]
 
 [manager]
@@ -31,6 +32,8 @@ WRONG = [
     ('server = "s1"', "server = 1", "server"),
     ('server = "s1"', 'server = "../s1"', "server"),
     ('server = "s1"', "", "server"),
+    ("1e1f", "1e1", "secret"),
+    ("1e1f", "1E1F", "secret"),
     ('"10.0.0.1:7000", "[::1]:7000"', "", "managers"),
     ('"[::1]:7000"', '"nowhere"', r"managers\[1\]"),
     ('listen = "10.0.0.1:7000"', 'listen = "10.0.0.1"', r"manager\.listen"),
@@ -44,6 +47,8 @@ WRONG = [
     ("copies_at_once = 8", "copys_at_once = 8", "copys_at_once"),
     ("[mount]", "[mounts]", "mount"),
     ("[mount]", "[mount]\ncommit_s = inf", "commit_s"),
+    ("[mount]", "[mount]\nrenew_s = 31", r"mount\.renew_s"),
+    ("[agent]", "suspect_s = 601\n[agent]", r"manager\.suspect_s"),
     ("[mount]", "[mount", "not TOML"),
 ]
 

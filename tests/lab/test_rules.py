@@ -242,7 +242,7 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
 
 def test_the_state_struct_refuses_unknown_keys() -> None:
     with pytest.raises(msgspec.ValidationError):
-        msgspec.json.decode(b'{"cluster": "x", "servers": 1, "volumes": 1, "colour": "red"}', type=LabState)
+        msgspec.json.decode(b'{"cluster": "x", "secret": "00", "servers": 1, "volumes": 1, "colour": "red"}', type=LabState)
 
 
 # --------------------------------------------------------------------------------------------------------- locks

@@ -46,6 +46,7 @@ R = TypeVar("R")
 
 NOW = 1_700_000_000_000_000_000
 GIB = 2**30
+SECRET = "5e" * 32
 _sessions = itertools.count(1000)
 
 
@@ -53,6 +54,7 @@ def config(url: str, server: str = "s1", *, session_timeout_s: float = 30.0, max
     return ServerConfig(
         "test",
         server,
+        SECRET,
         ["127.0.0.1:7601"],
         ManagerConfig("127.0.0.1:7601", url, session_timeout_s=session_timeout_s, max_attempts=max_attempts),
         AgentConfig("127.0.0.1:7602"),
