@@ -16,6 +16,7 @@ from fusefs.attributes import Attributes
 from fusefs.directories import Directories
 from fusefs.files import Files
 from fusefs.inodes import InodeNumbers
+from fusefs.leases import Leases
 from fusefs.namespace import Namespace
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
@@ -79,7 +80,6 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> tuple[GodwitOp
     paths = LastKnownPaths()
 
     def welcomed(welcome: Welcome) -> None:
-        files.session_timeout_s = welcome.session_timeout_s
         settler.open_files.mark_lost(welcome.lost)
 
     session = ManagerSession(
@@ -88,16 +88,18 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> tuple[GodwitOp
         server=config.server,
         role="mount",
         opens=lambda: settler.open_files.registrations(),
+        tokens=lambda: leases.presented(),
         on_welcome=welcomed,
     )
     settler = Settler(session, paths, timeout_s, config.mount.commit_s)
     peers = Peers(session, config.server, nursery, timeout_s)
-    attributes = Attributes(peers, settler.open_files)
+    leases = Leases(session, config.mount.renew_s, timeout_s, settler.open_files.use_of)
+    attributes = Attributes(session, peers, leases, settler.open_files, timeout_s)
     numbers = InodeNumbers(session, timeout_s)
-    files = Files(session, peers, settler, attributes, numbers, paths, timeout_s)
+    files = Files(session, peers, settler, attributes, numbers, leases, paths, timeout_s)
     namespace = Namespace(session, attributes, settler.open_files, files, numbers, paths, timeout_s)
     directories = Directories(session, files, attributes, paths, timeout_s)
-    for task in (session.run, peers.refresh_loop, settler.run, settler.commit_loop):
+    for task in (session.run, peers.refresh_loop, settler.run, settler.commit_loop, leases.renew_loop):
         nursery.start_soon(task)
     return GodwitOperations(namespace, files, directories), settler
 

@@ -11,7 +11,9 @@ from cluster.clock import monotonic_s
 from cluster.errors import NotManager, ProtocolError
 from cluster.messages import (
     Apply,
+    AskLeases,
     AwaitCopies,
+    Beat,
     ClaimTasks,
     Close,
     Done,
@@ -22,6 +24,7 @@ from cluster.messages import (
     GetWhere,
     Heartbeat,
     Hello,
+    ListLeases,
     ListPolicies,
     ListTasks,
     ListUnsettled,
@@ -35,15 +38,15 @@ from cluster.messages import (
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, opening
+from manager import admin, agents, leasing, opening
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
 from manager.term import Term
 
 
-async def _heartbeat(_term: Term, _session: Session, _request: Heartbeat) -> Done:
-    return Done()
+async def _heartbeat(term: Term, _session: Session, _request: Heartbeat) -> Beat:
+    return Beat(term.number, monotonic_s())
 
 
 async def _sync(term: Term, _session: Session, _request: Sync) -> Done:
@@ -59,6 +62,8 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     Open: opening.open_inode,
     Close: opening.close,
     AwaitCopies: opening.await_copies,
+    AskLeases: leasing.ask_leases,
+    ListLeases: leasing.list_leases,
     RegisterVolumes: agents.register_volumes,
     ClaimTasks: agents.claim,
     ReportTasks: agents.report,

@@ -9,8 +9,10 @@ from sqlalchemy import Connection, bindparam, delete, select
 
 from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
+from cluster.leases import Sealer, margin_s
 from manager.claims import Claims
 from manager.inodes import find_inode
+from manager.leases import Leases
 from manager.members import Members
 from manager.office import SAFE_PART
 from manager.policies import Policies
@@ -52,12 +54,14 @@ class Term:
         now = monotonic_s()
         sessions = Sessions(self.config.manager.session_timeout_s)
         members = await self.store.read(lambda connection: Members(connection, now))
-        self.state = State(self.number, sessions, members, Policies())
+        leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members)
+        self.state = State(self.number, sessions, members, Policies(), leases)
         self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)
         self.awaited = await self.store.read(_mounts)
-        self.grace_until = now + self.config.manager.session_timeout_s
+        access_s = self.config.manager.access_s
+        self.grace_until = now + max(self.config.manager.session_timeout_s, access_s + margin_s(access_s))
 
     @property
     def in_office(self) -> bool:
