@@ -2,9 +2,10 @@
 
 Writes go through one queue: what arrives while a transaction runs goes together into the next one, in order of arrival
 (group commit). Each transaction begins by checking that the office still has this manager's term; if not, it changes nothing
-and the store is fenced for good. The body of a request must check before it writes, so that a refused one leaves no trace;
-one with several operations uses `Transaction.savepoint`. Bodies have no effects outside the database: those are queued with
-`Transaction.after` and run in the event loop after the commit, in order, before anybody is answered.
+and the store is fenced for good; so it is when the term's time is over. The body of a request must check before it writes,
+so that a refused one leaves no trace; one with several operations uses `Transaction.savepoint`. Bodies have no effects
+outside the database: those are queued with `Transaction.after` and run in the event loop after the commit, in order, before
+anybody is answered.
 
 On SQLite, reads and transactions run in the event loop: they take tens of microseconds each, while a second thread would
 contend with the loop for the interpreter. On PostgreSQL they run in worker threads. Reads see what is committed, whoever is
@@ -43,6 +44,16 @@ RETRY_FIRST_S = 0.005
 BUSY_TIMEOUT_MS = 5000
 READ_THREADS = 8
 
+# A database that is cut off must not hold a thread of the manager for minutes, nor a manager that is stopped or cut off in
+# the middle of a transaction the lock on the office's row, which its successor wants.
+_POSTGRES = {
+    "connect_timeout": 2,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
+    "options": "-c idle_in_transaction_session_timeout=1000 -c tcp_user_timeout=5000",
+}
 _RETRIABLE_STATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300"})
 _TERM = Hot(select(office.c.term).where(office.c.id == 1).with_for_update(read=True))
 _ADD = Hot(update(counters).where(counters.c.name == bindparam("counter")).values(value=counters.c.value + bindparam("delta")))
@@ -76,8 +87,8 @@ def retrying(body: Callable[[], T], *, for_s: float = RETRY_FOR_S) -> T:
 def make_engines(url: str) -> tuple[Engine, Engine]:
     """An engine for write transactions, and one for reads outside of transactions."""
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True), create_engine(
-            url, isolation_level="AUTOCOMMIT", pool_size=READ_THREADS, pool_pre_ping=True
+        return create_engine(url, pool_pre_ping=True, connect_args=_POSTGRES), create_engine(
+            url, isolation_level="AUTOCOMMIT", pool_size=READ_THREADS, pool_pre_ping=True, connect_args=_POSTGRES
         )
     writer = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
     reader = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, isolation_level="AUTOCOMMIT")
@@ -164,8 +175,17 @@ class _Item(Generic[T]):
 class Store:
     """The catalog's database during one term. `run` must be running for `write` to return."""
 
-    def __init__(self, writer: Engine, reader: Engine, term: int, *, on_fenced: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        writer: Engine,
+        reader: Engine,
+        term: int,
+        *,
+        on_fenced: Callable[[], None],
+        in_office: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.term = term
+        self._in_office = in_office
         self._writer = writer
         self._reader = reader
         self._on_fenced = on_fenced
@@ -193,7 +213,9 @@ class Store:
         return self._read_connection
 
     async def read(self, question: Callable[[Connection], T]) -> T:
-        """The answer to a quick *question*, on what is committed now."""
+        """The answer to a quick *question*, on what is committed now. Raises `NotManager` when the term is over."""
+        if self._closed is not None:
+            raise self._ended()
         if self._read_connection is not None:
             return question(self._read_connection)
         return await trio.to_thread.run_sync(self._ask, question, limiter=self._threads)
@@ -278,6 +300,8 @@ class Store:
                     item.done.set()
 
     async def _commit_batch(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
+        if not self._in_office():
+            raise Fenced("its time was over")
         if self._inline:
             return self._commit(batch)
         effects: list[Callable[[], None]] = []
