@@ -91,33 +91,30 @@ class Candidate:
         return self._describe_office()
 
     def _pong(self) -> Pong:
-        if self._is_holder():
-            return Pong(self._config.server, self._held_number(), True, self._config.manager.listen)
-        row = self._view.row
-        known = row is not None and not row.vacant
-        return Pong(self._config.server, row.term if row else 0, False, row.address if row is not None and known else "")
+        if self._held is not None and self._held.in_office:
+            return Pong(self._config.server, self._held.number, True, self._config.manager.listen)
+        row = self._view.row or OfficeRow(0, "", "", 0)
+        return Pong(self._config.server, row.term, False, "" if row.vacant else row.address)
 
     def _is_holder(self) -> bool:
         return self._held is not None and self._held.in_office
-
-    def _held_number(self) -> int:
-        return 0 if self._held is None else self._held.number
 
     def _hears(self) -> bool | None:
         return True if self._is_holder() else hears(self._view, monotonic_s())
 
     def _describe_office(self) -> OfficeInfo:
+        now = monotonic_s()
         row = self._view.row or OfficeRow(0, "", "", 0)
-        since = self._began_s if self._is_holder() else None
+        held = self._held if self._is_holder() else None
         return OfficeInfo(
             server=self._config.server,
-            in_office=self._is_holder(),
-            in_office_s=0.0 if since is None else monotonic_s() - since,
+            in_office=held is not None,
+            in_office_s=0.0 if held is None or self._began_s is None else now - self._began_s,
             hears=self._hears(),
-            manager=row.server,
-            term=row.term,
+            manager=row.server if held is None else self._config.server,
+            term=row.term if held is None else held.number,
             beat=row.beat,
-            address=row.address if row.server else "",
+            address=self._config.manager.listen if held is not None else row.address if row.server else "",
             candidates=self._addresses(),
         )
 
@@ -155,7 +152,7 @@ class Candidate:
                 return read_office(connection), read_members(connection)
 
         try:
-            row, self._members = await trio.to_thread.run_sync(ask)
+            row, self._members = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
         except SQLAlchemyError as error:
             log.warning("cannot read the catalog: %s", error)
             return False
@@ -223,6 +220,7 @@ class Candidate:
                 nursery.start_soon(_guard, held, scope)
                 nursery.start_soon(_leave, held, scope)
                 nursery.start_soon(self._extend_loop, held)
+                nursery.start_soon(self._look_loop)
                 await self._wait_for_predecessor(stand, taken_s)
                 clear = True
                 await self._serve(held, nursery)
@@ -256,11 +254,16 @@ class Candidate:
 
     async def _wait_for_predecessor(self, stand: Stand, taken_s: float) -> None:
         """Returns when nobody acts in an earlier term any more."""
-        stopped = 0
-        while not may_begin(stand, taken_s, stopped, monotonic_s(), self._term_s):
+        row = stand.row
+        while not may_begin(stand, taken_s, row.stopped, monotonic_s(), self._term_s):
             await trio.sleep(self._term_s * WATCH_PART / 2)
-            if await self._look() and self._view.row is not None:
-                stopped = self._view.row.stopped
+            row = self._view.row or row
+
+    async def _look_loop(self) -> None:
+        """The holder looks as well: at what its predecessor says, at the members."""
+        while True:
+            await self._look()
+            await self._pause()
 
     async def _serve(self, term: Term, nursery: trio.Nursery) -> None:
         """Begins to answer; the work of the term goes on in *nursery*."""
