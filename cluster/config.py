@@ -28,7 +28,7 @@ class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: str
     database: str
-    term_s: Seconds = 4.0
+    term_s: Seconds = 2.0
     session_timeout_s: Seconds = 30.0
     claim_timeout_s: Seconds = 30.0
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8

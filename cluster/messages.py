@@ -190,6 +190,68 @@ class Heartbeat(Request[Beat], frozen=True, array_like=True, tag="heartbeat"):
     """Keeps the session alive."""
 
 
+# Any candidate answers the following three at once, to anybody of its cluster: without `Hello`, and without being in office.
+
+
+class Pong(Message, frozen=True, array_like=True, tag="pong"):
+    """`in_office`: the sender holds the office in `term`. Else `term` and `address` are of the last holder that it saw.
+
+    `address` is empty when it saw the office vacant, or nothing yet.
+    """
+
+    server: str
+    term: int
+    in_office: bool
+    address: str = ""
+
+
+class Ping(Request[Pong], frozen=True, array_like=True, tag="ping"):
+    cluster: str
+
+
+class Hearing(Message, frozen=True, array_like=True, tag="hearing"):
+    """Whether `server` hears a manager; `Unavailable` is answered instead while it cannot know yet."""
+
+    server: str
+    hears: bool
+
+
+class AskHearing(Request[Hearing], frozen=True, array_like=True, tag="askhearing"):
+    """The pre-vote: asked by a candidate that has not heard a manager. `term` is the last one that it saw."""
+
+    cluster: str
+    term: int
+
+
+class OfficeInfo(Message, frozen=True, array_like=True, tag="officeinfo"):
+    """What `godwit manager show` shows of one candidate: the office as `server` sees it.
+
+    `in_office` says that `server` is the manager itself, for `in_office_s` seconds; else `manager`, `term`, `beat` and
+    `address` are what it read in the catalog, `manager` being empty if the office is vacant. `hears` is None while it cannot
+    know yet. `candidates` are the addresses that it would ask.
+    """
+
+    server: str
+    in_office: bool
+    in_office_s: float
+    hears: bool | None
+    manager: str
+    term: int
+    beat: int
+    address: str
+    candidates: list[str]
+
+
+class AskOffice(Request[OfficeInfo], frozen=True, array_like=True, tag="askoffice"):
+    cluster: str
+
+
+class StepDown(Request[Done], frozen=True, array_like=True, tag="stepdown"):
+    """The manager ends `term` in order, after its reply; done already if it is of another term."""
+
+    term: int
+
+
 # ---------------------------------------------------------------------------------------- namespace: operations
 
 
@@ -957,6 +1019,10 @@ ManagerRequest = (
     | SetPolicy
     | ListPolicies
     | GetWhere
+    | Ping
+    | AskHearing
+    | AskOffice
+    | StepDown
 )
 
 AgentRequest = (
@@ -1005,4 +1071,7 @@ Reply = (
     | PolicyRow
     | PolicyRows
     | Where
+    | Pong
+    | Hearing
+    | OfficeInfo
 )

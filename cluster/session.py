@@ -15,18 +15,20 @@ from typing import TypeVar
 import trio
 
 from cluster.errors import Fenced, GodwitError, NotManager, Unavailable
+from cluster.finding import Search
 from cluster.leases import ManagerClock
 from cluster.messages import PROTOCOL, Applied, Apply, Heartbeat, Hello, Node, OpenInode, Operation, Request, Welcome
-from cluster.rpc import Channel, connect
+from cluster.rpc import Channel
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-CONNECT_TIMEOUT_S = 1.5
-HEARTBEAT_S = 2.0
-HEARTBEAT_TIMEOUT_S = 4.0
-RETRY_S = 0.2
+# A manager that was cut off is noticed within the sum of both, which is less than an election takes.
+HEARTBEAT_S = 1.0
+HEARTBEAT_TIMEOUT_S = 2.0
+INTRODUCTION_TIMEOUT_S = 4.0
+RETRY_S = 0.1
 
 
 class ManagerSession:
@@ -82,29 +84,28 @@ class ManagerSession:
         channel.close()
 
     async def _find_manager(self, nursery: trio.Nursery) -> Channel | None:
-        for address in list(self._managers):
-            channel = None
-            try:
-                channel = await connect(address, nursery, timeout_s=CONNECT_TIMEOUT_S)
-                await self._introduce(channel)
-            except Fenced as error:
-                self._fenced = error
-                self._connected.set()
-                return None
-            except GodwitError as error:
-                self._last_refusal = str(error)
-                if channel is not None:
-                    channel.close()
-                continue
-            self._managers.remove(address)
-            self._managers.insert(0, address)
+        address, channel = await Search(self._cluster, nursery, self._note_refusal).run(self._managers)
+        try:
+            await self._introduce(channel)
+        except Fenced as error:
+            self._fenced = error
+            self._connected.set()
+        except GodwitError as error:
+            self._note_refusal(str(error))
+        else:
+            if address not in self._managers:
+                self._managers.append(address)
             return channel
+        channel.close()
         return None
+
+    def _note_refusal(self, why: str) -> None:
+        self._last_refusal = why
 
     async def _introduce(self, channel: Channel) -> None:
         before = trio.current_time()
         hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, self._opens(), self._tokens())
-        welcome = await channel.call(hello, timeout_s=HEARTBEAT_TIMEOUT_S)
+        welcome = await channel.call(hello, timeout_s=INTRODUCTION_TIMEOUT_S)
         self.last_contact_s = before
         self.clock.heard(welcome.term, welcome.now_s, before)
         if welcome.term != self.term:

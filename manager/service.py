@@ -1,7 +1,7 @@
 """Requests to handlers: one table, and the rules that hold for all of them.
 
-Only the holder of the office answers. A connection begins with `Hello`; its session must still be live and must not have
-introduced itself again over another connection since.
+Only the holder of the office answers, but for what every candidate is asked. A connection begins with `Hello`; its session must
+still be live and must not have introduced itself again over another connection since.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,9 @@ from cluster.clock import monotonic_s
 from cluster.errors import NotManager, ProtocolError
 from cluster.messages import (
     Apply,
+    AskHearing,
     AskLeases,
+    AskOffice,
     AwaitCopies,
     Beat,
     ClaimTasks,
@@ -29,10 +31,12 @@ from cluster.messages import (
     ListTasks,
     ListUnsettled,
     Open,
+    Ping,
     RegisterVolumes,
     ReportTasks,
     RetryTasks,
     SetPolicy,
+    StepDown,
     Sync,
     TakeInodes,
     Welcome,
@@ -77,7 +81,9 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     SetPolicy: admin.set_policy,
     ListPolicies: admin.list_policies,
     GetWhere: admin.get_where,
+    StepDown: admin.step_down,
 }
+FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
 FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})
 INO_MAX = 2**63 - 1
 
@@ -89,6 +95,9 @@ class Candidate(Protocol):
 
     def describe_manager(self) -> str:
         """Who holds the office, as far as this candidate knows."""
+
+    def answer(self, request: Any) -> Any:
+        """The reply to one of `FOR_CANDIDATES`."""
 
 
 class Connection:
@@ -105,7 +114,7 @@ class Connection:
         """The reply to a question that the store can answer without waiting, else None."""
         question = QUESTIONS.get(type(request))
         if question is None:
-            return None
+            return self._candidate.answer(request) if type(request) in FOR_CANDIDATES else None
         term = self._term_in_office()
         connection = term.store.read_connection
         if connection is None:

@@ -33,6 +33,11 @@ class Bells:
             waiting[0].set()
             del self._waiting[key]
 
+    def ring_all(self) -> None:
+        """Wakes everybody, to find that the term is over."""
+        for key in list(self._waiting):
+            self.ring(key)
+
     @contextmanager
     def listening(self, key: object) -> Iterator[trio.Event]:
         """An event that is set at the next ring; look for what is there already after entering."""

@@ -2,9 +2,10 @@
 
 Writes go through one queue: what arrives while a transaction runs goes together into the next one, in order of arrival
 (group commit). Each transaction begins by checking that the office still has this manager's term; if not, it changes nothing
-and the store is fenced for good. The body of a request must check before it writes, so that a refused one leaves no trace;
-one with several operations uses `Transaction.savepoint`. Bodies have no effects outside the database: those are queued with
-`Transaction.after` and run in the event loop after the commit, in order, before anybody is answered.
+and the store is fenced for good; so it is when the term's time is over. The body of a request must check before it writes,
+so that a refused one leaves no trace; one with several operations uses `Transaction.savepoint`. Bodies have no effects
+outside the database: those are queued with `Transaction.after` and run in the event loop after the commit, in order, before
+anybody is answered.
 
 On SQLite, reads and transactions run in the event loop: they take tens of microseconds each, while a second thread would
 contend with the loop for the interpreter. On PostgreSQL they run in worker threads. Reads see what is committed, whoever is
@@ -52,7 +53,7 @@ POSTGRES_SETTINGS: dict[str, Any] = {
     "keepalives_idle": 2,
     "keepalives_interval": 1,
     "keepalives_count": 3,
-    "options": "-c idle_in_transaction_session_timeout=3000",
+    "options": "-c idle_in_transaction_session_timeout=2000",
     "application_name": "godwit",
 }
 
@@ -199,8 +200,17 @@ def _no_answer(error: DBAPIError) -> NotManager:
 class Store:
     """The catalog's database during one term. `run` must be running for `write` to return."""
 
-    def __init__(self, writer: Engine, reader: Engine, term: int, *, on_fenced: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        writer: Engine,
+        reader: Engine,
+        term: int,
+        *,
+        on_fenced: Callable[[], None],
+        in_office: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.term = term
+        self._in_office = in_office
         self._writer = writer
         self._reader = reader
         self._on_fenced = on_fenced
@@ -228,7 +238,9 @@ class Store:
         return self._read_connection
 
     async def read(self, question: Callable[[Connection], T]) -> T:
-        """The answer to a quick *question*, on what is committed now."""
+        """The answer to a quick *question*, on what is committed now. Raises `NotManager` when the term is over."""
+        if self._closed is not None:
+            raise self._ended()
         if self._read_connection is not None:
             return question(self._read_connection)
         return await trio.to_thread.run_sync(self._ask, question, limiter=self._threads)
@@ -318,6 +330,8 @@ class Store:
                     item.done.set()
 
     async def _commit_batch(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
+        if not self._in_office():
+            raise Fenced("its time was over")
         if self._inline:
             return self._commit(batch)
         effects: list[Callable[[], None]] = []

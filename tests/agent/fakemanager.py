@@ -34,6 +34,8 @@ from cluster.messages import (
     ManagerRequest,
     Node,
     Operation,
+    Ping,
+    Pong,
     Registered,
     RegisterVolumes,
     ReportTasks,
@@ -243,6 +245,8 @@ class _Connection:
                 self._server, self._session = request.server, request.session
                 manager.return_claims(request.server)
                 return Welcome(manager.term, "fake", manager.session_timeout_s, [], time.monotonic())
+            case Ping():
+                return Pong("fake", manager.term, True, manager.address)
             case Heartbeat():
                 return Beat(manager.term, time.monotonic())
             case AskLeases():
