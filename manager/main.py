@@ -16,6 +16,7 @@ from cluster.errors import GodwitError, NotManager, Unavailable, own_error
 from cluster.messages import ManagerRequest
 from cluster.rpc import listen
 from manager.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
+from manager.membership import requeue_loop
 from manager.migrate import migrate
 from manager.office import (
     EXTEND_PART,
@@ -116,7 +117,7 @@ class Candidate:
             nursery.cancel_scope.cancel()
             return
         self.term = term
-        for loop in (self._extend_loop, tick_loop, reap_loop, scan_loop, forget_replies_loop):
+        for loop in (self._extend_loop, tick_loop, reap_loop, scan_loop, requeue_loop, forget_replies_loop):
             nursery.start_soon(_keep_going, loop, term)
 
     async def _extend_loop(self, term: Term) -> None:

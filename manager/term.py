@@ -11,6 +11,7 @@ from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
 from manager.claims import Claims
 from manager.inodes import find_inode
+from manager.liveness import Delays
 from manager.members import Members
 from manager.office import SAFE_PART
 from manager.policies import Policies
@@ -51,7 +52,8 @@ class Term:
         """Loads what the memory starts with."""
         now = monotonic_s()
         sessions = Sessions(self.config.manager.session_timeout_s)
-        members = await self.store.read(lambda connection: Members(connection, now))
+        delays = Delays(self.config.manager.suspect_s, self.config.manager.down_s)
+        members = await self.store.read(lambda connection: Members(connection, now, delays))
         self.state = State(self.number, sessions, members, Policies())
         self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
         for task, claim, server, version in await self.store.write(begin_queue):
