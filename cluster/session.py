@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import trio
 
-from cluster.errors import Fenced, GodwitError, NotManager, Unavailable
+from cluster.errors import Fenced, GodwitError, NotManager, Refused, Unavailable
 from cluster.messages import PROTOCOL, Applied, Apply, Heartbeat, Hello, Node, OpenInode, Operation, Request, Welcome
 from cluster.rpc import Channel, connect
 
@@ -26,6 +26,7 @@ CONNECT_TIMEOUT_S = 1.5
 HEARTBEAT_S = 2.0
 HEARTBEAT_TIMEOUT_S = 4.0
 RETRY_S = 0.2
+REFUSED_RETRY_S = 2.0
 
 
 class ManagerSession:
@@ -44,6 +45,7 @@ class ManagerSession:
         self.session = secrets.randbits(63)
         self.term = 0
         self.last_contact_s = -1e9
+        self._configured = list(managers)
         self._managers = list(managers)
         self._cluster = cluster
         self._server = server
@@ -53,6 +55,7 @@ class ManagerSession:
         self._channel: Channel | None = None
         self._connected = trio.Event()
         self._last_refusal = "none of them answered"
+        self._logged_refusal = ""
         self._request_ids = itertools.count(1)
         self._outstanding: set[int] = set()
         self._fenced: Fenced | None = None
@@ -68,7 +71,7 @@ class ManagerSession:
     async def _keep_connected(self, nursery: trio.Nursery) -> None:
         channel = await self._find_manager(nursery)
         if channel is None:
-            await trio.sleep(RETRY_S)
+            await trio.sleep(REFUSED_RETRY_S if self._logged_refusal else RETRY_S)
             return
         self._channel = channel
         self._connected.set()
@@ -88,14 +91,23 @@ class ManagerSession:
                 self._connected.set()
                 return None
             except GodwitError as error:
-                self._last_refusal = str(error)
+                self._note_refusal(error)
                 if channel is not None:
                     channel.close()
                 continue
-            self._managers.remove(address)
-            self._managers.insert(0, address)
             return channel
         return None
+
+    def _note_refusal(self, error: GodwitError) -> None:
+        """A manager that does not want this process says so once in its log; the process waits until it is wanted again."""
+        self._last_refusal = str(error)
+        if isinstance(error, Refused) and self._logged_refusal != str(error):
+            self._logged_refusal = str(error)
+            log.error("the manager refuses this %s: %s", self._role, error)
+
+    def _learn_managers(self, current: str, named: Sequence[str]) -> None:
+        """The candidates to ask from now on: the present manager, those that the configuration has, and those of all members."""
+        self._managers = list(dict.fromkeys([current, *self._configured, *named]))
 
     async def _introduce(self, channel: Channel) -> None:
         before = trio.current_time()
@@ -105,6 +117,8 @@ class ManagerSession:
         if welcome.term != self.term:
             log.info("the manager is %s, term %d", welcome.manager, welcome.term)
         self.term = welcome.term
+        self._logged_refusal = ""
+        self._learn_managers(channel.peer, welcome.managers)
         self._on_welcome(welcome)
 
     async def _heartbeats(self, channel: Channel) -> None:

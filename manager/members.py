@@ -222,6 +222,10 @@ class Members:
         """From now on nothing is placed on the server: what follows in the queue of transactions finds it closed."""
         self._closed |= {server}
 
+    def is_closed(self, server: str) -> bool:
+        """Whether somebody has closed it and not reopened it."""
+        return server in self._closed
+
     def reopen(self, server: str) -> None:
         """Takes `close` back."""
         self._closed -= {server}

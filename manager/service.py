@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from cluster.clock import monotonic_s
 from cluster.errors import NotManager, ProtocolError
 from cluster.messages import (
+    AddServer,
     Apply,
     AwaitCopies,
     ClaimTasks,
@@ -18,6 +19,7 @@ from cluster.messages import (
     ExtendClaims,
     FindStrays,
     GetPolicy,
+    GetServer,
     GetStatus,
     GetWhere,
     Heartbeat,
@@ -27,6 +29,7 @@ from cluster.messages import (
     ListUnsettled,
     Open,
     RegisterVolumes,
+    RemoveServer,
     ReportTasks,
     RetryTasks,
     SetPolicy,
@@ -35,7 +38,7 @@ from cluster.messages import (
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, opening
+from manager import admin, agents, opening, servers
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
@@ -72,6 +75,9 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     SetPolicy: admin.set_policy,
     ListPolicies: admin.list_policies,
     GetWhere: admin.get_where,
+    GetServer: servers.get_server,
+    RemoveServer: servers.remove_server,
+    AddServer: servers.add_server,
 }
 FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})
 INO_MAX = 2**63 - 1
