@@ -54,10 +54,10 @@ def examine(volume: LocalVolume, last: VolumeState) -> Report:
         if volume.layout.identity().uuid != volume.uuid:
             return Report(unusable(last), f"{last.path}: another volume is there now")
         status = os.statvfs(volume.layout.root)
-    except FileNotFoundError:
-        return Report(unusable(last), f"{last.path}: the volume is missing (is its disk mounted?)")
-    except (OSError, GodwitError) as error:
-        return Report(unusable(last), f"{last.path}: {error}")
+    except GodwitError as error:
+        return Report(unusable(last), f"{error} (is its disk mounted?)")
+    except OSError as error:
+        return Report(unusable(last), f"{last.path}: {error.strerror}")
     total, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
     state = msgspec.structs.replace(last, total_bytes=total, free_bytes=free)
     if status.f_flag & os.ST_RDONLY:
