@@ -104,6 +104,10 @@ class Members:
         """Whether the server's agent gets tasks."""
         return self._meaning(server).works
 
+    def accepts(self, server: str) -> bool:
+        """Whether new files and copies may be put on the server."""
+        return self._meaning(server).accepts and server not in self._closed
+
     def counts(self, server: str) -> bool:
         """Whether replicas on the server count as copies."""
         return self._meaning(server).counts
