@@ -17,6 +17,8 @@ COOKIE_TERM_BITS = 40
 REAP = "reap"
 SCAN = "scan"
 QUEUE = "queue"
+MIGRATE = "migrate"
+VOLUME_SCAN = "volume scan"
 
 
 class Bells:
@@ -60,6 +62,7 @@ class State:
         self.unlinked: set[int] = set()  # orphans that are open; the others are found when the grace time ends
         self.reaping: set[int] = set()
         self.to_reap: list[int] = []
+        self.has_moves = False  # whether any file may have moves: else nobody looks for them
         self._changing: Counter[int] = Counter()
         self._commit_sequences: dict[tuple[int, int], int] = {}  # the committer's opens for writing that a commit ends
         self._cookies = itertools.count(term << COOKIE_TERM_BITS | 1)
@@ -105,6 +108,11 @@ class State:
     def may_move_home(self, ino: int) -> bool:
         """Whether nobody can be writing the inode (asked in the transaction that moves its home, with `dirty` clear)."""
         return not (self.in_grace or self.is_changing(ino) or self.sessions.is_written(ino))
+
+    def begin_moves(self) -> None:
+        """A migration exists: from now on files are looked at for their moves, and whoever carries it out wakes."""
+        self.has_moves = True
+        self.bells.ring(MIGRATE)
 
     def lost_name(self, ino: int) -> None:
         """The last name of an inode is gone: it is reaped now, or when the last session closes it."""
