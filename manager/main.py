@@ -17,6 +17,7 @@ from cluster.messages import ManagerRequest
 from cluster.rpc import listen
 from manager.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
 from manager.migrate import migrate
+from manager.migrating import migrate_loop
 from manager.office import (
     EXTEND_PART,
     SAFE_PART,
@@ -31,6 +32,7 @@ from manager.office import (
 from manager.service import Connection
 from manager.store import Store, make_engines, retrying, write_transaction
 from manager.term import Term
+from manager.volume_scans import volume_scan_loop
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ class Candidate:
             nursery.cancel_scope.cancel()
             return
         self.term = term
-        for loop in (self._extend_loop, tick_loop, reap_loop, scan_loop, forget_replies_loop):
+        for loop in (self._extend_loop, tick_loop, reap_loop, scan_loop, volume_scan_loop, migrate_loop, forget_replies_loop):
             nursery.start_soon(_keep_going, loop, term)
 
     async def _extend_loop(self, term: Term) -> None:

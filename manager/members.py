@@ -7,12 +7,13 @@ import errno
 from collections.abc import Iterable
 from typing import Any
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, insert, select, update
 
 from cluster.errors import refused
 from cluster.messages import Space, Volume, VolumeState
 from manager.placement import Place
-from manager.schema import counters, volumes
+from manager.schema import counters, servers, volumes
 from manager.store import Transaction
 
 UP_FOR_S = 7.0  # an agent that was heard within this time is up: three heartbeats
@@ -28,6 +29,7 @@ _COLUMNS = (
     volumes.c.total_bytes,
     volumes.c.free_bytes,
 )
+_DRAINING = select(servers.c.server).where(servers.c.draining != 0)
 
 
 class Members:
@@ -38,6 +40,7 @@ class Members:
         self._stored_free: dict[int, int] = {}
         self._heard: dict[str, float] = {}
         self._started = now
+        self._draining = frozenset(connection.execute(_DRAINING).scalars())
         self._up: frozenset[str] = frozenset()
         for row in connection.execute(select(*_COLUMNS)):
             self.learn([_volume(row)])
@@ -51,7 +54,7 @@ class Members:
     def volumes(self) -> list[Volume]:
         """All volumes, with whether their server is up."""
         ordered = sorted(self._volumes.items())
-        return [_with_up(volume, volume.server in self._up) for _number, volume in ordered]
+        return [replace(volume, up=volume.server in self._up, accepts=self.accepts(volume.server)) for _number, volume in ordered]
 
     def of_server(self, server: str) -> list[int]:
         return sorted(number for number, volume in self._volumes.items() if volume.server == server)
@@ -59,10 +62,16 @@ class Members:
     def is_up(self, server: str) -> bool:
         return server in self._up
 
+    def accepts(self, server: str) -> bool:
+        """Whether new files and copies may be put on the server."""
+        return server not in self._draining
+
     def places(self) -> dict[int, Place]:
         """The volumes as placement sees them."""
         return {
-            number: Place(number, v.server, v.device, v.total_bytes, v.free_bytes, v.server in self._up)
+            number: Place(
+                number, v.server, v.device, v.total_bytes, v.free_bytes, v.server in self._up, accepts=self.accepts(v.server)
+            )
             for number, v in self._volumes.items()
         }
 
@@ -80,6 +89,10 @@ class Members:
         self._heard[server] = now
         if server not in self._up:
             self._up |= {server}
+
+    def set_draining(self, server: str, draining: bool) -> None:
+        """The server is wanted empty from now on, or not any more."""
+        self._draining = self._draining | {server} if draining else self._draining - {server}
 
     def tick(self, now: float) -> None:
         """Finds out who is down. Servers that this manager has not heard yet count as heard when it took office."""
@@ -111,22 +124,6 @@ class Members:
 def _volume(row: Any) -> Volume:
     return Volume(
         row.volume, row.server, row.path, row.address, row.total_bytes, row.free_bytes, row.device, up=True, uuid=row.uuid
-    )
-
-
-def _with_up(volume: Volume, up: bool) -> Volume:
-    if volume.up == up:
-        return volume
-    return Volume(
-        volume.volume,
-        volume.server,
-        volume.path,
-        volume.address,
-        volume.total_bytes,
-        volume.free_bytes,
-        volume.device,
-        up,
-        volume.uuid,
     )
 
 

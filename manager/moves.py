@@ -123,7 +123,7 @@ class Step:
 
 def look_at_target(move: Move, size: int, stored: Collection[int], places: Mapping[int, Place]) -> Step | None:
     """What keeps the move from having any effect on the file's copies at present; None if nothing does."""
-    if move.target == 0 or move.state == MOVE_DELETING:
+    if move.target == 0:
         return None
     place = places.get(move.target)
     if place is None or not place.counts:

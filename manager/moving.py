@@ -7,7 +7,7 @@ in which a copy or a deletion was reported. Paused moves have no effect on where
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from sqlalchemy import bindparam, or_, select, update
+from sqlalchemy import Connection, bindparam, or_, select, update
 
 from cluster.clock import file_time_ns
 from cluster.messages import (
@@ -19,6 +19,7 @@ from cluster.messages import (
     MOVE_PLANNED,
     MOVE_WAITING,
     PAUSED,
+    PLANNING,
     RUNNING,
 )
 from cluster.messages import MIGRATION_FAILED as FAILED
@@ -58,6 +59,7 @@ _SET = Hot(
     )
     .values(state=bindparam("to_state"), error=bindparam("to_error"), changed_ns=bindparam("to_changed_ns"))
 )
+_OPEN_ORDER = select(migrations.c.migration).where(migrations.c.ended_ns == 0).limit(1)
 _REOPEN = Hot(
     update(migrations)
     .where(migrations.c.migration == bindparam("b_migration"), migrations.c.state == FAILED)
@@ -66,11 +68,17 @@ _REOPEN = Hot(
 
 
 def moves_of(tx: Transaction, ino: int) -> list[Move]:
-    """The active moves of an inode, and those that failed."""
+    """The active moves of an inode, and those that failed in migrations that are not over."""
     return [
         Move(row.migration, row.source, row.target, row.state, row.order_state == PAUSED, row.error)
         for row in _MOVES.all(tx.connection, {"ino": ino})
+        if row.state != MOVE_FAILED or row.order_state in (PLANNING, RUNNING, PAUSED, FAILED)
     ]
+
+
+def has_open_orders(connection: Connection) -> bool:
+    """Whether any migration is not over."""
+    return connection.execute(_OPEN_ORDER).first() is not None
 
 
 def active_moves(tx: Transaction, state: State, ino: int) -> list[Move]:

@@ -12,9 +12,11 @@ from cluster.errors import NotManager, ProtocolError
 from cluster.messages import (
     Apply,
     AwaitCopies,
+    ChangeMigration,
     ClaimTasks,
     Close,
     Done,
+    DrainServer,
     ExtendClaims,
     FindStrays,
     GetPolicy,
@@ -22,20 +24,24 @@ from cluster.messages import (
     GetWhere,
     Heartbeat,
     Hello,
+    ListMigrations,
+    ListMoves,
     ListPolicies,
     ListTasks,
     ListUnsettled,
     Open,
+    PlanMigration,
     RegisterVolumes,
     ReportTasks,
     RetryTasks,
     SetPolicy,
+    StartMigration,
     Sync,
     TakeInodes,
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, opening
+from manager import admin, agents, foresight, opening, orders
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
@@ -72,6 +78,12 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     SetPolicy: admin.set_policy,
     ListPolicies: admin.list_policies,
     GetWhere: admin.get_where,
+    StartMigration: orders.start_migration,
+    DrainServer: orders.drain_server,
+    PlanMigration: foresight.plan_migration,
+    ListMigrations: orders.list_migrations,
+    ChangeMigration: orders.change_migration,
+    ListMoves: orders.list_moves,
 }
 FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})
 INO_MAX = 2**63 - 1

@@ -12,6 +12,7 @@ from cluster.config import ServerConfig
 from manager.claims import Claims
 from manager.inodes import find_inode
 from manager.members import Members
+from manager.moving import has_open_orders
 from manager.office import SAFE_PART
 from manager.policies import Policies
 from manager.queue import begin_queue
@@ -53,6 +54,7 @@ class Term:
         sessions = Sessions(self.config.manager.session_timeout_s)
         members = await self.store.read(lambda connection: Members(connection, now))
         self.state = State(self.number, sessions, members, Policies())
+        self.state.has_moves = await self.store.read(has_open_orders)
         self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)
