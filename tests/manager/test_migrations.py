@@ -590,6 +590,7 @@ def test_the_home_of_a_server_that_is_down_for_long_moves_unless_the_file_is_dir
             members.places = without_s1  # type: ignore[assignment, method-assign]
             await office.store.write(lambda tx: queue_volume_scan(tx, office.state, 1))
             await other.one(Commit(clean.ino, 1, 3, Content(10, 8, NOW, NOW), True))
+            await other.ask(Close([Closing(clean.ino, 2)]))
 
             async def moved() -> bool:
                 await work(agents, servers="s2 s3")
