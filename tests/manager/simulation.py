@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from cluster.messages import Pong
 from manager import election
-from manager.election import Ask, OfficeRow, Stand, View
+from manager.election import Ask, OfficeRow, Stand, Taken, View
 
 TERM_S = 2.0
 CLOCK_ERROR = 0.05
@@ -26,13 +26,13 @@ class Rules:
     """What may be broken on purpose, to see that the simulation notices."""
 
     safe_until: Callable[[float, float], float] = election.safe_until
-    may_begin: Callable[[Stand, float, int, float, float], bool] = election.may_begin
-    always_resigns: bool = False
+    may_begin: Callable[[Stand, Taken, float, int, float, float], bool] = election.may_begin
+    resigns_unbegun: bool = False
 
 
 @dataclass
 class Weather:
-    """What the world does to messages and processes from now on. `links`: who reaches whom; `catalog`: who reaches the register."""
+    """What the world does to messages from now on. `links`: who reaches whom; `catalog`: who reaches the register."""
 
     links: set[frozenset[int]]
     catalog: set[int]
@@ -45,6 +45,7 @@ class Tenure:
     """A term that a candidate has taken."""
 
     stand: Stand
+    taken: Taken
     taken_s: float
     deadline_s: float
     begun: bool = False
@@ -99,6 +100,10 @@ class World:
         self._later(process, self.dice.uniform(0, 0.2), lambda: self._look(process))
         self._later(process, self.dice.uniform(0, 0.2), lambda: self._ping(process))
 
+    def kill(self, number: int) -> None:
+        """Ends a candidate for good."""
+        self._processes.pop(number)
+
     def clock(self, number: int) -> float:
         return self._offsets[number] + self._rates[number] * self.now
 
@@ -115,7 +120,7 @@ class World:
             when, order, number, life, what = heapq.heappop(self._events)
             self.now = max(self.now, when)
             if number is not None:
-                if self._processes[number].life != life:
+                if number not in self._processes or self._processes[number].life != life:
                     continue
                 if self.paused_until[number] > self.now:
                     heapq.heappush(self._events, (self.paused_until[number], order, number, life, what))
@@ -128,6 +133,10 @@ class World:
     def acting(self) -> list[Process]:
         """Who believes that it may act; a process that is paused now still would, when it goes on."""
         return [process for process in self._processes.values() if self._acts(process)]
+
+    def waiting(self) -> list[Process]:
+        """Who has the office, but not begun."""
+        return [process for process in self._processes.values() if process.held is not None and not process.held.begun]
 
     def _acts(self, process: Process) -> bool:
         held = process.held
@@ -146,8 +155,8 @@ class World:
     def _send(self, sender: int, receiver: int, deliver: Callable[[Process], None]) -> None:
         """One way of a message: perhaps."""
         reaches = sender == receiver or frozenset((sender, receiver)) in self.weather.links
-        if reaches and self.dice.random() >= self.weather.loss:
-            process = self._processes[receiver]
+        process = self._processes.get(receiver)
+        if reaches and process is not None and self.dice.random() >= self.weather.loss:
             when = self.now + self._latency()
             heapq.heappush(self._events, (when, next(self._order), receiver, process.life, lambda: deliver(process)))
 
@@ -229,7 +238,7 @@ class World:
             return
         ask, me.asking = me.asking[0], None
         if election.elected(ask, answers, self.size):
-            self._take(me, Stand(ask.row, clear=not ask.of_all))
+            self._take(me, ask.stand())
         else:
             me.view = election.refused(me.view, self.clock(me.number))
 
@@ -237,23 +246,25 @@ class World:
         started = self.clock(me.number)
 
         def compare_and_set() -> object:
-            same = self.row.term == stand.row.term and (self.row.beat == stand.row.beat or not stand.clear)
-            if same:
-                server = str(me.number)
-                self.row = replace(self.row, term=self.row.term + 1, beat=self.row.beat + 1, server=server, address=server)
-            return same
+            if self.row.term != stand.row.term or (stand.clear and self.row.beat != stand.row.beat):
+                return Taken.LOST
+            taken = Taken.AS_SEEN if self.row.beat == stand.row.beat else Taken.DEPOSED
+            server = str(me.number)
+            self.row = replace(self.row, term=self.row.term + 1, beat=self.row.beat + 1, server=server, address=server)
+            return taken
 
         def done(taken: object) -> None:
-            if taken and me.held is None:
-                self._hold(me, stand, started)
+            assert isinstance(taken, Taken)
+            if taken is not Taken.LOST and me.held is None:
+                self._hold(me, stand, taken, started)
 
         self._transact(me, compare_and_set, done)
 
     # --------------------------------------------------------------------------------------------------- in office
 
-    def _hold(self, me: Process, stand: Stand, started: float) -> None:
-        held = me.held = Tenure(stand, self.clock(me.number), self.rules.safe_until(started, TERM_S))
-        self._maybe_begin(me, self.row if stand.clear else stand.row)
+    def _hold(self, me: Process, stand: Stand, taken: Taken, started: float) -> None:
+        held = me.held = Tenure(stand, taken, self.clock(me.number), self.rules.safe_until(started, TERM_S))
+        self._maybe_begin(me, stand.row)
         self._later(me, TERM_S * election.EXTEND_PART, lambda: self._extend(me, held))
         self._guard(me, held)
 
@@ -270,7 +281,7 @@ class World:
         held = me.held
         assert held is not None
         now = self.clock(me.number)
-        if not held.begun and self.rules.may_begin(held.stand, held.taken_s, row.stopped, now, TERM_S):
+        if not held.begun and self.rules.may_begin(held.stand, held.taken, held.taken_s, row.stopped, now, TERM_S):
             held.begun = True
             self.history.append((self.now, held.number, me.number))
 
@@ -304,7 +315,7 @@ class World:
             aside_term=me.view.aside_term,
             aside_until_s=me.view.aside_until_s,
         )
-        if not (held.begun or self.rules.always_resigns):
+        if not (held.begun or self.rules.resigns_unbegun):
             return
 
         def resign() -> object:

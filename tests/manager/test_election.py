@@ -23,6 +23,7 @@ from manager.election import (
     Seat,
     Stand,
     Step,
+    Taken,
     View,
     Voice,
     Watch,
@@ -104,9 +105,9 @@ def test_the_documentation_shows_the_times() -> None:
 def test_a_holder_that_neither_beats_nor_answers_is_followed_when_most_of_those_who_answer_agree() -> None:
     view = answered(watched(), in_office(), 1.0)
     view = saw(view, OfficeRow(3, "s1", "s1:1", 11), 1.2)
-    assert decide(view, 5.1) == Watch()
+    assert decide(view, 4.9) == Watch()
     ask = decide(view, 5.2)
-    assert ask == Ask(OfficeRow(3, "s1", "s1:1", 11), of_all=False)
+    assert ask == Ask(OfficeRow(3, "s1", "s1:1", 11), 1.2, of_all=False)
     assert isinstance(ask, Ask)
     assert elected(ask, {}, 3)
     assert elected(ask, {"s2": False}, 3)
@@ -119,7 +120,7 @@ def test_a_holder_that_beats_is_deposed_only_by_most_of_all_members() -> None:
     for beat in range(11, 17):
         view = saw(view, OfficeRow(3, "s1", "s1:1", beat), beat - 10.0)
     ask = decide(view, 6.0)
-    assert ask == Ask(OfficeRow(3, "s1", "s1:1", 16), of_all=True)
+    assert ask == Ask(OfficeRow(3, "s1", "s1:1", 16), 6.0, of_all=True)
     assert isinstance(ask, Ask)
     assert not elected(ask, {}, 2)
     assert not elected(ask, {}, 3)
@@ -139,7 +140,7 @@ def test_the_members_are_not_waited_for_once_most_of_them_are_deaf() -> None:
 def test_what_is_settled_elects(answers: dict[str, bool], silent: int, of_all: bool) -> None:
     members = len(answers) + 1 + silent
     if is_settled(answers, members):
-        assert elected(Ask(ROW, of_all), answers, members)
+        assert elected(Ask(ROW, 0.0, of_all), answers, members)
 
 
 def test_patience_delays_the_question_but_not_the_answer() -> None:
@@ -160,8 +161,8 @@ def test_who_has_just_begun_to_listen_does_not_know() -> None:
 def test_a_holder_that_says_it_is_not_in_office_is_believed() -> None:
     view = answered(answered(watched(), in_office(), 1.0), Pong("s1", 3, False), 2.0)
     assert hears(view, 2.0) is False
-    assert decide(view, T - 0.1) == Ask(ROW, of_all=True)
-    assert decide(view, T) == Ask(ROW, of_all=False)
+    assert decide(view, T - 0.1) == Ask(ROW, 0.0, of_all=True)
+    assert decide(view, T) == Ask(ROW, 0.0, of_all=False)
 
 
 def test_others_pongs_and_those_of_earlier_terms_say_nothing() -> None:
@@ -178,12 +179,12 @@ def test_a_new_holder_has_a_whole_term_to_be_heard() -> None:
 
 def test_a_vacant_office_is_taken_at_once_but_not_by_who_stepped_down() -> None:
     vacant = OfficeRow(3, "", "", 11)
-    assert decide(watched(vacant), 0.0) == Stand(vacant, clear=True)
+    assert decide(watched(vacant), 0.0) == Stand(vacant, 0.0, clear=True)
     view = stepped_aside(watched(vacant), 3, 0.0)
     assert decide(view, 0.0) == Watch()
-    assert decide(view, 2 * T) == Stand(vacant, clear=True)
+    assert decide(view, 2 * T) == Stand(vacant, 0.0, clear=True)
     later = OfficeRow(4, "", "", 13)
-    assert decide(saw(view, later, 1.0), 1.0) == Stand(later, clear=True)
+    assert decide(saw(view, later, 1.0), 1.0) == Stand(later, 1.0, clear=True)
 
 
 def test_who_was_refused_asks_again_soon_and_then_less_often() -> None:
@@ -196,15 +197,17 @@ def test_who_was_refused_asks_again_soon_and_then_less_often() -> None:
         now = view.ask_after_s
     assert pauses[:4] == [T * WATCH_PART, T * WATCH_PART * 2, T * WATCH_PART * 4, T]
     assert set(pauses[3:]) == {T}
-    assert decide(saw(view, OfficeRow(4, "", "", 20), now), now) == Stand(OfficeRow(4, "", "", 20), clear=True)
+    assert decide(saw(view, OfficeRow(4, "", "", 20), now), now) == Stand(OfficeRow(4, "", "", 20), now, clear=True)
 
 
 def test_who_deposes_waits_for_the_deposed() -> None:
-    stand = Stand(ROW, clear=False)
-    assert not may_begin(stand, 10.0, 2, 10.0, T)
-    assert may_begin(stand, 10.0, 3, 10.0, T)
-    assert may_begin(stand, 10.0, 0, 10.0 + T, T)
-    assert may_begin(Stand(ROW, clear=True), 10.0, 0, 10.0, T)
+    stand = Stand(ROW, 9.0, clear=False)
+    assert not may_begin(stand, Taken.AS_SEEN, 10.0, 2, 9.0 + T - 0.1, T)
+    assert may_begin(stand, Taken.AS_SEEN, 10.0, 2, 9.0 + T, T)
+    assert not may_begin(stand, Taken.DEPOSED, 10.0, 2, 9.0 + T, T)
+    assert may_begin(stand, Taken.DEPOSED, 10.0, 2, 10.0 + T, T)
+    assert may_begin(stand, Taken.DEPOSED, 10.0, 3, 10.0, T)
+    assert may_begin(Stand(ROW, 9.0, clear=True), Taken.AS_SEEN, 10.0, 0, 10.0, T)
 
 
 def test_the_holder_has_stopped_before_the_slowest_watcher_stands() -> None:
@@ -215,6 +218,7 @@ def test_the_holder_has_stopped_before_the_slowest_watcher_stands() -> None:
 
 # --------------------------------------------------------------------------------------------------- the simulation
 
+IN_TIME_S = 1.95 * TERM_S  # docs/election.md: what the clients have left of their 5 s
 RECOVERY_S = 4.5 * TERM_S  # the longest way: still, patient, refused and asking again, deposing, waiting for the deposed
 
 
@@ -270,14 +274,29 @@ def test_one_server_that_is_cut_off_deposes_nobody() -> None:
         assert len(world.history) == 1
 
 
+@pytest.mark.parametrize("fault", ["killed", "cut off"])
+def test_another_one_is_in_office_in_time(fault: str) -> None:
+    """On a network that works, whenever it happens and whatever the clocks and the patience of the others."""
+    for seed in range(100):
+        world = World(3, random.Random(seed))
+        world.run(10.0 + seed / 25)
+        (manager,) = world.acting()
+        if fault == "killed":
+            world.kill(manager.number)
+        else:
+            world.weather.links.difference_update({pair for pair in world.calm.links if manager.number in pair})
+        world.run(world.now + IN_TIME_S)
+        assert [other.number for other in world.acting()] not in ([], [manager.number]), seed
+
+
 @pytest.mark.parametrize(
     "broken",
     [
         Rules(safe_until=lambda began_s, term_s: began_s + 1.3 * term_s),
         Rules(may_begin=lambda *_: True),
-        Rules(may_begin=lambda stand, _taken, stopped, _now, _term: stand.clear or stopped >= 0),
+        Rules(may_begin=lambda stand, _taken, _at, stopped, _now, _term: stand.clear or stopped >= stand.row.term - 1),
     ],
-    ids=["a holder that stops late", "a successor that does not wait", "a successor that believes anything"],
+    ids=["a holder that stops late", "a successor that does not wait", "one that believes what was said of earlier terms"],
 )
 def test_the_simulation_notices_broken_rules(broken: Rules) -> None:
     def is_caught(seed: int) -> bool:
@@ -288,3 +307,31 @@ def test_the_simulation_notices_broken_rules(broken: Rules) -> None:
         return False
 
     assert any(is_caught(seed) for seed in range(200))
+
+
+def depose_and_step_down(seed: int, rules: Rules) -> bool:
+    """A holder that nobody hears loses its catalog, too; who deposes it is told to step down at once. Whether that happened."""
+    world = World(3, random.Random(seed), rules)
+    world.run(10.0 + seed / 50)
+    (manager,) = world.acting()
+    world.weather.links.difference_update({pair for pair in world.calm.links if manager.number in pair})
+    world.run(world.now + 0.95 * TERM_S)
+    world.weather.catalog.discard(manager.number)
+    stop_at = world.now + 2 * TERM_S
+    while world.now < stop_at:
+        world.run(world.now + 0.01)
+        for waiting in [process for process in world.waiting() if process is not manager]:
+            world.step_down(waiting.number)
+            world.run(world.now + TERM_S)
+            return True
+    return False
+
+
+def test_who_has_not_begun_does_not_speak_for_those_before_it() -> None:
+    assert sum(depose_and_step_down(seed, Rules()) for seed in range(100)) > 10
+
+
+def test_the_simulation_notices_when_it_does() -> None:
+    broken = Rules(resigns_unbegun=True)
+    with pytest.raises(TwoManagers):
+        assert not any([depose_and_step_down(seed, broken) for seed in range(100)])

@@ -24,7 +24,7 @@ from tests.network.load import Load
 
 ROUNDS = 10
 GAP_S = 5.0
-BEFORE = 40  # operations of each worker before the fault, and after it
+BEFORE = 20  # operations of each worker before the fault, and after it
 TERM_S = 2.0
 
 needs_postgresql = pytest.mark.skipif(not list(PROGRAMS.glob("*/bin/postgres")), reason="no PostgreSQL: package postgresql")
