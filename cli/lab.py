@@ -11,13 +11,13 @@ from typing import Annotated
 
 import typer
 
-from cli.labview import lab_object, lab_objects, print_labs, print_up
+from cli.labview import lab_object, lab_objects, print_labs, print_up, server_object
 from cli.render import print_json, print_line
 from cli.target import JsonOption, RootOption, only_lab
 from cluster.errors import Refused
 from lab.lab import DEFAULT_ROOT, START_TIMEOUT_S, Lab
 from lab.registry import lab_lock, registered
-from lab.state import PARTS, STATE_FILE, read_state
+from lab.state import SQLITE, STATE_FILE, read_state
 from lab.teardown import end_everything, has_remains
 from lab.tools import require_root
 
@@ -39,7 +39,7 @@ class Part(StrEnum):
     MANAGER = "manager"
 
 
-ServerArgument = Annotated[str, typer.Argument(metavar="SERVER", help="s1, s2, …", show_default=False)]
+HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="s1, s2, …, or db: the lab's PostgreSQL.", show_default=False)]
 PartArgument = Annotated[Part, typer.Argument(help="Which of its processes.")]
 
 
@@ -47,7 +47,10 @@ PartArgument = Annotated[Part, typer.Argument(help="Which of its processes.")]
 def up(
     servers: Annotated[int | None, typer.Option("--servers", metavar="N", help="How many servers.  [default: 3]")] = None,
     volumes: Annotated[int | None, typer.Option("--volumes", metavar="K", help="How many volumes each.  [default: 1]")] = None,
-    db: Annotated[str | None, typer.Option("--db", metavar="URL", help="The catalog's database.  [default: SQLite]")] = None,
+    db: Annotated[
+        str | None,
+        typer.Option("--db", metavar="DATABASE", help="sqlite; postgresql, started by the lab; or a URL.  [default: sqlite]"),
+    ] = None,
     root: RootOption = None,
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long it may take.")
@@ -62,6 +65,7 @@ def up(
     Examples:
       godwit lab up
       godwit lab up --servers 5 --volumes 2 --root /tmp/five
+      godwit lab up --db postgresql
     """
     require_root()
     folder = Path(os.path.realpath(root or DEFAULT_ROOT))
@@ -81,7 +85,7 @@ def _make_or_load(root: Path, servers: int | None, volumes: int | None, db: str 
     for option, given, made in (
         ("--servers", servers, state.servers),
         ("--volumes", volumes, state.volumes),
-        ("--db", db, state.database),
+        ("--db", db, state.database or SQLITE),
     ):
         if given is not None and given != made:
             raise Refused(f"{option} {given}: the lab at {root} was made otherwise; take another --root, or purge it first")
@@ -131,22 +135,23 @@ def down(purge: Annotated[bool, typer.Option("--purge", help="Delete its data, t
 
 @app.command()
 def kill(
-    server: ServerArgument,
+    host: HostArgument,
     part: PartArgument = Part.ALL,
     name: Annotated[
         str, typer.Option("--signal", metavar="SIGNAL", help="A name or number: KILL, TERM, STOP, CONT, 9.")
     ] = "KILL",
     root: RootOption = None,
 ) -> None:
-    """Kill processes of a server. With SIGKILL, as a crash does, unless --signal says otherwise.
+    """Kill processes of a host. With SIGKILL, as a crash does, unless --signal says otherwise.
 
     \b
     Examples:
       godwit lab kill s1              the whole server
+      godwit lab kill db              the lab's PostgreSQL
       godwit lab kill s2 agent
       godwit lab kill s2 mount --signal STOP
     """
-    _find_lab(root).kill(server, part.value, _signal(name))
+    _find_lab(root).kill(host, part.value, _signal(name))
 
 
 def _signal(name: str) -> signal.Signals:
@@ -158,67 +163,91 @@ def _signal(name: str) -> signal.Signals:
 
 @app.command()
 def start(
-    server: ServerArgument,
+    host: HostArgument,
     part: PartArgument = Part.ALL,
     root: RootOption = None,
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long it may take.")
     ] = START_TIMEOUT_S,
 ) -> None:
-    """Start what is not running of a server. Returns when it answers.
+    """Start what is not running of a host. Returns when it answers.
 
     Example: godwit lab start s2 agent
     """
-    _find_lab(root).start(server, part.value, timeout)
+    _find_lab(root).start(host, part.value, timeout)
 
 
 @app.command()
-def cut(server: ServerArgument, root: RootOption = None) -> None:
-    """Cut a server off the network. Every packet from and to it is dropped, silently.
+def add(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The next server's name.", show_default=False)] = None,
+    root: RootOption = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long it may take.")
+    ] = START_TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a server to a running lab. Returns when its mount answers; the lab keeps it.
+
+    \b
+    Examples:
+      godwit lab add
+      godwit lab add s4 --json
+    """
+    lab = _find_lab(root)
+    with _interruptible():
+        server = lab.add_server(name, timeout)
+    if as_json:
+        print_json({"server": server_object(lab, server)})
+    else:
+        print_line(f"{server} is there: {lab.mount(server)}")
+
+
+@app.command()
+def cut(host: HostArgument, root: RootOption = None) -> None:
+    """Cut a host off the network. Every packet from and to it is dropped, silently.
 
     Example: godwit lab cut s2
     """
-    _find_lab(root).cut(server)
+    _find_lab(root).cut(host)
 
 
 @app.command()
-def mend(server: ServerArgument, root: RootOption = None) -> None:
+def mend(host: HostArgument, root: RootOption = None) -> None:
     """Undo cut.
 
     Example: godwit lab mend s2
     """
-    _find_lab(root).mend(server)
+    _find_lab(root).mend(host)
 
 
 @app.command("exec")
 def execute(
-    server: ServerArgument,
+    host: HostArgument,
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="What to run.", show_default=False)],
     root: RootOption = None,
 ) -> None:
-    """Run a command on a server's network. The exit code is the command's.
+    """Run a command on a host's network. The exit code is the command's.
 
     Example: godwit lab exec s2 -- ip address
     """
-    argv = _find_lab(root).command(server, command)
+    argv = _find_lab(root).command(host, command)
     os.execvp(argv[0], argv)  # noqa: S606 – what the user asked for, without a shell
 
 
 @app.command()
 def logs(
-    server: ServerArgument,
+    host: HostArgument,
     part: PartArgument = Part.ALL,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the logs grow.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 100,
     root: RootOption = None,
 ) -> None:
-    """Show the logs of a server's processes.
+    """Show the logs of a host's processes.
 
     Example: godwit lab logs s2 agent --follow
     """
     lab = _find_lab(root)
-    parts = PARTS if part is Part.ALL else (part.value,)
-    paths = [str(lab.log(server, name)) for name in parts]
+    paths = [str(lab.log(host, name)) for name in lab.parts(host, part.value)]
     argv = ["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if follow else []), "--", *paths]
     os.execvp(argv[0], argv)  # noqa: S606 – fixed arguments, without a shell
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cli.render import print_line, print_table
 from cluster.errors import GodwitError
+from lab.database import DATABASE, PART
 from lab.lab import DEFAULT_ROOT, Lab
 from lab.registry import registered
 from lab.state import PARTS
@@ -16,7 +17,8 @@ from lab.state import PARTS
 
 def lab_object(lab: Lab) -> dict[str, object]:
     """A lab that is up, for JSON; see docs/cli.md. Raises `GodwitError` if it is being taken down."""
-    return {"root": str(lab.root), "servers": [_server_object(lab, server) for server in lab.servers]}
+    servers = [server_object(lab, server) for server in lab.servers]
+    return {"root": str(lab.root), "servers": servers, "database": _database_object(lab) if lab.has_database else None}
 
 
 def lab_objects(roots: list[Path]) -> list[dict[str, object]]:
@@ -31,7 +33,8 @@ def lab_objects(roots: list[Path]) -> list[dict[str, object]]:
     return found
 
 
-def _server_object(lab: Lab, server: str) -> dict[str, object]:
+def server_object(lab: Lab, server: str) -> dict[str, object]:
+    """A server of a lab that is up, for JSON."""
     return {
         "server": server,
         "address": lab.address(server),
@@ -42,32 +45,41 @@ def _server_object(lab: Lab, server: str) -> dict[str, object]:
     }
 
 
+def _database_object(lab: Lab) -> dict[str, object]:
+    return {
+        "address": lab.address(DATABASE),
+        "data": str(lab.root / DATABASE / "data"),
+        "pid": lab.pid(DATABASE, PART) if lab.is_running(DATABASE) else None,
+        "cut": lab.has_network() and lab.is_cut(DATABASE),
+    }
+
+
 def print_labs(roots: list[Path], lost: list[Path]) -> None:
     """One line for each server, and one for each lab whose folder is gone."""
     rows: list[tuple[object, ...]] = []
     for root in roots:
         try:
             lab = Lab.load(root)
-            rows += [_server_row(lab, server) for server in lab.servers]
+            rows += [_host_row(lab, host) for host in [*lab.servers, *([DATABASE] if lab.has_database else [])]]
         except GodwitError:
             if root in registered():
                 raise
     rows += [(root, "-", "-", "its folder is gone: godwit lab down --root DIR") for root in lost]
     if rows:
-        print_table(("LAB", "SERVER", "ADDRESS", "RUNNING"), rows)
+        print_table(("LAB", "HOST", "ADDRESS", "RUNNING"), rows)
     else:
         print_line("no labs")
 
 
-def _server_row(lab: Lab, server: str) -> tuple[object, ...]:
-    running = [part for part in PARTS if lab.is_running(server, part)]
-    cut = " (cut off)" if lab.has_network() and lab.is_cut(server) else ""
-    return (lab.root, server, lab.address(server) + cut, ", ".join(running) or "nothing")
+def _host_row(lab: Lab, host: str) -> tuple[object, ...]:
+    running = [part for part in lab.parts(host) if lab.is_running(host, part)]
+    cut = " (cut off)" if lab.has_network() and lab.is_cut(host) else ""
+    return (lab.root, host, lab.address(host) + cut, ", ".join(running) or "nothing")
 
 
 def print_up(lab: Lab) -> None:
     """The servers of a lab that has just come up, and what to try."""
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             server,
             lab.address(server),
@@ -77,6 +89,8 @@ def print_up(lab: Lab) -> None:
         )
         for server in lab.servers
     ]
+    if lab.has_database:
+        rows.append((DATABASE, lab.address(DATABASE), "-", lab.root / DATABASE / "data", f"{PART} {lab.pid(DATABASE, PART)}"))
     print_table(("SERVER", "ADDRESS", "MOUNT", "VOLUMES", "PROCESSES"), rows)
     print_line()
     print_line("One namespace, whichever mount you take. Try:")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import lab, policy, queue, run, servers, status, where
+from cli import lab, leases, manager, policy, queue, run, servers, status, where
 from cluster.errors import GodwitError, Unavailable
 
 EXIT_FAILURE = 1
@@ -37,8 +37,10 @@ app = typer.Typer(
 app.command("status")(status.status)
 app.command("where")(where.where)
 app.add_typer(servers.app, name="servers")
+app.add_typer(manager.app, name="manager")
 app.add_typer(queue.app, name="queue")
 app.add_typer(policy.app, name="policy")
+app.add_typer(leases.app, name="leases")
 app.add_typer(lab.app, name="lab")
 app.add_typer(run.app, name="run")
 

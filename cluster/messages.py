@@ -157,7 +157,7 @@ class OpenInode(Message, frozen=True, array_like=True):
 
 
 class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
-    """The manager's answer to `Hello`. `lost` names the presented inodes that no longer exist.
+    """The manager's answer to `Hello`. `lost` names the presented inodes that no longer exist; `now_s` is as in `Beat`.
 
     `managers`: the addresses of the candidates of all servers that belong to the network.
     """
@@ -166,6 +166,7 @@ class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
     manager: str
     session_timeout_s: float
     lost: list[int]
+    now_s: float = 0.0
     managers: list[str] = []
 
 
@@ -174,7 +175,7 @@ class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
 
     `role` is `mount`, `agent` or `cli`; `session` is a random number that the process draws at its start and keeps over
     reconnections; a new session of the same server and role replaces the older one. A mount presents what it holds
-    open, so that a new manager knows it.
+    open, and the lease tokens for it, so that a new manager knows them.
     """
 
     protocol: int
@@ -183,10 +184,80 @@ class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
     role: str
     session: int
     opens: list[OpenInode] = []
+    tokens: list[bytes] = []
 
 
-class Heartbeat(Request[Done], frozen=True, array_like=True, tag="heartbeat"):
+class Beat(Message, frozen=True, array_like=True, tag="beat"):
+    """`now_s` is the manager's monotonic clock: see `cluster.leases.ManagerClock`."""
+
+    term: int
+    now_s: float
+
+
+class Heartbeat(Request[Beat], frozen=True, array_like=True, tag="heartbeat"):
     """Keeps the session alive."""
+
+
+# Any candidate answers the following three at once, to anybody of its cluster: without `Hello`, and without being in office.
+
+
+class Pong(Message, frozen=True, array_like=True, tag="pong"):
+    """`in_office`: the sender holds the office in `term`. Else `term` and `address` are of the last holder that it saw.
+
+    `address` is empty when it saw the office vacant, or nothing yet.
+    """
+
+    server: str
+    term: int
+    in_office: bool
+    address: str = ""
+
+
+class Ping(Request[Pong], frozen=True, array_like=True, tag="ping"):
+    cluster: str
+
+
+class Hearing(Message, frozen=True, array_like=True, tag="hearing"):
+    """Whether `server` hears a manager; `Unavailable` is answered instead while it cannot know yet."""
+
+    server: str
+    hears: bool
+
+
+class AskHearing(Request[Hearing], frozen=True, array_like=True, tag="askhearing"):
+    """The pre-vote: asked by a candidate that has not heard a manager. `term` is the last one that it saw."""
+
+    cluster: str
+    term: int
+
+
+class OfficeInfo(Message, frozen=True, array_like=True, tag="officeinfo"):
+    """What `godwit manager show` shows of one candidate: the office as `server` sees it.
+
+    `in_office` says that `server` is the manager itself, for `in_office_s` seconds; else `manager`, `term`, `beat` and
+    `address` are what it read in the catalog, `manager` being empty if the office is vacant. `hears` is None while it cannot
+    know yet. `candidates` are the addresses that it would ask.
+    """
+
+    server: str
+    in_office: bool
+    in_office_s: float
+    hears: bool | None
+    manager: str
+    term: int
+    beat: int
+    address: str
+    candidates: list[str]
+
+
+class AskOffice(Request[OfficeInfo], frozen=True, array_like=True, tag="askoffice"):
+    cluster: str
+
+
+class StepDown(Request[Done], frozen=True, array_like=True, tag="stepdown"):
+    """The manager ends `term` in order, after its reply; done already if it is of another term."""
+
+    term: int
 
 
 # ---------------------------------------------------------------------------------------- namespace: operations
@@ -302,9 +373,13 @@ Operation = Create | Link | Unlink | Rmdir | Rename | SetAttr | SetXattr | Remov
 
 
 class Applied(Message, frozen=True, array_like=True, tag="applied"):
-    """One node per operation: the inode it made or changed (for `Unlink`, `Rmdir` and a replacing `Rename`: None)."""
+    """One node per operation: the inode it made or changed (for `Unlink`, `Rmdir` and a replacing `Rename`: None).
+
+    `tokens`: a lease token for each regular file that was created, in their order.
+    """
 
     nodes: list[Node | None]
+    tokens: list[bytes] = []
 
 
 class Apply(Request[Applied], frozen=True, array_like=True, tag="apply"):
@@ -434,7 +509,7 @@ class Opened(Message, frozen=True, array_like=True, tag="opened"):
     """What a mount needs to do I/O on an inode.
 
     `replicas` holds the current ones only. `caps` says whether the inode has a `security.capability` attribute.
-    `wanted_copies` and `sync_copies` are those of the policy in force.
+    `wanted_copies` and `sync_copies` are those of the policy in force. `token` is the lease that `Open` grants, else empty.
     """
 
     node: Node
@@ -442,6 +517,7 @@ class Opened(Message, frozen=True, array_like=True, tag="opened"):
     caps: bool
     wanted_copies: int
     sync_copies: int
+    token: bytes = b""
 
 
 class Open(Request[Opened], frozen=True, array_like=True, tag="open"):
@@ -477,6 +553,21 @@ class Locate(Request[Opened], frozen=True, array_like=True, tag="locate"):
     """As `Open`, but registers nothing."""
 
     ino: int
+
+
+class LeaseTokens(Message, frozen=True, array_like=True, tag="leasetokens"):
+    """Sealed tokens (`cluster.leases`) in the order of the request; empty for an inode that does not exist."""
+
+    tokens: list[bytes]
+
+
+class AskLeases(Request[LeaseTokens], frozen=True, array_like=True, tag="askleases"):
+    """Grants or renews leases, many at once; to write if the session has the inode open for writing.
+
+    An agent gets passes to read what it copies, which nobody keeps account of.
+    """
+
+    inodes: list[int]
 
 
 class AwaitCopies(Request[Done], frozen=True, array_like=True, tag="awaitcopies"):
@@ -521,7 +612,7 @@ class Task(Message, frozen=True, array_like=True):
     For `copy`: make `volume` hold `version` of `ino`, from one of `sources` (best first; the home's, if current, is
     first); `checksum` is the expected BLAKE3 digest, or empty when nobody has computed it for this version yet.
     For `delete`: move the object on `volume` to the trash; it is fine if there is none.
-    `claim` names this attempt; a report with an older claim is ignored.
+    `claim` names this attempt; a report with an older claim is ignored. `token` is a pass to read the sources of a copy.
     """
 
     task: int
@@ -539,6 +630,7 @@ class Task(Message, frozen=True, array_like=True):
     uid: int = 0
     gid: int = 0
     attempts: int = 0
+    token: bytes = b""
 
 
 class Tasks(Message, frozen=True, array_like=True, tag="tasks"):
@@ -609,19 +701,25 @@ class ObjectStat(Message, frozen=True, array_like=True, tag="objectstat"):
 
 
 class StatObject(Request[ObjectStat], frozen=True, array_like=True, tag="statobject"):
-    """The present size and times of the home's object. All data requests are refused with `Fenced` for a wrong epoch."""
+    """The present size and times of the home's object.
+
+    All data requests carry the requester's sealed lease token for the inode. They are refused with `TokenRefused` if it is
+    forged, has expired, or is for another inode or mode, and with `Fenced` if it is of an older home epoch than the object.
+    """
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
 
 
-class CreateObject(Request[Done], frozen=True, array_like=True, tag="createobject"):
-    """Makes an empty object, for a server that has no volume of its own. Harmless if it is there and empty."""
+class CreateObject(Request[ObjectStat], frozen=True, array_like=True, tag="createobject"):
+    """Makes an empty object, for a server whose own volumes take no new files. Harmless if it is there and empty.
+
+    The only request without a token: the catalog does not know the inode yet, whose number belongs to the requester.
+    """
 
     ino: int
     volume: int
-    home_epoch: int
 
 
 class Data(Message, frozen=True, array_like=True, tag="data"):
@@ -636,7 +734,7 @@ class ReadObject(Request[Data], frozen=True, array_like=True, tag="readobject"):
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
     offset: int
     length: int
     stamp: Stamp | None = None
@@ -651,7 +749,7 @@ class WriteObject(Request[Written], frozen=True, array_like=True, tag="writeobje
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
     offset: int
     append: bool = False
 
@@ -659,7 +757,7 @@ class WriteObject(Request[Written], frozen=True, array_like=True, tag="writeobje
 class TruncateObject(Request[Done], frozen=True, array_like=True, tag="truncateobject"):
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
     size: int
 
 
@@ -668,7 +766,7 @@ class SyncObject(Request[Done], frozen=True, array_like=True, tag="syncobject"):
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
 
 
 class SetObjectTimes(Request[Node], frozen=True, array_like=True, tag="setobjecttimes"):
@@ -676,7 +774,7 @@ class SetObjectTimes(Request[Node], frozen=True, array_like=True, tag="setobject
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
     atime_ns: int | None
     mtime_ns: int | None
 
@@ -689,7 +787,7 @@ class CommitObject(Request[Node], frozen=True, array_like=True, tag="commitobjec
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
     final: bool
 
 
@@ -720,6 +818,7 @@ class PullObject(Request[PullEnd], frozen=True, array_like=True, tag="pullobject
     volume: int
     version: int
     stamp: Stamp
+    token: bytes
 
 
 # ------------------------------------------------------------------------------------------------- administration
@@ -804,6 +903,51 @@ class RetryTasks(Request[Count], frozen=True, array_like=True, tag="retrytasks")
     """Makes dead and deferred tasks wait again at once, with no attempts counted; task 0 means all of them."""
 
     task: int = 0
+
+
+class LeaseRow(Message, frozen=True, array_like=True):
+    """A lease as people see it. `left_s`: until the manager takes it for ended; `is_open`: its holder has the inode open."""
+
+    ino: int
+    path: bytes
+    mode: str
+    holder: str
+    home: str
+    home_volume: int
+    home_epoch: int
+    version: int
+    serial: int
+    term: int
+    renewals: int
+    held_s: float
+    left_s: float
+    is_open: bool
+
+
+class LeaseCounts(Message, frozen=True, array_like=True):
+    """Of this term. `expired`: leases that ran out, unused or unheard; `refused`: asked for inodes that are not there."""
+
+    granted: int
+    renewed: int
+    expired: int
+    refused: int
+
+
+class LeaseRows(Message, frozen=True, array_like=True, tag="leaserows"):
+    """`total` counts all that match, of which at most `limit` are in `leases`."""
+
+    leases: list[LeaseRow]
+    total: int
+    access_s: float
+    counts: LeaseCounts
+
+
+class ListLeases(Request[LeaseRows], frozen=True, array_like=True, tag="listleases"):
+    """Live leases, those that end first at the top; an empty server and inode 0 match all."""
+
+    server: str = ""
+    ino: int = 0
+    limit: int = 1000
 
 
 class PolicyRow(Message, frozen=True, array_like=True, tag="policyrow"):
@@ -946,6 +1090,7 @@ ManagerRequest = (
     | Open
     | Close
     | Locate
+    | AskLeases
     | AwaitCopies
     | RegisterVolumes
     | ClaimTasks
@@ -956,6 +1101,7 @@ ManagerRequest = (
     | GetStatus
     | ListTasks
     | RetryTasks
+    | ListLeases
     | GetPolicy
     | SetPolicy
     | ListPolicies
@@ -963,6 +1109,10 @@ ManagerRequest = (
     | GetServer
     | RemoveServer
     | AddServer
+    | Ping
+    | AskHearing
+    | AskOffice
+    | StepDown
 )
 
 AgentRequest = (
@@ -982,6 +1132,7 @@ Reply = (
     | Done
     | Node
     | Welcome
+    | Beat
     | Applied
     | Begun
     | Parent
@@ -992,6 +1143,7 @@ Reply = (
     | InodeRange
     | Volumes
     | Opened
+    | LeaseTokens
     | Registered
     | Tasks
     | Inodes
@@ -1005,9 +1157,13 @@ Reply = (
     | TaskRow
     | TaskRows
     | Count
+    | LeaseRows
     | PolicyRow
     | PolicyRows
     | Where
     | ServerDetails
     | Added
+    | Pong
+    | Hearing
+    | OfficeInfo
 )

@@ -102,6 +102,17 @@ class VolumeLayout:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Refused(f"{path}: {error}") from error
 
+    def prepare(self, cluster: str, server: str) -> VolumeIdentity:
+        """As `format`, but a directory that is this server's volume already is left as it is."""
+        if not (self.root / "volume.toml").exists():
+            return self.format(cluster, server)
+        identity = self.identity()
+        if (identity.cluster, identity.server) != (cluster, server):
+            raise Refused(
+                f"{self.root} is a volume of {identity.server} in cluster {identity.cluster!r}, not of {server} in {cluster!r}"
+            )
+        return identity
+
     def format(self, cluster: str, server: str) -> VolumeIdentity:
         """Makes an empty or missing directory a volume; raises `Refused` if there is something else in it."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
-"""The lab's network: a namespace for each server, one for the switch, and one interface of the machine itself.
+"""The lab's network: a namespace for each host, one for the switch, and one interface of the machine itself.
 
     machine  gw<tag> ──┐
-                       ├── bridge br0 in namespace godwit-<tag>-switch ── eth0 in godwit-<tag>-s1, -s2, …
+                       ├── bridge br0 in namespace godwit-<tag>-switch ── eth0 in godwit-<tag>-s1, -s2, …, -db
+
+Hosts are the servers, whose numbers are their addresses', and the lab's database if it has one of its own.
 
 The bridge has a namespace of its own, so that the machine's packet filter (Docker's, for example) has no say in what passes
 between servers. All names contain the lab's tag: whatever was left behind is found by name alone.
@@ -9,7 +11,7 @@ between servers. All names contain the lab's tag: whatever was left behind is fo
 
 import ipaddress
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from lab.tools import ToolFailed, tool
 NAMESPACES = Path("/run/netns")
 BRIDGE = "br0"
 MACHINE_HOST = 254
+DATABASE_HOST = 253
 SERVERS_MAX = 64
 
 FIRST_SECOND_OCTET = 64
@@ -48,11 +51,11 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def switch(self) -> str:
         return f"godwit-{self.tag}-switch"
 
-    def namespace(self, server: str) -> str:
-        return f"godwit-{self.tag}-{server}"
+    def namespace(self, host: str) -> str:
+        return f"godwit-{self.tag}-{host}"
 
     def address(self, number: int) -> str:
-        """The address of server *number*; `MACHINE_HOST` is the machine."""
+        """The address of server *number*; `MACHINE_HOST` and `DATABASE_HOST` are the machine and the database."""
         return str(IPv4Network(self.subnet)[number])
 
 
@@ -90,23 +93,22 @@ def taken_subnets() -> list[IPv4Network]:
     return found
 
 
-def build(tag: str, servers: list[str], *, route_out: bool) -> Network:
-    """Makes all namespaces and links; server n of the list gets address n.
+def build(tag: str, hosts: Mapping[str, int], *, route_out: bool) -> Network:
+    """Makes all namespaces and links; *hosts* has the number of each in the subnet.
 
-    `route_out`: the servers reach all of the machine's addresses, not only the one on their network.
+    `route_out`: the hosts reach all of the machine's addresses, not only the one on their network.
     """
     REGISTRY.mkdir(parents=True, exist_ok=True)
     with locked(REGISTRY / "network.lock", "the networks of the labs"):
         network = Network(tag, str(choose_subnet(tag, taken_subnets())))
-        for namespace in (network.switch, *map(network.namespace, servers)):
-            tool(["ip", "netns", "add", namespace])
-        _build_switch(network, servers)
-        for number, server in enumerate(servers, 1):
-            _build_server(network, server, network.address(number), route_out=route_out)
+        tool(["ip", "netns", "add", network.switch])
+        _build_switch(network)
+        for host, number in hosts.items():
+            plug_in(network, host, number, route_out=route_out)
     return network
 
 
-def _build_switch(network: Network, servers: list[str]) -> None:
+def _build_switch(network: Network) -> None:
     name = network.interface
     lines = [
         f"link add name {name} type veth peer name machine netns {network.switch}",
@@ -114,21 +116,33 @@ def _build_switch(network: Network, servers: list[str]) -> None:
         f"link set dev {name} up",
     ]
     tool(["ip", "-batch", "-"], "\n".join(lines) + "\n")
-    lines = [f"link add name {BRIDGE} type bridge"]
-    for server in servers:
-        peer = f"peer name eth0 netns {network.namespace(server)}"
-        lines.append(f"link add name {server} type veth {peer}")
-    for port in ("machine", *servers):
-        lines.append(f"link set dev {port} master {BRIDGE} up")
-    lines.append(f"link set dev {BRIDGE} up")
+    lines = [
+        f"link add name {BRIDGE} type bridge",
+        f"link set dev machine master {BRIDGE} up",
+        f"link set dev {BRIDGE} up",
+    ]
     tool(["ip", "-n", network.switch, "-batch", "-"], "\n".join(lines) + "\n")
 
 
-def _build_server(network: Network, server: str, address: str, *, route_out: bool) -> None:
-    lines = ["link set dev lo up", f"addr add {address}/24 dev eth0", "link set dev eth0 up"]
+def plug_in(network: Network, host: str, number: int, *, route_out: bool) -> None:
+    """Makes a host's namespace and its link to the switch."""
+    namespace = network.namespace(host)
+    tool(["ip", "netns", "add", namespace])
+    lines = [
+        f"link add name {host} type veth peer name eth0 netns {namespace}",
+        f"link set dev {host} master {BRIDGE} up",
+    ]
+    tool(["ip", "-n", network.switch, "-batch", "-"], "\n".join(lines) + "\n")
+    lines = ["link set dev lo up", f"addr add {network.address(number)}/24 dev eth0", "link set dev eth0 up"]
     if route_out:
         lines.append(f"route add default via {network.address(MACHINE_HOST)}")
-    tool(["ip", "-n", network.namespace(server), "-batch", "-"], "\n".join(lines) + "\n")
+    tool(["ip", "-n", namespace, "-batch", "-"], "\n".join(lines) + "\n")
+
+
+def unplug(network: Network, host: str) -> None:
+    """Removes a host's namespace, and its link with it; harmless if there is none. Its processes must be gone."""
+    if (NAMESPACES / network.namespace(host)).exists():
+        tool(["ip", "netns", "delete", network.namespace(host)])
 
 
 def remove(tag: str) -> None:

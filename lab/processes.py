@@ -102,10 +102,10 @@ def wait_gone(process: ProcessId, timeout_s: float) -> bool:
         os.close(descriptor)
 
 
-def end(processes: Sequence[ProcessId], patience_s: float) -> list[ProcessId]:
+def end(processes: Sequence[ProcessId], patience_s: float, ask: signal.Signals = signal.SIGTERM) -> list[ProcessId]:
     """Asks processes to stop, and kills those that have not after *patience_s*; returns those that even that did not end."""
     for process in processes:
-        if send(process, signal.SIGTERM):
+        if send(process, ask):
             send(process, signal.SIGCONT)
     stubborn = [process for process in processes if not wait_gone(process, patience_s)]
     for process in stubborn:

@@ -6,12 +6,14 @@ if the folder is gone. Everything here may be repeated.
 
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import msgspec
 
 from cluster.errors import Refused
 from lab import network, processes
+from lab.database import DATABASE
 from lab.mounts import detach, mounts_below
 from lab.registry import registered, tag_of, unregister
 from lab.state import PARTS, STATE_FILE, read_state, write_state
@@ -32,20 +34,37 @@ def own_mounts(root: Path) -> list[Path]:
 
 
 def end_everything(root: Path) -> None:
-    """Ends processes (mounts, then agents, then managers), unmounts, and removes network and registration."""
+    """Ends processes (mounts, agents, managers, the database), unmounts, and removes network and registration."""
     tag = tag_of(root)
     state = read_state(root) if (root / STATE_FILE).exists() else None
+    known = state.processes if state else {}
     for part in reversed(PARTS):
-        known = state.processes.items() if state else ()
-        processes.end([process for name, process in known if name.endswith(f"/{part}")], STOP_PATIENCE_S)
+        processes.end([process for name, process in known.items() if name.endswith(f"/{part}")], STOP_PATIENCE_S)
     for mountpoint in own_mounts(root):
         detach(mountpoint)
-    strays = [pid for namespace in network.namespaces(tag) for pid in network.processes_in(namespace)]
-    processes.end([process for pid in strays if (process := processes.identify(pid))], STOP_PATIENCE_S)
+    database = [process for name, process in known.items() if name.startswith(f"{DATABASE}/")]
+    processes.end(database, STOP_PATIENCE_S, signal.SIGINT)  # to PostgreSQL that is the fast shutdown
+    for namespace in network.namespaces(tag):
+        _end_inside(namespace)
     network.remove(tag)
     if state is not None and (state.network is not None or state.processes):
         write_state(root, msgspec.structs.replace(state, network=None, processes={}))
     unregister(root)
+
+
+def end_server(root: Path, server: str) -> None:
+    """Ends one server's processes and unmounts it; its namespace stays."""
+    known = read_state(root).processes
+    for part in reversed(PARTS):
+        processes.end([known[name] for name in known if name == f"{server}/{part}"], STOP_PATIENCE_S)
+    detach(root / server / "mnt")
+    _end_inside(network.Network(tag_of(root), "").namespace(server))
+
+
+def _end_inside(namespace: str) -> None:
+    """Ends whatever runs in a namespace, also what the lab had no time to note."""
+    strays = [process for pid in network.processes_in(namespace) if (process := processes.identify(pid))]
+    processes.end(strays, STOP_PATIENCE_S)
 
 
 def require_no_foreign_mounts(root: Path) -> None:
@@ -64,8 +83,8 @@ def delete_data(root: Path) -> None:
     require_no_foreign_mounts(root)
     if mounted := own_mounts(root):
         raise Refused(f"nothing deleted: {mounted[0]} is still mounted")
-    for folder in (root / "catalog", *root.glob("s[1-9]*")):
-        if folder.is_dir() and not folder.is_symlink() and re.fullmatch(r"catalog|s[1-9][0-9]*", folder.name):
+    for folder in (root / "catalog", root / DATABASE, *root.glob("s[1-9]*")):
+        if folder.is_dir() and not folder.is_symlink() and re.fullmatch(rf"catalog|{DATABASE}|s[1-9][0-9]*", folder.name):
             shutil.rmtree(folder)
     (root / STATE_FILE).unlink(missing_ok=True)
     if not any(root.iterdir()):

@@ -35,14 +35,14 @@ def require_tools() -> None:
         raise Refused("a lab needs what is missing here: " + ", ".join(missing))
 
 
-def tool(argv: Sequence[str], feed: str = "") -> str:
+def tool(argv: Sequence[str], feed: str = "", timeout_s: float = TOOL_TIMEOUT_S) -> str:
     """Runs a system tool and returns what it printed; raises `ToolFailed` with what it complained about."""
     try:
         done = subprocess.run(
-            list(argv), input=feed, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=False, env=ENVIRONMENT
+            list(argv), input=feed, capture_output=True, text=True, timeout=timeout_s, check=False, env=ENVIRONMENT
         )
     except subprocess.TimeoutExpired:
-        raise ToolFailed(f"{' '.join(argv)} did not end within {TOOL_TIMEOUT_S:g} s") from None
+        raise ToolFailed(f"{' '.join(argv)} did not end within {timeout_s:g} s") from None
     except OSError as error:
         raise ToolFailed(f"cannot run {argv[0]}: {error.strerror}") from error
     if done.returncode != 0:

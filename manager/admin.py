@@ -15,6 +15,7 @@ from cluster.messages import (
     ROOT_INO,
     WAITING,
     Count,
+    Done,
     GetPolicy,
     GetSpace,
     GetStatus,
@@ -27,6 +28,7 @@ from cluster.messages import (
     RetryTasks,
     SetPolicy,
     Status,
+    StepDown,
     TaskRow,
     TaskRows,
     Where,
@@ -215,3 +217,10 @@ async def get_where(term: Term, _session: Session, request: GetWhere) -> Where:
         )
 
     return await term.store.read_slowly(ask)
+
+
+async def step_down(term: Term, _session: Session, request: StepDown) -> Done:
+    """The term ends in order once this is answered."""
+    if request.term == term.number:
+        term.leave()
+    return Done()

@@ -3,6 +3,7 @@
 import errno
 from functools import partial
 
+import msgspec
 import trio
 from sqlalchemy import Connection, bindparam, literal_column, select, union_all
 
@@ -141,7 +142,13 @@ async def _claim(term: Term, session: Session, limit: int) -> list[Task]:
         return claimed.tasks
 
     # A claim that was made is handed out even if the waiting time is over meanwhile.
-    return await term.store.write_uncancelled(work, durable=True)
+    claimed = await term.store.write_uncancelled(work, durable=True)
+    return [_with_pass(term, session, task) if task.operation == COPY else task for task in claimed]
+
+
+def _with_pass(term: Term, session: Session, task: Task) -> Task:
+    token = term.state.leases.pass_for(session.server, task.ino, task.version, task.home_epoch, monotonic_s())
+    return msgspec.structs.replace(task, token=token)
 
 
 def _begin_claims(term: Term, session: Session, claimed: Claimed) -> None:
@@ -197,7 +204,7 @@ async def list_unsettled(term: Term, session: Session, request: ListUnsettled) -
         after = 0
         while len(found) < limit:
             page = await term.store.read(partial(_unsettled, volume=volume, after=after))
-            found += [ino for ino in page if not state.sessions.is_written(ino) and ino not in state.reaping]
+            found += [ino for ino in page if not state.is_written(ino) and ino not in state.reaping]
             if len(page) < _PAGE:
                 break
             after = page[-1]

@@ -51,6 +51,7 @@ async def tick_loop(term: Term) -> None:
                 log.warning("the mounts of %s did not come back", ", ".join(sorted(term.awaited)))
             await term.end_grace()
         await _end_claims(term, now)
+        term.state.leases.expire(now)
         await trio.sleep(TICK_S)
 
 
@@ -100,6 +101,7 @@ async def reap_loop(term: Term) -> None:
         state.reaping.difference_update(doomed)
         for ino in doomed:
             state.sessions.gone(ino)
+            state.leases.gone(ino)
 
 
 async def scan_loop(term: Term) -> None:

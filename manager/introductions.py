@@ -35,6 +35,7 @@ def check_hello(hello: Hello, cluster: str) -> None:
     if not _NAME.fullmatch(hello.server) or hello.role not in (MOUNT, AGENT, CLI) or not 0 <= hello.session < 2**63:
         raise ProtocolError("malformed introduction")
     check_count(len(hello.opens), OPENS_MAX, "open inodes")
+    check_count(len(hello.tokens), OPENS_MAX, "lease tokens")
 
 
 async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
@@ -48,8 +49,10 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     gone = state.reaping & {item.ino for item in hello.opens}
     presented = [(item.ino, item.write) for item in hello.opens if item.ino not in gone]
     term.unused(state.sessions.present(session, presented))
+    state.adopt_leases(session, hello.tokens, monotonic_s())
     for other in replaced:
         term.end_session(other)
+        state.leases.end_session(other.number)
     work = partial(_introduce, term=term, session=session, replaced=[other.number for other in replaced], opens=presented)
     known = await term.store.write(work)
     session.newest = max(session.newest, known.newest)
@@ -59,7 +62,8 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     if session.role == MOUNT:
         term.awaited.pop(session.server, None)
     timeout_s = term.config.manager.session_timeout_s
-    return session, Welcome(term.number, term.config.server, timeout_s, sorted(lost), state.members.managers())
+    welcome = Welcome(term.number, term.config.server, timeout_s, sorted(lost), monotonic_s(), state.members.managers())
+    return session, welcome
 
 
 def _admit(term: Term, server: str) -> None:

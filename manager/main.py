@@ -1,9 +1,15 @@
-"""The manager's process: a candidate that listens always, and answers while it holds the office."""
+"""The manager's process: a candidate that listens always, and answers while it holds the office.
+
+What to do is decided in `manager.election`; here it is done. `Candidate.term` is there only from the moment nobody else acts
+any more, until this candidate stops acting itself.
+"""
 
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import msgspec
 import trio
@@ -12,23 +18,33 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
-from cluster.errors import GodwitError, NotManager, Unavailable, own_error
-from cluster.messages import ManagerRequest
+from cluster.errors import GodwitError, NotManager, ProtocolError, Unavailable, own_error
+from cluster.messages import AskHearing, AskOffice, Hearing, ManagerRequest, OfficeInfo, Ping, Pong
 from cluster.rpc import listen
+from manager.canvass import Line, ask_hearing
+from manager.election import (
+    ASK_PART,
+    EXTEND_PART,
+    WATCH_PART,
+    Ask,
+    OfficeRow,
+    Stand,
+    answered,
+    decide,
+    elected,
+    hears,
+    is_settled,
+    may_begin,
+    refused,
+    safe_until,
+    saw,
+    stepped_aside,
+    watching,
+)
 from manager.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
 from manager.membership import requeue_loop
 from manager.migrate import migrate
-from manager.office import (
-    EXTEND_PART,
-    SAFE_PART,
-    WATCH_PART,
-    OfficeRow,
-    Watch,
-    extend_office,
-    read_office,
-    take_office,
-    vacate_office,
-)
+from manager.office import depose_office, extend_office, read_members, read_office, resign_office, take_office
 from manager.service import Connection
 from manager.store import Store, make_engines, retrying, write_transaction
 from manager.term import Term
@@ -44,45 +60,142 @@ class Candidate:
 
     def __init__(self, config: ServerConfig, writer: Engine, reader: Engine) -> None:
         self.term: Term | None = None
+        self._held: Term | None = None
+        self._began_s: float | None = None
         self._config = config
+        self._term_s = config.manager.term_s
         self._writer = writer
         self._reader = reader
-        self._seen: OfficeRow | None = None
+        self._view = watching(self._term_s, _draw(), monotonic_s())
+        self._members: list[str] = []
+
+    # ------------------------------------------------------------------------------------------------ being asked
 
     def describe_manager(self) -> str:
         """Who holds the office, as far as this candidate knows."""
-        if self._seen is None or self._seen.vacant:
+        row = self._view.row
+        if row is None or row.vacant:
             return f"{self._config.server} is not the manager; nobody is at the moment"
-        return f"{self._config.server} is not the manager; the last one it saw is {self._seen.server} at {self._seen.address}"
+        return f"{self._config.server} is not the manager; the last one it saw is {row.server} at {row.address}"
+
+    def answer(self, request: Ping | AskHearing | AskOffice) -> Any:
+        """What candidates and clients ask each candidate, whoever is in office."""
+        if request.cluster != self._config.cluster:
+            raise ProtocolError(f"{self._config.server} is of cluster {self._config.cluster!r}, not of {request.cluster!r}")
+        if isinstance(request, Ping):
+            return self._pong()
+        if isinstance(request, AskHearing):
+            hearing = self._hears()
+            if hearing is None:
+                raise Unavailable(f"{self._config.server} has not listened for long enough")
+            return Hearing(self._config.server, hearing)
+        return self._describe_office()
+
+    def _pong(self) -> Pong:
+        if self._held is not None and self._held.in_office:
+            return Pong(self._config.server, self._held.number, True, self._config.manager.listen)
+        row = self._view.row or OfficeRow(0, "", "", 0)
+        return Pong(self._config.server, row.term, False, "" if row.vacant else row.address)
+
+    def _is_holder(self) -> bool:
+        return self._held is not None and self._held.in_office
+
+    def _hears(self) -> bool | None:
+        return True if self._is_holder() else hears(self._view, monotonic_s())
+
+    def _describe_office(self) -> OfficeInfo:
+        now = monotonic_s()
+        row = self._view.row or OfficeRow(0, "", "", 0)
+        held = self._held if self._is_holder() else None
+        return OfficeInfo(
+            server=self._config.server,
+            in_office=held is not None,
+            in_office_s=0.0 if held is None or self._began_s is None else now - self._began_s,
+            hears=self._hears(),
+            manager=row.server if held is None else self._config.server,
+            term=row.term if held is None else held.number,
+            beat=row.beat,
+            address=self._config.manager.listen if held is not None else row.address if row.server else "",
+            candidates=self._addresses(),
+        )
+
+    def _addresses(self) -> list[str]:
+        return sorted({self._config.manager.listen, *self._config.managers, *self._members})
+
+    # --------------------------------------------------------------------------------------- watching and standing
 
     async def run(self) -> None:
         """Watches the office, and holds it when it gets it, for ever."""
-        watch = Watch(self._config.manager.term_s)
-        while True:
-            seen = await self._look()
-            if seen is not None and watch.observe(seen, monotonic_s()):
-                started = monotonic_s()
-                if await self._take(seen):
-                    await self._hold(seen.term + 1, started)
-                    watch = Watch(self._config.manager.term_s)
-            await trio.sleep(self._config.manager.term_s * WATCH_PART * random.uniform(0.8, 1.2))  # noqa: S311
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ping_loop, nursery)
+            while True:
+                if await self._look():
+                    await self._act()
+                await self._pause()
 
-    async def _look(self) -> OfficeRow | None:
-        def ask() -> OfficeRow:
+    async def _pause(self) -> None:
+        await trio.sleep(self._term_s * WATCH_PART * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def _ping_loop(self, nursery: trio.Nursery) -> None:
+        with Line(self._config.cluster, self._term_s * ASK_PART, nursery) as line:
+            while True:
+                row = self._view.row
+                if self._held is None and row is not None and not row.vacant:
+                    sent_s = monotonic_s()
+                    pong = await line.ping(row.address)
+                    if pong is not None:
+                        self._view = answered(self._view, pong, sent_s)
+                await self._pause()
+
+    async def _look(self) -> bool:
+        def ask() -> tuple[OfficeRow, list[str]]:
             with self._reader.connect() as connection:
-                return read_office(connection)
+                return read_office(connection), read_members(connection)
 
         try:
-            self._seen = await trio.to_thread.run_sync(ask)
+            row, self._members = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
         except SQLAlchemyError as error:
             log.warning("cannot read the catalog: %s", error)
-            return None
-        return self._seen
+            return False
+        self._view = saw(self._view, row, monotonic_s())
+        return True
 
-    async def _take(self, seen: OfficeRow) -> bool:
+    async def _act(self) -> None:
+        action = decide(self._view, monotonic_s())
+        stand = await self._ask(action) if isinstance(action, Ask) else action
+        if not isinstance(stand, Stand):
+            return
+        started = monotonic_s()
+        if await self._take(stand):
+            await self._hold(stand, started)
+
+    async def _ask(self, ask: Ask) -> Stand | None:
+        """Asks the members whether they hear a manager."""
+        addresses = set(self._addresses())
+        request = AskHearing(self._config.cluster, ask.row.term)
+        others = addresses - {self._config.manager.listen}
+        answers = await ask_hearing(
+            others, request, self._term_s * ASK_PART, lambda got: is_settled(self._of_others(got), len(addresses))
+        )
+        answers = self._of_others(answers)
+        said = ", ".join(f"{server} {'does' if heard else 'does not'}" for server, heard in sorted(answers.items()))
+        log.info("hears no manager in term %d; of %d members others say: %s", ask.row.term, len(addresses), said or "nothing")
+        if elected(ask, answers, len(addresses)):
+            return Stand(ask.row, clear=not ask.of_all)
+        self._view = refused(self._view, monotonic_s())
+        return None
+
+    def _of_others(self, answers: Any) -> dict[str, bool]:
+        return {server: heard for server, heard in answers.items() if server != self._config.server}
+
+    async def _take(self, stand: Stand) -> bool:
+        server, address = self._config.server, self._config.manager.listen
+
         def take() -> bool:
             with write_transaction(self._writer) as connection:
-                return take_office(connection, seen, self._config.server, self._config.manager.listen)
+                if stand.clear:
+                    return take_office(connection, stand.row, server, address)
+                return depose_office(connection, stand.row.term, server, address)
 
         try:
             return await trio.to_thread.run_sync(retrying, take)
@@ -91,22 +204,67 @@ class Candidate:
             log.warning("cannot tell whether the office was taken: %s", error)
             return False
 
-    async def _hold(self, number: int, started: float) -> None:
-        log.info("%s is the manager, term %d", self._config.server, number)
-        term: Term | None = None
+    # --------------------------------------------------------------------------------------------------- in office
+
+    async def _hold(self, stand: Stand, started: float) -> None:
+        """Holds the term after *stand*'s until it is over; ends it so that nothing of it acts any more."""
+        number, taken_s = stand.row.term + 1, monotonic_s()
+        log.info("%s has the office, term %d", self._config.server, number)
+        clear = stand.clear
         try:
             async with trio.open_nursery() as nursery:
-                store = Store(self._writer, self._reader, number, on_fenced=nursery.cancel_scope.cancel)
-                term = Term(self._config, store, started + SAFE_PART * self._config.manager.term_s)
+                scope = nursery.cancel_scope
+                fenced = partial(self._fenced, scope)
+                store = Store(self._writer, self._reader, number, on_fenced=fenced, in_office=self._is_holder)
+                held = self._held = Term(self._config, store, safe_until(started, self._term_s))
                 nursery.start_soon(store.run)
-                nursery.start_soon(_guard, term, nursery.cancel_scope)
-                await self._serve(term, nursery)
+                nursery.start_soon(_guard, held, scope)
+                nursery.start_soon(_leave, held, scope)
+                nursery.start_soon(self._extend_loop, held)
+                nursery.start_soon(self._look_loop)
+                await self._wait_for_predecessor(stand, taken_s)
+                clear = True
+                await self._serve(held, nursery)
         finally:
-            self.term = None
-            if term is not None and term.end():
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(self._vacate, number)
-            log.info("%s is not the manager any more, term %d is over", self._config.server, number)
+            await self._end(number, clear=clear)
+
+    def _fenced(self, scope: trio.CancelScope) -> None:
+        if self._held is not None:
+            self._held.end()
+        scope.cancel()
+
+    async def _end(self, number: int, *, clear: bool) -> None:
+        """Nothing of the term runs any more; if it had begun, that is said in the row."""
+        held, served = self._held, self.term
+        self._held = self.term = self._began_s = None
+        self._view = replace(
+            watching(self._term_s, _draw(), monotonic_s()),
+            aside_term=self._view.aside_term,
+            aside_until_s=self._view.aside_until_s,
+        )
+        if held is not None:
+            held.end()
+            if held.leaving.is_set():
+                self._view = stepped_aside(self._view, number, monotonic_s())
+        if served is not None:
+            served.state.bells.ring_all()
+        if clear:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._resign, number)
+        log.info("%s is not the manager any more, term %d is over", self._config.server, number)
+
+    async def _wait_for_predecessor(self, stand: Stand, taken_s: float) -> None:
+        """Returns when nobody acts in an earlier term any more."""
+        row = stand.row
+        while not may_begin(stand, taken_s, row.stopped, monotonic_s(), self._term_s):
+            await trio.sleep(self._term_s * WATCH_PART / 2)
+            row = self._view.row or row
+
+    async def _look_loop(self) -> None:
+        """The holder looks as well: at what its predecessor says, at the members."""
+        while True:
+            await self._look()
+            await self._pause()
 
     async def _serve(self, term: Term, nursery: trio.Nursery) -> None:
         """Begins to answer; the work of the term goes on in *nursery*."""
@@ -114,25 +272,43 @@ class Candidate:
             await term.begin()
         except (SQLAlchemyError, GodwitError) as error:
             log.error("cannot begin term %d: %s", term.number, error)
-            nursery.cancel_scope.cancel()
+            term.leave()
             return
         self.term = term
-        for loop in (self._extend_loop, tick_loop, reap_loop, scan_loop, requeue_loop, forget_replies_loop):
+        self._began_s = monotonic_s()
+        log.info("%s is the manager, term %d", self._config.server, term.number)
+        for loop in (tick_loop, reap_loop, scan_loop, requeue_loop, forget_replies_loop):
             nursery.start_soon(_keep_going, loop, term)
 
     async def _extend_loop(self, term: Term) -> None:
         while True:
-            await trio.sleep(self._config.manager.term_s * EXTEND_PART)
+            await trio.sleep(self._term_s * EXTEND_PART)
             started = monotonic_s()
-            await term.store.write(lambda tx: extend_office(tx.connection, tx.term))
-            term.extended(started)
+            try:
+                await term.store.write(lambda tx: extend_office(tx.connection, tx.term))
+            except NotManager as error:
+                log.warning("the office was not extended: %s", error)
+            else:
+                term.extended(started)
 
-    def _vacate(self, number: int) -> None:
+    def _resign(self, number: int) -> None:
         try:
             with write_transaction(self._writer) as connection:
-                vacate_office(connection, number)
+                resign_office(connection, number)
         except SQLAlchemyError as error:
             log.info("the office was not given back, it runs out: %s", error)
+
+
+def _draw() -> float:
+    return random.random()  # noqa: S311
+
+
+async def _leave(term: Term, scope: trio.CancelScope) -> None:
+    """Ends the term when it was asked to."""
+    await term.leaving.wait()
+    log.info("stepping down, term %d", term.number)
+    term.end()
+    scope.cancel()
 
 
 async def _guard(term: Term, scope: trio.CancelScope) -> None:

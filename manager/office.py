@@ -1,64 +1,45 @@
-"""The manager's office: one row that candidates watch, take, extend and give back.
-
-A candidate that has seen the same (term, beat) for `term_s` by its own clock, or an empty server name, takes the next term
-by compare-and-set. The holder stops at a deadline that it counts from before its last successful extension began, so it
-has stopped before a watcher, who saw that extension later, can take over. Clocks of machines are never compared.
+"""The manager's office: one row that candidates watch, take, extend and give back. What the statements mean is in
+`manager.election`.
 """
 
-from dataclasses import dataclass
+from sqlalchemy import Connection, bindparam, case, select, update
 
-from sqlalchemy import Connection, bindparam, select, update
+from manager.election import OfficeRow
+from manager.schema import Number, office, servers
 
-from manager.schema import office
+LEFT = "left"
 
-SAFE_PART = 0.9  # of `term_s`: when the holder stops, against clocks that run at slightly different speeds
-EXTEND_PART = 0.25  # of `term_s`: how often the holder extends
-WATCH_PART = 0.125  # of `term_s`: how often a candidate looks
-
-_ROW = select(office.c.term, office.c.server, office.c.address, office.c.beat).where(office.c.id == 1)
-_TAKE = (
+_TERM = bindparam("mine", type_=Number)
+_MINE = office.c.term == _TERM
+_ROW = select(office.c.term, office.c.server, office.c.address, office.c.beat, office.c.stopped).where(office.c.id == 1)
+_DEPOSE = (
     update(office)
-    .where(office.c.id == 1, office.c.term == bindparam("seen_term"), office.c.beat == bindparam("seen_beat"))
+    .where(office.c.id == 1, office.c.term == bindparam("seen_term"))
     .values(term=office.c.term + 1, beat=office.c.beat + 1, server=bindparam("new_server"), address=bindparam("new_address"))
 )
-_EXTEND = update(office).where(office.c.id == 1, office.c.term == bindparam("mine")).values(beat=office.c.beat + 1)
-_VACATE = _EXTEND.values(server="", beat=office.c.beat + 1)
-
-
-@dataclass(frozen=True)
-class OfficeRow:
-    """What the row says."""
-
-    term: int
-    server: str
-    address: str
-    beat: int
-
-    @property
-    def vacant(self) -> bool:
-        return not self.server
-
-
-class Watch:
-    """When a candidate may stand: a pure rule over what it saw and when."""
-
-    def __init__(self, term_s: float) -> None:
-        self._term_s = term_s
-        self._seen: OfficeRow | None = None
-        self._since = 0.0
-
-    def observe(self, row: OfficeRow, now: float) -> bool:
-        """Takes what was read before *now*; True if the office may be taken from what this row says."""
-        if self._seen is None or (row.term, row.beat) != (self._seen.term, self._seen.beat):
-            self._seen = row
-            self._since = now
-        return row.vacant or now - self._since >= self._term_s
+_TAKE = _DEPOSE.where(office.c.beat == bindparam("seen_beat"))
+_EXTEND = update(office).where(office.c.id == 1, _MINE).values(beat=office.c.beat + 1)
+_RESIGN = (
+    update(office)
+    .where(office.c.id == 1)
+    .values(
+        stopped=case((office.c.stopped < _TERM, _TERM), else_=office.c.stopped),
+        server=case((_MINE, ""), else_=office.c.server),
+        beat=case((_MINE, office.c.beat + 1), else_=office.c.beat),
+    )
+)
+_MEMBERS = select(servers.c.manager).where(servers.c.state != LEFT, servers.c.manager != "")
 
 
 def read_office(connection: Connection) -> OfficeRow:
     """The office's row."""
     row = connection.execute(_ROW).one()
-    return OfficeRow(row.term, row.server, row.address, row.beat)
+    return OfficeRow(row.term, row.server, row.address, row.beat, row.stopped)
+
+
+def read_members(connection: Connection) -> list[str]:
+    """The addresses of the members' candidates, as far as the catalog knows them."""
+    return sorted(connection.execute(_MEMBERS).scalars())
 
 
 def take_office(connection: Connection, seen: OfficeRow, server: str, address: str) -> bool:
@@ -67,11 +48,16 @@ def take_office(connection: Connection, seen: OfficeRow, server: str, address: s
     return connection.execute(_TAKE, values).rowcount == 1
 
 
+def depose_office(connection: Connection, term: int, server: str, address: str) -> bool:
+    """Takes the term after *term* from a holder that may still be acting; False if somebody else was faster."""
+    return connection.execute(_DEPOSE, {"seen_term": term, "new_server": server, "new_address": address}).rowcount == 1
+
+
 def extend_office(connection: Connection, term: int) -> None:
     """Raises the beat; the store has checked the term in this transaction."""
     connection.execute(_EXTEND, {"mine": term})
 
 
-def vacate_office(connection: Connection, term: int) -> None:
-    """Lets any candidate take over at once."""
-    connection.execute(_VACATE, {"mine": term})
+def resign_office(connection: Connection, term: int) -> None:
+    """Says that the holder of *term*, which had begun, acts no more; if nobody has followed yet, the office is vacant."""
+    connection.execute(_RESIGN, {"mine": term})

@@ -47,6 +47,7 @@ office = Table(
     Column("server", String(63), nullable=False, server_default=""),  # empty: vacant, anyone may take it at once
     Column("address", String(255), nullable=False, server_default=""),
     _number("beat"),  # raised by the holder; candidates watch it change
+    _number("stopped"),  # the holders of all terms up to this one have said that they act no more
 )
 
 # Named numbers: `next_ino` (first inode number never handed out), `next_volume`, `inodes` (rows of that table).

@@ -1,7 +1,7 @@
 """Requests to handlers: one table, and the rules that hold for all of them.
 
-Only the holder of the office answers. A connection begins with `Hello`; its session must still be live and must not have
-introduced itself again over another connection since.
+Only the holder of the office answers, but for what every candidate is asked. A connection begins with `Hello`; its session must
+still be live and must not have introduced itself again over another connection since.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,7 +12,11 @@ from cluster.errors import NotManager, ProtocolError
 from cluster.messages import (
     AddServer,
     Apply,
+    AskHearing,
+    AskLeases,
+    AskOffice,
     AwaitCopies,
+    Beat,
     ClaimTasks,
     Close,
     Done,
@@ -24,29 +28,32 @@ from cluster.messages import (
     GetWhere,
     Heartbeat,
     Hello,
+    ListLeases,
     ListPolicies,
     ListTasks,
     ListUnsettled,
     Open,
+    Ping,
     RegisterVolumes,
     RemoveServer,
     ReportTasks,
     RetryTasks,
     SetPolicy,
+    StepDown,
     Sync,
     TakeInodes,
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, opening, servers
+from manager import admin, agents, leasing, opening, servers
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
 from manager.term import Term
 
 
-async def _heartbeat(_term: Term, _session: Session, _request: Heartbeat) -> Done:
-    return Done()
+async def _heartbeat(term: Term, _session: Session, _request: Heartbeat) -> Beat:
+    return Beat(term.number, monotonic_s())
 
 
 async def _sync(term: Term, _session: Session, _request: Sync) -> Done:
@@ -62,6 +69,8 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     Open: opening.open_inode,
     Close: opening.close,
     AwaitCopies: opening.await_copies,
+    AskLeases: leasing.ask_leases,
+    ListLeases: leasing.list_leases,
     RegisterVolumes: agents.register_volumes,
     ClaimTasks: agents.claim,
     ReportTasks: agents.report,
@@ -78,7 +87,9 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     GetServer: servers.get_server,
     RemoveServer: servers.remove_server,
     AddServer: servers.add_server,
+    StepDown: admin.step_down,
 }
+FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
 FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})
 INO_MAX = 2**63 - 1
 
@@ -90,6 +101,9 @@ class Candidate(Protocol):
 
     def describe_manager(self) -> str:
         """Who holds the office, as far as this candidate knows."""
+
+    def answer(self, request: Any) -> Any:
+        """The reply to one of `FOR_CANDIDATES`."""
 
 
 class Connection:
@@ -106,7 +120,7 @@ class Connection:
         """The reply to a question that the store can answer without waiting, else None."""
         question = QUESTIONS.get(type(request))
         if question is None:
-            return None
+            return self._candidate.answer(request) if type(request) in FOR_CANDIDATES else None
         term = self._term_in_office()
         connection = term.store.read_connection
         if connection is None:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import trio
 
+from cluster.messages import Node
+from manager.leases import Leases
 from manager.members import Members
 from manager.policies import Policies
 from manager.sessions import NOT_WRITING, Session, Sessions
@@ -32,6 +34,11 @@ class Bells:
             waiting[0].set()
             del self._waiting[key]
 
+    def ring_all(self) -> None:
+        """Wakes everybody, to find that the term is over."""
+        for key in list(self._waiting):
+            self.ring(key)
+
     @contextmanager
     def listening(self, key: object) -> Iterator[trio.Event]:
         """An event that is set at the next ring; look for what is there already after entering."""
@@ -51,9 +58,10 @@ class Bells:
 class State:
     """The memory of one term. Bodies of transactions read it from the store's thread and change it only by `tx.after`."""
 
-    def __init__(self, term: int, sessions: Sessions, members: Members, policies: Policies) -> None:
+    def __init__(self, term: int, sessions: Sessions, members: Members, policies: Policies, leases: Leases) -> None:
         self.sessions = sessions
         self.members = members
+        self.leases = leases
         self.policies = policies
         self.bells = Bells()
         self.in_grace = term > 1
@@ -95,7 +103,7 @@ class State:
 
     def may_clean(self, ino: int, committer: Session, begun: int) -> bool:
         """Whether a final commit may clear `dirty` (asked in the transaction)."""
-        if self.in_grace or self.sessions.is_owed(ino, begun):
+        if self.in_grace or self.sessions.is_owed(ino, begun) or self.leases.is_written(ino, besides=committer):
             return False
         return not self.sessions.is_written(ino, besides=committer, until=self.commit_sequence(ino, committer))
 
@@ -105,7 +113,20 @@ class State:
 
     def may_move_home(self, ino: int) -> bool:
         """Whether nobody can be writing the inode (asked in the transaction that moves its home, with `dirty` clear)."""
-        return not (self.in_grace or self.is_changing(ino) or self.sessions.is_written(ino))
+        return not (self.in_grace or self.is_changing(ino) or self.is_written(ino))
+
+    def is_written(self, ino: int) -> bool:
+        """Whether anybody may be writing it: has it open for writing, or went away with a lease that has not ended."""
+        return self.sessions.is_written(ino) or self.leases.is_written(ino)
+
+    def adopt_leases(self, session: Session, tokens: list[bytes], now: float) -> None:
+        """Takes over the leases that a mount has presented together with what it holds open."""
+        self.leases.adopt(session, tokens, lambda ino: self.sessions.write_sequence(session, ino) != NOT_WRITING, now)
+
+    def grant(self, session: Session, node: Node, now: float) -> bytes:
+        """A lease for what the session has registered: to write, if it has the inode open for writing."""
+        writer = self.sessions.write_sequence(session, node.ino) != NOT_WRITING
+        return self.leases.grant(session, node, writer=writer, in_grace=self.in_grace, now=now)
 
     def lost_name(self, ino: int) -> None:
         """The last name of an inode is gone: it is reaped now, or when the last session closes it."""

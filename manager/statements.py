@@ -85,6 +85,8 @@ def _as_sqlalchemy(text: str, arguments: Any, error: Any, connection: Connection
     driver = connection.dialect.dbapi
     assert driver is not None
     lost = connection.dialect.is_disconnect(error, connection.connection, None)
+    if lost:
+        connection.invalidate(error)  # or the pool would hand it out again
     wrapped: BaseException = DBAPIError.instance(
         text, arguments, error, driver.Error, connection_invalidated=lost, dialect=connection.dialect
     )

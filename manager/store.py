@@ -2,13 +2,15 @@
 
 Writes go through one queue: what arrives while a transaction runs goes together into the next one, in order of arrival
 (group commit). Each transaction begins by checking that the office still has this manager's term; if not, it changes nothing
-and the store is fenced for good. The body of a request must check before it writes, so that a refused one leaves no trace;
-one with several operations uses `Transaction.savepoint`. Bodies have no effects outside the database: those are queued with
-`Transaction.after` and run in the event loop after the commit, in order, before anybody is answered.
+and the store is fenced for good; so it is when the term's time is over. The body of a request must check before it writes,
+so that a refused one leaves no trace; one with several operations uses `Transaction.savepoint`. Bodies have no effects
+outside the database: those are queued with `Transaction.after` and run in the event loop after the commit, in order, before
+anybody is answered.
 
 On SQLite, reads and transactions run in the event loop: they take tens of microseconds each, while a second thread would
 contend with the loop for the interpreter. On PostgreSQL they run in worker threads. Reads see what is committed, whoever is
-the manager.
+the manager. A connection that is lost before the commit undoes the transaction, which is run again; one that is lost during
+the commit ends the term, since the memory of a new one is made from what is there.
 
 *Durability.* A commit on SQLite is in the write-ahead log at once, so that no death of a process loses it, and on the disk
 once the log is synced: a `durable` write is answered only then, and with it all that came before is durable too. Like a
@@ -26,7 +28,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 from sqlalchemy import Connection, Engine, bindparam, create_engine, event, make_url, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from cluster.errors import Fenced, GodwitError, NotManager
 from manager.schema import counters, office
@@ -43,20 +45,42 @@ RETRY_FIRST_S = 0.005
 BUSY_TIMEOUT_MS = 5000
 READ_THREADS = 8
 
-_RETRIABLE_STATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300"})
+# How PostgreSQL is asked for a connection; what the URL says goes first. A manager that was stopped, or whose machine is
+# gone, must not keep its locks; one that does not reach the database must learn it within its term.
+POSTGRES_SETTINGS: dict[str, Any] = {
+    "connect_timeout": 2,
+    "tcp_user_timeout": 4000,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "options": "-c idle_in_transaction_session_timeout=2000",
+    "application_name": "godwit",
+}
+
+_CONTENTION_STATES = frozenset({"40001", "40P01", "55P03", "53300"})
+_LOST_STATES = frozenset({"25P03", "57P01", "57P02", "57P03"})
 _TERM = Hot(select(office.c.term).where(office.c.id == 1).with_for_update(read=True))
 _ADD = Hot(update(counters).where(counters.c.name == bindparam("counter")).values(value=counters.c.value + bindparam("delta")))
 
 
 def is_retriable(error: DBAPIError) -> bool:
     """Whether the same transaction may succeed if it is simply run again: contention or a lost connection."""
-    if error.connection_invalidated:
-        return True
     original = error.orig
     if isinstance(original, sqlite3.Error):
         return getattr(original, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-    state = getattr(original, "sqlstate", None)
-    return state in _RETRIABLE_STATES or (isinstance(state, str) and state.startswith("08"))
+    return is_lost(error) or getattr(original, "sqlstate", None) in _CONTENTION_STATES
+
+
+def is_lost(error: DBAPIError) -> bool:
+    """Whether the connection to the database broke, or could not be made."""
+    if error.connection_invalidated:
+        return True
+    if isinstance(error.orig, sqlite3.Error):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:  # it comes from the client's side
+        return isinstance(error, OperationalError)
+    return state in _LOST_STATES or state.startswith("08")
 
 
 def retrying(body: Callable[[], T], *, for_s: float = RETRY_FOR_S) -> T:
@@ -76,13 +100,20 @@ def retrying(body: Callable[[], T], *, for_s: float = RETRY_FOR_S) -> T:
 def make_engines(url: str) -> tuple[Engine, Engine]:
     """An engine for write transactions, and one for reads outside of transactions."""
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True), create_engine(
-            url, isolation_level="AUTOCOMMIT", pool_size=READ_THREADS, pool_pre_ping=True
-        )
+        return _postgres_engines(url)
     writer = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
     reader = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, isolation_level="AUTOCOMMIT")
     for engine in (writer, reader):
         event.listen(engine, "connect", _prepare_sqlite)
+    return writer, reader
+
+
+def _postgres_engines(url: str) -> tuple[Engine, Engine]:
+    given = make_url(url).query
+    settings = {name: value for name, value in POSTGRES_SETTINGS.items() if name not in given}
+    writer = create_engine(url, connect_args=settings, pool_pre_ping=True)
+    # Without a ping, which would double what a question costs: it is simply asked again when its connection was lost.
+    reader = create_engine(url, connect_args=settings, isolation_level="AUTOCOMMIT", pool_size=READ_THREADS)
     return writer, reader
 
 
@@ -161,11 +192,25 @@ class _Item(Generic[T]):
         return self.result  # type: ignore[return-value]
 
 
+def _no_answer(error: DBAPIError) -> NotManager:
+    reason = str(error.orig).strip().partition("\n")[0]
+    return NotManager(f"the catalog does not answer: {reason}")
+
+
 class Store:
     """The catalog's database during one term. `run` must be running for `write` to return."""
 
-    def __init__(self, writer: Engine, reader: Engine, term: int, *, on_fenced: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        writer: Engine,
+        reader: Engine,
+        term: int,
+        *,
+        on_fenced: Callable[[], None],
+        in_office: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.term = term
+        self._in_office = in_office
         self._writer = writer
         self._reader = reader
         self._on_fenced = on_fenced
@@ -193,7 +238,9 @@ class Store:
         return self._read_connection
 
     async def read(self, question: Callable[[Connection], T]) -> T:
-        """The answer to a quick *question*, on what is committed now."""
+        """The answer to a quick *question*, on what is committed now. Raises `NotManager` when the term is over."""
+        if self._closed is not None:
+            raise self._ended()
         if self._read_connection is not None:
             return question(self._read_connection)
         return await trio.to_thread.run_sync(self._ask, question, limiter=self._threads)
@@ -207,7 +254,12 @@ class Store:
             with self._reader.connect() as connection:
                 return question(connection)
 
-        return retrying(ask)
+        try:
+            return retrying(ask)
+        except DBAPIError as error:
+            if not is_retriable(error):
+                raise
+            raise _no_answer(error) from error
 
     # ------------------------------------------------------------------------------------------------- writing
 
@@ -278,6 +330,8 @@ class Store:
                     item.done.set()
 
     async def _commit_batch(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
+        if not self._in_office():
+            raise Fenced("its time was over")
         if self._inline:
             return self._commit(batch)
         effects: list[Callable[[], None]] = []
@@ -316,9 +370,9 @@ class Store:
             raise
         except Exception as error:
             if isinstance(error, DBAPIError) and is_retriable(error):
-                log.error("the catalog does not answer: %s", error.orig)
+                log.error("%s", _no_answer(error))
                 for item in batch:
-                    item.error = NotManager(f"the catalog does not answer: {error.orig}")
+                    item.error = _no_answer(error)
                 return []
             if len(batch) == 1:
                 batch[0].error = error
@@ -326,15 +380,21 @@ class Store:
             return [effect for item in batch for effect in self._commit([item])]
 
     def _attempt(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
+        committing = False
         try:
             if self._connection is None:
                 self._connection = self._writer.connect()
             with self._connection.begin():
                 _lock(self._connection)
-                return self._run_batch(self._connection, batch)
-        except DBAPIError:
+                effects = self._run_batch(self._connection, batch)
+                committing = True
+        except DBAPIError as error:
             self._drop_connection()
+            if committing and is_lost(error):
+                # Run again it might do nothing, as it is done already, and its effects on the memory would be missing.
+                raise Fenced("the database was lost in the middle of a commit: nobody can tell whether it is done") from error
             raise
+        return effects
 
     def _run_batch(self, connection: Connection, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
         term = _TERM.one_or_none(connection, {}).term

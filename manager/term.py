@@ -5,15 +5,18 @@ import math
 from collections.abc import Iterable
 from functools import partial
 
+import trio
 from sqlalchemy import Connection, bindparam, delete, select
 
 from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
+from cluster.leases import Sealer, margin_s
 from manager.claims import Claims
+from manager.election import safe_until
 from manager.inodes import find_inode
+from manager.leases import Leases
 from manager.liveness import Delays
 from manager.members import Members
-from manager.office import SAFE_PART
 from manager.policies import Policies
 from manager.queue import begin_queue
 from manager.schema import counters, inodes, orphans, servers
@@ -45,6 +48,7 @@ class Term:
         self.deadline = deadline
         self.claims = Claims(config.manager.claim_timeout_s)
         self.awaited: dict[str, int] = {}
+        self.leaving = trio.Event()
         self.grace_until = 0.0
         self.state: State
 
@@ -54,27 +58,31 @@ class Term:
         sessions = Sessions(self.config.manager.session_timeout_s)
         delays = Delays(self.config.manager.suspect_s, self.config.manager.down_s)
         members = await self.store.read(lambda connection: Members(connection, now, delays))
-        self.state = State(self.number, sessions, members, Policies())
+        leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members)
+        self.state = State(self.number, sessions, members, Policies(), leases)
         self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)
         self.awaited = await self.store.read(_mounts)
-        self.grace_until = now + self.config.manager.session_timeout_s
+        access_s = self.config.manager.access_s
+        self.grace_until = now + max(self.config.manager.session_timeout_s, access_s + margin_s(access_s))
 
     @property
     def in_office(self) -> bool:
         return monotonic_s() < self.deadline
 
-    def end(self) -> bool:
-        """Stops answering for good; whether it was in office until now."""
-        was_in_office = self.in_office
+    def leave(self) -> None:
+        """Asks for the end of the term, in order and soon."""
+        self.leaving.set()
+
+    def end(self) -> None:
+        """Stops answering for good."""
         self.deadline = -math.inf
-        return was_in_office
 
     def extended(self, started: float) -> None:
         """The office was extended by a transaction that was asked for at *started*."""
         if self.in_office:
-            self.deadline = started + SAFE_PART * self.config.manager.term_s
+            self.deadline = safe_until(started, self.config.manager.term_s)
 
     # -------------------------------------------------------------------------------------- what nobody uses any more
 

@@ -20,7 +20,7 @@ from lab.lab import Lab
 from lab.mounts import Mounted, parse_mountinfo
 from lab.network import SUBNETS, Network, choose_subnet, subnet_number
 from lab.registry import locked, tag_of
-from lab.state import LabState, new_state, read_state, server_config, write_state
+from lab.state import LabState, host_numbers, new_state, read_state, server_config, write_state
 
 TAGS = st.integers(0, 2**32 - 1).map(lambda number: f"{number:08x}")
 NETWORK = Network("0123abcd", "10.77.3.0/24")
@@ -88,9 +88,19 @@ def test_senseless_sizes_are_refused(servers: int, volumes: int) -> None:
         new_state(servers, volumes, None, {})
 
 
-def test_a_bare_word_is_no_database_yet() -> None:
-    with pytest.raises(Refused, match="is not a URL"):
-        new_state(1, 1, "postgresql", {})
+def test_a_bare_word_that_is_no_database_is_refused() -> None:
+    with pytest.raises(Refused, match="'postgres' is neither sqlite nor postgresql"):
+        new_state(1, 1, "postgres", {})
+    assert new_state(1, 1, "sqlite", {}).database is None
+
+
+def test_an_own_database_has_a_host_and_a_password_of_its_own(tmp_path: Path) -> None:
+    state = new_state(2, 1, "postgresql", {})
+    assert host_numbers(state) == {"s1": 1, "s2": 2, "db": 253}
+    assert host_numbers(new_state(1, 1, None, {})) == {"s1": 1}
+    assert new_state(2, 1, "postgresql", {}).password != state.password
+    url = server_config(tmp_path, state, NETWORK, "s1").manager.database
+    assert url == f"postgresql+psycopg://godwit:{state.password}@10.77.3.253:5432/godwit"
 
 
 def test_a_damaged_state_file_is_named(tmp_path: Path) -> None:

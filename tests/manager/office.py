@@ -137,6 +137,9 @@ class Office:
     def describe_manager(self) -> str:
         return "nobody"
 
+    def answer(self, request: Any) -> Any:
+        raise AssertionError(f"an office is no candidate: {request}")
+
     async def peer(self, server: str = "s1", role: str = "mount", opens: list[OpenInode] | None = None) -> Peer:
         peer = Peer(self, server, role, next(_sessions))
         await peer.hello(opens)

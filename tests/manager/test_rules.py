@@ -1,4 +1,4 @@
-"""The pure rules: access lists, placement, back-offs, the watch over the office, sessions."""
+"""The pure rules: access lists, placement, back-offs, sessions."""
 
 import errno
 import struct
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from cluster.errors import Fenced, Refused
 from manager import acl
 from manager.claims import DEFERRED_MAX, Claims
-from manager.office import OfficeRow, Watch
 from manager.placement import Copy, Drop, Holding, Place, place
 from manager.queue import BACKOFF_MAX_S, backoff_s, judge
 from manager.sessions import Sessions
@@ -168,7 +167,7 @@ def test_free_space_decides_in_proportion() -> None:
     assert 650 < on_third < 850
 
 
-# ------------------------------------------------------------------------------------------ queue rules, the office
+# ------------------------------------------------------------------------------------------ queue rules, claims
 
 
 @given(st.integers(1, 2000), st.floats(0, 1, exclude_max=True))
@@ -203,16 +202,6 @@ def test_claims_run_out_and_back_offs_are_bounded() -> None:
         claims.defer(task, 100.0)
     assert claims.take_due(0.0) == [0, 1, 2]
     assert len(claims.take_due(100.0)) == DEFERRED_MAX
-
-
-def test_the_office_is_taken_only_after_a_whole_term_without_a_beat() -> None:
-    watch = Watch(4.0)
-    assert not watch.observe(OfficeRow(3, "s1", "", 10), 0.0)
-    assert not watch.observe(OfficeRow(3, "s1", "", 11), 3.9)
-    assert not watch.observe(OfficeRow(3, "s1", "", 11), 7.8)
-    assert watch.observe(OfficeRow(3, "s1", "", 11), 7.9)
-    assert not watch.observe(OfficeRow(4, "s2", "", 12), 8.0)
-    assert watch.observe(OfficeRow(4, "", "", 13), 8.1)
 
 
 # ---------------------------------------------------------------------------------------------------- sessions

@@ -188,7 +188,7 @@ def test_which_errors_are_worth_a_repeat() -> None:
         def __init__(self, state: str) -> None:
             self.sqlstate = state
 
-    states = {"40001": True, "40P01": True, "08006": True, "57P01": True, "23505": False, "42601": False}
+    states = {"40001": True, "40P01": True, "08006": True, "57P01": True, "25P03": True, "23505": False, "42601": False}
     for state, expected in states.items():
         assert is_retriable(OperationalError("", {}, PostgresError(state))) == expected
 

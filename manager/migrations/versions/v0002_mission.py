@@ -30,6 +30,8 @@ def upgrade() -> None:
         servers.add_column(_number("since_ns"))
         servers.add_column(_text("manager", 255, ""))
         servers.add_column(_text("release", 32, ""))
+    with op.batch_alter_table("office") as office:
+        office.add_column(_number("stopped"))
     op.create_index(op.f("ix_replicas_volume_ino"), "replicas", ["volume", "ino"])
     op.create_table(
         "invitations",

@@ -1,0 +1,273 @@
+"""Who stands for the manager's office, and when a holder acts: pure rules over what a candidate saw, and when.
+
+A candidate reads the office's row and pings the holder that it names. From both follows a `View`; `decide` says what to do,
+by the table `RULES`. `docs/election.md` argues why two never act at once; what it rests on:
+
+- A holder acts until `SAFE_PART` of a term after its last successful taking or extending *began*, so that whoever has seen
+  the same beat for a whole term comes later, even if all clocks run up to 5 % wrong.
+- A candidate that deposes a holder whose beat moves has the term at once, but acts only when that holder has said in the row
+  that it stopped, or a whole term later: `may_begin`.
+- The row is left vacant, and `stopped` raised, only by a holder that had begun.
+
+Times are seconds of the candidate's own monotonic clock; clocks of machines are never compared. Nothing here knows SQL or
+sockets.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from cluster.messages import Pong
+
+# Parts of `term_s`.
+SAFE_PART = 0.9  # when the holder stops, against clocks that run at slightly different speeds
+EXTEND_PART = 0.25  # how often the holder extends
+WATCH_PART = 0.125  # how often a candidate reads the row and pings the holder
+PATIENCE_PART = 0.5  # a candidate waits up to this much longer than it must, so that not all ask at once
+ASK_PART = 0.25  # how long members may take to say whether they hear a manager
+ABSTAIN_PART = 2.0  # how long who stepped down lets others go first
+
+
+@dataclass(frozen=True)
+class OfficeRow:
+    """What the row says. `stopped`: the holders of the terms up to this one have said that they act no more."""
+
+    term: int
+    server: str
+    address: str
+    beat: int
+    stopped: int = 0
+
+    @property
+    def vacant(self) -> bool:
+        return not self.server
+
+
+class Seat(Enum):
+    """What the row says of the office."""
+
+    UNREAD = "not read yet"
+    ASIDE = "held or vacant, and this candidate stands aside"
+    VACANT = "vacant"
+    HELD = "held"
+
+
+class Voice(Enum):
+    """What is heard of the holder that the row names."""
+
+    HEARD = "heard within a term"
+    UNSURE = "not heard, but not for long enough"
+    SILENT = "not heard for a term and this candidate's patience"
+
+
+class Beat(Enum):
+    """What the row shows of its holder."""
+
+    MOVING = "changed within a term"
+    STILL = "the same for a term"
+
+
+ANY_VOICE = frozenset(Voice)
+ANY_BEAT = frozenset(Beat)
+
+
+class Step(Enum):
+    """What a candidate does."""
+
+    WATCH = "watch on"
+    STAND = "take the next term"
+    ASK_ANSWERING = "ask all; take the next term if most of those who answer hear no manager"
+    ASK_ALL = "ask all; depose the holder if most of all members answer that they hear no manager"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What to do in which situations; `why` is for the documentation."""
+
+    seats: Collection[Seat]
+    voices: Collection[Voice]
+    beats: Collection[Beat]
+    step: Step
+    why: str
+
+
+RULES = (
+    Rule({Seat.UNREAD}, ANY_VOICE, ANY_BEAT, Step.WATCH, "the catalog has not answered yet"),
+    Rule({Seat.ASIDE}, ANY_VOICE, ANY_BEAT, Step.WATCH, "it stepped down; another has two terms' time"),
+    Rule({Seat.VACANT}, ANY_VOICE, ANY_BEAT, Step.STAND, "the last holder stopped in order; compare-and-set decides who follows"),
+    Rule({Seat.HELD}, {Voice.HEARD, Voice.UNSURE}, ANY_BEAT, Step.WATCH, "there is a manager, or it is too early to tell"),
+    Rule({Seat.HELD}, {Voice.SILENT}, {Beat.STILL}, Step.ASK_ANSWERING, "by its own clock the holder cannot act any more"),
+    Rule({Seat.HELD}, {Voice.SILENT}, {Beat.MOVING}, Step.ASK_ALL, "the holder works; it may be this candidate that is cut off"),
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a candidate knows. Made by `watching`, and from there by `saw`, `answered`, `refused` and `stepped_aside`.
+
+    `quiet_s`: when the holder last said that it is in office (if `heard`), else since when it is listened for. `denied_s`: since
+    when it says that it is not. `still_s`: when the row's term and beat were first read.
+    """
+
+    term_s: float
+    patience: float
+    quiet_s: float
+    heard: bool = False
+    denied_s: float | None = None
+    row: OfficeRow | None = None
+    still_s: float = 0.0
+    aside_term: int = -1
+    aside_until_s: float = -math.inf
+    ask_after_s: float = -math.inf
+    refusals: int = 0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Nothing to do now."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask the members whether they hear a manager; `elected` says what follows."""
+
+    row: OfficeRow
+    of_all: bool
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Take the term after the row's by compare-and-set.
+
+    `clear`: the row's holder has stopped for certain, and the row must be as it was seen. Otherwise only the term must be, and
+    `may_begin` says when to act.
+    """
+
+    row: OfficeRow
+    clear: bool
+
+
+Action = Watch | Ask | Stand
+
+
+# ------------------------------------------------------------------------------------------------ what is learnt
+
+
+def watching(term_s: float, draw: float, now: float) -> View:
+    """The view of a candidate that begins to watch; *draw* is random, from 0 to 1."""
+    return View(term_s, PATIENCE_PART * draw, now)
+
+
+def saw(view: View, row: OfficeRow, now: float) -> View:
+    """Takes what was read before *now*."""
+    known = view.row
+    if known is None or (known.term, known.server) != (row.term, row.server):
+        fresh = replace(view, quiet_s=now, heard=False, denied_s=None, ask_after_s=-math.inf, refusals=0)
+        return replace(fresh, row=row, still_s=now)
+    if known.beat != row.beat:
+        return replace(view, row=row, still_s=now)
+    return replace(view, row=row)
+
+
+def answered(view: View, pong: Pong, sent_s: float) -> View:
+    """Takes what came back on a ping that was sent at *sent_s* to the holder's address."""
+    row = view.row
+    if row is None or pong.server != row.server:
+        return view
+    if not pong.in_office:
+        return replace(view, heard=False, denied_s=sent_s if view.denied_s is None else view.denied_s)
+    if pong.term < row.term:
+        return view  # it does not know yet that its term is over
+    return replace(view, heard=True, quiet_s=max(view.quiet_s, sent_s), denied_s=None, ask_after_s=-math.inf, refusals=0)
+
+
+def refused(view: View, now: float) -> View:
+    """The members hear a manager: asks again soon, and then less and less often."""
+    pause = min(2.0**view.refusals * WATCH_PART, 1.0) * view.term_s
+    return replace(view, ask_after_s=now + pause, refusals=min(view.refusals + 1, 10))
+
+
+def stepped_aside(view: View, term: int, now: float) -> View:
+    """Lets others follow *term* first."""
+    return replace(view, aside_term=term, aside_until_s=now + ABSTAIN_PART * view.term_s)
+
+
+# -------------------------------------------------------------------------------------------- what follows from it
+
+
+def seat(view: View, now: float) -> Seat:
+    if view.row is None:
+        return Seat.UNREAD
+    if view.row.term <= view.aside_term and now < view.aside_until_s:
+        return Seat.ASIDE
+    return Seat.VACANT if view.row.vacant else Seat.HELD
+
+
+def voice(view: View, now: float) -> Voice:
+    patience_s = view.patience * view.term_s
+    if view.denied_s is not None:
+        return Voice.SILENT if now - view.denied_s >= patience_s else Voice.UNSURE
+    gap_s = now - view.quiet_s
+    if view.heard and gap_s < view.term_s:
+        return Voice.HEARD
+    return Voice.SILENT if gap_s >= view.term_s + patience_s else Voice.UNSURE
+
+
+def beat(view: View, now: float) -> Beat:
+    return Beat.STILL if now - view.still_s >= view.term_s else Beat.MOVING
+
+
+def hears(view: View, now: float) -> bool | None:
+    """Whether this candidate, which is not in office itself, hears a manager; None while it cannot know."""
+    if view.row is None:
+        return None
+    if view.row.vacant or view.denied_s is not None or now - view.quiet_s >= view.term_s:
+        return False
+    return True if view.heard else None
+
+
+def step(seat: Seat, voice: Voice, beat: Beat) -> Step:
+    """What the table says."""
+    (found,) = [rule.step for rule in RULES if seat in rule.seats and voice in rule.voices and beat in rule.beats]
+    return found
+
+
+def decide(view: View, now: float) -> Action:
+    """What the candidate does now."""
+    row = view.row
+    what = step(seat(view, now), voice(view, now), beat(view, now))
+    if row is None or what is Step.WATCH:
+        return Watch()
+    if what is Step.STAND:
+        return Stand(row, clear=True)
+    if now < view.ask_after_s:
+        return Watch()
+    return Ask(row, of_all=what is Step.ASK_ALL)
+
+
+def is_settled(answers: Mapping[str, bool], members: int) -> bool:
+    """Whether no further answer can matter: most of all members hear no manager. *answers*: of others, by server."""
+    return 2 * _deaf(answers) > members
+
+
+def elected(ask: Ask, answers: Mapping[str, bool], members: int) -> bool:
+    """Whether who asked may stand. *members* counts those who did not answer, and who asks, too."""
+    return 2 * _deaf(answers) > (members if ask.of_all else len(answers) + 1)
+
+
+def _deaf(answers: Mapping[str, bool]) -> int:
+    return 1 + sum(not heard for heard in answers.values())
+
+
+# ----------------------------------------------------------------------------------------------------- in office
+
+
+def safe_until(began_s: float, term_s: float) -> float:
+    """Until when a holder acts whose last success, taking or extending, began at *began_s*."""
+    return began_s + SAFE_PART * term_s
+
+
+def may_begin(stand: Stand, taken_s: float, stopped: int, now: float, term_s: float) -> bool:
+    """Whether a holder whose compare-and-set was through at *taken_s* may act: nobody before it does any more."""
+    return stand.clear or stopped >= stand.row.term or now - taken_s >= term_s
