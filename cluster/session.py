@@ -87,36 +87,36 @@ class ManagerSession:
         channel.close()
 
     async def _find_manager(self, nursery: trio.Nursery) -> Channel | None:
-        _address, channel = await Search(self._cluster, nursery, self._note_refusal).run(self._managers)
+        address, channel = await Search(self._cluster, nursery, self._note_answer).run(self._managers)
         try:
-            await self._introduce(channel)
+            welcome = await self._introduce(channel)
         except Fenced as error:
             self._fenced = error
             self._connected.set()
-        except Refused as error:
-            self._note_refusal(str(error))
-            self._log_refusal(str(error))
         except GodwitError as error:
-            self._note_refusal(str(error))
+            self._note_refusal(error)
         else:
+            self._learn_managers(address, welcome.managers)
+            self._on_welcome(welcome)
             return channel
         channel.close()
         return None
 
-    def _note_refusal(self, why: str) -> None:
+    def _note_answer(self, why: str) -> None:
         self._last_refusal = why
 
-    def _log_refusal(self, why: str) -> None:
-        """A manager that does not want this process: said once; the process waits until it is wanted again."""
-        if self._logged_refusal != why:
-            self._logged_refusal = why
-            log.error("the manager refuses this %s: %s", self._role, why)
+    def _note_refusal(self, error: GodwitError) -> None:
+        """A manager that does not want this process says so once in its log; the process waits until it is wanted again."""
+        self._last_refusal = str(error)
+        if isinstance(error, Refused) and self._logged_refusal != str(error):
+            self._logged_refusal = str(error)
+            log.error("the manager refuses this %s: %s", self._role, error)
 
     def _learn_managers(self, current: str, named: Sequence[str]) -> None:
         """The candidates to ask from now on: the present manager, those that the configuration has, and those of all members."""
         self._managers = list(dict.fromkeys([current, *self._configured, *named]))
 
-    async def _introduce(self, channel: Channel) -> None:
+    async def _introduce(self, channel: Channel) -> Welcome:
         before = trio.current_time()
         hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, self._opens(), self._tokens())
         welcome = await channel.call(hello, timeout_s=INTRODUCTION_TIMEOUT_S)
@@ -126,8 +126,7 @@ class ManagerSession:
             log.info("the manager is %s, term %d", welcome.manager, welcome.term)
         self.term = welcome.term
         self._logged_refusal = ""
-        self._learn_managers(channel.peer, welcome.managers)
-        self._on_welcome(welcome)
+        return welcome
 
     async def _heartbeats(self, channel: Channel) -> None:
         while not channel.broken.is_set():

@@ -62,8 +62,7 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     if session.role == MOUNT:
         term.awaited.pop(session.server, None)
     timeout_s = term.config.manager.session_timeout_s
-    welcome = Welcome(term.number, term.config.server, timeout_s, sorted(lost), monotonic_s(), state.members.managers())
-    return session, welcome
+    return session, Welcome(term.number, term.config.server, timeout_s, sorted(lost), monotonic_s(), state.members.managers())
 
 
 def _admit(term: Term, server: str) -> None:

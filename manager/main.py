@@ -44,10 +44,12 @@ from manager.election import (
 from manager.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
 from manager.membership import requeue_loop
 from manager.migrate import migrate
+from manager.migrating import migrate_loop
 from manager.office import depose_office, extend_office, read_members, read_office, resign_office, take_office
 from manager.service import Connection
 from manager.store import Store, make_engines, retrying, write_transaction
 from manager.term import Term
+from manager.volume_scans import volume_scan_loop
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +279,8 @@ class Candidate:
         self.term = term
         self._began_s = monotonic_s()
         log.info("%s is the manager, term %d", self._config.server, term.number)
-        for loop in (tick_loop, reap_loop, scan_loop, requeue_loop, forget_replies_loop):
+        loops = (tick_loop, reap_loop, scan_loop, volume_scan_loop, requeue_loop, migrate_loop, forget_replies_loop)
+        for loop in loops:
             nursery.start_soon(_keep_going, loop, term)
 
     async def _extend_loop(self, term: Term) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, dele
 from cluster.messages import CLAIMED, COPY, DEAD, DEFERRED, DELETE, WAITING, Replica, Stamp, Task, TaskReport
 from manager.inodes import InodeRow, find_inode, path_of
 from manager.limits import ERROR_MAX, check_number, clean_text
+from manager.moving import copy_arrived, object_deleted, task_dead
 from manager.schema import replicas, tasks
 from manager.state import State
 from manager.statements import Hot
@@ -253,6 +254,8 @@ def _end_failed(tx: Transaction, state: State, row: InodeRow, report: TaskReport
         draw=random.random(),  # noqa: S311
     )
     _set(tx, row, verdict.state, attempts=verdict.attempts, error=clean_text(report.error, ERROR_MAX))
+    if verdict.state == DEAD:
+        task_dead(tx, state, row.ino, row.operation, row.volume, report.error)
     if verdict.state == WAITING:
         tx.after(lambda: state.ring(row.server))
     return Ended(row.task, verdict.delay_s if verdict.state == DEFERRED else None)
@@ -268,6 +271,7 @@ def _end_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow, rep
         values = {"b_ino": row.ino, "b_volume": inode.home_volume, "b_version": report.version, "to_checksum": report.checksum}
         _LEARN_CHECKSUM.run(tx.connection, values)
     _DELETE.run(tx.connection, {"b_task": row.task})
+    copy_arrived(tx, state, row.ino)
     if inode.nlink:
         align(tx, state, inode)
     tx.after(lambda: state.bells.ring(row.ino))
@@ -296,6 +300,7 @@ def _end_delete(
         return _end_failed(tx, state, row, report, newer=False, max_attempts=max_attempts)
     tx.execute(delete(replicas).where(replicas.c.ino == row.ino, replicas.c.volume == row.volume))
     _DELETE.run(tx.connection, {"b_task": row.task})
+    object_deleted(tx, state, row.ino, row.volume)
     if inode is not None and inode.nlink:
         align(tx, state, inode)
     return Ended(row.task)

@@ -17,9 +17,11 @@ from cluster.messages import (
     AskOffice,
     AwaitCopies,
     Beat,
+    ChangeMigration,
     ClaimTasks,
     Close,
     Done,
+    DrainServer,
     ExtendClaims,
     FindStrays,
     GetPolicy,
@@ -29,23 +31,27 @@ from cluster.messages import (
     Heartbeat,
     Hello,
     ListLeases,
+    ListMigrations,
+    ListMoves,
     ListPolicies,
     ListTasks,
     ListUnsettled,
     Open,
     Ping,
+    PlanMigration,
     RegisterVolumes,
     RemoveServer,
     ReportTasks,
     RetryTasks,
     SetPolicy,
+    StartMigration,
     StepDown,
     Sync,
     TakeInodes,
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, leasing, opening, servers
+from manager import admin, agents, foresight, leasing, opening, orders, servers
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
@@ -84,10 +90,16 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     SetPolicy: admin.set_policy,
     ListPolicies: admin.list_policies,
     GetWhere: admin.get_where,
+    StartMigration: orders.start_migration,
+    DrainServer: orders.drain_server,
+    PlanMigration: foresight.plan_migration,
+    ListMigrations: orders.list_migrations,
+    ChangeMigration: orders.change_migration,
+    ListMoves: orders.list_moves,
+    StepDown: admin.step_down,
     GetServer: servers.get_server,
     RemoveServer: servers.remove_server,
     AddServer: servers.add_server,
-    StepDown: admin.step_down,
 }
 FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
 FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})
