@@ -42,6 +42,7 @@ from manager.election import (
     watching,
 )
 from manager.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
+from manager.membership import requeue_loop
 from manager.migrate import migrate
 from manager.migrating import migrate_loop
 from manager.office import depose_office, extend_office, read_members, read_office, resign_office, take_office
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 
 DATABASE_WAIT_S = 60.0
 FAILED_LOOP_PAUSE_S = 1.0
+LOOPS = (tick_loop, reap_loop, scan_loop, volume_scan_loop, requeue_loop, migrate_loop, forget_replies_loop)
 
 
 class Candidate:
@@ -278,7 +280,7 @@ class Candidate:
         self.term = term
         self._began_s = monotonic_s()
         log.info("%s is the manager, term %d", self._config.server, term.number)
-        for loop in (tick_loop, reap_loop, scan_loop, volume_scan_loop, migrate_loop, forget_replies_loop):
+        for loop in LOOPS:
             nursery.start_soon(_keep_going, loop, term)
 
     async def _extend_loop(self, term: Term) -> None:

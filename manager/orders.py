@@ -10,6 +10,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from cluster.clock import file_time_ns
 from cluster.errors import Refused, refused
+from cluster.membership import Event
 from cluster.messages import (
     CANCEL,
     KIND_DRAIN,
@@ -37,11 +38,14 @@ from cluster.messages import (
 from manager.inodes import find_inode, path_of
 from manager.limits import TEXT_MAX, check_count, check_number, clean_text
 from manager.members import Members
+from manager.membership import change_standing, stored_standing
 from manager.migrating import change_some
-from manager.moves import ACTIVE, TRANSITIONS, Event
+from manager.moves import ACTIVE, TRANSITIONS
+from manager.moves import Event as MoveEvent
 from manager.planning import Order, plan_from_the_start, plan_inode
 from manager.schema import migrations, moves, servers
 from manager.sessions import Session
+from manager.state import State
 from manager.store import Transaction
 from manager.term import Term
 
@@ -110,15 +114,13 @@ def _insert(tx: Transaction, kind: str, source: str, target: str, paths: list[by
 async def drain_server(term: Term, _session: Session, request: DrainServer) -> MigrationRow:
     """Marks the server, and starts the drain unless there is one already: that one goes on."""
     server = request.server
-    members = term.state.members
     token = -random.getrandbits(TOKEN_BITS) - 1
 
     def work(tx: Transaction) -> int:
-        changed = tx.execute(update(servers).where(servers.c.server == server).values(draining=1)).rowcount
-        if not changed:
+        if tx.execute(select(servers.c.server).where(servers.c.server == server)).first() is None:
             names = ", ".join(tx.execute(select(servers.c.server).order_by(servers.c.server)).scalars()) or "none"
             raise Refused(f"there is no server {clean_text(server, 63)!r}; there are: {names}", errno.ENOENT)
-        tx.after(lambda: members.set_draining(server, True))
+        change_standing(tx, term, server, Event.DRAIN)
         tx.after(term.state.begin_moves)
         mine = (migrations.c.kind == KIND_DRAIN) & (migrations.c.source == server) & (migrations.c.ended_ns == 0)
         open_drain = mine & (migrations.c.state != MIGRATION_CANCELLED)
@@ -184,7 +186,7 @@ async def _resume(term: Term, number: int) -> None:
             _set_state(tx, term, number, RUNNING)
 
     await term.store.write(check)
-    retry = partial(change_some, state=term.state, migration=number, states=(MOVE_FAILED,), event=Event.RESUME)
+    retry = partial(change_some, state=term.state, migration=number, states=(MOVE_FAILED,), event=MoveEvent.RESUME)
     while await term.store.write(retry):
         pass
     await term.store.write(work, durable=True)
@@ -200,11 +202,17 @@ async def _cancel(term: Term, number: int) -> None:
         if order.state == MIGRATION_CANCELLED:
             return
         _set_state(tx, term, number, MIGRATION_CANCELLED)
-        if order.kind == KIND_DRAIN:
-            tx.execute(update(servers).where(servers.c.server == order.source).values(draining=0))
-            tx.after(lambda: term.state.members.set_draining(order.source, False))
+        if order.kind == KIND_DRAIN and stored_standing(tx, order.source).wanted_empty:
+            change_standing(tx, term, order.source, Event.UNDRAIN)
 
     await term.store.write(work, durable=True)
+
+
+def cancel_drains(tx: Transaction, state: State, server: str) -> None:
+    """Ends the server's drains that are not over; their moves follow in the background."""
+    mine = (migrations.c.kind == KIND_DRAIN) & (migrations.c.source == server) & (migrations.c.ended_ns == 0)
+    tx.execute(update(migrations).where(mine).values(state=MIGRATION_CANCELLED))
+    tx.after(state.begin_moves)
 
 
 # -------------------------------------------------------------------------------------------------------- listing

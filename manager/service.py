@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from cluster.clock import monotonic_s
 from cluster.errors import NotManager, ProtocolError
 from cluster.messages import (
+    AddServer,
     Apply,
     AskHearing,
     AskLeases,
@@ -24,6 +25,7 @@ from cluster.messages import (
     ExtendClaims,
     FindStrays,
     GetPolicy,
+    GetServer,
     GetStatus,
     GetWhere,
     Heartbeat,
@@ -38,6 +40,7 @@ from cluster.messages import (
     Ping,
     PlanMigration,
     RegisterVolumes,
+    RemoveServer,
     ReportTasks,
     RetryTasks,
     SetPolicy,
@@ -48,7 +51,7 @@ from cluster.messages import (
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, foresight, leasing, opening, orders
+from manager import admin, agents, foresight, leasing, opening, orders, servers
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
@@ -94,6 +97,9 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     ChangeMigration: orders.change_migration,
     ListMoves: orders.list_moves,
     StepDown: admin.step_down,
+    GetServer: servers.get_server,
+    RemoveServer: servers.remove_server,
+    AddServer: servers.add_server,
 }
 FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
 FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})

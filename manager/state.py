@@ -21,6 +21,7 @@ SCAN = "scan"
 QUEUE = "queue"
 MIGRATE = "migrate"
 VOLUME_SCAN = "volume scan"
+DOWN = "down"
 
 
 class Bells:

@@ -15,6 +15,7 @@ from manager.claims import Claims
 from manager.election import safe_until
 from manager.inodes import find_inode
 from manager.leases import Leases
+from manager.liveness import Delays
 from manager.members import Members
 from manager.moving import has_open_orders
 from manager.policies import Policies
@@ -56,7 +57,8 @@ class Term:
         """Loads what the memory starts with."""
         now = monotonic_s()
         sessions = Sessions(self.config.manager.session_timeout_s)
-        members = await self.store.read(lambda connection: Members(connection, now))
+        delays = Delays(self.config.manager.suspect_s, self.config.manager.down_s)
+        members = await self.store.read(lambda connection: Members(connection, now, delays))
         leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members)
         self.state = State(self.number, sessions, members, Policies(), leases)
         self.state.has_moves = await self.store.read(has_open_orders)
