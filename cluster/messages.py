@@ -136,8 +136,8 @@ class Replica(Message, frozen=True, array_like=True):
 class Volume(Message, frozen=True, array_like=True):
     """One backing directory of one server. Sizes are those of its file system; `device` is equal for volumes that share one.
 
-    `up`: the server's agent was heard just now; `state`: how the server stands (`cluster.membership`); `accepts`: new files may
-    get their home there.
+    `up`: the server's agent was heard just now; `state`: how the server stands (`cluster.membership`).
+    `accepts`: new files may get their home there; not while the server is being drained.
     """
 
     volume: int

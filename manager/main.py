@@ -55,7 +55,6 @@ log = logging.getLogger(__name__)
 
 DATABASE_WAIT_S = 60.0
 FAILED_LOOP_PAUSE_S = 1.0
-LOOPS = (tick_loop, reap_loop, scan_loop, volume_scan_loop, requeue_loop, migrate_loop, forget_replies_loop)
 
 
 class Candidate:
@@ -280,7 +279,8 @@ class Candidate:
         self.term = term
         self._began_s = monotonic_s()
         log.info("%s is the manager, term %d", self._config.server, term.number)
-        for loop in LOOPS:
+        loops = (tick_loop, reap_loop, scan_loop, volume_scan_loop, requeue_loop, migrate_loop, forget_replies_loop)
+        for loop in loops:
             nursery.start_soon(_keep_going, loop, term)
 
     async def _extend_loop(self, term: Term) -> None:

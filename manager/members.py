@@ -154,8 +154,8 @@ class Members:
     def _described(self, volume: Volume) -> Volume:
         member = self._members.get(volume.server)
         state = ServerState.UP if member is None else member.state
-        up, accepts = volume.server in self._reachable, self.accepts(volume.server)
-        return msgspec.structs.replace(volume, up=up, state=str(state), accepts=accepts)
+        accepts = self.accepts(volume.server)
+        return msgspec.structs.replace(volume, up=volume.server in self._reachable, state=str(state), accepts=accepts)
 
     # ------------------------------------------------------------------------------------ who is there, and since when
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from cluster.clock import file_time_ns
 from cluster.errors import Refused, refused
-from cluster.membership import Event
+from cluster.membership import Event as ServerEvent
 from cluster.messages import (
     CANCEL,
     KIND_DRAIN,
@@ -40,12 +40,10 @@ from manager.limits import TEXT_MAX, check_count, check_number, clean_text
 from manager.members import Members
 from manager.membership import change_standing, stored_standing
 from manager.migrating import change_some
-from manager.moves import ACTIVE, TRANSITIONS
-from manager.moves import Event as MoveEvent
+from manager.moves import ACTIVE, TRANSITIONS, Event
 from manager.planning import Order, plan_from_the_start, plan_inode
 from manager.schema import migrations, moves, servers
 from manager.sessions import Session
-from manager.state import State
 from manager.store import Transaction
 from manager.term import Term
 
@@ -120,7 +118,7 @@ async def drain_server(term: Term, _session: Session, request: DrainServer) -> M
         if tx.execute(select(servers.c.server).where(servers.c.server == server)).first() is None:
             names = ", ".join(tx.execute(select(servers.c.server).order_by(servers.c.server)).scalars()) or "none"
             raise Refused(f"there is no server {clean_text(server, 63)!r}; there are: {names}", errno.ENOENT)
-        change_standing(tx, term, server, Event.DRAIN)
+        change_standing(tx, term, server, ServerEvent.DRAIN)
         tx.after(term.state.begin_moves)
         mine = (migrations.c.kind == KIND_DRAIN) & (migrations.c.source == server) & (migrations.c.ended_ns == 0)
         open_drain = mine & (migrations.c.state != MIGRATION_CANCELLED)
@@ -186,7 +184,7 @@ async def _resume(term: Term, number: int) -> None:
             _set_state(tx, term, number, RUNNING)
 
     await term.store.write(check)
-    retry = partial(change_some, state=term.state, migration=number, states=(MOVE_FAILED,), event=MoveEvent.RESUME)
+    retry = partial(change_some, state=term.state, migration=number, states=(MOVE_FAILED,), event=Event.RESUME)
     while await term.store.write(retry):
         pass
     await term.store.write(work, durable=True)
@@ -203,16 +201,17 @@ async def _cancel(term: Term, number: int) -> None:
             return
         _set_state(tx, term, number, MIGRATION_CANCELLED)
         if order.kind == KIND_DRAIN and stored_standing(tx, order.source).wanted_empty:
-            change_standing(tx, term, order.source, Event.UNDRAIN)
+            change_standing(tx, term, order.source, ServerEvent.UNDRAIN)
 
     await term.store.write(work, durable=True)
 
 
-def cancel_drains(tx: Transaction, state: State, server: str) -> None:
-    """Ends the server's drains that are not over; their moves follow in the background."""
-    mine = (migrations.c.kind == KIND_DRAIN) & (migrations.c.source == server) & (migrations.c.ended_ns == 0)
-    tx.execute(update(migrations).where(mine).values(state=MIGRATION_CANCELLED))
-    tx.after(state.begin_moves)
+def cancel_drains(tx: Transaction, term: Term, server: str) -> None:
+    """Ends the server's drains that are not over, as `_cancel` does; how the server stands is the caller's to change."""
+    drains = (migrations.c.kind == KIND_DRAIN) & (migrations.c.source == server)
+    going_on = migrations.c.state.not_in((MIGRATION_DONE, MIGRATION_CANCELLED))
+    for number in tx.execute(select(migrations.c.migration).where(drains, going_on)).scalars().all():
+        _set_state(tx, term, number, MIGRATION_CANCELLED)
 
 
 # -------------------------------------------------------------------------------------------------------- listing

@@ -188,7 +188,7 @@ def _leave(tx: Transaction, term: Term, server: str) -> None:
     tx.execute(update(servers).where(servers.c.server == server).values(mount_session=0, agent_session=0))
     tx.execute(delete(ranges).where(ranges.c.server == server))
     tx.execute(delete(invitations).where(invitations.c.server == server))
-    cancel_drains(tx, term.state, server)
+    cancel_drains(tx, term, server)
     tx.after(lambda: _end_sessions(term, server))
 
 
@@ -231,7 +231,7 @@ def _add(tx: Transaction, term: Term, server: str, digest: bytes, expires_s: flo
     if not standing.wanted_empty:
         raise refused(errno.EEXIST, f"{server} is a member already, it is {standing}")
     change_standing(tx, term, server, Event.UNDRAIN)
-    cancel_drains(tx, term.state, server)
+    cancel_drains(tx, term, server)
     return UNDRAINED
 
 

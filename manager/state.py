@@ -19,9 +19,9 @@ COOKIE_TERM_BITS = 40
 REAP = "reap"
 SCAN = "scan"
 QUEUE = "queue"
+DOWN = "down"
 MIGRATE = "migrate"
 VOLUME_SCAN = "volume scan"
-DOWN = "down"
 
 
 class Bells:
