@@ -153,8 +153,9 @@ def kill_an_agent(lab: Lab, draw: random.Random) -> None:
     lab.start(server, "agent")
 
 
-def migrate(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cli.main", *arguments, "--root", str(lab.root)]
+def watch(lab: Lab, number: int) -> subprocess.Popen[str]:
+    """A `migrations watch` whose output is a pipe."""
+    command = [sys.executable, "-m", "cli.main", "migrations", "watch", str(number), "--root", str(lab.root)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -192,7 +193,8 @@ def test_thousands_of_files_move_while_they_are_used_and_agents_die(lab: Lab) ->
     assert plan["bytes"] > 1 << 30
     crew, hands = Crew(), Crew()
     sampler.sample()
-    watched = migrate(lab, "migrate", str(top), "--from", "s1", "--to", "s3", "--watch")
+    assert godwit(lab, "migrate", str(top), "--from", "s1", "--to", "s3")["migration"]["migration"] == 1
+    watched = watch(lab, 1)
     try:
         crew.hire("sampler", sampler.sample, 0.2)
         crew.hire("killer", lambda: kill_an_agent(lab, draw), 2.0)
