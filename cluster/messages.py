@@ -197,8 +197,8 @@ class Joined(Message, frozen=True, array_like=True, tag="joined"):
     secret: str
     managers: list[str]
     database: str
-    manager: dict[str, float]
-    mount: dict[str, float]
+    manager: dict[str, int | float]
+    mount: dict[str, int | float]
 
 
 class Elsewhere(Message, frozen=True, array_like=True, tag="elsewhere"):
