@@ -53,7 +53,13 @@ class Agent:
             role="agent",
             on_welcome=grace.welcomed,
         )
-        self._registration = Registration(config.agent.listen, volumes, self._session, self._number_works)
+        self._registration = Registration(
+            config=config,
+            volumes=volumes,
+            session=self._session,
+            on_numbers=self._number_works,
+            on_settled=lambda: self._strays.restart(),
+        )
         self._trash = TrashPurger(volumes, config.agent.trash_keep_s)
         self._works_list = [DiskWork(volume) for volume in volumes.volumes]
         self._works: dict[int, DiskWork] = {}

@@ -11,6 +11,7 @@ So the holder stops first, whatever a message or a process was delayed by, as lo
 than `CLOCK_RATE`. `docs/leases.md` has the argument in full.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -190,3 +191,29 @@ class TokenGate:
             if len(self._checked) > CHECKED_MAX:
                 self._checked.popitem(last=False)
         return token
+
+
+# ----------------------------------------------------------------------------------------------- for docs/leases.md
+
+
+def mode_table() -> str:
+    """`mode_for` as a table in Markdown."""
+    lines = ["| the holder | other holders | granted |", "|---|---|---|"]
+    holders = {"reads": (False, False), "writes, at the home": (True, True), "writes, elsewhere": (True, False)}
+    others: dict[str, tuple[bool, ...]] = {"none": (), "only readers": (False,), "one that writes": (True,)}
+    for holder, (writer, at_home) in holders.items():
+        for who, writing in others.items():
+            mode = mode_for(writer=writer, at_home=at_home, others=writing, in_grace=False)
+            early = mode_for(writer=writer, at_home=at_home, others=writing, in_grace=True)
+            note = "" if mode == early else f" (`{early}` while the manager is new)"
+            lines.append(f"| {holder} | {who} | `{mode}`{note} |")
+    return "\n".join(lines) + "\n"
+
+
+def timer_table() -> str:
+    """`decide` as a table in Markdown."""
+    lines = ["| open | dirty | used since the last renewal | when the timer fires |", "|---|---|---|---|"]
+    for is_open, is_dirty, used in itertools.product((True, False), repeat=3):
+        facts = ["yes" if fact else "no" for fact in (is_open, is_dirty, used)]
+        lines.append(f"| {' | '.join(facts)} | {decide(is_open=is_open, is_dirty=is_dirty, used=used).value} |")
+    return "\n".join(lines) + "\n"

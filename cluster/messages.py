@@ -107,7 +107,10 @@ class Replica(Message, frozen=True, array_like=True):
 
 
 class Volume(Message, frozen=True, array_like=True):
-    """One backing directory of one server. Sizes are those of its file system; `device` is equal for volumes that share one."""
+    """One backing directory of one server. Sizes are those of its file system; `device` is equal for volumes that share one.
+
+    `up`: the server's agent was heard just now; `state`: how the server stands (`cluster.membership`).
+    """
 
     volume: int
     server: str
@@ -118,6 +121,7 @@ class Volume(Message, frozen=True, array_like=True):
     device: str
     up: bool = True
     uuid: str = ""
+    state: str = "up"
 
 
 class VolumeState(Message, frozen=True, array_like=True):
@@ -153,13 +157,17 @@ class OpenInode(Message, frozen=True, array_like=True):
 
 
 class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
-    """The manager's answer to `Hello`. `lost` names the presented inodes that no longer exist; `now_s` is as in `Beat`."""
+    """The manager's answer to `Hello`. `lost` names the presented inodes that no longer exist; `now_s` is as in `Beat`.
+
+    `managers`: the addresses of the candidates of all servers that belong to the network.
+    """
 
     term: int
     manager: str
     session_timeout_s: float
     lost: list[int]
     now_s: float = 0.0
+    managers: list[str] = []
 
 
 class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
@@ -610,16 +618,27 @@ class AwaitCopies(Request[Done], frozen=True, array_like=True, tag="awaitcopies"
 
 
 class Registered(Message, frozen=True, array_like=True, tag="registered"):
-    """The volume numbers, in the order of the request."""
+    """The volume numbers, in the order of the request.
+
+    `settled_ns`: when the catalog last changed how the server stands. An agent that sees another value than before looks for
+    objects that the catalog does not know.
+    """
 
     volumes: list[int]
+    settled_ns: int = 0
 
 
 class RegisterVolumes(Request[Registered], frozen=True, array_like=True, tag="registervolumes"):
-    """An agent's report of its volumes: at its start and every few seconds. `address` is its data server's `host:port`."""
+    """An agent's report of its volumes: at its start and every few seconds. `address` is its data server's `host:port`.
+
+    `manager`: the address of the server's candidate. `release`: of Godwit. `problems`: what is wrong with volumes, for people.
+    """
 
     address: str
     volumes: list[VolumeState]
+    manager: str = ""
+    release: str = ""
+    problems: list[str] = []
 
 
 class Task(Message, frozen=True, array_like=True):
@@ -841,7 +860,11 @@ class PullObject(Request[PullEnd], frozen=True, array_like=True, tag="pullobject
 
 
 class ServerInfo(Message, frozen=True, array_like=True):
-    """`last_seen_s` is the age of its last heartbeat; -1 when this manager has never heard it."""
+    """`last_seen_s` is the age of its last heartbeat; -1 when this manager has never heard it.
+
+    `state` since `since_ns` (0: not known); `wanted_empty`: it is being drained, or will be when it is back. `manager`: its
+    candidate's address.
+    """
 
     server: str
     roles: list[str]
@@ -849,6 +872,12 @@ class ServerInfo(Message, frozen=True, array_like=True):
     waiting_tasks: int
     dead_tasks: int
     last_seen_s: float
+    state: str = "up"
+    since_ns: int = 0
+    wanted_empty: bool = False
+    manager: str = ""
+    release: str = ""
+    problems: list[str] = []
 
 
 class Status(Message, frozen=True, array_like=True, tag="status"):
@@ -1017,6 +1046,64 @@ class GetWhere(Request[Where], frozen=True, array_like=True, tag="getwhere"):
     ino: int
 
 
+class Holdings(Message, frozen=True, array_like=True):
+    """What a server's volumes hold. `sole`: files whose only current replica on a server that counts is there; `homes`: files
+    whose home is there, of which `dirty` may have content that no replica has."""
+
+    replicas: int
+    current: int
+    bytes: int
+    homes: int
+    dirty: int
+    sole: int
+
+
+class ServerDetails(Message, frozen=True, array_like=True, tag="serverdetails"):
+    """`tasks` are the numbers of tasks in its queue by state."""
+
+    info: ServerInfo
+    holdings: Holdings
+    tasks: dict[str, int]
+    is_manager: bool
+
+
+class GetServer(Request[ServerDetails], frozen=True, array_like=True, tag="getserver"):
+    """Everything about one server. Takes time in proportion to the replicas that it holds."""
+
+    server: str
+
+
+class RemoveServer(Request[Count], frozen=True, array_like=True, tag="removeserver"):
+    """The server leaves the network; the reply counts the replicas that were forgotten. May be repeated.
+
+    Refused while a home or the only current replica of a file is there, and for a server that is not down, while it holds
+    anything.
+    """
+
+    server: str
+
+
+class Added(Message, frozen=True, array_like=True, tag="added"):
+    """`outcome`: `invited` (with `token`, which `server` may use once within `expires_s`), `readmitted` or `undrained`.
+
+    `managers`: where candidates are reached.
+    """
+
+    server: str
+    outcome: str
+    cluster: str
+    managers: list[str]
+    token: str = ""
+    expires_s: float = 0.0
+
+
+class AddServer(Request[Added], frozen=True, array_like=True, tag="addserver"):
+    """Invites a server, re-admits one that has left, or takes the draining of one back."""
+
+    server: str
+    expires_s: float = 3600.0
+
+
 # ------------------------------------------------------------------------------------------------------- unions
 
 ManagerRequest = (
@@ -1059,6 +1146,9 @@ ManagerRequest = (
     | AskHearing
     | AskOffice
     | StepDown
+    | GetServer
+    | RemoveServer
+    | AddServer
 )
 
 AgentRequest = (
@@ -1112,4 +1202,6 @@ Reply = (
     | Pong
     | Hearing
     | OfficeInfo
+    | ServerDetails
+    | Added
 )

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import trio
 
-from cluster.errors import Fenced, GodwitError, NotManager, Unavailable
+from cluster.errors import Fenced, GodwitError, NotManager, Refused, Unavailable
 from cluster.finding import Search
 from cluster.leases import ManagerClock
 from cluster.messages import PROTOCOL, Applied, Apply, Heartbeat, Hello, Node, OpenInode, Operation, Request, Welcome
@@ -29,6 +29,7 @@ HEARTBEAT_S = 1.0
 HEARTBEAT_TIMEOUT_S = 2.0
 INTRODUCTION_TIMEOUT_S = 4.0
 RETRY_S = 0.1
+REFUSED_RETRY_S = 2.0
 
 
 class ManagerSession:
@@ -49,6 +50,7 @@ class ManagerSession:
         self.term = 0
         self.last_contact_s = -1e9
         self.clock = ManagerClock()
+        self._configured = list(managers)
         self._managers = list(managers)
         self._cluster = cluster
         self._server = server
@@ -59,6 +61,7 @@ class ManagerSession:
         self._channel: Channel | None = None
         self._connected = trio.Event()
         self._last_refusal = "none of them answered"
+        self._logged_refusal = ""
         self._request_ids = itertools.count(1)
         self._outstanding: set[int] = set()
         self._fenced: Fenced | None = None
@@ -74,7 +77,7 @@ class ManagerSession:
     async def _keep_connected(self, nursery: trio.Nursery) -> None:
         channel = await self._find_manager(nursery)
         if channel is None:
-            await trio.sleep(RETRY_S)
+            await trio.sleep(REFUSED_RETRY_S if self._logged_refusal else RETRY_S)
             return
         self._channel = channel
         self._connected.set()
@@ -84,25 +87,36 @@ class ManagerSession:
         channel.close()
 
     async def _find_manager(self, nursery: trio.Nursery) -> Channel | None:
-        address, channel = await Search(self._cluster, nursery, self._note_refusal).run(self._managers)
+        address, channel = await Search(self._cluster, nursery, self._note_answer).run(self._managers)
         try:
-            await self._introduce(channel)
+            welcome = await self._introduce(channel)
         except Fenced as error:
             self._fenced = error
             self._connected.set()
         except GodwitError as error:
-            self._note_refusal(str(error))
+            self._note_refusal(error)
         else:
-            if address not in self._managers:
-                self._managers.append(address)
+            self._learn_managers(address, welcome.managers)
+            self._on_welcome(welcome)
             return channel
         channel.close()
         return None
 
-    def _note_refusal(self, why: str) -> None:
+    def _note_answer(self, why: str) -> None:
         self._last_refusal = why
 
-    async def _introduce(self, channel: Channel) -> None:
+    def _note_refusal(self, error: GodwitError) -> None:
+        """A manager that does not want this process says so once in its log; the process waits until it is wanted again."""
+        self._last_refusal = str(error)
+        if isinstance(error, Refused) and self._logged_refusal != str(error):
+            self._logged_refusal = str(error)
+            log.error("the manager refuses this %s: %s", self._role, error)
+
+    def _learn_managers(self, current: str, named: Sequence[str]) -> None:
+        """The candidates to ask from now on: the present manager, those that the configuration has, and those of all members."""
+        self._managers = list(dict.fromkeys([current, *self._configured, *named]))
+
+    async def _introduce(self, channel: Channel) -> Welcome:
         before = trio.current_time()
         hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, self._opens(), self._tokens())
         welcome = await channel.call(hello, timeout_s=INTRODUCTION_TIMEOUT_S)
@@ -111,7 +125,8 @@ class ManagerSession:
         if welcome.term != self.term:
             log.info("the manager is %s, term %d", welcome.manager, welcome.term)
         self.term = welcome.term
-        self._on_welcome(welcome)
+        self._logged_refusal = ""
+        return welcome
 
     async def _heartbeats(self, channel: Channel) -> None:
         while not channel.broken.is_set():

@@ -27,7 +27,7 @@ from cluster.messages import (
 )
 from cluster.rpc import parse_address
 from manager.limits import TEXT_MAX, check_count, check_number, clean_text
-from manager.members import store_volumes
+from manager.members import identify, store_volumes
 from manager.namespace import queue_scan
 from manager.queue import SOURCE_DOWN_BACKOFF_S, Claimed, claim_tasks, has_waiting, report_task
 from manager.schema import inodes, ranges, replicas, tasks
@@ -45,6 +45,9 @@ UNSETTLED_MAX = 1000
 STRAYS_MAX = 5000
 UUID_MAX = 64
 DEVICE_MAX = 255
+RELEASE_MAX = 32
+PROBLEMS_MAX = 256
+PROBLEM_MAX = 300
 _PAGE = 500
 
 _UNSETTLED = (
@@ -65,29 +68,38 @@ _RANGES = select(ranges.c.first, ranges.c.count, ranges.c.session)
 async def register_volumes(term: Term, session: Session, request: RegisterVolumes) -> Registered:
     """Takes a report; only what has changed is written. A new volume makes all directories be looked at again."""
     _check_volumes(request)
-    members = term.state.members
-    members.heard(session.server, monotonic_s())
-    numbers = members.refresh(session.server, request.address, request.volumes)
-    if numbers is not None:
-        return Registered(numbers)
+    members, server = term.state.members, session.server
+    members.heard(server, monotonic_s())
+    members.reported(server, [clean_text(problem, PROBLEM_MAX) for problem in request.problems])
+    identified = members.is_identified(server, request.manager, request.release)
+    numbers = members.refresh(server, request.address, request.volumes)
+    if numbers is None or not identified:
 
-    def work(tx: Transaction) -> list[int]:
-        stored, new = store_volumes(tx, session.server, request.address, request.volumes)
-        if new:
-            queue_scan(tx, term.state, ROOT_INO)
-        tx.after(lambda: members.learn(stored))
-        tx.after(lambda: members.tick(monotonic_s()))
-        return [volume.volume for volume in stored]
+        def work(tx: Transaction) -> list[int]:
+            stored, new = store_volumes(tx, server, request.address, request.volumes)
+            if new:
+                queue_scan(tx, term.state, ROOT_INO)
+            tx.after(lambda: members.learn(stored))
+            if not identified:
+                identify(tx, server, request.manager, request.release)
+                tx.after(lambda: members.identified(server, request.manager, request.release))
+            return [volume.volume for volume in stored]
 
-    return Registered(await term.store.write(work, durable=True))
+        numbers = await term.store.write(work, durable=True)
+    member = members.member(server)
+    return Registered(numbers, member.settled_ns if member is not None else 0)
 
 
 def _check_volumes(request: RegisterVolumes) -> None:
     check_count(len(request.volumes), VOLUMES_MAX, "volumes")
+    check_count(len(request.problems), PROBLEMS_MAX, "problems")
     try:
-        parse_address(request.address)
+        for address in (request.address, request.manager or request.address):
+            parse_address(address)
     except ValueError as error:
         raise ProtocolError(str(error)) from error
+    if len(request.manager) > DEVICE_MAX or len(request.release) > RELEASE_MAX or "\0" in request.manager + request.release:
+        raise ProtocolError("malformed report of a server")
     if len({volume.uuid for volume in request.volumes}) != len(request.volumes) or len(request.address) > DEVICE_MAX:
         raise ProtocolError("malformed report of volumes")
     for volume in request.volumes:
@@ -107,18 +119,18 @@ def _is_valid(volume: VolumeState) -> bool:
 async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
     """Waiting tasks of the sender's server; waits for the first, and a moment for those that come with it."""
     limit = max(1, min(request.limit, CLAIM_MAX))
-    server = session.server
+    server, members = session.server, term.state.members
     with trio.move_on_after(max(0.0, min(request.wait_s, WAIT_MAX_S))):
         while True:
             with term.state.bells.listening((QUEUE, server)) as bell:
-                if await term.store.read(partial(has_waiting, server=server)):
+                if members.works(server) and await term.store.read(partial(has_waiting, server=server)):
                     claimed = await _claim(term, session, limit)
                     if claimed:
                         return Tasks(claimed)
                     continue
                 await bell.wait()
                 await trio.sleep(GATHER_S)
-    if request.wait_s <= 0:
+    if request.wait_s <= 0 and members.works(server):
         return Tasks(await _claim(term, session, limit))
     return Tasks([])
 

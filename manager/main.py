@@ -42,6 +42,7 @@ from manager.election import (
     watching,
 )
 from manager.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
+from manager.membership import requeue_loop
 from manager.migrate import migrate
 from manager.office import depose_office, extend_office, read_members, read_office, resign_office, take_office
 from manager.service import Connection
@@ -278,7 +279,7 @@ class Candidate:
         self.term = term
         self._began_s = monotonic_s()
         log.info("%s is the manager, term %d", self._config.server, term.number)
-        for loop in (tick_loop, reap_loop, scan_loop, forget_replies_loop):
+        for loop in (tick_loop, reap_loop, scan_loop, requeue_loop, forget_replies_loop):
             nursery.start_soon(_keep_going, loop, term)
 
     async def _extend_loop(self, term: Term) -> None:

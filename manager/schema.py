@@ -144,8 +144,9 @@ servers = Table(
     _number("joined_ns"),
     _number("mount_session"),  # the live mount's session, for the next manager's grace time; 0: none
     _number("agent_session"),  # the newest agent's session: an older one's claims are void; 0: none yet
-    Column("state", String(8), nullable=False, server_default="up"),  # cluster.membership; the manager in memory knows better
+    Column("state", String(8), nullable=False, server_default="up"),  # up, down, left: cluster.membership.stored_state
     _number("draining"),  # 1: wanted empty, whatever `state` says
+    _number("since_ns"),  # when `state` or `draining` last changed; 0: never
     Column("manager", String(255), nullable=False, server_default=""),  # its candidate's host:port
     Column("release", String(32), nullable=False, server_default=""),  # of Godwit that its agent runs
     sqlite_with_rowid=False,

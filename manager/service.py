@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from cluster.clock import monotonic_s
 from cluster.errors import NotManager, ProtocolError
 from cluster.messages import (
+    AddServer,
     Apply,
     AskHearing,
     AskLeases,
@@ -22,6 +23,7 @@ from cluster.messages import (
     ExtendClaims,
     FindStrays,
     GetPolicy,
+    GetServer,
     GetStatus,
     GetWhere,
     Heartbeat,
@@ -34,6 +36,7 @@ from cluster.messages import (
     Open,
     Ping,
     RegisterVolumes,
+    RemoveServer,
     ReportTasks,
     RetryTasks,
     SetPolicy,
@@ -43,7 +46,7 @@ from cluster.messages import (
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, joining, leasing, opening
+from manager import admin, agents, joining, leasing, opening, servers
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
@@ -83,6 +86,9 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     ListPolicies: admin.list_policies,
     GetWhere: admin.get_where,
     StepDown: admin.step_down,
+    GetServer: servers.get_server,
+    RemoveServer: servers.remove_server,
+    AddServer: servers.add_server,
 }
 FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
 FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})

@@ -19,6 +19,7 @@ COOKIE_TERM_BITS = 40
 REAP = "reap"
 SCAN = "scan"
 QUEUE = "queue"
+DOWN = "down"
 
 
 class Bells:

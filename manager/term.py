@@ -15,6 +15,7 @@ from manager.claims import Claims
 from manager.election import safe_until
 from manager.inodes import find_inode
 from manager.leases import Leases
+from manager.liveness import Delays
 from manager.members import Members
 from manager.policies import Policies
 from manager.queue import begin_queue
@@ -55,7 +56,8 @@ class Term:
         """Loads what the memory starts with."""
         now = monotonic_s()
         sessions = Sessions(self.config.manager.session_timeout_s)
-        members = await self.store.read(lambda connection: Members(connection, now))
+        delays = Delays(self.config.manager.suspect_s, self.config.manager.down_s)
+        members = await self.store.read(lambda connection: Members(connection, now, delays))
         leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members)
         self.state = State(self.number, sessions, members, Policies(), leases)
         self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))

@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, insert
 
-from cluster.clock import file_time_ns
 from cluster.config import load_config
-from cluster.invitations import digest_of, new_token
+from cluster.invitations import new_token
 from cluster.volume import VolumeLayout
 from lab import network, processes
 from lab.database import PROGRAMS
@@ -21,7 +19,6 @@ from lab.lab import Lab
 from lab.launch import launch, wait_for_parts, wait_for_volumes
 from lab.mounts import detach
 from lab.state import PARTS, read_state
-from manager.schema import invitations
 from tests.network.conditions import wait_until
 
 pytestmark = [
@@ -31,6 +28,7 @@ pytestmark = [
 
 MACHINE = "s9"
 NUMBER = 9
+NUMBERS = ["s4", "s5", "s6", "s7", "s8", "s9"]  # one machine plays them all, each at a port of its own
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +55,15 @@ def address(lab: Lab) -> str:
 
 
 def invite(lab: Lab, server: str) -> str:
-    """What `godwit servers add` does."""
-    token = new_token()
-    engine = create_engine(lab.config("s1").manager.database)
-    values = {"digest": digest_of(token), "server": server, "expires_ns": file_time_ns() + 600 * 10**9}
-    with engine.begin() as connection:
-        connection.execute(insert(invitations), values)
-    engine.dispose()
+    """A token for a server."""
+    token: str = json.loads(_godwit(lab, "servers", "add", server))["token"]
     return token
 
 
 def join(lab: Lab, folder: Path, token: str, *more: str, server: str = "s9") -> subprocess.CompletedProcess[str]:
     """The command, on the machine that joins."""
     arguments = [
-        *("join", token, "--server", server, "--address", address(lab)),
+        *("join", token, "--server", server, "--address", address(lab), "--manager-port", f"75{NUMBERS.index(server):02}"),
         *("--volume", str(folder / "vol"), "--mountpoint", str(folder / "mnt"), "--config", str(folder / "godwit.toml")),
     ]
     command = network.enter(machine(lab), [sys.executable, "-bb", "-m", "cli.main", *arguments, *more])
@@ -119,7 +112,7 @@ def test_a_machine_joins_and_works(lab: Lab, tmp_path: Path, started: Callable[[
     assert (tmp_path / "godwit.toml").stat().st_mode & 0o777 == 0o600
     config = load_config(tmp_path / "godwit.toml")
     assert (config.secret, config.manager.database) == (secret, lab.config("s1").manager.database)
-    assert set(config.managers) == {*lab.config("s1").managers, f"{address(lab)}:7400"}
+    assert set(config.managers) == {*lab.config("s1").managers, f"{address(lab)}:7505"}
     assert config.mount.renew_s == 8
     assert VolumeLayout(tmp_path / "vol").identity().cluster == lab.config("s1").cluster
     started(tmp_path)
@@ -170,7 +163,7 @@ def test_a_manager_that_comes_back_is_waited_for(lab: Lab, tmp_path: Path) -> No
     token = invite(lab, "s4")
     lab.kill("db")
     arguments = ["join", token, "--server", "s4", "--address", address(lab), *manager_of(lab, "s1"), *manager_of(lab, "s2")]
-    places = ["--mountpoint", str(tmp_path / "mnt"), "--config", str(tmp_path / "godwit.toml")]
+    places = ["--manager-port", "7500", "--mountpoint", str(tmp_path / "mnt"), "--config", str(tmp_path / "godwit.toml")]
     command = network.enter(machine(lab), [sys.executable, "-m", "cli.main", *arguments, *places, "--timeout", "60"])
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         logs = [lab.log(server, "manager") for server in lab.servers]

@@ -1,6 +1,7 @@
 """Lease tokens: what the seal guards, what the timer decides, and that nobody believes in a token for too long."""
 
 import itertools
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,7 +23,9 @@ from cluster.leases import (
     decide,
     margin_s,
     mode_for,
+    mode_table,
     read_token,
+    timer_table,
 )
 
 SECRET = "5e" * 32
@@ -177,3 +180,9 @@ def test_a_token_of_the_last_term_is_good_until_its_own_end() -> None:
     assert checked.check(sealed(), 7, 20.0) == TOKEN
     with pytest.raises(TokenRefused, match="expired"):
         checked.check(sealed(), 7, 31.0)
+
+
+def test_the_documentation_shows_the_rules() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/leases.md").read_text()
+    assert mode_table() in text
+    assert timer_table() in text

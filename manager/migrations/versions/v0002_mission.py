@@ -27,6 +27,7 @@ def upgrade() -> None:
     with op.batch_alter_table("servers") as servers:
         servers.add_column(_text("state", 8, "up"))
         servers.add_column(_number("draining"))
+        servers.add_column(_number("since_ns"))
         servers.add_column(_text("manager", 255, ""))
         servers.add_column(_text("release", 32, ""))
     with op.batch_alter_table("office") as office:
