@@ -14,9 +14,12 @@ from cluster.invitations import digest_of
 from cluster.membership import DOWN_WANTED_EMPTY, DRAINING, Event, IllegalTransition, ServerState, Standing
 from cluster.messages import (
     AddServer,
+    ChangeMigration,
+    DrainServer,
     GetServer,
     GetStatus,
     Heartbeat,
+    ListMigrations,
     ListVolumes,
     Locate,
     RegisterVolumes,
@@ -25,7 +28,7 @@ from cluster.messages import (
     VolumeState,
 )
 from manager.membership import change_standing, requeue_loop, tick_members
-from manager.schema import invitations, migrations, scans, servers, tasks, volume_scans
+from manager.schema import invitations, scans, servers, tasks, volume_scans
 from manager.store import Transaction
 from tests.manager.office import GIB, Office, Peer, in_office, small_network, until
 from tests.manager.test_copies import agent_of, agents_of, where
@@ -436,18 +439,18 @@ def test_a_new_server_is_invited_with_one_token_at_a_time(url: str) -> None:
 def test_adding_a_draining_server_takes_the_drain_back(url: str) -> None:
     async def main() -> None:
         async with small_network(url) as (office, mount):
-            await told(office, "s2", Event.DRAIN)
-            drain = {"kind": "drain", "state": "running", "source": "s2", "target": "", "subject": "[]"}
-            done = {**drain, "state": "done"}
-            await office.store.write(lambda tx: [tx.execute(migrations.insert(), values) for values in (drain, done)])
+            drain = await mount.ask(DrainServer("s2"))
+            assert (await info(mount, "s2")).state == "draining"
             assert (await mount.ask(AddServer("s2"))).outcome == "undrained"
             assert await stored(office, "s2") == ("up", 0)
             assert office.state.members.places()[2].accepts
 
-            def states(connection: Connection) -> list[str]:
-                return list(connection.execute(select(migrations.c.state).order_by(migrations.c.migration)).scalars())
-
-            assert await asked(office, states) == ["cancelled", "done"]
+            (row,) = (await mount.ask(ListMigrations(drain.migration))).migrations
+            assert row.state == "cancelled"
+            again = await mount.ask(DrainServer("s2"))
+            assert again.migration != drain.migration
+            await mount.ask(ChangeMigration(again.migration, "cancel"))
+            assert await stored(office, "s2") == ("up", 0)
 
     trio.run(main)
 
