@@ -16,6 +16,7 @@ from cluster.messages import (
     AddServer,
     ChangeMigration,
     DrainServer,
+    FindStrays,
     GetServer,
     GetStatus,
     Heartbeat,
@@ -289,7 +290,7 @@ def test_a_server_is_described_by_what_it_holds(url: str) -> None:
             assert (held.replicas, held.current, held.homes, held.bytes, held.sole) == (1, 1, 0, 10, 0)
             await Clock(office).go_down("s1")
             assert (await mount.ask(GetServer(target))).holdings.sole == 1
-            with pytest.raises(Refused, match=r"no server 's9'; the network has s1, s2, s3") as unknown:
+            with pytest.raises(Refused, match=r"no server 's9'; there are: s1, s2, s3") as unknown:
                 await mount.ask(GetServer("s9"))
             assert unknown.value.errno == errno.ENOENT
 
@@ -308,7 +309,7 @@ def test_a_server_that_holds_something_stays(url: str) -> None:
                 await peer.ask(RemoveServer(target))
             with pytest.raises(Refused, match="is the manager"):
                 await peer.ask(RemoveServer("s1"))
-            with pytest.raises(Refused, match="the network has s1, s2, s3"):
+            with pytest.raises(Refused, match="there are: s1, s2, s3"):
                 await peer.ask(RemoveServer("s9"))
             assert await stored(office, target) == ("up", 0)
 
@@ -478,5 +479,19 @@ def test_copies_that_wait_for_a_server_that_is_down_go_elsewhere(url: str) -> No
 
                 await until(moved)
                 nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_a_replica_that_was_forgotten_is_a_stray_though_its_number_was_given_out_lately(url: str) -> None:
+    async def main() -> None:
+        async with small_network(url) as (office, mount):
+            ino, target = await copied_file(office, mount, b"f")
+            agents = await agents_of(office)
+            number, other = int(target[1:]), 5 - int(target[1:])
+            unborn = await mount.new_ino()
+            assert (await agents[target].ask(FindStrays(number, [ino, unborn]))).inodes == []
+            assert (await agents[f"s{other}"].ask(FindStrays(other, [ino, unborn]))).inodes == [ino]
+            assert (await agents["s1"].ask(FindStrays(1, [ino, unborn]))).inodes == []
 
     trio.run(main)
