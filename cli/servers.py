@@ -39,6 +39,9 @@ def servers() -> None:
     pass
 
 
+MANAGERS_NAMED = 3  # enough that one of them is there
+
+
 @app.command("ls")
 def list_servers(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, as_json: JsonOption = False) -> None:
     """List the servers. How they stand, their volumes, and how many tasks their queues hold; * is the manager's.
@@ -197,8 +200,9 @@ def space_object(space: Space) -> dict[str, object]:
 
 
 def join_command(added: Added) -> str:
-    """What is typed on the machine that joins."""
-    return f"godwit join --server {added.server} --manager {added.managers[0]} --token {added.token}"
+    """What is typed on the machine that joins; its own address and volumes are to be filled in."""
+    managers = " ".join(f"--manager {address}" for address in added.managers[:MANAGERS_NAMED])
+    return f"godwit join {added.token} --server {added.server} {managers} --address ADDRESS --volume DIR"
 
 
 def _facts(details: ServerDetails) -> list[tuple[str, object]]:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
 from cluster.errors import GodwitError, NotManager, ProtocolError, Unavailable, own_error
-from cluster.messages import AskHearing, AskOffice, Hearing, ManagerRequest, OfficeInfo, Ping, Pong
+from cluster.messages import AskHearing, AskOffice, Elsewhere, Hearing, Join, ManagerRequest, OfficeInfo, Ping, Pong
 from cluster.rpc import listen
 from manager.canvass import Line, ask_hearing
 from manager.election import (
@@ -81,8 +81,10 @@ class Candidate:
             return f"{self._config.server} is not the manager; nobody is at the moment"
         return f"{self._config.server} is not the manager; the last one it saw is {row.server} at {row.address}"
 
-    def answer(self, request: Ping | AskHearing | AskOffice) -> Any:
+    def answer(self, request: Ping | AskHearing | AskOffice | Join) -> Any:
         """What candidates and clients ask each candidate, whoever is in office."""
+        if isinstance(request, Join):
+            return Elsewhere(self._pong().address)
         if request.cluster != self._config.cluster:
             raise ProtocolError(f"{self._config.server} is of cluster {self._config.cluster!r}, not of {request.cluster!r}")
         if isinstance(request, Ping):

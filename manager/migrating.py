@@ -229,11 +229,13 @@ class Migrator:
             await self._look(order, ACTIVE)
             progress.seen_state = order.state
         if order.state in (PLANNING, RUNNING):
-            await self._go_on(order, progress)
+            await self._go_on(order)
+        if order.state in (PLANNING, RUNNING, MIGRATION_CANCELLED):
+            await self._look_now_and_then(order, progress)
         if order.state == MIGRATION_CANCELLED or (order.state == RUNNING and self._may_end(order, progress)):
             await self._end(order)
 
-    async def _go_on(self, order: Order, progress: _Progress) -> None:
+    async def _go_on(self, order: Order) -> None:
         if not order.planned:
             for _ in range(PLAN_AT_ONCE):
                 if not await self._write(partial(plan_some, migration=order.migration)):
@@ -241,6 +243,8 @@ class Migrator:
             self._state.bells.ring(MIGRATE)
         while await self._write(partial(start_some, migration=order.migration)):
             pass
+
+    async def _look_now_and_then(self, order: Order, progress: _Progress) -> None:
         now = monotonic_s()
         if now - progress.looked_at_all >= LOOK_AT_ALL_S:
             await self._look(order, ACTIVE)

@@ -27,7 +27,7 @@ from manager.inodes import InodeRow
 from manager.limits import ERROR_MAX, clean_text
 from manager.moves import Event, Move, Step, decide, look_at_target, next_state
 from manager.placement import Layout, Place
-from manager.schema import migrations, moves
+from manager.schema import migrations, moves, replicas
 from manager.state import MIGRATE, State
 from manager.statements import Hot
 from manager.store import Transaction
@@ -59,6 +59,7 @@ _SET = Hot(
     )
     .values(state=bindparam("to_state"), error=bindparam("to_error"), changed_ns=bindparam("to_changed_ns"))
 )
+_REPLICA = Hot(select(replicas.c.ino).where(replicas.c.ino == bindparam("ino"), replicas.c.volume == bindparam("volume")))
 _OPEN_ORDER = select(migrations.c.migration).where(migrations.c.ended_ns == 0).limit(1)
 _REOPEN = Hot(
     update(migrations)
@@ -154,6 +155,8 @@ def file_gone(tx: Transaction, state: State, ino: int) -> None:
     for move in moves_of(tx, ino):
         if move.state != MOVE_DELETING:
             record(tx, state, ino, move, Step(Event.GONE, "the file was removed"))
+        elif _REPLICA.one_or_none(tx.connection, {"ino": ino, "volume": move.source}) is None:
+            record(tx, state, ino, move, Step(Event.DELETED))
 
 
 def object_deleted(tx: Transaction, state: State, ino: int, volume: int) -> None:

@@ -4,6 +4,7 @@ The bound is the product's, with the default configuration. Load runs on the mou
 they are, and is checked afterwards: nothing failed, was lost, or was applied twice.
 """
 
+import json
 import signal
 import sqlite3
 import time
@@ -53,10 +54,9 @@ def whole(lab: Lab) -> dict[str, Any]:
 
     def is_whole() -> dict[str, Any] | None:
         done = run_godwit("manager", "show", "--json", "--root", str(lab.root))
-        if done.returncode:
-            return None
-        shown = office(lab)
-        return shown if all(candidate["hears"] for candidate in shown["candidates"]) else None
+        shown: dict[str, Any] = json.loads(done.stdout)
+        everybody = all(candidate["hears"] for candidate in shown["candidates"])
+        return shown if done.returncode == 0 and everybody else None
 
     return wait_until(is_whole, "all candidates hear a manager", 20)
 
@@ -173,6 +173,6 @@ def test_a_manager_that_is_cut_off_is_deposed_and_stays_so(lab: Lab) -> None:
         healed = whole(lab)
         assert (healed["server"], healed["term"]) == (after["server"], after["term"])
         go_on()
-        time_to_flap = time.monotonic() + 3 * TERM_S
-        wait_until(lambda: time.monotonic() > time_to_flap, "three terms pass")
-    assert whole(lab)["term"] == after["term"]
+        three_terms_later = time.monotonic() + 3 * TERM_S
+        while time.monotonic() < three_terms_later:
+            assert office(lab)["term"] == after["term"]
