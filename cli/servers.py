@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.ask import ask
+from cli.drain import drain
 from cli.render import as_age, as_bytes, print_facts, print_json, print_line, print_table
 from cli.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.messages import (
@@ -72,6 +73,9 @@ def show_server(
         print_line(f"volume {volume.volume}: {volume.path}, {space}, at {volume.address}")
     for problem in details.info.problems:
         print_line(f"problem: {problem}")
+
+
+app.command("drain")(drain)
 
 
 @app.command("remove")
