@@ -274,11 +274,11 @@ def test_one_server_that_is_cut_off_deposes_nobody() -> None:
         assert len(world.history) == 1
 
 
-@pytest.mark.parametrize("fault", ["killed", "cut off"])
-def test_another_one_is_in_office_in_time(fault: str) -> None:
+@pytest.mark.parametrize(("size", "fault"), [(2, "killed"), (3, "killed"), (3, "cut off"), (5, "killed"), (5, "cut off")])
+def test_another_one_is_in_office_in_time(size: int, fault: str) -> None:
     """On a network that works, whenever it happens and whatever the clocks and the patience of the others."""
     for seed in range(100):
-        world = World(3, random.Random(seed))
+        world = World(size, random.Random(seed))
         world.run(10.0 + seed / 25)
         (manager,) = world.acting()
         if fault == "killed":
