@@ -31,6 +31,7 @@ from manager.election import (
     decide,
     elected,
     hears,
+    hears_for,
     is_settled,
     may_begin,
     refused,
@@ -156,6 +157,12 @@ def test_who_has_just_begun_to_listen_does_not_know() -> None:
     assert hears(watched(), T) is False
     assert hears(answered(watched(), in_office(), 1.0), 1.0) is True
     assert hears(watched(OfficeRow(3, "", "", 10)), 0.0) is False
+
+
+def test_who_has_seen_a_later_term_says_so() -> None:
+    assert hears_for(watched(), 2, 100.0) is True
+    assert hears_for(watched(), 3, 100.0) is False
+    assert hears_for(watching(T, 0.0, 0.0), 3, 100.0) is None
 
 
 def test_a_holder_that_says_it_is_not_in_office_is_believed() -> None:
