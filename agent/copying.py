@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
 import trio
 from blake3 import blake3
 
@@ -18,8 +19,8 @@ from agent.reading import Altered, Verified, verify_object
 from agent.staging import Publication, StagedFile
 from agent.strays import Arrivals
 from agent.trash import TrashPurger
-from cluster.errors import Changed, Corrupt, GodwitError, ProtocolError, Unavailable
-from cluster.messages import COPY, DELETE, GetAttr, PullEnd, PullObject, Replica, Stamp, Task, TaskReport, Volume
+from cluster.errors import Changed, Corrupt, GodwitError, ProtocolError, TokenRefused, Unavailable
+from cluster.messages import COPY, DELETE, AskLeases, GetAttr, PullEnd, PullObject, Replica, Stamp, Task, TaskReport, Volume
 from cluster.session import ManagerSession
 from cluster.volume import ObjectRecord, display_path, sync_directory
 
@@ -154,15 +155,23 @@ class Attempts:
         if source.stamp is None:
             raise Unavailable("the catalog does not know its stamp")
         peer = await self._directory.find(source.volume)
-        request = PullObject(task.ino, source.volume, source.version, source.stamp)
+        request = PullObject(task.ino, source.volume, source.version, source.stamp, task.token)
         receive = self._receive_small if source.stamp.size <= SMALL_BYTES else self._receive_large
-        publication = await receive(task, request, peer, work)
+        try:
+            publication = await receive(task, request, peer, work)
+        except TokenRefused:
+            # The task has waited here for longer than its pass is good, or the manager is a new one.
+            publication = await receive(task, await self._with_new_pass(request), peer, work)
         checksum = bytes.fromhex(publication.record.checksum)
         stamp = await work.publish.submit(publication)
         key = ObjectKey(task.volume, task.ino)
         self._objects.forget(key)
         self._arrivals.note(key)
         return Copied(source.version, checksum, stamp)
+
+    async def _with_new_pass(self, request: PullObject) -> PullObject:
+        (token,) = (await self._session.call(AskLeases([request.ino]), timeout_s=MANAGER_TIMEOUT_S)).tokens
+        return msgspec.structs.replace(request, token=token)
 
     async def _receive_small(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
         parts: list[bytes] = []

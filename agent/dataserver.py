@@ -1,7 +1,8 @@
 """Answers mounts and agents of other servers: bytes of this server's objects.
 
-The epoch in a request is checked against the object's own record at the moment of use: a lease or a mount's memory of
-who is the home is no mutual exclusion, this check is. What may wait for a disk runs in a thread.
+A request is served only for a lease token that is sealed, unexpired, and of the right inode and mode; and its home epoch is
+checked against the object's own record at the moment of use: a lease alone is no mutual exclusion, this check is. What
+may wait for a disk runs in a thread.
 """
 
 import errno
@@ -17,9 +18,10 @@ from agent.objects import ObjectKey, OpenObjects, open_object_file
 from agent.pulls import PullServer
 from agent.trash import TrashPurger
 from agent.volumes import LocalVolume, VolumeTable
-from cluster.clock import file_time_ns
+from cluster.clock import file_time_ns, monotonic_s
 from cluster.content import commit_object, content_of, object_lock, overlay, stamp_of
 from cluster.errors import Changed, Fenced, Unavailable, from_os_error, refused
+from cluster.leases import LeaseToken, TokenGate
 from cluster.messages import (
     AgentRequest,
     BeginCommit,
@@ -51,25 +53,32 @@ OPEN_OBJECTS = 512
 IO_MAX_BYTES = 4 * 1024 * 1024
 INLINE_WRITE_BYTES = 64 * 1024
 OFFSET_MAX = 2**63 - 1
-FIRST_EPOCH = 1
 LAST_REPLIES_S = 0.05
 """What is answered has still to be sent, by the connection's own tasks."""
 MANAGER_TIMEOUT_S = 10.0
 
-ObjectRequest = StatObject | CreateObject | ReadObject | WriteObject | TruncateObject | SyncObject | SetObjectTimes | CommitObject
+HomeRequest = StatObject | ReadObject | WriteObject | TruncateObject | SyncObject | SetObjectTimes | CommitObject
+ObjectRequest = HomeRequest | CreateObject
 
 
 class DataServer:
     """The handler of all connections to this agent."""
 
     def __init__(
-        self, volumes: VolumeTable, session: ManagerSession, objects: OpenObjects, pulls: PullServer, trash: TrashPurger
+        self,
+        volumes: VolumeTable,
+        session: ManagerSession,
+        objects: OpenObjects,
+        pulls: PullServer,
+        trash: TrashPurger,
+        gate: TokenGate,
     ) -> None:
         self._volumes = volumes
         self._session = session
         self._objects = objects
         self._pulls = pulls
         self._trash = trash
+        self._gate = gate
         self._under_way = 0
         self._stopping = False
         self._idle = trio.Event()
@@ -96,6 +105,7 @@ class DataServer:
                 return await self._pulls.serve(request, send)
             if not 0 < request.ino <= OFFSET_MAX:
                 raise refused(errno.EINVAL, f"inode {request.ino}")
+            self._volumes.require(request.volume)
             return await self._operations[type(request)](request, body)
         except OSError as error:
             raise from_os_error(error, f"inode {request.ino} on volume {request.volume}") from error
@@ -120,27 +130,26 @@ class DataServer:
         async with self._home_object(request) as descriptor:
             return ObjectStat(content_of(os.fstat(descriptor)))
 
-    async def _create(self, request: CreateObject, _body: bytes) -> Done:
+    async def _create(self, request: CreateObject, _body: bytes) -> ObjectStat:
         volume = self._volumes.require(request.volume)
-        if request.home_epoch != FIRST_EPOCH:
-            raise Fenced(f"a new object has the home epoch {FIRST_EPOCH}, not {request.home_epoch}")
         try:
             descriptor = await self._in_thread(request, volume.layout.create_object, request.ino)
         except FileExistsError:
-            async with self._home_object(request) as existing:
-                if os.fstat(existing).st_size:
+            async with self._object(request) as existing:
+                status = os.fstat(existing)
+                if status.st_size or read_record(existing) is not None:
                     raise refused(errno.EEXIST, f"inode {request.ino} on volume {request.volume} has content") from None
-        else:
-            with self._objects.use(ObjectKey(request.volume, request.ino), descriptor):
-                return Done()
-        return Done()
+                return ObjectStat(content_of(status))
+        with self._objects.use(ObjectKey(request.volume, request.ino), descriptor):
+            return ObjectStat(content_of(os.fstat(descriptor)))
 
     async def _read(self, request: ReadObject, _body: bytes) -> Answer:
         offset, length = request.offset, request.length
         _require_range("read", offset, length)
+        token = self._token(request)
         async with self._object(request) as descriptor:
             if request.stamp is None:
-                _require_epoch(descriptor, request)
+                _require_epoch(descriptor, token)
             else:
                 _require_stamp(descriptor, request.stamp)
             data = _read_cached(descriptor, offset, length)
@@ -153,7 +162,7 @@ class DataServer:
     async def _write(self, request: WriteObject, body: bytes) -> Written:
         _require_range("write", request.offset, len(body))
         volume = self._volumes.require(request.volume)
-        async with self._home_object(request) as descriptor:
+        async with self._home_object(request, to_write=True) as descriptor:
             try:
                 return Written(await self._write_once(descriptor, request, body))
             except OSError as error:
@@ -168,7 +177,7 @@ class DataServer:
     async def _truncate(self, request: TruncateObject, _body: bytes) -> Done:
         if not 0 <= request.size <= OFFSET_MAX:
             raise refused(errno.EINVAL, f"size {request.size}")
-        async with self._home_object(request) as descriptor:
+        async with self._home_object(request, to_write=True) as descriptor:
             await self._in_thread(request, os.ftruncate, descriptor, request.size)
         return Done()
 
@@ -193,7 +202,7 @@ class DataServer:
         async with self._locked_object(request) as descriptor:
             begun = await self._session.call(BeginCommit(request.ino), timeout_s=MANAGER_TIMEOUT_S)
             node = begun.node
-            if (node.home_volume, node.home_epoch) != (request.volume, request.home_epoch):
+            if (node.home_volume, node.home_epoch) != (request.volume, self._token(request).home_epoch):
                 raise Fenced(f"the home of inode {request.ino} is volume {node.home_volume}, epoch {node.home_epoch}")
             return await commit_object(descriptor, node, b"", final=request.final, apply=self._apply, begun=begun.number)
 
@@ -225,16 +234,21 @@ class DataServer:
             yield descriptor
 
     @asynccontextmanager
-    async def _home_object(self, request: ObjectRequest) -> AsyncIterator[int]:
+    async def _home_object(self, request: HomeRequest, *, to_write: bool = False) -> AsyncIterator[int]:
+        token = self._token(request, to_write=to_write)
         async with self._object(request) as descriptor:
-            _require_epoch(descriptor, request)
+            _require_epoch(descriptor, token)
             yield descriptor
 
     @asynccontextmanager
     async def _locked_object(self, request: SetObjectTimes | CommitObject) -> AsyncIterator[int]:
+        token = self._token(request)
         async with object_lock(self._volume(request).layout.object_path(request.ino)) as descriptor:
-            _require_epoch(descriptor, request)
+            _require_epoch(descriptor, token)
             yield descriptor
+
+    def _token(self, request: HomeRequest, *, to_write: bool = False) -> LeaseToken:
+        return self._gate.check(request.token, request.ino, monotonic_s(), to_write=to_write)
 
 
 def _require_range(what: str, offset: int, length: int) -> None:
@@ -242,11 +256,11 @@ def _require_range(what: str, offset: int, length: int) -> None:
         raise refused(errno.EINVAL, f"{what} of {length} bytes at {offset}")
 
 
-def _require_epoch(descriptor: int, request: ObjectRequest) -> None:
+def _require_epoch(descriptor: int, token: LeaseToken) -> None:
+    """The record has the highest epoch under which the object was written; a token of a later one is the newer truth."""
     record = read_record(descriptor)
-    current = record.home_epoch if record else FIRST_EPOCH
-    if request.home_epoch != current:
-        raise Fenced(f"the home epoch of inode {request.ino} is {current}, not {request.home_epoch}")
+    if record is not None and token.home_epoch < record.home_epoch:
+        raise Fenced(f"the home epoch of inode {token.ino} is {record.home_epoch} here, the lease token's {token.home_epoch}")
 
 
 def _require_stamp(descriptor: int, stamp: Stamp) -> None:

@@ -24,6 +24,7 @@ from agent.volumes import VolumeTable, open_volumes
 from agent.workers import run_worker
 from cluster.config import ServerConfig
 from cluster.errors import own_error
+from cluster.leases import Sealer, TokenGate
 from cluster.messages import AgentRequest
 from cluster.rpc import listen
 from cluster.session import ManagerSession
@@ -52,11 +53,19 @@ class Agent:
             role="agent",
             on_welcome=grace.welcomed,
         )
-        self._registration = Registration(config.agent.listen, volumes, self._session, self._number_works)
+        self._registration = Registration(
+            config=config,
+            volumes=volumes,
+            session=self._session,
+            on_numbers=self._number_works,
+            on_settled=lambda: self._strays.restart(),
+        )
         self._trash = TrashPurger(volumes, config.agent.trash_keep_s)
         self._works_list = [DiskWork(volume) for volume in volumes.volumes]
         self._works: dict[int, DiskWork] = {}
-        self._data = DataServer(volumes, self._session, self._objects, PullServer(volumes, self._session), self._trash)
+        gate = TokenGate(Sealer(config.secret), self._session.clock)
+        pulls = PullServer(volumes, self._session, gate)
+        self._data = DataServer(volumes, self._session, self._objects, pulls, self._trash, gate)
         self._reporter = Reporter(self._session)
         locks: KeyedLocks[int] = KeyedLocks()
         arrivals = Arrivals()

@@ -9,8 +9,9 @@ import trio
 
 from agent.reading import Altered, ObjectReader
 from agent.volumes import LocalVolume, VolumeTable
-from cluster.clock import file_time_ns
+from cluster.clock import file_time_ns, monotonic_s
 from cluster.errors import Changed, Corrupt, Refused, refused
+from cluster.leases import TokenGate
 from cluster.messages import Chunk, GetAttr, PullEnd, PullHeader, PullObject
 from cluster.rpc import SendReply
 from cluster.session import ManagerSession
@@ -24,15 +25,17 @@ INO_MAX = 2**63
 class PullServer:
     """Serves `PullObject`."""
 
-    def __init__(self, volumes: VolumeTable, session: ManagerSession) -> None:
+    def __init__(self, volumes: VolumeTable, session: ManagerSession, gate: TokenGate) -> None:
         self._volumes = volumes
         self._session = session
+        self._gate = gate
 
     async def serve(self, request: PullObject, send: SendReply) -> PullEnd:
         """Sends header and chunks and returns the end. Raises `Changed` or `Corrupt`, possibly after some chunks."""
         volume = self._volumes.require(request.volume)
         if not 0 < request.ino < INO_MAX or request.stamp.size < 0:
             raise refused(errno.EINVAL, f"inode {request.ino}, {request.stamp.size} bytes")
+        self._gate.check(request.token, request.ino, monotonic_s())
         await _outlast_the_clock_step(request.stamp.ctime_ns)
         try:
             return await _send_object(volume, request, send)

@@ -1,6 +1,7 @@
-"""Objects that the catalog does not know: looked for once after the agent's start, and moved to the trash.
+"""Objects that the catalog does not know: looked for after the agent's start and after a return, and moved to the trash.
 
-They stem from mounts that were killed between creating an object and telling the catalog. A new manager calls nothing a
+They stem from mounts that were killed between creating an object and telling the catalog, and from the time in which this server
+was down or had left. A new manager calls nothing a
 stray until all mounts have had the time to present themselves, so it is not asked before.
 """
 
@@ -31,13 +32,19 @@ class Grace:
 
     def __init__(self) -> None:
         self._term = 0
+        self._timeout_s = 0.0
         self._ends_s = float("inf")
 
     def welcomed(self, welcome: Welcome) -> None:
         """Takes note of the manager's answer to `Hello`."""
         if welcome.term != self._term:
             self._term = welcome.term
-            self._ends_s = monotonic_s() + welcome.session_timeout_s
+            self._timeout_s = welcome.session_timeout_s
+            self._ends_s = monotonic_s() + self._timeout_s
+
+    def begin_again(self) -> None:
+        """This server's mount may have been cut off as this process was: it, too, gets the time to present itself."""
+        self._ends_s = monotonic_s() + self._timeout_s
 
     @property
     def lasts(self) -> bool:
@@ -57,6 +64,11 @@ class Arrivals:
     def __contains__(self, key: ObjectKey) -> bool:
         return self._keys is not None and key in self._keys
 
+    def start(self) -> None:
+        """Somebody asks again, or still: what has been noted stays."""
+        if self._keys is None:
+            self._keys = set()
+
     def stop(self) -> None:
         """Nobody asks any more."""
         self._keys = None
@@ -75,7 +87,7 @@ def object_numbers(layout_objects: str) -> Iterator[int]:
 
 
 class StrayScan:
-    """Worker that goes through all volumes once, a batch a step."""
+    """Worker that goes through all volumes once, a batch a step, and again after each `restart`."""
 
     name = "stray scan"
 
@@ -97,26 +109,42 @@ class StrayScan:
         self._objects = objects
         self._arrivals = arrivals
         self._grace = grace
-        self._left = [(volume, object_numbers(os.fspath(volume.layout.objects))) for volume in volumes.volumes]
+        self._left = self._everything()
         self._batch: list[int] = []
+        self._again = trio.Event()
+
+    def restart(self) -> None:
+        """Has everything looked at once more; what is under way begins again."""
+        log.info("this server's standing has changed: looking for objects that the catalog does not know")
+        self._arrivals.start()
+        self._grace.begin_again()
+        self._again.set()
 
     async def run_once(self) -> Outcome:
+        if self._again.is_set():
+            self._again = trio.Event()
+            self._left, self._batch = self._everything(), []
         if not self._left:
             self._arrivals.stop()
-            return Outcome.FINISHED
+            await self._again.wait()
+            return Outcome.PROGRESS
         if self._grace.lasts:
             return Outcome.IDLE
-        volume, numbers = self._left[0]
+        left = self._left
+        volume, numbers = left[0]
         if not self._batch:
             self._batch = await trio.to_thread.run_sync(_take, numbers)
         if not self._batch:
-            del self._left[0]
+            del left[0]
             return Outcome.PROGRESS
         strays = await self._session.call(FindStrays(volume.number, self._batch), timeout_s=MANAGER_TIMEOUT_S)
         for ino in set(strays.inodes) & set(self._batch):
             await self._discard(volume, ino)
         self._batch = []
         return Outcome.PROGRESS
+
+    def _everything(self) -> list[tuple[LocalVolume, Iterator[int]]]:
+        return [(volume, object_numbers(os.fspath(volume.layout.objects))) for volume in self._volumes.volumes]
 
     async def _discard(self, volume: LocalVolume, ino: int) -> None:
         key = ObjectKey(volume.number, ino)

@@ -24,12 +24,13 @@ BULK_IO_THREADS = 8
 
 
 class LocalVolume:
-    """One open volume. `number` is 0 until the manager has registered it."""
+    """One open volume. `number` is 0 until the manager has registered it; `opened_as` is what it was when it was opened."""
 
     def __init__(self, layout: VolumeLayout, uuid: str, lock: int) -> None:
         self.layout = layout
         self.uuid = uuid
         self.number = 0
+        self.opened_as = self._state()
         # Each volume has threads of its own, so that a disk that hangs stalls no other.
         self.small_io = trio.CapacityLimiter(SMALL_IO_THREADS)
         self.bulk_io = trio.CapacityLimiter(BULK_IO_THREADS)
@@ -40,8 +41,7 @@ class LocalVolume:
         status = os.statvfs(self.layout.root)
         return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
 
-    def state(self) -> VolumeState:
-        """What the manager is told of it."""
+    def _state(self) -> VolumeState:
         total_bytes, free_bytes = self.space()
         device = f"{machine_name()}:{os.stat(self.layout.root).st_dev}"
         return VolumeState(self.uuid, os.fspath(self.layout.root), total_bytes, free_bytes, device)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli.labview import lab_object, lab_objects, print_labs, print_up
+from cli.labview import lab_object, lab_objects, print_labs, print_up, server_object
 from cli.render import print_json, print_line
 from cli.target import JsonOption, RootOption, only_lab
 from cluster.errors import Refused
@@ -175,6 +175,31 @@ def start(
     Example: godwit lab start s2 agent
     """
     _find_lab(root).start(host, part.value, timeout)
+
+
+@app.command()
+def add(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The next server's name.", show_default=False)] = None,
+    root: RootOption = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long it may take.")
+    ] = START_TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a server to a running lab. Returns when its mount answers; the lab keeps it.
+
+    \b
+    Examples:
+      godwit lab add
+      godwit lab add s4 --json
+    """
+    lab = _find_lab(root)
+    with _interruptible():
+        server = lab.add_server(name, timeout)
+    if as_json:
+        print_json({"server": server_object(lab, server)})
+    else:
+        print_line(f"{server} is there: {lab.mount(server)}")
 
 
 @app.command()

@@ -17,7 +17,7 @@ from lab.state import PARTS
 
 def lab_object(lab: Lab) -> dict[str, object]:
     """A lab that is up, for JSON; see docs/cli.md. Raises `GodwitError` if it is being taken down."""
-    servers = [_server_object(lab, server) for server in lab.servers]
+    servers = [server_object(lab, server) for server in lab.servers]
     return {"root": str(lab.root), "servers": servers, "database": _database_object(lab) if lab.has_database else None}
 
 
@@ -33,7 +33,8 @@ def lab_objects(roots: list[Path]) -> list[dict[str, object]]:
     return found
 
 
-def _server_object(lab: Lab, server: str) -> dict[str, object]:
+def server_object(lab: Lab, server: str) -> dict[str, object]:
+    """A server of a lab that is up, for JSON."""
     return {
         "server": server,
         "address": lab.address(server),

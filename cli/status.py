@@ -30,7 +30,7 @@ def status(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, 
         ]
     )
     print_line()
-    print_servers(answer.servers)
+    print_servers(answer.servers, answer.manager)
 
 
 def status_object(answer: Status) -> dict[str, object]:
@@ -43,5 +43,5 @@ def status_object(answer: Status) -> dict[str, object]:
         "inodes": answer.inodes,
         "space": space_object(answer.space),
         "tasks": {"waiting": answer.waiting_tasks, "claimed": answer.claimed_tasks, "dead": answer.dead_tasks},
-        "servers": [server_object(info) for info in answer.servers],
+        "servers": [server_object(info, answer.manager) for info in answer.servers],
     }

@@ -46,6 +46,13 @@ class Fenced(GodwitError):
     default_errno = e.EIO
 
 
+class TokenRefused(GodwitError):
+    """The lease token is not good for this: ask the manager for a new one and try again."""
+
+    kind = "token"
+    default_errno = e.EIO
+
+
 class Changed(GodwitError):
     """The source was written while it was being copied: the copy is of no version and must be made again."""
 
@@ -82,6 +89,7 @@ _KINDS: dict[str, type[GodwitError]] = {
         Unavailable,
         NotManager,
         Fenced,
+        TokenRefused,
         Changed,
         Corrupt,
         NoSpace,

@@ -30,6 +30,33 @@ DEFERRED = "deferred"
 CLAIMED = "claimed"
 DEAD = "dead"
 
+# States of a move: `manager.moves` has the transitions.
+MOVE_PLANNED = "planned"
+MOVE_COPYING = "copying"
+MOVE_WAITING = "waiting"
+MOVE_DELETING = "deleting"
+MOVE_DONE = "done"
+MOVE_FAILED = "failed"
+MOVE_CANCELLED = "cancelled"
+MOVE_SKIPPED = "skipped"
+
+# States of a migration. Failed ones are not over: they can be resumed.
+PLANNING = "planning"
+RUNNING = "running"
+PAUSED = "paused"
+MIGRATION_DONE = "done"
+MIGRATION_FAILED = "failed"
+MIGRATION_CANCELLED = "cancelled"
+
+# Kinds of migrations: chosen paths, or all that a server holds.
+KIND_MOVE = "move"
+KIND_DRAIN = "drain"
+
+# What can be asked of a migration.
+PAUSE = "pause"
+RESUME = "resume"
+CANCEL = "cancel"
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all structs on the wire."""
@@ -107,7 +134,11 @@ class Replica(Message, frozen=True, array_like=True):
 
 
 class Volume(Message, frozen=True, array_like=True):
-    """One backing directory of one server. Sizes are those of its file system; `device` is equal for volumes that share one."""
+    """One backing directory of one server. Sizes are those of its file system; `device` is equal for volumes that share one.
+
+    `up`: the server's agent was heard just now; `state`: how the server stands (`cluster.membership`).
+    `accepts`: new files may get their home there; not while the server is being drained.
+    """
 
     volume: int
     server: str
@@ -118,6 +149,8 @@ class Volume(Message, frozen=True, array_like=True):
     device: str
     up: bool = True
     uuid: str = ""
+    state: str = "up"
+    accepts: bool = True
 
 
 class VolumeState(Message, frozen=True, array_like=True):
@@ -153,12 +186,17 @@ class OpenInode(Message, frozen=True, array_like=True):
 
 
 class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
-    """The manager's answer to `Hello`. `lost` names the presented inodes that no longer exist."""
+    """The manager's answer to `Hello`. `lost` names the presented inodes that no longer exist; `now_s` is as in `Beat`.
+
+    `managers`: the addresses of the candidates of all servers that belong to the network.
+    """
 
     term: int
     manager: str
     session_timeout_s: float
     lost: list[int]
+    now_s: float = 0.0
+    managers: list[str] = []
 
 
 class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
@@ -166,7 +204,7 @@ class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
 
     `role` is `mount`, `agent` or `cli`; `session` is a random number that the process draws at its start and keeps over
     reconnections; a new session of the same server and role replaces the older one. A mount presents what it holds
-    open, so that a new manager knows it.
+    open, and the lease tokens for it, so that a new manager knows them.
     """
 
     protocol: int
@@ -175,9 +213,52 @@ class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
     role: str
     session: int
     opens: list[OpenInode] = []
+    tokens: list[bytes] = []
 
 
-class Heartbeat(Request[Done], frozen=True, array_like=True, tag="heartbeat"):
+class Beat(Message, frozen=True, array_like=True, tag="beat"):
+    """`now_s` is the manager's monotonic clock: see `cluster.leases.ManagerClock`."""
+
+    term: int
+    now_s: float
+
+
+class Joined(Message, frozen=True, array_like=True, tag="joined"):
+    """What a new server's configuration is made of.
+
+    `database` is the catalog's URL, with its password; `manager` and `mount` are settings of these sections on which the
+    servers must agree.
+    """
+
+    cluster: str
+    secret: str
+    managers: list[str]
+    database: str
+    manager: dict[str, int | float]
+    mount: dict[str, int | float]
+
+
+class Elsewhere(Message, frozen=True, array_like=True, tag="elsewhere"):
+    """The candidate that was asked is not in office; `address` is that of the one that is, empty if it knows none."""
+
+    address: str
+
+
+class Join(Request[Joined | Elsewhere], frozen=True, array_like=True, tag="join"):
+    """A machine that is no server yet shows its one-time token. Needs no `Hello`.
+
+    `manager` is where its candidate will listen. `machine` is any number of bytes that are the same when the request is
+    repeated: a token that was used is good for the same machine a little longer, in case the reply was lost.
+    """
+
+    protocol: int
+    token: str
+    server: str
+    manager: str
+    machine: bytes
+
+
+class Heartbeat(Request[Beat], frozen=True, array_like=True, tag="heartbeat"):
     """Keeps the session alive."""
 
 
@@ -356,9 +437,13 @@ Operation = Create | Link | Unlink | Rmdir | Rename | SetAttr | SetXattr | Remov
 
 
 class Applied(Message, frozen=True, array_like=True, tag="applied"):
-    """One node per operation: the inode it made or changed (for `Unlink`, `Rmdir` and a replacing `Rename`: None)."""
+    """One node per operation: the inode it made or changed (for `Unlink`, `Rmdir` and a replacing `Rename`: None).
+
+    `tokens`: a lease token for each regular file that was created, in their order.
+    """
 
     nodes: list[Node | None]
+    tokens: list[bytes] = []
 
 
 class Apply(Request[Applied], frozen=True, array_like=True, tag="apply"):
@@ -488,7 +573,7 @@ class Opened(Message, frozen=True, array_like=True, tag="opened"):
     """What a mount needs to do I/O on an inode.
 
     `replicas` holds the current ones only. `caps` says whether the inode has a `security.capability` attribute.
-    `wanted_copies` and `sync_copies` are those of the policy in force.
+    `wanted_copies` and `sync_copies` are those of the policy in force. `token` is the lease that `Open` grants, else empty.
     """
 
     node: Node
@@ -496,6 +581,7 @@ class Opened(Message, frozen=True, array_like=True, tag="opened"):
     caps: bool
     wanted_copies: int
     sync_copies: int
+    token: bytes = b""
 
 
 class Open(Request[Opened], frozen=True, array_like=True, tag="open"):
@@ -533,6 +619,21 @@ class Locate(Request[Opened], frozen=True, array_like=True, tag="locate"):
     ino: int
 
 
+class LeaseTokens(Message, frozen=True, array_like=True, tag="leasetokens"):
+    """Sealed tokens (`cluster.leases`) in the order of the request; empty for an inode that does not exist."""
+
+    tokens: list[bytes]
+
+
+class AskLeases(Request[LeaseTokens], frozen=True, array_like=True, tag="askleases"):
+    """Grants or renews leases, many at once; to write if the session has the inode open for writing.
+
+    An agent gets passes to read what it copies, which nobody keeps account of.
+    """
+
+    inodes: list[int]
+
+
 class AwaitCopies(Request[Done], frozen=True, array_like=True, tag="awaitcopies"):
     """Answers when `copies` replicas (the home's included) hold at least `version`; `Unavailable` after `timeout_s`."""
 
@@ -546,16 +647,27 @@ class AwaitCopies(Request[Done], frozen=True, array_like=True, tag="awaitcopies"
 
 
 class Registered(Message, frozen=True, array_like=True, tag="registered"):
-    """The volume numbers, in the order of the request."""
+    """The volume numbers, in the order of the request.
+
+    `settled_ns`: when the catalog last changed how the server stands. An agent that sees another value than before looks for
+    objects that the catalog does not know.
+    """
 
     volumes: list[int]
+    settled_ns: int = 0
 
 
 class RegisterVolumes(Request[Registered], frozen=True, array_like=True, tag="registervolumes"):
-    """An agent's report of its volumes: at its start and every few seconds. `address` is its data server's `host:port`."""
+    """An agent's report of its volumes: at its start and every few seconds. `address` is its data server's `host:port`.
+
+    `manager`: the address of the server's candidate. `release`: of Godwit. `problems`: what is wrong with volumes, for people.
+    """
 
     address: str
     volumes: list[VolumeState]
+    manager: str = ""
+    release: str = ""
+    problems: list[str] = []
 
 
 class Task(Message, frozen=True, array_like=True):
@@ -564,7 +676,7 @@ class Task(Message, frozen=True, array_like=True):
     For `copy`: make `volume` hold `version` of `ino`, from one of `sources` (best first; the home's, if current, is
     first); `checksum` is the expected BLAKE3 digest, or empty when nobody has computed it for this version yet.
     For `delete`: move the object on `volume` to the trash; it is fine if there is none.
-    `claim` names this attempt; a report with an older claim is ignored.
+    `claim` names this attempt; a report with an older claim is ignored. `token` is a pass to read the sources of a copy.
     """
 
     task: int
@@ -582,6 +694,7 @@ class Task(Message, frozen=True, array_like=True):
     uid: int = 0
     gid: int = 0
     attempts: int = 0
+    token: bytes = b""
 
 
 class Tasks(Message, frozen=True, array_like=True, tag="tasks"):
@@ -652,19 +765,25 @@ class ObjectStat(Message, frozen=True, array_like=True, tag="objectstat"):
 
 
 class StatObject(Request[ObjectStat], frozen=True, array_like=True, tag="statobject"):
-    """The present size and times of the home's object. All data requests are refused with `Fenced` for a wrong epoch."""
+    """The present size and times of the home's object.
+
+    All data requests carry the requester's sealed lease token for the inode. They are refused with `TokenRefused` if it is
+    forged, has expired, or is for another inode or mode, and with `Fenced` if it is of an older home epoch than the object.
+    """
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
 
 
-class CreateObject(Request[Done], frozen=True, array_like=True, tag="createobject"):
-    """Makes an empty object, for a server that has no volume of its own. Harmless if it is there and empty."""
+class CreateObject(Request[ObjectStat], frozen=True, array_like=True, tag="createobject"):
+    """Makes an empty object, for a server whose own volumes take no new files. Harmless if it is there and empty.
+
+    The only request without a token: the catalog does not know the inode yet, whose number belongs to the requester.
+    """
 
     ino: int
     volume: int
-    home_epoch: int
 
 
 class Data(Message, frozen=True, array_like=True, tag="data"):
@@ -679,7 +798,7 @@ class ReadObject(Request[Data], frozen=True, array_like=True, tag="readobject"):
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
     offset: int
     length: int
     stamp: Stamp | None = None
@@ -694,7 +813,7 @@ class WriteObject(Request[Written], frozen=True, array_like=True, tag="writeobje
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
     offset: int
     append: bool = False
 
@@ -702,7 +821,7 @@ class WriteObject(Request[Written], frozen=True, array_like=True, tag="writeobje
 class TruncateObject(Request[Done], frozen=True, array_like=True, tag="truncateobject"):
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
     size: int
 
 
@@ -711,7 +830,7 @@ class SyncObject(Request[Done], frozen=True, array_like=True, tag="syncobject"):
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
 
 
 class SetObjectTimes(Request[Node], frozen=True, array_like=True, tag="setobjecttimes"):
@@ -719,7 +838,7 @@ class SetObjectTimes(Request[Node], frozen=True, array_like=True, tag="setobject
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
     atime_ns: int | None
     mtime_ns: int | None
 
@@ -732,7 +851,7 @@ class CommitObject(Request[Node], frozen=True, array_like=True, tag="commitobjec
 
     ino: int
     volume: int
-    home_epoch: int
+    token: bytes
     final: bool
 
 
@@ -763,13 +882,18 @@ class PullObject(Request[PullEnd], frozen=True, array_like=True, tag="pullobject
     volume: int
     version: int
     stamp: Stamp
+    token: bytes
 
 
 # ------------------------------------------------------------------------------------------------- administration
 
 
 class ServerInfo(Message, frozen=True, array_like=True):
-    """`last_seen_s` is the age of its last heartbeat; -1 when this manager has never heard it."""
+    """`last_seen_s` is the age of its last heartbeat; -1 when this manager has never heard it.
+
+    `state` since `since_ns` (0: not known); `wanted_empty`: it is being drained, or will be when it is back. `manager`: its
+    candidate's address.
+    """
 
     server: str
     roles: list[str]
@@ -777,6 +901,12 @@ class ServerInfo(Message, frozen=True, array_like=True):
     waiting_tasks: int
     dead_tasks: int
     last_seen_s: float
+    state: str = "up"
+    since_ns: int = 0
+    wanted_empty: bool = False
+    manager: str = ""
+    release: str = ""
+    problems: list[str] = []
 
 
 class Status(Message, frozen=True, array_like=True, tag="status"):
@@ -837,6 +967,51 @@ class RetryTasks(Request[Count], frozen=True, array_like=True, tag="retrytasks")
     """Makes dead and deferred tasks wait again at once, with no attempts counted; task 0 means all of them."""
 
     task: int = 0
+
+
+class LeaseRow(Message, frozen=True, array_like=True):
+    """A lease as people see it. `left_s`: until the manager takes it for ended; `is_open`: its holder has the inode open."""
+
+    ino: int
+    path: bytes
+    mode: str
+    holder: str
+    home: str
+    home_volume: int
+    home_epoch: int
+    version: int
+    serial: int
+    term: int
+    renewals: int
+    held_s: float
+    left_s: float
+    is_open: bool
+
+
+class LeaseCounts(Message, frozen=True, array_like=True):
+    """Of this term. `expired`: leases that ran out, unused or unheard; `refused`: asked for inodes that are not there."""
+
+    granted: int
+    renewed: int
+    expired: int
+    refused: int
+
+
+class LeaseRows(Message, frozen=True, array_like=True, tag="leaserows"):
+    """`total` counts all that match, of which at most `limit` are in `leases`."""
+
+    leases: list[LeaseRow]
+    total: int
+    access_s: float
+    counts: LeaseCounts
+
+
+class ListLeases(Request[LeaseRows], frozen=True, array_like=True, tag="listleases"):
+    """Live leases, those that end first at the top; an empty server and inode 0 match all."""
+
+    server: str = ""
+    ino: int = 0
+    limit: int = 1000
 
 
 class PolicyRow(Message, frozen=True, array_like=True, tag="policyrow"):
@@ -900,10 +1075,192 @@ class GetWhere(Request[Where], frozen=True, array_like=True, tag="getwhere"):
     ino: int
 
 
+class Holdings(Message, frozen=True, array_like=True):
+    """What a server's volumes hold. `sole`: files whose only current replica on a server that counts is there; `homes`: files
+    whose home is there, of which `dirty` may have content that no replica has."""
+
+    replicas: int
+    current: int
+    bytes: int
+    homes: int
+    dirty: int
+    sole: int
+
+
+class ServerDetails(Message, frozen=True, array_like=True, tag="serverdetails"):
+    """`tasks` are the numbers of tasks in its queue by state."""
+
+    info: ServerInfo
+    holdings: Holdings
+    tasks: dict[str, int]
+    is_manager: bool
+
+
+class GetServer(Request[ServerDetails], frozen=True, array_like=True, tag="getserver"):
+    """Everything about one server. Takes time in proportion to the replicas that it holds."""
+
+    server: str
+
+
+class RemoveServer(Request[Count], frozen=True, array_like=True, tag="removeserver"):
+    """The server leaves the network; the reply counts the replicas that were forgotten. May be repeated.
+
+    Refused while a home or the only current replica of a file is there, and for a server that is not down, while it holds
+    anything.
+    """
+
+    server: str
+
+
+class Added(Message, frozen=True, array_like=True, tag="added"):
+    """`outcome`: `invited` (with `token`, which `server` may use once within `expires_s`), `readmitted` or `undrained`.
+
+    `managers`: where candidates are reached.
+    """
+
+    server: str
+    outcome: str
+    cluster: str
+    managers: list[str]
+    token: str = ""
+    expires_s: float = 0.0
+
+
+class AddServer(Request[Added], frozen=True, array_like=True, tag="addserver"):
+    """Invites a server, re-admits one that has left, or takes the draining of one back."""
+
+    server: str
+    expires_s: float = 3600.0
+
+
+# ----------------------------------------------------------------------------------------------------- migrations
+
+
+class MoveCount(Message, frozen=True, array_like=True):
+    """How many moves of a migration are in a state; `size` is the bytes of their files when they were planned."""
+
+    state: str
+    files: int
+    size: int
+
+
+class MigrationRow(Message, frozen=True, array_like=True, tag="migrationrow"):
+    """A migration as people see it.
+
+    `target` is empty where placement chooses; `paths` are those that were asked for. `planned`: every file has its move.
+    `problem` is why one of its moves failed or does not go on. `elapsed_s` is since the start, by the manager's clock.
+    """
+
+    migration: int
+    kind: str
+    state: str
+    source: str
+    target: str
+    paths: list[bytes]
+    planned: bool
+    counts: list[MoveCount]
+    problem: str
+    created_ns: int
+    ended_ns: int
+    elapsed_s: float
+
+
+class MigrationRows(Message, frozen=True, array_like=True, tag="migrationrows"):
+    migrations: list[MigrationRow]
+
+
+class StartMigration(Request[MigrationRow], frozen=True, array_like=True, tag="startmigration"):
+    """Moves the replicas of `inodes` and of all that is below them from one server to another.
+
+    `paths` are their names as they were asked for, in the same order. `token` is a random number above 0: a repeat of the
+    request finds the migration that was started already.
+    """
+
+    inodes: list[int]
+    paths: list[bytes]
+    source: str
+    target: str
+    token: int
+
+
+class DrainServer(Request[MigrationRow], frozen=True, array_like=True, tag="drainserver"):
+    """Marks a server as wanted empty and moves away all that it holds; a drain that is not over yet goes on."""
+
+    server: str
+
+
+class MigrationPlan(Message, frozen=True, array_like=True, tag="migrationplan"):
+    """What a migration would do. `problems` are some of the files that cannot be moved, with why; `in_use` ones wait.
+
+    `truncated`: there are more files than were looked at.
+    """
+
+    files: int
+    size: int
+    problem_files: int
+    problem_size: int
+    problems: list[tuple[bytes, str]]
+    in_use: int
+    truncated: bool
+
+
+class PlanMigration(Request[MigrationPlan], frozen=True, array_like=True, tag="planmigration"):
+    """What `StartMigration` would do; changes nothing."""
+
+    inodes: list[int]
+    source: str
+    target: str
+
+
+class ListMigrations(Request[MigrationRows], frozen=True, array_like=True, tag="listmigrations"):
+    """The newest `limit` migrations, or one (empty if there is none of that number)."""
+
+    migration: int = 0
+    limit: int = 100
+
+
+class ChangeMigration(Request[MigrationRow], frozen=True, array_like=True, tag="changemigration"):
+    """`action` is `pause`, `resume` or `cancel`; each is harmless when it has been done already."""
+
+    migration: int
+    action: str
+
+
+class MoveRow(Message, frozen=True, array_like=True):
+    """One move as people see it. `target` and `target_server` are 0 and empty where placement chooses, or not chosen yet."""
+
+    ino: int
+    path: bytes
+    source: int
+    source_server: str
+    target: int
+    target_server: str
+    state: str
+    size: int
+    error: str
+    changed_ns: int
+
+
+class MoveRows(Message, frozen=True, array_like=True, tag="moverows"):
+    """`total` counts all that match, of which at most `limit` are in `moves`."""
+
+    moves: list[MoveRow]
+    total: int
+
+
+class ListMoves(Request[MoveRows], frozen=True, array_like=True, tag="listmoves"):
+    """The moves of a migration; an empty `state` matches all."""
+
+    migration: int
+    state: str = ""
+    limit: int = 100
+
+
 # ------------------------------------------------------------------------------------------------------- unions
 
 ManagerRequest = (
     Hello
+    | Join
     | Heartbeat
     | Apply
     | Sync
@@ -921,6 +1278,7 @@ ManagerRequest = (
     | Open
     | Close
     | Locate
+    | AskLeases
     | AwaitCopies
     | RegisterVolumes
     | ClaimTasks
@@ -931,14 +1289,24 @@ ManagerRequest = (
     | GetStatus
     | ListTasks
     | RetryTasks
+    | ListLeases
     | GetPolicy
     | SetPolicy
     | ListPolicies
     | GetWhere
+    | StartMigration
+    | DrainServer
+    | PlanMigration
+    | ListMigrations
+    | ChangeMigration
+    | ListMoves
     | Ping
     | AskHearing
     | AskOffice
     | StepDown
+    | GetServer
+    | RemoveServer
+    | AddServer
 )
 
 AgentRequest = (
@@ -958,6 +1326,9 @@ Reply = (
     | Done
     | Node
     | Welcome
+    | Joined
+    | Elsewhere
+    | Beat
     | Applied
     | Begun
     | Parent
@@ -968,6 +1339,7 @@ Reply = (
     | InodeRange
     | Volumes
     | Opened
+    | LeaseTokens
     | Registered
     | Tasks
     | Inodes
@@ -981,10 +1353,17 @@ Reply = (
     | TaskRow
     | TaskRows
     | Count
+    | LeaseRows
     | PolicyRow
     | PolicyRows
     | Where
+    | MigrationRow
+    | MigrationRows
+    | MigrationPlan
+    | MoveRows
     | Pong
     | Hearing
     | OfficeInfo
+    | ServerDetails
+    | Added
 )

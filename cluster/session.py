@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import trio
 
-from cluster.errors import Fenced, GodwitError, NotManager, Unavailable
+from cluster.errors import Fenced, GodwitError, NotManager, Refused, Unavailable
 from cluster.finding import Search
+from cluster.leases import ManagerClock
 from cluster.messages import PROTOCOL, Applied, Apply, Heartbeat, Hello, Node, OpenInode, Operation, Request, Welcome
 from cluster.rpc import Channel
 
@@ -28,6 +29,7 @@ HEARTBEAT_S = 1.0
 HEARTBEAT_TIMEOUT_S = 2.0
 INTRODUCTION_TIMEOUT_S = 4.0
 RETRY_S = 0.1
+REFUSED_RETRY_S = 2.0
 
 
 class ManagerSession:
@@ -41,20 +43,25 @@ class ManagerSession:
         server: str,
         role: str,
         opens: Callable[[], list[OpenInode]] = list,
+        tokens: Callable[[], list[bytes]] = list,
         on_welcome: Callable[[Welcome], None] = lambda _welcome: None,
     ) -> None:
         self.session = secrets.randbits(63)
         self.term = 0
         self.last_contact_s = -1e9
+        self.clock = ManagerClock()
+        self._configured = list(managers)
         self._managers = list(managers)
         self._cluster = cluster
         self._server = server
         self._role = role
         self._opens = opens
+        self._tokens = tokens
         self._on_welcome = on_welcome
         self._channel: Channel | None = None
         self._connected = trio.Event()
         self._last_refusal = "none of them answered"
+        self._logged_refusal = ""
         self._request_ids = itertools.count(1)
         self._outstanding: set[int] = set()
         self._fenced: Fenced | None = None
@@ -70,7 +77,7 @@ class ManagerSession:
     async def _keep_connected(self, nursery: trio.Nursery) -> None:
         channel = await self._find_manager(nursery)
         if channel is None:
-            await trio.sleep(RETRY_S)
+            await trio.sleep(REFUSED_RETRY_S if self._logged_refusal else RETRY_S)
             return
         self._channel = channel
         self._connected.set()
@@ -80,33 +87,46 @@ class ManagerSession:
         channel.close()
 
     async def _find_manager(self, nursery: trio.Nursery) -> Channel | None:
-        address, channel = await Search(self._cluster, nursery, self._note_refusal).run(self._managers)
+        address, channel = await Search(self._cluster, nursery, self._note_answer).run(self._managers)
         try:
-            await self._introduce(channel)
+            welcome = await self._introduce(channel)
         except Fenced as error:
             self._fenced = error
             self._connected.set()
         except GodwitError as error:
-            self._note_refusal(str(error))
+            self._note_refusal(error)
         else:
-            if address not in self._managers:
-                self._managers.append(address)
+            self._learn_managers(address, welcome.managers)
+            self._on_welcome(welcome)
             return channel
         channel.close()
         return None
 
-    def _note_refusal(self, why: str) -> None:
+    def _note_answer(self, why: str) -> None:
         self._last_refusal = why
 
-    async def _introduce(self, channel: Channel) -> None:
+    def _note_refusal(self, error: GodwitError) -> None:
+        """A manager that does not want this process says so once in its log; the process waits until it is wanted again."""
+        self._last_refusal = str(error)
+        if isinstance(error, Refused) and self._logged_refusal != str(error):
+            self._logged_refusal = str(error)
+            log.error("the manager refuses this %s: %s", self._role, error)
+
+    def _learn_managers(self, current: str, named: Sequence[str]) -> None:
+        """The candidates to ask from now on: the present manager, those that the configuration has, and those of all members."""
+        self._managers = list(dict.fromkeys([current, *self._configured, *named]))
+
+    async def _introduce(self, channel: Channel) -> Welcome:
         before = trio.current_time()
-        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, self._opens())
+        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, self._opens(), self._tokens())
         welcome = await channel.call(hello, timeout_s=INTRODUCTION_TIMEOUT_S)
         self.last_contact_s = before
+        self.clock.heard(welcome.term, welcome.now_s, before)
         if welcome.term != self.term:
             log.info("the manager is %s, term %d", welcome.manager, welcome.term)
         self.term = welcome.term
-        self._on_welcome(welcome)
+        self._logged_refusal = ""
+        return welcome
 
     async def _heartbeats(self, channel: Channel) -> None:
         while not channel.broken.is_set():
@@ -115,12 +135,13 @@ class ManagerSession:
                 return
             before = trio.current_time()
             try:
-                await channel.call(Heartbeat(), timeout_s=HEARTBEAT_TIMEOUT_S)
+                beat = await channel.call(Heartbeat(), timeout_s=HEARTBEAT_TIMEOUT_S)
             except GodwitError as error:
                 self._last_refusal = str(error)
                 log.warning("lost the manager at %s: %s", channel.peer, error)
                 return
             self.last_contact_s = before
+            self.clock.heard(beat.term, beat.now_s, before)
 
     async def call(self, request: Request[R], *, timeout_s: float) -> R:
         """The manager's reply; raises the error that it answers, or `Unavailable` after *timeout_s*."""
@@ -151,12 +172,15 @@ class ManagerSession:
 
     async def apply(self, operations: Sequence[Operation], *, timeout_s: float) -> list[Node | None]:
         """Applies operations in order in one transaction, exactly once however often the request must be sent."""
+        return (await self.apply_for_tokens(operations, timeout_s=timeout_s)).nodes
+
+    async def apply_for_tokens(self, operations: Sequence[Operation], *, timeout_s: float) -> Applied:
+        """As `apply`, with the lease tokens for what was created."""
         request_id = next(self._request_ids)
         self._outstanding.add(request_id)
         try:
             request = Apply(request_id, min(self._outstanding), list(operations))
-            reply: Applied = await self.call(request, timeout_s=timeout_s)
-            return reply.nodes
+            return await self.call(request, timeout_s=timeout_s)
         finally:
             self._outstanding.discard(request_id)
 

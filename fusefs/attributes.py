@@ -4,34 +4,52 @@ import os
 import stat
 
 from cluster.content import content_of, overlay
-from cluster.errors import Refused, Unavailable
-from cluster.messages import Node, StatObject
+from cluster.errors import Fenced, Refused, Unavailable
+from cluster.messages import Content, GetAttr, Node
+from cluster.session import ManagerSession
 from cluster.volume import VolumeLayout
-from fusefs.openfiles import OpenFiles
+from fusefs.leases import Leases
+from fusefs.objects import RemoteObject
+from fusefs.openfiles import OpenFiles, OpenInode
 from fusefs.peers import Peers
 
 
 class Attributes:
     """Answers `stat` questions about nodes that the manager has just sent."""
 
-    def __init__(self, peers: Peers, files: OpenFiles) -> None:
+    def __init__(self, session: ManagerSession, peers: Peers, leases: Leases, files: OpenFiles, timeout_s: float) -> None:
+        self._session = session
         self._peers = peers
+        self._leases = leases
         self._files = files
+        self._timeout_s = timeout_s
 
     async def live(self, node: Node) -> Node:
         """*node* as it is at this moment; with its last committed size and times if its home cannot be reached."""
+        try:
+            return await self._present(node)
+        except Fenced:
+            newer = await self._session.call(GetAttr(node.ino), timeout_s=self._timeout_s)
+        try:
+            return await self._present(newer)
+        except Fenced:
+            return newer
+
+    async def _present(self, node: Node) -> Node:
         state = self._files.get(node.ino)
         if state is not None:
             state.saw(node)
         if not node.dirty or not stat.S_ISREG(node.mode):
             return node
         try:
-            if state is not None and state.home is not None:
-                return overlay(node, await state.home.stat())
-            volume = await self._peers.volume(node.home_volume)
-            if self._peers.is_local(volume):
-                return overlay(node, content_of(os.stat(VolumeLayout.at(volume.path).object_path(node.ino))))
-            reply = await self._peers.call(node.home_volume, StatObject(node.ino, node.home_volume, node.home_epoch))
-            return overlay(node, reply.content)
+            return overlay(node, await self._content(state, node))
         except (Unavailable, Refused, FileNotFoundError):
             return node
+
+    async def _content(self, state: OpenInode | None, node: Node) -> Content:
+        if state is not None and state.home is not None:
+            return await state.home.stat()
+        volume = await self._peers.volume(node.home_volume)
+        if self._peers.is_local(volume):
+            return content_of(os.stat(VolumeLayout.at(volume.path).object_path(node.ino)))
+        return await RemoteObject(self._peers, self._leases, node, volume=volume.volume, timeout_s=self._timeout_s).stat()

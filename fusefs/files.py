@@ -9,11 +9,12 @@ from collections import OrderedDict
 import trio
 
 from cluster.clock import file_time_ns
-from cluster.errors import GodwitError, Refused, Unavailable, refused
-from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, RemoveXattr, SetAttr, StatObject, Sync
+from cluster.errors import Fenced, GodwitError, Refused, Unavailable, refused
+from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, RemoveXattr, SetAttr, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.inodes import InodeNumbers
+from fusefs.leases import Held, Leases
 from fusefs.objects import Buffer, LocalObject, Object, RemoteObject, check_replica
 from fusefs.openfiles import OpenInode
 from fusefs.paths import LastKnownPaths
@@ -22,10 +23,8 @@ from fusefs.settling import Settler
 
 log = logging.getLogger(__name__)
 
-FIRST_EPOCH = 1
 SECURITY_CAPABILITY = b"security.capability"
 CACHED_VERSIONS = 50_000
-SESSION_POLL_S = 0.1
 
 
 class KernelPages:
@@ -59,10 +58,12 @@ class Files:
         settler: Settler,
         attributes: Attributes,
         numbers: InodeNumbers,
+        leases: Leases,
         paths: LastKnownPaths,
         timeout_s: float,
     ) -> None:
         self._session = session
+        self._leases = leases
         self._peers = peers
         self._settler = settler
         self._open_files = settler.open_files
@@ -71,7 +72,6 @@ class Files:
         self._paths = paths
         self._timeout_s = timeout_s
         self._pages = KernelPages()
-        self.session_timeout_s = 0.0
 
     # ---------------------------------------------------------------- opening
 
@@ -96,6 +96,8 @@ class Files:
         if write or state.node.dirty:
             await self._reach_home(state)
         await self._register(state, write=write)
+        if write:
+            await self._reach_home(state)  # the home may have moved until we were registered, from when on it does not
         number = self._open_files.open_handle(state, write=write, append=bool(flags & os.O_APPEND))
         if flags & os.O_TRUNC:
             try:
@@ -128,9 +130,13 @@ class Files:
 
     async def _reach_home(self, state: OpenInode) -> Object:
         """The home's object. Raises `Unavailable` if its server stays away, before the catalog is told of a writer."""
-        if state.home is not None:
-            return state.home
         node = state.node
+        if state.home is not None and state.home_epoch == node.home_epoch:
+            return state.home
+        if state.home is not None:
+            state.home.close()
+            state.home = None
+        state.home_epoch = node.home_epoch
         volume = await self._peers.volume(node.home_volume)
         if self._peers.is_local(volume):
             state.home = LocalObject.open(volume.path, node.ino, os.O_RDWR, self._session, self._timeout_s)
@@ -141,19 +147,17 @@ class Files:
         return state.home
 
     def _remote(self, node: Node) -> RemoteObject:
-        return RemoteObject(
-            self._peers,
-            node,
-            volume=node.home_volume,
-            timeout_s=self._timeout_s,
-            may_write=self._session_alive,
-        )
+        return RemoteObject(self._peers, self._leases, node, volume=node.home_volume, timeout_s=self._timeout_s)
 
     async def _register(self, state: OpenInode, *, write: bool) -> None:
         if state.registered and (state.registered_write or not write):
             return
         request = Open(state.ino, write or state.registered_write, self._open_files.next_sequence())
+        asked_s = trio.current_time()
         opened = await self._session.call(request, timeout_s=self._timeout_s)
+        self._leases.granted(opened.token, asked_s)
+        if opened.node.home_epoch != state.node.home_epoch:
+            state.moved(opened.node)
         state.registered = True
         state.registered_write |= write
         state.node = opened.node
@@ -193,18 +197,20 @@ class Files:
             home = created = LocalObject.create(volume.path, ino, self._session, self._timeout_s)
             now_ns = created.born_ns()
         else:
-            await self._peers.call(volume.volume, CreateObject(ino, volume.volume, FIRST_EPOCH))
-            content = (await self._peers.call(volume.volume, StatObject(ino, volume.volume, FIRST_EPOCH))).content
-            now_ns = content.mtime_ns
+            now_ns = (await self._peers.call(volume.volume, CreateObject(ino, volume.volume))).content.mtime_ns
         create = Create(parent, name, ino, mode, uid, gid, 0, now_ns, volume.volume)
+        asked_s = trio.current_time()
         try:
-            node = await self._session.apply_one(create, timeout_s=self._timeout_s)
+            applied = await self._session.apply_for_tokens([create], timeout_s=self._timeout_s)
         except Refused:
             if local:
                 created.remove()
             raise
+        ((node,), (token,)) = applied.nodes, applied.tokens
+        assert node is not None
+        self._leases.granted(token, asked_s)
         state = self._open_files.enter(node)
-        state.home = home or self._remote(node)
+        state.home, state.home_epoch = home or self._remote(node), node.home_epoch
         state.registered = state.registered_write = True
         state.caps = False
         state.changed = True
@@ -220,7 +226,23 @@ class Files:
         """Bytes of the newest content that had been written when the kernel asked for the attributes before this."""
         state = self._open_files.handle(number).inode
         state.check()
+        try:
+            return await self._read(state, offset, length)
+        except (Fenced, Refused):
+            if not await self._has_moved(state):
+                raise
+        return await self._read(state, offset, length)
+
+    async def _has_moved(self, state: OpenInode) -> bool:
+        """Whether the manager says that the inode's home is another than we thought."""
+        before = state.node.home_epoch
+        state.saw((await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).node)
+        return state.node.home_epoch != before
+
+    async def _read(self, state: OpenInode, offset: int, length: int) -> Buffer:
+        held = self._leases.good(state.ino) or await self._leases.hold(state.ino)
         if isinstance(state.home, LocalObject):
+            _check_home(state, held)
             return await state.home.read(offset, length)
         volume = await self._peers.volume(state.node.home_volume)
         if self._peers.is_local(volume):
@@ -280,6 +302,7 @@ class Files:
     async def _read_any_replica(self, state: OpenInode, offset: int, length: int) -> Buffer:
         """From whatever current replica can be had, the home being away and the file not dirty."""
         node = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).node
+        state.saw(node)
         if node.dirty or node.version != state.node.version:
             raise Unavailable(f"the home of inode {state.ino} is away, and the file is being written there")
         if (own := await self._own_replica(state)) is not None:
@@ -289,12 +312,7 @@ class Files:
             if replica.volume == node.home_volume or replica.stamp is None:
                 continue
             remote = RemoteObject(
-                self._peers,
-                node,
-                volume=replica.volume,
-                stamp=replica.stamp,
-                timeout_s=self._timeout_s,
-                may_write=self._session_alive,
+                self._peers, self._leases, node, volume=replica.volume, stamp=replica.stamp, timeout_s=self._timeout_s
             )
             try:
                 return await remote.read(offset, length)
@@ -310,6 +328,7 @@ class Files:
         state = handle.inode
         state.check()
         assert state.home is not None, "a handle for writing has its home"
+        _check_home(state, self._leases.good(state.ino) or await self._leases.hold(state.ino))
         state.changed = True
         return await state.home.write(offset, data, append=handle.append)
 
@@ -328,6 +347,7 @@ class Files:
     async def _truncate(self, state: OpenInode, size: int) -> None:
         state.check()
         home = await self._reach_home(state)
+        _check_home(state, await self._leases.hold(state.ino))
         state.changed = True
         await home.truncate(size)
 
@@ -363,10 +383,8 @@ class Files:
             request = AwaitCopies(state.ino, version, state.sync_copies, self._timeout_s)
             await self._session.call(request, timeout_s=self._timeout_s + 1)
 
-    async def _session_alive(self) -> None:
-        """Waits until the manager is known to know this session: then nobody takes its open files for finished."""
-        deadline = trio.current_time() + self._timeout_s
-        while trio.current_time() - self._session.last_contact_s > self.session_timeout_s:
-            if trio.current_time() > deadline:
-                raise Unavailable(f"no manager has been heard for {self.session_timeout_s:g} s: writing elsewhere is not safe")
-            await trio.sleep(SESSION_POLL_S)
+
+def _check_home(state: OpenInode, held: Held) -> None:
+    """Raises `Fenced` if the home has moved on while this mount was cut off with the file open."""
+    if held.token.home_epoch > state.home_epoch:
+        raise Fenced(f"the home of inode {state.ino} moved while this mount had it open and was cut off")

@@ -1,14 +1,16 @@
 """The mount process: puts the parts together, mounts, answers the kernel, and unmounts in order."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pyfuse3
 import trio
 
 from cluster.config import ServerConfig
+from cluster.errors import Refused
 from cluster.messages import Welcome
 from cluster.session import ManagerSession
 from fusefs.adapter import GodwitOperations
@@ -16,6 +18,7 @@ from fusefs.attributes import Attributes
 from fusefs.directories import Directories
 from fusefs.files import Files
 from fusefs.inodes import InodeNumbers
+from fusefs.leases import Leases
 from fusefs.namespace import Namespace
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
@@ -33,6 +36,11 @@ async def run_mount(config: ServerConfig, until: Callable[[], Awaitable[None]]) 
     """Mounts the namespace and serves it until *until* returns or it is unmounted; what was closed is committed before it
     ends."""
     background = trio.CancelScope(shield=True)
+    with _only_mount(config):
+        await _run(config, until, background)
+
+
+async def _run(config: ServerConfig, until: Callable[[], Awaitable[None]], background: trio.CancelScope) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_after, until, nursery.cancel_scope)
         tasks = await nursery.start(_run_background, background)
@@ -46,6 +54,22 @@ async def run_mount(config: ServerConfig, until: Callable[[], Awaitable[None]]) 
         finally:
             background.cancel()
         nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _only_mount(config: ServerConfig) -> Iterator[None]:
+    """Makes sure that this is the server's only mount process. Raises `Refused` while there is another.
+
+    So the manager may take the leases of the mount that was there before for ended: its process is dead. An abstract
+    socket's name is free again as soon as its process has ended, however it did.
+    """
+    name = f"godwit/{config.cluster}/{config.server}/mount"
+    with socket.socket(socket.AF_UNIX) as held:
+        try:
+            held.bind(f"\0{name}")
+        except OSError as error:
+            raise Refused(f"a mount of {config.server} runs already on this machine (it has the socket @{name})") from error
+        yield
 
 
 async def _cancel_after(until: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
@@ -79,7 +103,6 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> tuple[GodwitOp
     paths = LastKnownPaths()
 
     def welcomed(welcome: Welcome) -> None:
-        files.session_timeout_s = welcome.session_timeout_s
         settler.open_files.mark_lost(welcome.lost)
 
     session = ManagerSession(
@@ -88,16 +111,18 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> tuple[GodwitOp
         server=config.server,
         role="mount",
         opens=lambda: settler.open_files.registrations(),
+        tokens=lambda: leases.presented(),
         on_welcome=welcomed,
     )
     settler = Settler(session, paths, timeout_s, config.mount.commit_s)
     peers = Peers(session, config.server, nursery, timeout_s)
-    attributes = Attributes(peers, settler.open_files)
+    leases = Leases(session, config.mount.renew_s, timeout_s, settler.open_files.use_of)
+    attributes = Attributes(session, peers, leases, settler.open_files, timeout_s)
     numbers = InodeNumbers(session, timeout_s)
-    files = Files(session, peers, settler, attributes, numbers, paths, timeout_s)
+    files = Files(session, peers, settler, attributes, numbers, leases, paths, timeout_s)
     namespace = Namespace(session, attributes, settler.open_files, files, numbers, paths, timeout_s)
     directories = Directories(session, files, attributes, paths, timeout_s)
-    for task in (session.run, peers.refresh_loop, settler.run, settler.commit_loop):
+    for task in (session.run, peers.refresh_loop, settler.run, settler.commit_loop, leases.renew_loop):
         nursery.start_soon(task)
     return GodwitOperations(namespace, files, directories), settler
 

@@ -8,18 +8,19 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
 
 from cluster.content import commit_object, content_of, object_lock, prepare_commit, stamp_of
-from cluster.errors import Changed, GodwitError, Unavailable, from_os_error
+from cluster.errors import Changed, Fenced, GodwitError, TokenRefused, Unavailable, from_os_error
 from cluster.messages import (
     Commit,
     CommitObject,
     Content,
     Node,
     ReadObject,
+    Request,
     SetAttr,
     SetObjectTimes,
     Stamp,
@@ -28,8 +29,10 @@ from cluster.messages import (
     TruncateObject,
     WriteObject,
 )
+from cluster.rpc import Answer
 from cluster.session import ManagerSession
 from cluster.volume import VolumeLayout
+from fusefs.leases import Held, Leases
 from fusefs.peers import Peers
 
 log = logging.getLogger(__name__)
@@ -209,77 +212,91 @@ class LocalObject:
 class RemoteObject:
     """The object at its home on another server, or a replica there when `stamp` is given (then for reading only).
 
-    Requests that may be repeated are repeated until the deadline when the connection breaks; an append is not.
-    `may_write` waits until this mount's session is known to be alive at the manager, since a home whose writers the
-    manager does not know of could be committed as finished.
+    Every request carries a good lease token. Requests that may be repeated are repeated until the deadline when the
+    connection breaks; an append is not. Raises `Fenced` when the home has moved on.
     """
 
     is_remote = True
 
     def __init__(
-        self,
-        peers: Peers,
-        node: Node,
-        *,
-        volume: int,
-        stamp: Stamp | None = None,
-        timeout_s: float,
-        may_write: Callable[[], Awaitable[None]],
+        self, peers: Peers, leases: Leases, node: Node, *, volume: int, stamp: Stamp | None = None, timeout_s: float
     ) -> None:
         self._peers = peers
+        self._leases = leases
         self._ino = node.ino
         self._volume = volume
         self._epoch = node.home_epoch
         self._stamp = stamp
         self._timeout_s = timeout_s
-        self._may_write = may_write
 
     async def read(self, offset: int, length: int) -> bytes:
-        request = ReadObject(self._ino, self._volume, self._epoch, offset, length, self._stamp)
         if self._stamp is not None:
-            return (await self._peers.exchange(self._volume, request)).body
-        return await self._persist(lambda: self._read_once(request))
+            return await self.read_once(offset, length)
+        return await self._persist(lambda: self.read_once(offset, length))
 
     async def read_once(self, offset: int, length: int) -> bytes:
-        """As `read`, but gives up when the home cannot be reached at the first attempt."""
-        return await self._read_once(ReadObject(self._ino, self._volume, self._epoch, offset, length, self._stamp))
-
-    async def _read_once(self, request: ReadObject) -> bytes:
-        return (await self._peers.exchange(self._volume, request)).body
+        """As `read`, but gives up when the server cannot be reached at the first attempt."""
+        answer = await self._exchange(lambda token: ReadObject(self._ino, self._volume, token, offset, length, self._stamp))
+        return answer.body
 
     async def write(self, offset: int, data: bytes, *, append: bool) -> int:
-        await self._may_write()
-        request = WriteObject(self._ino, self._volume, self._epoch, offset, append)
-        if append:
-            return (await self._peers.call(self._volume, request, body=data)).count
-        return (await self._persist(lambda: self._peers.call(self._volume, request, body=data))).count
+        async def attempt() -> int:
+            answer = await self._exchange(lambda token: WriteObject(self._ino, self._volume, token, offset, append), body=data)
+            count: int = answer.reply.count
+            return count
+
+        return await attempt() if append else await self._persist(attempt)
 
     async def truncate(self, size: int) -> None:
-        await self._may_write()
-        request = TruncateObject(self._ino, self._volume, self._epoch, size)
-        await self._persist(lambda: self._peers.call(self._volume, request))
+        await self._persist(lambda: self._ask(lambda token: TruncateObject(self._ino, self._volume, token, size)))
 
     async def sync(self, *, data_only: bool) -> None:  # noqa: ARG002 - the agent always syncs both
-        request = SyncObject(self._ino, self._volume, self._epoch)
-        await self._persist(lambda: self._peers.call(self._volume, request))
+        await self._persist(lambda: self._ask(lambda token: SyncObject(self._ino, self._volume, token)))
 
     async def stat(self) -> Content:
-        return (await self._peers.call(self._volume, StatObject(self._ino, self._volume, self._epoch))).content
+        return (await self._ask(lambda token: StatObject(self._ino, self._volume, token))).content
 
     async def reach(self) -> None:
         """Returns when the home answers; raises `Unavailable` at the deadline."""
         await self._persist(self.stat)
 
     async def commit(self, node: Node, path: bytes, *, final: bool) -> Node:  # noqa: ARG002 - the agent asks for the node
-        request = CommitObject(self._ino, self._volume, self._epoch, final)
-        return await self._persist(lambda: self._peers.call(self._volume, request))
+        return await self._persist(lambda: self._ask(lambda token: CommitObject(self._ino, self._volume, token, final)))
 
     async def set_times(self, change: SetAttr) -> Node:
-        request = SetObjectTimes(self._ino, self._volume, self._epoch, change.atime_ns, change.mtime_ns)
-        return await self._persist(lambda: self._peers.call(self._volume, request))
+        times = change.atime_ns, change.mtime_ns
+        return await self._persist(lambda: self._ask(lambda token: SetObjectTimes(self._ino, self._volume, token, *times)))
 
     def close(self) -> None:
         """Nothing is held."""
+
+    async def _ask(self, make: Callable[[bytes], Request[R]]) -> R:
+        reply: R = (await self._exchange(make)).reply
+        return reply
+
+    async def _exchange(self, make: Callable[[bytes], Request[Any]], body: bytes = b"") -> Answer:
+        """One exchange with a token that the agent takes: it may not have heard of a new manager as soon as this mount."""
+        deadline = trio.current_time() + self._timeout_s
+        held = await self._current_lease()
+        pause_s = 0.0
+        while True:
+            try:
+                return await self._peers.exchange(self._volume, make(held.sealed), body=body)
+            except TokenRefused as error:
+                if trio.current_time() + pause_s > deadline:
+                    raise Unavailable(f"the agent with volume {self._volume} took no lease token: {error}") from error
+            await trio.sleep(pause_s)
+            pause_s = RETRY_S
+            await self._leases.replace(held)
+            held = await self._current_lease()
+
+    async def _current_lease(self) -> Held:
+        held = await self._leases.hold(self._ino)
+        if held.token.home_epoch < self._epoch:
+            held = await self._leases.replace(held)
+        if self._stamp is None and held.token.home_epoch != self._epoch:
+            raise Fenced(f"the home of inode {self._ino} has moved: its epoch is {held.token.home_epoch}, not {self._epoch}")
+        return held
 
     async def _persist(self, attempt: Callable[[], Awaitable[R]]) -> R:
         deadline = trio.current_time() + self._timeout_s

@@ -16,6 +16,7 @@ import trio
 from cluster.errors import refused
 from cluster.messages import Node, Replica
 from cluster.messages import OpenInode as Registration
+from fusefs.leases import Use
 from fusefs.objects import LocalObject, Object
 
 log = logging.getLogger(__name__)
@@ -25,13 +26,15 @@ log = logging.getLogger(__name__)
 class OpenInode:
     """One inode that is open on this mount.
 
-    `node` is the newest answer of the manager. `home` is the object through which it is written; `replica` a current
-    copy on this server's disk, valid for `replica_version`. `sync_copies` is the policy's, None
-    until it is known. `changed`: written since the last commit that was begun.
+    `node` is the newest answer of the manager. `home` is the object through which it is written, under `home_epoch`; while
+    the inode is open for writing here, its home does not move. `replica` is a current copy on this server's disk, valid for
+    `replica_version`. `sync_copies` is the policy's, None until it is known. `changed`: written since the last commit that
+    was begun.
     """
 
     node: Node
     home: Object | None = None
+    home_epoch: int = 0
     replica: LocalObject | None = None
     replica_version: int = -1
     replicas: list[Replica] = field(default_factory=list)
@@ -57,9 +60,18 @@ class OpenInode:
         Answers may overtake one another. Believing too long that a file is dirty only costs speed.
         """
         known = self.node
-        if node.version < known.version or (node.version == known.version and known.dirty and not node.dirty):
-            return
+        if node.home_epoch > known.home_epoch:
+            self.moved(node)
+        elif node.home_epoch == known.home_epoch and (node.version, node.dirty) >= (known.version, known.dirty):
+            self.node = node
+
+    def moved(self, node: Node) -> None:
+        """The inode has another home. What is open for writing keeps its old one, which refuses it then."""
         self.node = node
+        self.located_version = -1
+        if self.home is not None and not self.registered_write:
+            self.home.close()
+            self.home = None
 
     def check(self) -> None:
         """Raises `Refused` if the inode went away while this mount was cut off."""
@@ -115,6 +127,13 @@ class OpenFiles:
     def registrations(self) -> list[Registration]:
         """What a new manager must be told."""
         return [Registration(s.ino, s.registered_write) for s in self._inodes.values() if s.registered]
+
+    def use_of(self, ino: int) -> Use:
+        """What the inode is used for, as far as its lease is concerned."""
+        state = self._inodes.get(ino)
+        if state is None:
+            return Use(is_open=False, is_dirty=False)
+        return Use(is_open=state.readers + state.writers > 0, is_dirty=state.changed or state.registered_write)
 
     def mark_lost(self, inodes: list[int]) -> None:
         """The manager does not know these inodes any more."""

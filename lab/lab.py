@@ -27,10 +27,13 @@ from lab.processes import ProcessId
 from lab.registry import lab_lock, register, registered, tag_of
 from lab.state import (
     PARTS,
+    LabState,
     Overrides,
     check_new_root,
+    grown,
     host_numbers,
     new_state,
+    number_of,
     read_state,
     server_config,
     server_names,
@@ -194,11 +197,13 @@ class Lab:
         if state.own_database:
             database.create_database(self.root / DATABASE, state.password)
         (self.root / "catalog").mkdir(exist_ok=True)
+        self._write_configs(state, built)
+
+    def _write_configs(self, state: LabState, built: Network) -> None:
         for server in self.servers:
             for folder in (self.mount(server), self._folder(server) / "log"):
                 folder.mkdir(exist_ok=True)
-            config = server_config(self.root, state, built, server)
-            write_config(self.config_path(server), config)
+            write_config(self.config_path(server), server_config(self.root, state, built, server))
 
     def _start_all(self, deadline_s: float) -> None:
         """The database and the first server's manager come first, so that it takes the office; the rest starts at once."""
@@ -213,6 +218,48 @@ class Lab:
             self._wait(server, PARTS, deadline_s)
         expected = {server: self.config(server).agent.volumes for server in self.servers}
         wait_for_volumes(self.config(first), expected, deadline_s)
+
+    # ------------------------------------------------------------------------------------------------- growing
+
+    def add_server(self, name: str | None = None, timeout_s: float = START_TIMEOUT_S) -> str:
+        """Makes a further server and starts it; returns its name when its mount answers and its volumes are known.
+
+        Servers are numbered, so *name* can only be the next one. Raises `Refused` while the lab is down, `NotReady` if a part
+        does not come up: then the lab is as it was, but for a volume that stays for the next attempt.
+        """
+        require_root()
+        with lab_lock(self.root):
+            before = read_state(self.root)
+            after = grown(before, name)
+            server = server_names(after)[-1]
+            built = self._network()
+            (self.root / server).mkdir(exist_ok=True)
+            for number in range(1, after.volumes + 1):
+                VolumeLayout(self.root / server / f"vol{number}").prepare(after.cluster, server)
+            write_state(self.root, after)
+            self.servers = server_names(after)
+            try:
+                network.plug_in(built, server, number_of(server), route_out=after.route_out)
+                self._write_configs(after, built)
+                self._start_added(server, time.monotonic() + timeout_s)
+            except BaseException:
+                self._undo_added(server, before, built)
+                raise
+            return server
+
+    def _start_added(self, server: str, deadline_s: float) -> None:
+        self._launch(server, PARTS)
+        self._wait(server, PARTS, deadline_s)
+        config = self.config(server)
+        wait_for_volumes(config, {server: config.agent.volumes}, deadline_s)
+
+    def _undo_added(self, server: str, before: LabState, built: Network) -> None:
+        teardown.end_server(self.root, server)
+        network.unplug(built, server)
+        known = {name: process for name, process in read_state(self.root).processes.items() if not name.startswith(f"{server}/")}
+        write_state(self.root, msgspec.structs.replace(before, processes=known))
+        self.servers = server_names(before)
+        self._write_configs(before, built)
 
     # ----------------------------------------------------------------------------------------------------- faults
 

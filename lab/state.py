@@ -80,6 +80,16 @@ def new_state(servers: int, volumes: int, database: str | None, overrides: Overr
     )
 
 
+def grown(state: LabState, name: str | None) -> LabState:
+    """The state with one server more; raises `Refused` if *name* is not the next one's."""
+    number = state.servers + 1
+    if number > SERVERS_MAX:
+        raise Refused(f"a lab has at most {SERVERS_MAX} servers")
+    if name is not None and name != f"s{number}":
+        raise Refused(f"the next server of this lab is s{number}, not {name}")
+    return msgspec.structs.replace(state, servers=number)
+
+
 def server_names(state: LabState) -> list[str]:
     return [f"s{number}" for number in range(1, state.servers + 1)]
 
@@ -171,8 +181,10 @@ def _url(root: Path, state: LabState, network: Network) -> str:
 
 
 def write_config(path: Path, config: ServerConfig) -> None:
-    """Writes a server's configuration. It holds the cluster's secret: only its owner can read it."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    """Replaces a server's configuration as a whole. It holds the cluster's secret: only its owner can read it."""
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(dump_config(config))
+    temporary.rename(path)

@@ -44,12 +44,27 @@ def end_everything(root: Path) -> None:
         detach(mountpoint)
     database = [process for name, process in known.items() if name.startswith(f"{DATABASE}/")]
     processes.end(database, STOP_PATIENCE_S, signal.SIGINT)  # to PostgreSQL that is the fast shutdown
-    strays = [pid for namespace in network.namespaces(tag) for pid in network.processes_in(namespace)]
-    processes.end([process for pid in strays if (process := processes.identify(pid))], STOP_PATIENCE_S)
+    for namespace in network.namespaces(tag):
+        _end_inside(namespace)
     network.remove(tag)
     if state is not None and (state.network is not None or state.processes):
         write_state(root, msgspec.structs.replace(state, network=None, processes={}))
     unregister(root)
+
+
+def end_server(root: Path, server: str) -> None:
+    """Ends one server's processes and unmounts it; its namespace stays."""
+    known = read_state(root).processes
+    for part in reversed(PARTS):
+        processes.end([known[name] for name in known if name == f"{server}/{part}"], STOP_PATIENCE_S)
+    detach(root / server / "mnt")
+    _end_inside(network.Network(tag_of(root), "").namespace(server))
+
+
+def _end_inside(namespace: str) -> None:
+    """Ends whatever runs in a namespace, also what the lab had no time to note."""
+    strays = [process for pid in network.processes_in(namespace) if (process := processes.identify(pid))]
+    processes.end(strays, STOP_PATIENCE_S)
 
 
 def require_no_foreign_mounts(root: Path) -> None:

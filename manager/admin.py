@@ -26,7 +26,6 @@ from cluster.messages import (
     PolicyRows,
     ReplicaRow,
     RetryTasks,
-    ServerInfo,
     SetPolicy,
     Status,
     StepDown,
@@ -41,6 +40,7 @@ from manager.policies import COPIES_MAX, Policy
 from manager.questions import get_space
 from manager.queue import count_tasks, retry_tasks
 from manager.schema import inodes, policies, servers, tasks
+from manager.servers import server_info
 from manager.sessions import Session
 from manager.store import Transaction
 from manager.tasks import replicas_of
@@ -64,7 +64,6 @@ _TASK_ROWS = select(
 
 
 async def get_status(term: Term, _session: Session, _request: GetStatus) -> Status:
-    state = term.state
     now = monotonic_s()
     catalog = term.store.display_url
 
@@ -73,27 +72,15 @@ async def get_status(term: Term, _session: Session, _request: GetStatus) -> Stat
         names = list(connection.execute(select(servers.c.server).order_by(servers.c.server)).scalars())
         space = get_space(connection, term, GetSpace())
 
-        def total(*states: str, server: str | None = None) -> int:
-            return sum(n for (name, s), n in counts.items() if s in states and server in (None, name))
-
-        def info(server: str) -> ServerInfo:
-            sessions = [session for session in state.sessions.all() if session.server == server]
-            ages = [max(0.0, now - session.heard_s) for session in sessions]
-            return ServerInfo(
-                server,
-                sorted({session.role for session in sessions}),
-                [volume for volume in state.members.volumes() if volume.server == server],
-                total(WAITING, DEFERRED, server=server),
-                total(DEAD, server=server),
-                min(ages, default=-1.0),
-            )
+        def total(*states: str) -> int:
+            return sum(n for (_name, s), n in counts.items() if s in states)
 
         return Status(
             cluster=term.config.cluster,
             manager=term.config.server,
             term=term.number,
             catalog=catalog,
-            servers=[info(name) for name in names],
+            servers=[server_info(term, name, counts, now) for name in names],
             inodes=space.inodes,
             waiting_tasks=total(WAITING, DEFERRED),
             claimed_tasks=total(CLAIMED),

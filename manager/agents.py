@@ -3,6 +3,7 @@
 import errno
 from functools import partial
 
+import msgspec
 import trio
 from sqlalchemy import Connection, bindparam, literal_column, select, union_all
 
@@ -26,7 +27,7 @@ from cluster.messages import (
 )
 from cluster.rpc import parse_address
 from manager.limits import TEXT_MAX, check_count, check_number, clean_text
-from manager.members import store_volumes
+from manager.members import identify, store_volumes
 from manager.namespace import queue_scan
 from manager.queue import SOURCE_DOWN_BACKOFF_S, Claimed, claim_tasks, has_waiting, report_task
 from manager.schema import inodes, ranges, replicas, tasks
@@ -44,6 +45,9 @@ UNSETTLED_MAX = 1000
 STRAYS_MAX = 5000
 UUID_MAX = 64
 DEVICE_MAX = 255
+RELEASE_MAX = 32
+PROBLEMS_MAX = 256
+PROBLEM_MAX = 300
 _PAGE = 500
 
 _UNSETTLED = (
@@ -64,29 +68,38 @@ _RANGES = select(ranges.c.first, ranges.c.count, ranges.c.session)
 async def register_volumes(term: Term, session: Session, request: RegisterVolumes) -> Registered:
     """Takes a report; only what has changed is written. A new volume makes all directories be looked at again."""
     _check_volumes(request)
-    members = term.state.members
-    members.heard(session.server, monotonic_s())
-    numbers = members.refresh(session.server, request.address, request.volumes)
-    if numbers is not None:
-        return Registered(numbers)
+    members, server = term.state.members, session.server
+    members.heard(server, monotonic_s())
+    members.reported(server, [clean_text(problem, PROBLEM_MAX) for problem in request.problems])
+    identified = members.is_identified(server, request.manager, request.release)
+    numbers = members.refresh(server, request.address, request.volumes)
+    if numbers is None or not identified:
 
-    def work(tx: Transaction) -> list[int]:
-        stored, new = store_volumes(tx, session.server, request.address, request.volumes)
-        if new:
-            queue_scan(tx, term.state, ROOT_INO)
-        tx.after(lambda: members.learn(stored))
-        tx.after(lambda: members.tick(monotonic_s()))
-        return [volume.volume for volume in stored]
+        def work(tx: Transaction) -> list[int]:
+            stored, new = store_volumes(tx, server, request.address, request.volumes)
+            if new:
+                queue_scan(tx, term.state, ROOT_INO)
+            tx.after(lambda: members.learn(stored))
+            if not identified:
+                identify(tx, server, request.manager, request.release)
+                tx.after(lambda: members.identified(server, request.manager, request.release))
+            return [volume.volume for volume in stored]
 
-    return Registered(await term.store.write(work, durable=True))
+        numbers = await term.store.write(work, durable=True)
+    member = members.member(server)
+    return Registered(numbers, member.settled_ns if member is not None else 0)
 
 
 def _check_volumes(request: RegisterVolumes) -> None:
     check_count(len(request.volumes), VOLUMES_MAX, "volumes")
+    check_count(len(request.problems), PROBLEMS_MAX, "problems")
     try:
-        parse_address(request.address)
+        for address in (request.address, request.manager or request.address):
+            parse_address(address)
     except ValueError as error:
         raise ProtocolError(str(error)) from error
+    if len(request.manager) > DEVICE_MAX or len(request.release) > RELEASE_MAX or "\0" in request.manager + request.release:
+        raise ProtocolError("malformed report of a server")
     if len({volume.uuid for volume in request.volumes}) != len(request.volumes) or len(request.address) > DEVICE_MAX:
         raise ProtocolError("malformed report of volumes")
     for volume in request.volumes:
@@ -106,18 +119,18 @@ def _is_valid(volume: VolumeState) -> bool:
 async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
     """Waiting tasks of the sender's server; waits for the first, and a moment for those that come with it."""
     limit = max(1, min(request.limit, CLAIM_MAX))
-    server = session.server
+    server, members = session.server, term.state.members
     with trio.move_on_after(max(0.0, min(request.wait_s, WAIT_MAX_S))):
         while True:
             with term.state.bells.listening((QUEUE, server)) as bell:
-                if await term.store.read(partial(has_waiting, server=server)):
+                if members.works(server) and await term.store.read(partial(has_waiting, server=server)):
                     claimed = await _claim(term, session, limit)
                     if claimed:
                         return Tasks(claimed)
                     continue
                 await bell.wait()
                 await trio.sleep(GATHER_S)
-    if request.wait_s <= 0:
+    if request.wait_s <= 0 and members.works(server):
         return Tasks(await _claim(term, session, limit))
     return Tasks([])
 
@@ -129,7 +142,13 @@ async def _claim(term: Term, session: Session, limit: int) -> list[Task]:
         return claimed.tasks
 
     # A claim that was made is handed out even if the waiting time is over meanwhile.
-    return await term.store.write_uncancelled(work, durable=True)
+    claimed = await term.store.write_uncancelled(work, durable=True)
+    return [_with_pass(term, session, task) if task.operation == COPY else task for task in claimed]
+
+
+def _with_pass(term: Term, session: Session, task: Task) -> Task:
+    token = term.state.leases.pass_for(session.server, task.ino, task.version, task.home_epoch, monotonic_s())
+    return msgspec.structs.replace(task, token=token)
 
 
 def _begin_claims(term: Term, session: Session, claimed: Claimed) -> None:
@@ -185,7 +204,7 @@ async def list_unsettled(term: Term, session: Session, request: ListUnsettled) -
         after = 0
         while len(found) < limit:
             page = await term.store.read(partial(_unsettled, volume=volume, after=after))
-            found += [ino for ino in page if not state.sessions.is_written(ino) and ino not in state.reaping]
+            found += [ino for ino in page if not state.is_written(ino) and ino not in state.reaping]
             if len(page) < _PAGE:
                 break
             after = page[-1]

@@ -11,6 +11,7 @@ from cluster.clock import monotonic_s
 from cluster.errors import NotManager
 from manager.inodes import NODE_COLUMNS
 from manager.introductions import forget_mount
+from manager.membership import tick_members
 from manager.queue import release_claims, wake_tasks
 from manager.schema import applied, dentries, inodes, scans
 from manager.sessions import AGENT, MOUNT
@@ -43,12 +44,14 @@ async def tick_loop(term: Term) -> None:
     while True:
         now = monotonic_s()
         await _end_sessions(term, now)
-        term.state.members.tick(now)
+        _hear_agents(term)
+        await tick_members(term, now)
         if term.state.in_grace and (not term.awaited or now >= term.grace_until):
             if term.awaited:
                 log.warning("the mounts of %s did not come back", ", ".join(sorted(term.awaited)))
             await term.end_grace()
         await _end_claims(term, now)
+        term.state.leases.expire(now)
         await trio.sleep(TICK_S)
 
 
@@ -60,10 +63,13 @@ async def _end_sessions(term: Term, now: float) -> None:
             await term.store.write(partial(forget_mount, session=session))
 
 
-async def _end_claims(term: Term, now: float) -> None:
+def _hear_agents(term: Term) -> None:
     for session in term.state.sessions.all():
-        if session.role == AGENT and now - session.heard_s < TICK_S:
+        if session.role == AGENT:
             term.state.members.heard(session.server, session.heard_s)
+
+
+async def _end_claims(term: Term, now: float) -> None:
     expired = term.claims.expired(now)
     due = term.claims.take_due(now)
     if not expired and not due:
@@ -95,6 +101,7 @@ async def reap_loop(term: Term) -> None:
         state.reaping.difference_update(doomed)
         for ino in doomed:
             state.sessions.gone(ino)
+            state.leases.gone(ino)
 
 
 async def scan_loop(term: Term) -> None:

@@ -1,5 +1,6 @@
 """`Hello`: who a session is, whom it replaces, and what it still holds open."""
 
+import errno
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -7,7 +8,8 @@ from functools import partial
 from sqlalchemy import bindparam, delete, insert, select, update
 
 from cluster.clock import file_time_ns, monotonic_s
-from cluster.errors import ProtocolError
+from cluster.errors import ProtocolError, refused
+from cluster.membership import UP
 from cluster.messages import PROTOCOL, Hello, Welcome
 from manager.apply import newest_reply
 from manager.content import mark_dirty
@@ -33,19 +35,24 @@ def check_hello(hello: Hello, cluster: str) -> None:
     if not _NAME.fullmatch(hello.server) or hello.role not in (MOUNT, AGENT, CLI) or not 0 <= hello.session < 2**63:
         raise ProtocolError("malformed introduction")
     check_count(len(hello.opens), OPENS_MAX, "open inodes")
+    check_count(len(hello.tokens), OPENS_MAX, "lease tokens")
 
 
 async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     """Makes the sender a live session. Raises `Fenced` for one that a newer one has replaced."""
     state = term.state
+    if hello.role != CLI:
+        _admit(term, hello.server)
     session, replaced = state.sessions.introduce(hello.session, hello.server, hello.role, monotonic_s())
     if hello.role == AGENT:
         state.members.heard(hello.server, monotonic_s())
     gone = state.reaping & {item.ino for item in hello.opens}
     presented = [(item.ino, item.write) for item in hello.opens if item.ino not in gone]
     term.unused(state.sessions.present(session, presented))
+    state.adopt_leases(session, hello.tokens, monotonic_s())
     for other in replaced:
         term.end_session(other)
+        state.leases.end_session(other.number)
     work = partial(_introduce, term=term, session=session, replaced=[other.number for other in replaced], opens=presented)
     known = await term.store.write(work)
     session.newest = max(session.newest, known.newest)
@@ -55,7 +62,14 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     if session.role == MOUNT:
         term.awaited.pop(session.server, None)
     timeout_s = term.config.manager.session_timeout_s
-    return session, Welcome(term.number, term.config.server, timeout_s, sorted(lost))
+    return session, Welcome(term.number, term.config.server, timeout_s, sorted(lost), monotonic_s(), state.members.managers())
+
+
+def _admit(term: Term, server: str) -> None:
+    """Refuses a server that has left, until somebody adds it again."""
+    if not term.state.members.belongs(server):
+        raise refused(errno.EPERM, f"{server} has left the network (to take it back: godwit servers add {server})")
+    term.state.members.met(server, monotonic_s())
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ class _Known:
 
 
 def _introduce(tx: Transaction, term: Term, session: Session, replaced: list[int], opens: list[tuple[int, bool]]) -> _Known:
-    if session.role != CLI and _note_server(tx, session) and session.role == AGENT:
+    if session.role != CLI and _note_server(tx, term, session) and session.role == AGENT:
         claims = term.claims.of_server(session.server)
         release_claims(tx, term.state, claims)
         tx.after(lambda: term.claims.end_all(claims))
@@ -83,14 +97,16 @@ def _introduce(tx: Transaction, term: Term, session: Session, replaced: list[int
     return _Known(newest_reply(tx, session.number), {ino for ino, _write in opens} - existing)
 
 
-def _note_server(tx: Transaction, session: Session) -> bool:
+def _note_server(tx: Transaction, term: Term, session: Session) -> bool:
     """Writes down who the server's mount or agent is; True if it is another than before."""
     column = servers.c.mount_session if session.role == MOUNT else servers.c.agent_session
     known = tx.execute(select(column).where(servers.c.server == session.server)).scalar_one_or_none()
     if known == session.number:
         return False
     if known is None:
-        tx.execute(insert(servers), {"server": session.server, "joined_ns": file_time_ns()})
+        joined_ns = file_time_ns()
+        tx.execute(insert(servers), {"server": session.server, "joined_ns": joined_ns, "since_ns": joined_ns})
+        tx.after(lambda: term.state.members.settled(session.server, UP, joined_ns, monotonic_s()))
     tx.execute(update(servers).where(servers.c.server == session.server).values({column: session.number}))
     return True
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
 from cluster.errors import GodwitError, NotManager, ProtocolError, Unavailable, own_error
-from cluster.messages import AskHearing, AskOffice, Hearing, ManagerRequest, OfficeInfo, Ping, Pong
+from cluster.messages import AskHearing, AskOffice, Elsewhere, Hearing, Join, ManagerRequest, OfficeInfo, Ping, Pong
 from cluster.rpc import listen
 from manager.canvass import Line, ask_hearing
 from manager.election import (
@@ -44,11 +44,14 @@ from manager.election import (
     watching,
 )
 from manager.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
+from manager.membership import requeue_loop
 from manager.migrate import migrate
+from manager.migrating import migrate_loop
 from manager.office import depose_office, extend_office, read_members, read_office, resign_office, take_office
 from manager.service import Connection
 from manager.store import Store, make_engines, retrying, write_transaction
 from manager.term import Term
+from manager.volume_scans import volume_scan_loop
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +83,10 @@ class Candidate:
             return f"{self._config.server} is not the manager; nobody is at the moment"
         return f"{self._config.server} is not the manager; the last one it saw is {row.server} at {row.address}"
 
-    def answer(self, request: Ping | AskHearing | AskOffice) -> Any:
+    def answer(self, request: Ping | AskHearing | AskOffice | Join) -> Any:
         """What candidates and clients ask each candidate, whoever is in office."""
+        if isinstance(request, Join):
+            return Elsewhere(self._pong().address)
         if request.cluster != self._config.cluster:
             raise ProtocolError(f"{self._config.server} is of cluster {self._config.cluster!r}, not of {request.cluster!r}")
         if isinstance(request, Ping):
@@ -282,7 +287,8 @@ class Candidate:
         self.term = term
         self._began_s = monotonic_s()
         log.info("%s is the manager, term %d", self._config.server, term.number)
-        for loop in (tick_loop, reap_loop, scan_loop, forget_replies_loop):
+        loops = (tick_loop, reap_loop, scan_loop, volume_scan_loop, requeue_loop, migrate_loop, forget_replies_loop)
+        for loop in loops:
             nursery.start_soon(_keep_going, loop, term)
 
     async def _extend_loop(self, term: Term) -> None:

@@ -1,21 +1,27 @@
-"""The volumes and which servers' agents are there. In memory, from the catalog at the start of the term and then from reports.
+"""The servers and their volumes: how each stands, and where. In memory, from the catalog at the start of the term and then
+from reports.
 
-Changed in the event loop only, by replacing whole values, so that the store's thread may read.
+Changed in the event loop only, by replacing whole values, so that the store's thread may read. Whether a server is up, suspect
+or draining is settled here; that it is down, back or gone is a transaction first (`manager.membership`) and comes here after.
 """
 
 import errno
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, insert, select, update
 
+from cluster.clock import file_time_ns
 from cluster.errors import refused
+from cluster.membership import MEANINGS, UP, Event, Meaning, ServerState, Standing, standing_of, stored_state, transition
 from cluster.messages import Space, Volume, VolumeState
+from manager.liveness import Delays, Hearing, event_now, first_hearing, is_reachable
 from manager.placement import Place
-from manager.schema import counters, volumes
+from manager.schema import counters, servers, volumes
 from manager.store import Transaction
 
-UP_FOR_S = 7.0  # an agent that was heard within this time is up: three heartbeats
 FREE_STEP = 100  # a change of free space by a hundredth of the total is worth a transaction
 
 _COLUMNS = (
@@ -28,63 +34,211 @@ _COLUMNS = (
     volumes.c.total_bytes,
     volumes.c.free_bytes,
 )
+_SERVERS = select(servers.c.server, servers.c.state, servers.c.draining, servers.c.since_ns, servers.c.manager, servers.c.release)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A server. `since_ns`: when it came to stand so, for people. `settled_ns`: when that last changed in the catalog."""
+
+    standing: Standing
+    hearing: Hearing
+    since_ns: int = 0
+    settled_ns: int = 0
+    manager: str = ""
+    release: str = ""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> ServerState:
+        return self.standing.state
+
+    @property
+    def meaning(self) -> Meaning:
+        return MEANINGS[self.standing.state]
 
 
 class Members:
     """What is known of servers and volumes during one term."""
 
-    def __init__(self, connection: Connection, now: float) -> None:
+    def __init__(self, connection: Connection, now: float, delays: Delays) -> None:
+        self._delays = delays
         self._volumes: dict[int, Volume] = {}
         self._stored_free: dict[int, int] = {}
-        self._heard: dict[str, float] = {}
-        self._started = now
-        self._up: frozenset[str] = frozenset()
-        for row in connection.execute(select(*_COLUMNS)):
-            self.learn([_volume(row)])
+        self._members: dict[str, Member] = {}
+        self._reachable: frozenset[str] = frozenset()
+        self._closed: frozenset[str] = frozenset()
+        for row in connection.execute(_SERVERS):
+            standing = standing_of(row.state, wanted_empty=bool(row.draining))
+            hearing = first_hearing(standing, now)
+            self._members[row.server] = Member(standing, hearing, row.since_ns, row.since_ns, row.manager, row.release)
+        for found in connection.execute(select(*_COLUMNS)):
+            self.met(found.server, now)
+            self.learn([_volume(found)])
         self.tick(now)
 
     # ---------------------------------------------------------------------------------------------- asking
 
     def get(self, volume: int) -> Volume | None:
-        return self._volumes.get(volume)
+        """A volume of a server that belongs to the network."""
+        known = self._volumes.get(volume)
+        return known if known is not None and self._meaning(known.server).belongs else None
 
     def volumes(self) -> list[Volume]:
-        """All volumes, with whether their server is up."""
+        """All volumes of servers that belong, with how their servers stand."""
         ordered = sorted(self._volumes.items())
-        return [_with_up(volume, volume.server in self._up) for _number, volume in ordered]
+        return [self._described(volume) for _number, volume in ordered if self._meaning(volume.server).belongs]
 
     def of_server(self, server: str) -> list[int]:
         return sorted(number for number, volume in self._volumes.items() if volume.server == server)
 
     def is_up(self, server: str) -> bool:
-        return server in self._up
+        """Whether the server's agent was heard just now."""
+        return server in self._reachable
+
+    def belongs(self, server: str) -> bool:
+        """Whether the server's processes may introduce themselves; one that nobody has heard of may."""
+        return self._meaning(server).belongs
+
+    def works(self, server: str) -> bool:
+        """Whether the server's agent gets tasks."""
+        return self._meaning(server).works
+
+    def accepts(self, server: str) -> bool:
+        """Whether new files and copies may be put on the server."""
+        return self._meaning(server).accepts and server not in self._closed
+
+    def counts(self, server: str) -> bool:
+        """Whether replicas on the server count as copies."""
+        return self._meaning(server).counts
+
+    def member(self, server: str) -> Member | None:
+        return self._members.get(server)
+
+    def servers(self) -> dict[str, Member]:
+        """Everyone who was ever there, by name."""
+        return dict(sorted(self._members.items()))
+
+    def managers(self) -> list[str]:
+        """The addresses of the candidates of all servers that belong."""
+        return sorted({member.manager for member in self._members.values() if member.manager and member.meaning.belongs})
+
+    def may_get_content(self, volume: int) -> bool:
+        """Whether a file may be given its home there."""
+        known = self.get(volume)
+        return known is not None and known.server not in self._closed
 
     def places(self) -> dict[int, Place]:
-        """The volumes as placement sees them."""
-        return {
-            number: Place(number, v.server, v.device, v.total_bytes, v.free_bytes, v.server in self._up)
-            for number, v in self._volumes.items()
-        }
+        """The volumes as placement sees them; those of servers that have left are no places."""
+        places = {}
+        for number, v in self._volumes.items():
+            meaning = self._meaning(v.server)
+            if meaning.belongs and v.server not in self._closed:
+                up = v.server in self._reachable
+                places[number] = Place(
+                    number, v.server, v.device, v.total_bytes, v.free_bytes, up, counts=meaning.counts, accepts=meaning.accepts
+                )
+        return places
 
     def space(self, copies: int, inodes: int) -> Space:
         """The size of the network if everything is kept *copies* times; volumes on one device count once."""
-        devices = {volume.device: volume for volume in self._volumes.values()}
+        devices = {volume.device: volume for volume in self._volumes.values() if self._meaning(volume.server).belongs}
         total = sum(volume.total_bytes for volume in devices.values())
         free = sum(volume.free_bytes for volume in devices.values())
         return Space(total // copies, free // copies, inodes)
 
-    # --------------------------------------------------------------------------------------------- learning
+    def _meaning(self, server: str) -> Meaning:
+        member = self._members.get(server)
+        return MEANINGS[ServerState.UP] if member is None else member.meaning
+
+    def _described(self, volume: Volume) -> Volume:
+        member = self._members.get(volume.server)
+        state = ServerState.UP if member is None else member.state
+        accepts = self.accepts(volume.server)
+        return msgspec.structs.replace(volume, up=volume.server in self._reachable, state=str(state), accepts=accepts)
+
+    # ------------------------------------------------------------------------------------ who is there, and since when
+
+    def met(self, server: str, now: float) -> None:
+        """A process of the server has introduced itself, or the server was added: it is a member if it was none."""
+        if server not in self._members:
+            hearing = first_hearing(UP, now)
+            self._put(server, Member(UP, hearing, file_time_ns()))
 
     def heard(self, server: str, now: float) -> None:
         """The server's agent has said something."""
-        self._heard[server] = now
-        if server not in self._up:
-            self._up |= {server}
+        self.met(server, now)
+        member = self._members[server]
+        if not member.meaning.belongs:
+            return
+        member = replace(member, hearing=member.hearing.heard(now, self._delays))
+        if member.state is ServerState.SUSPECT:
+            member = _standing(member, transition(member.standing, Event.HEARD))
+        self._put(server, member)
+        if server not in self._reachable and is_reachable(member.hearing, now, self._delays):
+            self._reachable |= {server}
 
-    def tick(self, now: float) -> None:
-        """Finds out who is down. Servers that this manager has not heard yet count as heard when it took office."""
-        names = {volume.server for volume in self._volumes.values()}
-        self._up = frozenset(name for name in names if now - self._heard.get(name, self._started) <= UP_FOR_S)
+    def reported(self, server: str, problems: Iterable[str]) -> None:
+        """What the server's agent says is wrong with its volumes."""
+        member = self._members.get(server)
+        if member is not None and member.problems != tuple(problems):
+            self._put(server, replace(member, problems=tuple(problems)))
+
+    def tick(self, now: float) -> dict[str, Event]:
+        """Finds out how everyone stands by now. The changes that the catalog must make first, by server."""
+        due: dict[str, Event] = {}
+        reachable = set()
+        for server, member in self._members.items():
+            if not member.meaning.belongs:
+                continue
+            if is_reachable(member.hearing, now, self._delays):
+                reachable.add(server)
+            event = event_now(member.standing, member.hearing, now, self._delays)
+            following = member.standing if event is None else transition(member.standing, event)
+            if event is not None and stored_state(following) != stored_state(member.standing):
+                due[server] = event
+            elif following != member.standing:
+                self._put(server, _standing(member, following))
+        self._reachable = frozenset(reachable)
+        return due
+
+    def settled(self, server: str, standing: Standing, since_ns: int, now: float) -> None:
+        """The catalog says that the server stands so now."""
+        self.met(server, now)
+        member = self._members[server]
+        hearing = member.hearing if member.meaning.belongs else first_hearing(standing, now)
+        member = replace(member, standing=standing, hearing=hearing, since_ns=since_ns, settled_ns=since_ns)
+        self._put(server, member)
+        if not member.meaning.belongs:
+            self._reachable -= {server}
+
+    def identified(self, server: str, manager: str, release: str) -> None:
+        """Where the server's candidate is and what it runs, as stored now."""
+        member = self._members.get(server)
+        if member is not None:
+            self._put(server, replace(member, manager=manager, release=release))
+
+    def is_identified(self, server: str, manager: str, release: str) -> bool:
+        """Whether the catalog has the same."""
+        member = self._members.get(server)
+        return member is not None and (member.manager, member.release) == (manager, release)
+
+    def close(self, server: str) -> None:
+        """From now on nothing is placed on the server: what follows in the queue of transactions finds it closed."""
+        self._closed |= {server}
+
+    def is_closed(self, server: str) -> bool:
+        """Whether somebody has closed it and not reopened it."""
+        return server in self._closed
+
+    def reopen(self, server: str) -> None:
+        """Takes `close` back."""
+        self._closed -= {server}
+
+    def _put(self, server: str, member: Member) -> None:
+        self._members = self._members | {server: member}
+
+    # --------------------------------------------------------------------------------------------- learning volumes
 
     def learn(self, learned: Iterable[Volume]) -> None:
         """Takes volumes as they are stored now."""
@@ -108,31 +262,33 @@ class Members:
         return [by_uuid[state.uuid].volume for state in states]
 
 
+def _standing(member: Member, standing: Standing) -> Member:
+    return member if member.standing == standing else replace(member, standing=standing, since_ns=file_time_ns())
+
+
 def _volume(row: Any) -> Volume:
     return Volume(
-        row.volume, row.server, row.path, row.address, row.total_bytes, row.free_bytes, row.device, up=True, uuid=row.uuid
-    )
-
-
-def _with_up(volume: Volume, up: bool) -> Volume:
-    if volume.up == up:
-        return volume
-    return Volume(
-        volume.volume,
-        volume.server,
-        volume.path,
-        volume.address,
-        volume.total_bytes,
-        volume.free_bytes,
-        volume.device,
-        up,
-        volume.uuid,
+        volume=row.volume,
+        server=row.server,
+        path=row.path,
+        address=row.address,
+        total_bytes=row.total_bytes,
+        free_bytes=row.free_bytes,
+        device=row.device,
+        uuid=row.uuid,
     )
 
 
 def _from_state(number: int, server: str, address: str, state: VolumeState) -> Volume:
     return Volume(
-        number, server, state.path, address, state.total_bytes, state.free_bytes, state.device, up=True, uuid=state.uuid
+        volume=number,
+        server=server,
+        path=state.path,
+        address=address,
+        total_bytes=state.total_bytes,
+        free_bytes=state.free_bytes,
+        device=state.device,
+        uuid=state.uuid,
     )
 
 
@@ -158,6 +314,11 @@ def store_volumes(tx: Transaction, server: str, address: str, states: list[Volum
             tx.execute(update(volumes).where(volumes.c.volume == number), _values(volume))
         stored.append(volume)
     return stored, new
+
+
+def identify(tx: Transaction, server: str, manager: str, release: str) -> None:
+    """Writes down where the server's candidate is and what it runs."""
+    tx.execute(update(servers).where(servers.c.server == server).values(manager=manager, release=release))
 
 
 def _values(volume: Volume) -> dict[str, Any]:

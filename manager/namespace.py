@@ -128,7 +128,7 @@ def _check_create(tx: Transaction, state: State, op: Create) -> InodeRow:
     check_id(op.uid)
     check_id(op.gid)
     check_time(op.now_ns)
-    if kind == stat.S_IFREG and state.members.get(op.home_volume) is None:
+    if kind == stat.S_IFREG and not state.members.may_get_content(op.home_volume):
         raise refused(errno.EINVAL, f"volume {op.home_volume}")
     if (kind == stat.S_IFLNK) != bool(op.target):
         raise refused(errno.ENOENT if kind == stat.S_IFLNK else errno.EINVAL, "target of a symbolic link")

@@ -4,16 +4,19 @@ import errno
 import stat
 from functools import partial
 
+import msgspec
 import trio
 from sqlalchemy import Connection, bindparam, func, insert, select
 from sqlalchemy import delete as sql_delete
 
+from cluster.clock import monotonic_s
 from cluster.errors import Refused, Unavailable, refused
 from cluster.messages import (
     Applied,
     Apply,
     AwaitCopies,
     Close,
+    Create,
     Done,
     InodeRange,
     Open,
@@ -28,7 +31,7 @@ from manager.members import take_number
 from manager.policies import COPIES_MAX
 from manager.questions import describe_open
 from manager.schema import ranges, replicas
-from manager.sessions import Session
+from manager.sessions import NOT_WRITING, Session
 from manager.store import Transaction
 from manager.term import Term
 
@@ -61,9 +64,22 @@ async def apply(term: Term, session: Session, request: Apply) -> Applied:
     work = partial(apply_operations, state=term.state, session=session, request=request)
     changing = changed_for_opens(request.operations)
     if not changing:
-        return await term.store.write(work)
+        return _with_tokens(term, session, request, await term.store.write(work))
     with term.state.changing(session, changing):
-        return await term.store.write_uncancelled(work)
+        return _with_tokens(term, session, request, await term.store.write_uncancelled(work))
+
+
+def _with_tokens(term: Term, session: Session, request: Apply, reply: Applied) -> Applied:
+    """The leases for files that the session has created. They are not part of the stored reply: a repeat gets fresh ones."""
+    created = [
+        node
+        for operation, node in zip(request.operations, reply.nodes, strict=True)
+        if type(operation) is Create and node is not None and node.home_volume
+    ]
+    if not created:
+        return reply
+    now = monotonic_s()
+    return Applied(reply.nodes, [term.state.grant(session, node, now) for node in created])
 
 
 async def open_inode(term: Term, session: Session, request: Open) -> Opened:
@@ -82,7 +98,8 @@ async def open_inode(term: Term, session: Session, request: Open) -> Opened:
             await term.store.write(
                 partial(_mark_opened, ino=request.ino, write=request.write and bool(stat.S_ISREG(row.mode))), durable=must_mark
             )
-        return await term.store.read(lambda connection: describe_open(connection, term, request.ino))
+        opened = await term.store.read(lambda connection: describe_open(connection, term, request.ino))
+        return msgspec.structs.replace(opened, token=state.grant(session, opened.node, monotonic_s()))
     except Refused:
         if new:
             unused = state.sessions.forget(session, request.ino)
@@ -101,6 +118,8 @@ async def close(term: Term, session: Session, request: Close) -> Done:
     sessions = term.state.sessions
     for closing in request.closings:
         unused = sessions.close(session, closing.ino, closing.sequence, still_open=closing.still_open)
+        if sessions.write_sequence(session, closing.ino) == NOT_WRITING:
+            term.state.leases.stops_writing(session, closing.ino)
         if unused is not None:
             term.unused([unused])
     return Done()

@@ -144,8 +144,9 @@ servers = Table(
     _number("joined_ns"),
     _number("mount_session"),  # the live mount's session, for the next manager's grace time; 0: none
     _number("agent_session"),  # the newest agent's session: an older one's claims are void; 0: none yet
-    Column("state", String(8), nullable=False, server_default="up"),  # cluster.membership; the manager in memory knows better
+    Column("state", String(8), nullable=False, server_default="up"),  # up, down, left: cluster.membership.stored_state
     _number("draining"),  # 1: wanted empty, whatever `state` says
+    _number("since_ns"),  # when `state` or `draining` last changed; 0: never
     Column("manager", String(255), nullable=False, server_default=""),  # its candidate's host:port
     Column("release", String(32), nullable=False, server_default=""),  # of Godwit that its agent runs
     sqlite_with_rowid=False,
@@ -206,7 +207,7 @@ migrations = Table(
     metadata,
     Column("migration", Number, primary_key=True),
     Column("kind", String(8), nullable=False),  # move (chosen paths), drain (all that a server holds)
-    Column("state", String(9), nullable=False),  # planning, running, paused, done, cancelled
+    Column("state", String(9), nullable=False),  # planning, running, paused, failed, done, cancelled
     Column("source", String(63), nullable=False),  # server
     Column("target", String(63), nullable=False),  # server; empty: wherever placement says
     Column("subject", String, nullable=False),  # the paths as they were asked for, for people: JSON list
@@ -214,8 +215,10 @@ migrations = Table(
     _number("cursor"),  # drain: the inode up to which moves are planned, on volume `cursor_volume`
     _number("cursor_volume"),
     _number("created_ns"),
-    _number("ended_ns"),  # 0: not yet
-    Index(None, "state"),
+    _number("ended_ns"),  # 0: not yet; a cancelled one ends when what was being deleted is gone
+    _number("token"),  # of the request that started it, which may come again; drains: negative, drawn here
+    UniqueConstraint("token"),
+    Index(None, "ended_ns"),
     sqlite_autoincrement=True,
 )
 

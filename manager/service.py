@@ -10,44 +10,57 @@ from typing import Any, Protocol
 from cluster.clock import monotonic_s
 from cluster.errors import NotManager, ProtocolError
 from cluster.messages import (
+    AddServer,
     Apply,
     AskHearing,
+    AskLeases,
     AskOffice,
     AwaitCopies,
+    Beat,
+    ChangeMigration,
     ClaimTasks,
     Close,
     Done,
+    DrainServer,
     ExtendClaims,
     FindStrays,
     GetPolicy,
+    GetServer,
     GetStatus,
     GetWhere,
     Heartbeat,
     Hello,
+    Join,
+    ListLeases,
+    ListMigrations,
+    ListMoves,
     ListPolicies,
     ListTasks,
     ListUnsettled,
     Open,
     Ping,
+    PlanMigration,
     RegisterVolumes,
+    RemoveServer,
     ReportTasks,
     RetryTasks,
     SetPolicy,
+    StartMigration,
     StepDown,
     Sync,
     TakeInodes,
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, opening
+from manager import admin, agents, foresight, joining, leasing, opening, orders, servers
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
 from manager.term import Term
 
 
-async def _heartbeat(_term: Term, _session: Session, _request: Heartbeat) -> Done:
-    return Done()
+async def _heartbeat(term: Term, _session: Session, _request: Heartbeat) -> Beat:
+    return Beat(term.number, monotonic_s())
 
 
 async def _sync(term: Term, _session: Session, _request: Sync) -> Done:
@@ -63,6 +76,8 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     Open: opening.open_inode,
     Close: opening.close,
     AwaitCopies: opening.await_copies,
+    AskLeases: leasing.ask_leases,
+    ListLeases: leasing.list_leases,
     RegisterVolumes: agents.register_volumes,
     ClaimTasks: agents.claim,
     ReportTasks: agents.report,
@@ -76,7 +91,16 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     SetPolicy: admin.set_policy,
     ListPolicies: admin.list_policies,
     GetWhere: admin.get_where,
+    StartMigration: orders.start_migration,
+    DrainServer: orders.drain_server,
+    PlanMigration: foresight.plan_migration,
+    ListMigrations: orders.list_migrations,
+    ChangeMigration: orders.change_migration,
+    ListMoves: orders.list_moves,
     StepDown: admin.step_down,
+    GetServer: servers.get_server,
+    RemoveServer: servers.remove_server,
+    AddServer: servers.add_server,
 }
 FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
 FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})
@@ -92,7 +116,7 @@ class Candidate(Protocol):
         """Who holds the office, as far as this candidate knows."""
 
     def answer(self, request: Any) -> Any:
-        """The reply to one of `FOR_CANDIDATES`."""
+        """The reply to one of `FOR_CANDIDATES`, or, while it has no term, to `Join`."""
 
 
 class Connection:
@@ -119,9 +143,13 @@ class Connection:
 
     async def handle(self, request: Any, _body: bytes, _send: SendReply) -> Any:
         """The reply. Raises `NotManager` whenever somebody else may be the manager by now."""
+        if type(request) is Join and self._candidate.term is None:
+            return self._candidate.answer(request)
         term = self._term_in_office()
         if type(request) is Hello:
-            reply = await self._introduce(term, request)
+            reply: Any = await self._introduce(term, request)
+        elif type(request) is Join:
+            reply = await joining.join(term, request)
         elif (question := QUESTIONS.get(type(request))) is not None:
             self._check_session(term, request)
             reply = await term.store.read(lambda connection: question(connection, term, request))

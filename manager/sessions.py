@@ -165,6 +165,11 @@ class Sessions:
     def is_open(self, ino: int) -> bool:
         return ino in self._openers
 
+    def has_open(self, number: int, ino: int) -> bool:
+        """Whether the session of that number has the inode open."""
+        session = self._live.get(number)
+        return session is not None and ino in session.opens
+
     def is_written(self, ino: int, *, besides: Session | None = None, until: int | None = None) -> bool:
         """Whether any session has it open for writing, but for what *besides* registered (up to the sequence *until*)."""
         for opener, state in list(self._openers.get(ino, {}).items()):

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import trio
 
+from cluster.messages import Node
+from manager.leases import Leases
 from manager.members import Members
 from manager.policies import Policies
 from manager.sessions import NOT_WRITING, Session, Sessions
@@ -17,6 +19,9 @@ COOKIE_TERM_BITS = 40
 REAP = "reap"
 SCAN = "scan"
 QUEUE = "queue"
+DOWN = "down"
+MIGRATE = "migrate"
+VOLUME_SCAN = "volume scan"
 
 
 class Bells:
@@ -55,9 +60,10 @@ class Bells:
 class State:
     """The memory of one term. Bodies of transactions read it from the store's thread and change it only by `tx.after`."""
 
-    def __init__(self, term: int, sessions: Sessions, members: Members, policies: Policies) -> None:
+    def __init__(self, term: int, sessions: Sessions, members: Members, policies: Policies, leases: Leases) -> None:
         self.sessions = sessions
         self.members = members
+        self.leases = leases
         self.policies = policies
         self.bells = Bells()
         self.in_grace = term > 1
@@ -65,6 +71,7 @@ class State:
         self.unlinked: set[int] = set()  # orphans that are open; the others are found when the grace time ends
         self.reaping: set[int] = set()
         self.to_reap: list[int] = []
+        self.has_moves = False  # whether any file may have moves: else nobody looks for them
         self._changing: Counter[int] = Counter()
         self._commit_sequences: dict[tuple[int, int], int] = {}  # the committer's opens for writing that a commit ends
         self._cookies = itertools.count(term << COOKIE_TERM_BITS | 1)
@@ -99,7 +106,7 @@ class State:
 
     def may_clean(self, ino: int, committer: Session, begun: int) -> bool:
         """Whether a final commit may clear `dirty` (asked in the transaction)."""
-        if self.in_grace or self.sessions.is_owed(ino, begun):
+        if self.in_grace or self.sessions.is_owed(ino, begun) or self.leases.is_written(ino, besides=committer):
             return False
         return not self.sessions.is_written(ino, besides=committer, until=self.commit_sequence(ino, committer))
 
@@ -109,7 +116,25 @@ class State:
 
     def may_move_home(self, ino: int) -> bool:
         """Whether nobody can be writing the inode (asked in the transaction that moves its home, with `dirty` clear)."""
-        return not (self.in_grace or self.is_changing(ino) or self.sessions.is_written(ino))
+        return not (self.in_grace or self.is_changing(ino) or self.is_written(ino))
+
+    def is_written(self, ino: int) -> bool:
+        """Whether anybody may be writing it: has it open for writing, or went away with a lease that has not ended."""
+        return self.sessions.is_written(ino) or self.leases.is_written(ino)
+
+    def adopt_leases(self, session: Session, tokens: list[bytes], now: float) -> None:
+        """Takes over the leases that a mount has presented together with what it holds open."""
+        self.leases.adopt(session, tokens, lambda ino: self.sessions.write_sequence(session, ino) != NOT_WRITING, now)
+
+    def grant(self, session: Session, node: Node, now: float) -> bytes:
+        """A lease for what the session has registered: to write, if it has the inode open for writing."""
+        writer = self.sessions.write_sequence(session, node.ino) != NOT_WRITING
+        return self.leases.grant(session, node, writer=writer, in_grace=self.in_grace, now=now)
+
+    def begin_moves(self) -> None:
+        """A migration exists: from now on files are looked at for their moves, and whoever carries it out wakes."""
+        self.has_moves = True
+        self.bells.ring(MIGRATE)
 
     def lost_name(self, ino: int) -> None:
         """The last name of an inode is gone: it is reaped now, or when the last session closes it."""

@@ -10,10 +10,14 @@ from sqlalchemy import Connection, bindparam, delete, select
 
 from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
+from cluster.leases import Sealer, margin_s
 from manager.claims import Claims
 from manager.election import safe_until
 from manager.inodes import find_inode
+from manager.leases import Leases
+from manager.liveness import Delays
 from manager.members import Members
+from manager.moving import has_open_orders
 from manager.policies import Policies
 from manager.queue import begin_queue
 from manager.schema import counters, inodes, orphans, servers
@@ -53,13 +57,17 @@ class Term:
         """Loads what the memory starts with."""
         now = monotonic_s()
         sessions = Sessions(self.config.manager.session_timeout_s)
-        members = await self.store.read(lambda connection: Members(connection, now))
-        self.state = State(self.number, sessions, members, Policies())
+        delays = Delays(self.config.manager.suspect_s, self.config.manager.down_s)
+        members = await self.store.read(lambda connection: Members(connection, now, delays))
+        leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members)
+        self.state = State(self.number, sessions, members, Policies(), leases)
+        self.state.has_moves = await self.store.read(has_open_orders)
         self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)
         self.awaited = await self.store.read(_mounts)
-        self.grace_until = now + self.config.manager.session_timeout_s
+        access_s = self.config.manager.access_s
+        self.grace_until = now + max(self.config.manager.session_timeout_s, access_s + margin_s(access_s))
 
     @property
     def in_office(self) -> bool:

@@ -4,6 +4,7 @@ No database, no policies: tests put tasks into the queue themselves and look at 
 """
 
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from cluster.errors import Fenced, Refused, refused
 from cluster.messages import (
     Applied,
     Apply,
+    AskLeases,
+    Beat,
     BeginCommit,
     Begun,
     ClaimTasks,
@@ -25,6 +28,7 @@ from cluster.messages import (
     Heartbeat,
     Hello,
     Inodes,
+    LeaseTokens,
     ListUnsettled,
     ListVolumes,
     ManagerRequest,
@@ -45,6 +49,7 @@ from cluster.messages import (
     Welcome,
 )
 from cluster.rpc import SendReply, listen
+from tests.agent.tokens import token_for
 
 
 def regular_file(ino: int, home_volume: int, **changes: Any) -> Node:
@@ -239,11 +244,13 @@ class _Connection:
                     raise Fenced("a newer session has replaced this one")
                 self._server, self._session = request.server, request.session
                 manager.return_claims(request.server)
-                return Welcome(manager.term, "fake", manager.session_timeout_s, [])
+                return Welcome(manager.term, "fake", manager.session_timeout_s, [], time.monotonic())
             case Ping():
                 return Pong("fake", manager.term, True, manager.address)
             case Heartbeat():
-                return Done()
+                return Beat(manager.term, time.monotonic())
+            case AskLeases():
+                return LeaseTokens([token_for(ino, term=manager.term) for ino in request.inodes])
             case RegisterVolumes():
                 return manager.register(self._server, request)
             case ListVolumes():

@@ -18,8 +18,8 @@ from cluster.messages import COPY, CommitObject, CreateObject, Node, Replica, St
 from cluster.rpc import Channel, connect
 from cluster.volume import ObjectRecord, VolumeLayout, read_record
 from tests.agent.fakemanager import FakeManager, regular_file
+from tests.agent.tokens import SECRET, token_for
 
-SECRET = "5e" * 32
 TIMEOUT_S = 10.0
 
 
@@ -113,11 +113,11 @@ class Network:
         volume = self.manager.volume_of(server)
         self.manager.nodes.setdefault(ino, regular_file(ino, volume))
         channel = await self.channel(server)
-        await channel.call(CreateObject(ino, volume, 1), timeout_s=TIMEOUT_S)
+        await channel.call(CreateObject(ino, volume), timeout_s=TIMEOUT_S)
         for offset in range(0, len(content), 1 << 20):
             part = content[offset : offset + (1 << 20)]
-            await channel.call(WriteObject(ino, volume, 1, offset), body=part, timeout_s=TIMEOUT_S)
-        node = await channel.call(CommitObject(ino, volume, 1, final=not dirty), timeout_s=TIMEOUT_S)
+            await channel.call(WriteObject(ino, volume, token_for(ino), offset), body=part, timeout_s=TIMEOUT_S)
+        node = await channel.call(CommitObject(ino, volume, token_for(ino), final=not dirty), timeout_s=TIMEOUT_S)
         channel.close()
         return node
 

@@ -11,6 +11,7 @@ from agent.copying import SMALL_BYTES
 from agent.taskqueue import is_small
 from cluster.messages import COPY, DELETE, Replica, Stamp, Task, WriteObject
 from tests.agent.network import TIMEOUT_S, Network, digest, free_address, network, record_of, run, stamp_at
+from tests.agent.tokens import token_for
 
 
 async def two(net: Network) -> None:
@@ -138,7 +139,7 @@ def test_a_file_that_is_being_written_is_changed(tmp_path: Path) -> None:
             await two(net)
             await net.file("s1", 7, b"first", dirty=True)
             channel = await net.channel("s1")
-            request = WriteObject(7, net.manager.volume_of("s1"), 1, 0, append=True)
+            request = WriteObject(7, net.manager.volume_of("s1"), token_for(7), 0, append=True)
             await channel.call(request, body=b" and more", timeout_s=TIMEOUT_S)
             report = await net.manager.report_of(net.copy(7, "s1", "s2"))
             assert report.outcome == "changed"

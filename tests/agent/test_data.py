@@ -4,17 +4,20 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 
 from agent.dataserver import IO_MAX_BYTES, OPEN_OBJECTS
-from cluster.errors import Changed, Fenced, Refused, Unavailable
+from cluster.errors import Changed, Fenced, Refused, TokenRefused, Unavailable
+from cluster.leases import READ
 from cluster.messages import (
     CommitObject,
     CreateObject,
     ReadObject,
+    Request,
     SetObjectTimes,
     Stamp,
     StatObject,
@@ -25,10 +28,11 @@ from cluster.messages import (
 from cluster.rpc import Channel
 from tests.agent.fakemanager import regular_file
 from tests.agent.network import TIMEOUT_S, Network, network, record_of, run, stamp_at, with_epoch
+from tests.agent.tokens import token_for
 
 
 async def read(channel: Channel, ino: int, volume: int, offset: int = 0, length: int = IO_MAX_BYTES) -> bytes:
-    return (await channel.exchange(ReadObject(ino, volume, 1, offset, length), timeout_s=TIMEOUT_S)).body
+    return (await channel.exchange(ReadObject(ino, volume, token_for(ino), offset, length), timeout_s=TIMEOUT_S)).body
 
 
 async def started(net: Network) -> tuple[Channel, int]:
@@ -41,23 +45,23 @@ def test_bytes_come_back_as_they_were_written(tmp_path: Path) -> None:
         async with network(tmp_path) as net:
             channel, volume = await started(net)
             call = channel.call
-            await call(CreateObject(7, volume, 1), timeout_s=TIMEOUT_S)
-            await call(CreateObject(7, volume, 1), timeout_s=TIMEOUT_S)
+            await call(CreateObject(7, volume), timeout_s=TIMEOUT_S)
+            await call(CreateObject(7, volume), timeout_s=TIMEOUT_S)
             small, large = os.urandom(1000), os.urandom(3_000_000)
-            assert (await call(WriteObject(7, volume, 1, 0), body=small, timeout_s=TIMEOUT_S)).count == len(small)
-            assert (await call(WriteObject(7, volume, 1, 1000), body=large, timeout_s=TIMEOUT_S)).count == len(large)
+            assert (await call(WriteObject(7, volume, token_for(7), 0), body=small, timeout_s=TIMEOUT_S)).count == len(small)
+            assert (await call(WriteObject(7, volume, token_for(7), 1000), body=large, timeout_s=TIMEOUT_S)).count == len(large)
             assert await read(channel, 7, volume) == small + large
             assert await read(channel, 7, volume, 500, 1000) == (small + large)[500:1500]
             assert await read(channel, 7, volume, 3_000_990) == large[-10:]
             assert await read(channel, 7, volume, 9_000_000) == b""
             assert await read(channel, 7, volume, 10, 0) == b""
-            await call(TruncateObject(7, volume, 1, 1500), timeout_s=TIMEOUT_S)
-            await call(SyncObject(7, volume, 1), timeout_s=TIMEOUT_S)
-            content = (await call(StatObject(7, volume, 1), timeout_s=TIMEOUT_S)).content
+            await call(TruncateObject(7, volume, token_for(7), 1500), timeout_s=TIMEOUT_S)
+            await call(SyncObject(7, volume, token_for(7)), timeout_s=TIMEOUT_S)
+            content = (await call(StatObject(7, volume, token_for(7)), timeout_s=TIMEOUT_S)).content
             assert content.size == 1500
             assert content.ctime_ns == os.stat(net.path("s1", 7)).st_ctime_ns
             with pytest.raises(Refused) as refusal:
-                await call(CreateObject(7, volume, 1), timeout_s=TIMEOUT_S)
+                await call(CreateObject(7, volume), timeout_s=TIMEOUT_S)
             assert refusal.value.errno == errno.EEXIST
 
     run(test)
@@ -83,11 +87,11 @@ def test_appended_records_never_overwrite_one_another(tmp_path: Path) -> None:
     async def test() -> None:
         async with network(tmp_path) as net:
             channel, volume = await started(net)
-            await channel.call(CreateObject(7, volume, 1), timeout_s=TIMEOUT_S)
+            await channel.call(CreateObject(7, volume), timeout_s=TIMEOUT_S)
             records = [bytes([number]) * size for number, size in enumerate((10, 200_000, 3, 70_000, 5) * 8)]
 
             async def append(record: bytes) -> None:
-                request = WriteObject(7, volume, 1, 0, append=True)
+                request = WriteObject(7, volume, token_for(7), 0, append=True)
                 assert (await channel.call(request, body=record, timeout_s=TIMEOUT_S)).count == len(record)
 
             async with trio.open_nursery() as nursery:
@@ -101,22 +105,22 @@ def test_appended_records_never_overwrite_one_another(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[Callable[[int], object], int]] = [
-    (lambda volume: ReadObject(7, volume, 1, -1, 10), errno.EINVAL),
-    (lambda volume: ReadObject(7, volume, 1, 0, -1), errno.EINVAL),
-    (lambda volume: ReadObject(7, volume, 1, 0, IO_MAX_BYTES + 1), errno.EINVAL),
-    (lambda volume: ReadObject(7, volume, 1, 2**63 - 1, 2), errno.EINVAL),
-    (lambda volume: WriteObject(7, volume, 1, -5), errno.EINVAL),
-    (lambda volume: TruncateObject(7, volume, 1, -1), errno.EINVAL),
-    (lambda volume: TruncateObject(7, volume, 1, 2**63), errno.EINVAL),
-    (lambda volume: TruncateObject(7, volume, 1, 2**63 - 1), errno.EFBIG),
-    (lambda volume: StatObject(-7, volume, 1), errno.EINVAL),
-    (lambda volume: StatObject(0, volume, 1), errno.EINVAL),
-    (lambda volume: StatObject(2**63, volume, 1), errno.EINVAL),
-    (lambda volume: StatObject(99, volume, 1), errno.ENOENT),
-    (lambda volume: SetObjectTimes(99, volume, 1, 1, 1), errno.ENOENT),
-    (lambda volume: CommitObject(99, volume, 1, final=True), errno.ENOENT),
-    (lambda volume: StatObject(7, volume + 50, 1), errno.ENXIO),
-    (lambda volume: CreateObject(8, volume + 50, 1), errno.ENXIO),
+    (lambda volume: ReadObject(7, volume, token_for(7), -1, 10), errno.EINVAL),
+    (lambda volume: ReadObject(7, volume, token_for(7), 0, -1), errno.EINVAL),
+    (lambda volume: ReadObject(7, volume, token_for(7), 0, IO_MAX_BYTES + 1), errno.EINVAL),
+    (lambda volume: ReadObject(7, volume, token_for(7), 2**63 - 1, 2), errno.EINVAL),
+    (lambda volume: WriteObject(7, volume, token_for(7), -5), errno.EINVAL),
+    (lambda volume: TruncateObject(7, volume, token_for(7), -1), errno.EINVAL),
+    (lambda volume: TruncateObject(7, volume, token_for(7), 2**63), errno.EINVAL),
+    (lambda volume: TruncateObject(7, volume, token_for(7), 2**63 - 1), errno.EFBIG),
+    (lambda volume: StatObject(-7, volume, token_for(-7)), errno.EINVAL),
+    (lambda volume: StatObject(0, volume, token_for(0)), errno.EINVAL),
+    (lambda volume: StatObject(2**63, volume, token_for(2**63)), errno.EINVAL),
+    (lambda volume: StatObject(99, volume, token_for(99)), errno.ENOENT),
+    (lambda volume: SetObjectTimes(99, volume, token_for(99), 1, 1), errno.ENOENT),
+    (lambda volume: CommitObject(99, volume, token_for(99), final=True), errno.ENOENT),
+    (lambda volume: StatObject(7, volume + 50, token_for(7)), errno.ENXIO),
+    (lambda volume: CreateObject(8, volume + 50), errno.ENXIO),
 ]
 
 
@@ -134,32 +138,73 @@ def test_nonsense_is_refused_with_its_errno(tmp_path: Path) -> None:
     run(test)
 
 
-def test_another_home_epoch_is_fenced_off(tmp_path: Path) -> None:
+def home_requests(volume: int, token: bytes) -> list[Request[Any]]:
+    """Every request to a home."""
+    return [
+        StatObject(7, volume, token),
+        ReadObject(7, volume, token, 0, 10),
+        WriteObject(7, volume, token, 0),
+        TruncateObject(7, volume, token, 0),
+        SyncObject(7, volume, token),
+        SetObjectTimes(7, volume, token, 0, 0),
+        CommitObject(7, volume, token, final=True),
+    ]
+
+
+def test_an_older_home_epoch_is_fenced_off(tmp_path: Path) -> None:
     async def test() -> None:
         async with network(tmp_path) as net:
             channel, volume = await started(net)
             net.manager.nodes[7] = regular_file(7, volume, home_epoch=3)
-            await channel.call(CreateObject(7, volume, 1), timeout_s=TIMEOUT_S)
-            with pytest.raises(Fenced):
-                await channel.call(StatObject(7, volume, 2), timeout_s=TIMEOUT_S)
-            net.manager.nodes[7] = with_epoch(net.manager.nodes[7], 1)
-            await channel.call(CommitObject(7, volume, 1, final=False), timeout_s=TIMEOUT_S)
-            requests = [
-                StatObject(7, volume, 2),
-                CreateObject(7, volume, 2),
-                ReadObject(7, volume, 2, 0, 10),
-                WriteObject(7, volume, 2, 0),
-                TruncateObject(7, volume, 2, 0),
-                SyncObject(7, volume, 2),
-                SetObjectTimes(7, volume, 2, 0, 0),
-                CommitObject(7, volume, 2, final=True),
-            ]
-            for request in requests:
+            await channel.call(CreateObject(7, volume), timeout_s=TIMEOUT_S)
+            await channel.call(CommitObject(7, volume, token_for(7, epoch=3), final=False), timeout_s=TIMEOUT_S)
+            for request in home_requests(volume, token_for(7, epoch=2)):
                 with pytest.raises(Fenced):
-                    await channel.call(request, timeout_s=TIMEOUT_S)  # type: ignore[arg-type]
-            net.manager.nodes[7] = with_epoch(net.manager.nodes[7], 2)
+                    await channel.call(request, timeout_s=TIMEOUT_S)
+            await channel.call(StatObject(7, volume, token_for(7, epoch=4)), timeout_s=TIMEOUT_S)
+            net.manager.nodes[7] = with_epoch(net.manager.nodes[7], 4)
             with pytest.raises(Fenced):
-                await channel.call(CommitObject(7, volume, 1, final=True), timeout_s=TIMEOUT_S)
+                await channel.call(CommitObject(7, volume, token_for(7, epoch=3), final=True), timeout_s=TIMEOUT_S)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        (token_for(7, secret="00" * 32), "not made by a manager"),
+        (token_for(7)[:-1] + b"\x00", "not made by a manager"),
+        (b"", "not made by a manager"),
+        (token_for(8), "for inode 8"),
+        (token_for(7, term=2), "term 2, of which this agent has not heard"),
+        (token_for(7, age_s=60.1), "expired"),
+    ],
+    ids=["forged", "altered", "none", "another inode", "another term", "expired"],
+)
+def test_a_token_that_is_not_good_is_refused(tmp_path: Path, token: bytes, why: str) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            channel, volume = await started(net)
+            await net.file("s1", 7, b"content")
+            for request in home_requests(volume, token):
+                with pytest.raises(TokenRefused, match=why):
+                    await channel.call(request, timeout_s=TIMEOUT_S)
+            assert await read(channel, 7, volume) == b"content"
+
+    run(test)
+
+
+def test_a_token_to_read_is_no_right_to_write(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            channel, volume = await started(net)
+            await net.file("s1", 7, b"content")
+            token = token_for(7, mode=READ)
+            with pytest.raises(TokenRefused, match="no right to write"):
+                await channel.call(WriteObject(7, volume, token, 0), timeout_s=TIMEOUT_S)
+            with pytest.raises(TokenRefused, match="no right to write"):
+                await channel.call(TruncateObject(7, volume, token, 0), timeout_s=TIMEOUT_S)
+            assert (await channel.call(StatObject(7, volume, token), timeout_s=TIMEOUT_S)).content.size == 7
 
     run(test)
 
@@ -170,11 +215,11 @@ def test_a_replica_is_read_only_with_the_stamp_the_catalog_knows(tmp_path: Path)
             channel, volume = await started(net)
             await net.file("s1", 7, b"content")
             stamp = net.manager.stamp(7)
-            request = ReadObject(7, volume, 99, 0, 100, stamp)
+            request = ReadObject(7, volume, token_for(7, epoch=99), 0, 100, stamp)
             assert (await channel.exchange(request, timeout_s=TIMEOUT_S)).body == b"content"
             other = msgspec.structs.replace(stamp, ctime_ns=stamp.ctime_ns + 1)
             with pytest.raises(Changed):
-                await channel.call(ReadObject(7, volume, 1, 0, 100, other), timeout_s=TIMEOUT_S)
+                await channel.call(ReadObject(7, volume, token_for(7), 0, 100, other), timeout_s=TIMEOUT_S)
 
     run(test)
 
@@ -184,11 +229,11 @@ def test_times_of_a_dirty_file_are_set_on_its_object_too(tmp_path: Path) -> None
         async with network(tmp_path) as net:
             channel, volume = await started(net)
             await net.file("s1", 7, b"content", dirty=True)
-            node = await channel.call(SetObjectTimes(7, volume, 1, None, 10**18), timeout_s=TIMEOUT_S)
+            node = await channel.call(SetObjectTimes(7, volume, token_for(7), None, 10**18), timeout_s=TIMEOUT_S)
             assert node.mtime_ns == os.stat(net.path("s1", 7)).st_mtime_ns == 10**18
-            node = await channel.call(SetObjectTimes(7, volume, 1, 5 * 10**17, None), timeout_s=TIMEOUT_S)
+            node = await channel.call(SetObjectTimes(7, volume, token_for(7), 5 * 10**17, None), timeout_s=TIMEOUT_S)
             assert (node.atime_ns, node.mtime_ns) == (5 * 10**17, 10**18)
-            node = await channel.call(CommitObject(7, volume, 1, final=True), timeout_s=TIMEOUT_S)
+            node = await channel.call(CommitObject(7, volume, token_for(7), final=True), timeout_s=TIMEOUT_S)
             assert (node.dirty, node.mtime_ns) == (False, 10**18)
 
     run(test)
@@ -200,7 +245,7 @@ def test_times_of_a_clean_file_leave_its_object_as_it_is(tmp_path: Path) -> None
             channel, volume = await started(net)
             await net.file("s1", 7, b"content")
             before = stamp_at(net.path("s1", 7))
-            node = await channel.call(SetObjectTimes(7, volume, 1, 1, 2), timeout_s=TIMEOUT_S)
+            node = await channel.call(SetObjectTimes(7, volume, token_for(7), 1, 2), timeout_s=TIMEOUT_S)
             assert (node.atime_ns, node.mtime_ns) == (1, 2)
             assert stamp_at(net.path("s1", 7)) == before
 
@@ -213,10 +258,10 @@ def test_commits_raise_the_version_only_when_something_was_written(tmp_path: Pat
             channel, volume = await started(net)
             node = await net.file("s1", 7, b"content", dirty=True)
             assert (node.version, node.size, node.dirty) == (1, 7, True)
-            node = await channel.call(CommitObject(7, volume, 1, final=False), timeout_s=TIMEOUT_S)
+            node = await channel.call(CommitObject(7, volume, token_for(7), final=False), timeout_s=TIMEOUT_S)
             assert node.version == 1
-            await channel.call(WriteObject(7, volume, 1, 7), body=b"!", timeout_s=TIMEOUT_S)
-            node = await channel.call(CommitObject(7, volume, 1, final=True), timeout_s=TIMEOUT_S)
+            await channel.call(WriteObject(7, volume, token_for(7), 7), body=b"!", timeout_s=TIMEOUT_S)
+            node = await channel.call(CommitObject(7, volume, token_for(7), final=True), timeout_s=TIMEOUT_S)
             assert (node.version, node.size, node.dirty) == (2, 8, False)
             assert record_of(net.path("s1", 7)).version == 2
             assert net.manager.stamp(7) == stamp_at(net.path("s1", 7))
@@ -230,8 +275,8 @@ def test_more_objects_than_descriptors_can_be_used(tmp_path: Path) -> None:
             channel, volume = await started(net)
             inodes = range(100, 100 + OPEN_OBJECTS + 50)
             for ino in inodes:
-                await channel.call(CreateObject(ino, volume, 1), timeout_s=TIMEOUT_S)
-                await channel.call(WriteObject(ino, volume, 1, 0), body=b"%d" % ino, timeout_s=TIMEOUT_S)
+                await channel.call(CreateObject(ino, volume), timeout_s=TIMEOUT_S)
+                await channel.call(WriteObject(ino, volume, token_for(ino), 0), body=b"%d" % ino, timeout_s=TIMEOUT_S)
             for ino in inodes:
                 assert await read(channel, ino, volume) == b"%d" % ino
 
@@ -242,11 +287,11 @@ def test_a_stopping_agent_answers_what_it_has_begun(tmp_path: Path) -> None:
     async def test() -> None:
         async with network(tmp_path) as net:
             channel, volume = await started(net)
-            await channel.call(CreateObject(7, volume, 1), timeout_s=TIMEOUT_S)
+            await channel.call(CreateObject(7, volume), timeout_s=TIMEOUT_S)
             outcomes: list[int] = []
 
             async def write() -> None:
-                request = WriteObject(7, volume, 1, 0, append=True)
+                request = WriteObject(7, volume, token_for(7), 0, append=True)
                 try:
                     outcomes.append((await channel.call(request, body=bytes(1 << 20), timeout_s=TIMEOUT_S)).count)
                 except Unavailable:

@@ -10,6 +10,7 @@ import pytest
 from cluster.errors import NoSpace
 from cluster.messages import CreateObject, WriteObject
 from tests.agent.network import TIMEOUT_S, Network, network, run
+from tests.agent.tokens import token_for
 
 MIB = 1024 * 1024
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
@@ -74,13 +75,15 @@ def test_writes_take_the_room_of_the_trash_and_then_say_that_it_is_full(tmp_path
             volume = await both(net, small_disk)
             channel = await net.channel("s2")
             fill(net, "3.9999999999999999999", 5 * MIB)
-            await channel.call(CreateObject(7, volume, 1), timeout_s=TIMEOUT_S)
+            await channel.call(CreateObject(7, volume), timeout_s=TIMEOUT_S)
             written = 0
             problem = None
             while problem is None:
                 assert written <= 8 * MIB
                 try:
-                    reply = await channel.call(WriteObject(7, volume, 1, written), body=os.urandom(MIB), timeout_s=TIMEOUT_S)
+                    reply = await channel.call(
+                        WriteObject(7, volume, token_for(7), written), body=os.urandom(MIB), timeout_s=TIMEOUT_S
+                    )
                     written += reply.count
                 except NoSpace as error:
                     problem = error

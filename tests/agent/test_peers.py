@@ -15,7 +15,7 @@ from cluster.messages import AgentRequest, Chunk, Done, PullEnd, PullHeader, Pul
 from cluster.rpc import Channel, SendReply, connect, listen
 from tests.agent.network import TIMEOUT_S, free_address, run
 
-REQUEST = PullObject(7, 1, 1, Stamp(10, 0, 0))
+REQUEST = PullObject(7, 1, 1, Stamp(10, 0, 0), b"")
 END = PullEnd(b"digest")
 
 Script = list[tuple[Any, bytes] | GodwitError]

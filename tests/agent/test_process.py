@@ -13,6 +13,7 @@ from cluster.config import ServerConfig, dump_config
 from cluster.messages import StatObject
 from cluster.rpc import connect
 from tests.agent.network import TIMEOUT_S, Network, RunningAgent, network, run
+from tests.agent.tokens import token_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,7 +97,7 @@ def test_without_a_manager_it_says_so_and_goes_on(tmp_path: Path) -> None:
                     while "numbers" not in problem:
                         try:
                             channel = await connect(config.agent.listen, net.nursery, timeout_s=1)
-                            await channel.call(StatObject(7, 1, 1), timeout_s=TIMEOUT_S)
+                            await channel.call(StatObject(7, 1, token_for(7)), timeout_s=TIMEOUT_S)
                         except Exception as error:
                             problem = str(error)
                 process.terminate()

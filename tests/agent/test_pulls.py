@@ -13,6 +13,7 @@ from cluster.errors import Changed, Corrupt, GodwitError, Refused
 from cluster.messages import Chunk, PullEnd, PullHeader, PullObject
 from cluster.volume import write_record
 from tests.agent.network import Network, digest, network, record_of, run, stamp_at
+from tests.agent.tokens import token_for
 
 LARGE = 48 * CHUNK_BYTES
 """More than the buffers between a source and a reader that has stopped."""
@@ -43,7 +44,7 @@ async def pulled(net: Network, request: PullObject, after_first: object = None) 
 
 def request_for(net: Network, ino: int) -> PullObject:
     node = net.manager.nodes[ino]
-    return PullObject(ino, node.home_volume, node.version, net.manager.stamp(ino))
+    return PullObject(ino, node.home_volume, node.version, net.manager.stamp(ino), token_for(ino))
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, CHUNK_BYTES, CHUNK_BYTES + 1, 6 * CHUNK_BYTES + 77])

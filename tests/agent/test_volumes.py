@@ -15,7 +15,7 @@ def test_an_empty_directory_becomes_a_volume_and_stays_the_same_one(tmp_path: Pa
     first.close()
     second = open_volume(tmp_path / "new" / "deep", "test", "s1")
     assert first.uuid == second.uuid
-    state = second.state()
+    state = second.opened_as
     assert 0 < state.free_bytes <= state.total_bytes
     assert state.device.endswith(f":{os.stat(tmp_path).st_dev}")
     second.close()

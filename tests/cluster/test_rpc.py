@@ -37,7 +37,7 @@ from cluster.messages import (
 from cluster.rpc import Answer, Channel, SendReply, connect, listen, parse_address
 
 TIMEOUT_S = 5.0
-PULL = PullObject(1, 1, 1, Stamp(0, 0, 0))
+PULL = PullObject(1, 1, 1, Stamp(0, 0, 0), b"")
 STAT = ObjectStat(Content(1, 2, 3, 4))
 
 
@@ -141,7 +141,7 @@ def _closed_since(service: Service, before: int) -> bool:
 
 async def still_serves(address: str, nursery: trio.Nursery) -> None:
     channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-    assert await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S) == STAT
+    assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
     channel.close()
 
 
@@ -149,12 +149,12 @@ def test_what_is_answered_at_once_comes_back_too() -> None:
     async def test() -> None:
         async with served() as (_service, address, nursery):
             channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            assert await channel.call(StatObject(5, 1, 1), timeout_s=TIMEOUT_S) == STAT
+            assert await channel.call(StatObject(5, 1, b""), timeout_s=TIMEOUT_S) == STAT
             with pytest.raises(Refused, match="no such thing"):
-                await channel.call(StatObject(6, 1, 1), timeout_s=TIMEOUT_S)
+                await channel.call(StatObject(6, 1, b""), timeout_s=TIMEOUT_S)
             with pytest.raises(GodwitError, match="unexpected error"):
-                await channel.call(StatObject(7, 1, 1), timeout_s=TIMEOUT_S)
-            assert await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S) == STAT
+                await channel.call(StatObject(7, 1, b""), timeout_s=TIMEOUT_S)
+            assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
 
     run(test)
 
@@ -163,16 +163,16 @@ def test_replies_bodies_and_errors_come_back() -> None:
     async def test() -> None:
         async with served() as (service, address, nursery):
             channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            assert await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S) == STAT
-            answer = await channel.exchange(ReadObject(1, 1, 1, 0, BODY_MAX_BYTES), timeout_s=TIMEOUT_S)
+            assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
+            answer = await channel.exchange(ReadObject(1, 1, b"", 0, BODY_MAX_BYTES), timeout_s=TIMEOUT_S)
             assert answer == Answer(Data(), bytes(BODY_MAX_BYTES))
             body = memoryview(os.urandom(BODY_MAX_BYTES))
-            assert (await channel.call(WriteObject(1, 1, 1, 0), body=body, timeout_s=TIMEOUT_S)).count == BODY_MAX_BYTES
+            assert (await channel.call(WriteObject(1, 1, b"", 0), body=body, timeout_s=TIMEOUT_S)).count == BODY_MAX_BYTES
             with pytest.raises(Refused, match="no such thing") as refusal:
-                await channel.call(StatObject(2, 1, 1), timeout_s=TIMEOUT_S)
+                await channel.call(StatObject(2, 1, b""), timeout_s=TIMEOUT_S)
             assert refusal.value.errno == errno.ENOENT
             with pytest.raises(NoSpace):
-                await channel.call(StatObject(3, 1, 1), timeout_s=TIMEOUT_S)
+                await channel.call(StatObject(3, 1, b""), timeout_s=TIMEOUT_S)
             channel.close()
             await until(lambda: service.connections_closed == 1)
 
@@ -184,9 +184,9 @@ def test_a_bug_in_a_handler_is_an_error_of_that_call_only(caplog: pytest.LogCapt
         async with served() as (_service, address, nursery):
             channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
             with pytest.raises(GodwitError, match="see the server's log"):
-                await channel.call(StatObject(4, 1, 1), timeout_s=TIMEOUT_S)
+                await channel.call(StatObject(4, 1, b""), timeout_s=TIMEOUT_S)
             assert "a bug" in caplog.text
-            assert await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S) == STAT
+            assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
 
     run(test)
 
@@ -196,8 +196,8 @@ def test_a_reply_too_large_to_send_is_an_error_of_that_call_only() -> None:
         async with served() as (_service, address, nursery):
             channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
             with pytest.raises(GodwitError, match="too large"):
-                await channel.call(ReadObject(1, 1, 1, 0, BODY_MAX_BYTES + 1), timeout_s=TIMEOUT_S)
-            assert await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S) == STAT
+                await channel.call(ReadObject(1, 1, b"", 0, BODY_MAX_BYTES + 1), timeout_s=TIMEOUT_S)
+            assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
 
     run(test)
 
@@ -207,11 +207,11 @@ def test_slow_calls_hold_up_no_others_and_time_out() -> None:
         async with served() as (service, address, nursery):
             channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
             with pytest.raises(Unavailable, match=r"within 0\.05 s") as timeout:
-                await channel.call(SyncObject(1, 1, 1), timeout_s=0.05)
+                await channel.call(SyncObject(1, 1, b""), timeout_s=0.05)
             assert timeout.value.errno == errno.ETIMEDOUT
             async with trio.open_nursery() as calls:
-                calls.start_soon(lambda: channel.call(SyncObject(1, 1, 1), timeout_s=TIMEOUT_S))
-                assert await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S) == STAT
+                calls.start_soon(lambda: channel.call(SyncObject(1, 1, b""), timeout_s=TIMEOUT_S))
+                assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
                 service.release.set()
 
     run(test)
@@ -224,11 +224,11 @@ def test_a_cancelled_call_leaves_the_channel_usable() -> None:
             large = bytes(BODY_MAX_BYTES)
             for number in range(20):
                 with trio.move_on_after(0.0005 * number):
-                    await channel.call(WriteObject(1, 1, 1, 0), body=large, timeout_s=TIMEOUT_S)
+                    await channel.call(WriteObject(1, 1, b"", 0), body=large, timeout_s=TIMEOUT_S)
                 with trio.CancelScope() as scope:
                     scope.cancel()
-                    await channel.call(SyncObject(1, 1, 1), timeout_s=TIMEOUT_S)
-                assert await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S) == STAT
+                    await channel.call(SyncObject(1, 1, b""), timeout_s=TIMEOUT_S)
+                assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
             service.release.set()
             assert not channel.broken.is_set()
 
@@ -241,7 +241,7 @@ def test_a_stream_that_is_left_early_leaves_the_channel_usable() -> None:
             channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
             async with channel.open_stream(msgspec.structs.replace(PULL, version=50)) as replies:
                 assert (await anext(replies)).reply == PullHeader(50)
-            assert await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S) == STAT
+            assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
 
     run(test)
 
@@ -271,7 +271,7 @@ def test_a_broken_connection_fails_every_call_and_stream(unread: int) -> None:
             async def call() -> None:
                 nonlocal failed
                 with pytest.raises(Unavailable):
-                    await channel.call(SyncObject(1, 1, 1), timeout_s=TIMEOUT_S)
+                    await channel.call(SyncObject(1, 1, b""), timeout_s=TIMEOUT_S)
                 failed += 1
 
             async def stream() -> None:
@@ -288,7 +288,7 @@ def test_a_broken_connection_fails_every_call_and_stream(unread: int) -> None:
                 channel.close()
             assert failed == 11
             with pytest.raises(Unavailable):
-                await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S)
+                await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S)
             await until(lambda: service.cancelled == 10)
             await still_serves(address, nursery)
 
@@ -344,7 +344,7 @@ def test_a_server_lives_after_a_client_that_vanishes_with_many_answers_under_way
         async with served() as (service, address, nursery):
             for _ in range(5):
                 stream = await trio.open_tcp_stream(*parse_address(address))
-                reads = (pack(number, msgspec.msgpack.encode(ReadObject(1, 1, 1, 0, 1_000_000))) for number in range(40))
+                reads = (pack(number, msgspec.msgpack.encode(ReadObject(1, 1, b"", 0, 1_000_000))) for number in range(40))
                 before = service.connections_closed
                 await stream.send_all(PREFACE + b"".join(reads))
                 await until(lambda: service.started > 0)
@@ -393,7 +393,7 @@ def test_a_client_lives_after_garbage(reply: bytes) -> None:
     async def test() -> None:
         async with answering(reply) as channel:
             with pytest.raises(Unavailable):
-                await channel.call(StatObject(1, 1, 1), timeout_s=TIMEOUT_S)
+                await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S)
             assert channel.broken.is_set()
         async with served() as (_service, address, nursery):
             await still_serves(address, nursery)

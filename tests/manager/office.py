@@ -37,10 +37,12 @@ from cluster.messages import (
 )
 from manager.housekeeping import reap_loop, scan_loop
 from manager.migrate import migrate
+from manager.migrating import migrate_loop
 from manager.office import read_office, take_office
 from manager.service import Candidate, Connection
 from manager.store import Store, make_engines, write_transaction
 from manager.term import Term
+from manager.volume_scans import volume_scan_loop
 
 R = TypeVar("R")
 
@@ -155,11 +157,13 @@ class Office:
         return agents[0], agents[1], agents[2]
 
     async def background(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        """Lets orphans be reaped and scans be worked off until *condition* holds."""
+        """Lets orphans be reaped, and scans and migrations be worked off, until *condition* holds."""
         assert self.term is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reap_loop, self.term)
             nursery.start_soon(scan_loop, self.term)
+            nursery.start_soon(volume_scan_loop, self.term)
+            nursery.start_soon(migrate_loop, self.term)
             await until(condition)
             nursery.cancel_scope.cancel()
 

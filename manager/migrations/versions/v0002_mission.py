@@ -27,6 +27,7 @@ def upgrade() -> None:
     with op.batch_alter_table("servers") as servers:
         servers.add_column(_text("state", 8, "up"))
         servers.add_column(_number("draining"))
+        servers.add_column(_number("since_ns"))
         servers.add_column(_text("manager", 255, ""))
         servers.add_column(_text("release", 32, ""))
     with op.batch_alter_table("office") as office:
@@ -58,10 +59,12 @@ def upgrade() -> None:
         _number("cursor_volume"),
         _number("created_ns"),
         _number("ended_ns"),
+        _number("token"),
         sa.PrimaryKeyConstraint("migration", name=op.f("pk_migrations")),
+        sa.UniqueConstraint("token", name=op.f("uq_migrations_token")),
         sqlite_autoincrement=True,
     )
-    op.create_index(op.f("ix_migrations_state"), "migrations", ["state"])
+    op.create_index(op.f("ix_migrations_ended_ns"), "migrations", ["ended_ns"])
     _create_children()
 
 
