@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import drain, lab, leases, manager, migrate, migrations, policy, queue, run, servers, status, where
+from cli import drain, init, join, lab, leases, manager, migrate, migrations, policy, queue, run, servers, status, units, where
 from cluster.errors import GodwitError, Unavailable
 
 EXIT_FAILURE = 1
@@ -36,6 +36,9 @@ app = typer.Typer(
 )
 app.command("status")(status.status)
 app.command("where")(where.where)
+app.command("init")(init.init)
+app.command("join")(join.join)
+app.command("units")(units.units)
 app.add_typer(servers.app, name="servers")
 app.add_typer(manager.app, name="manager")
 app.add_typer(queue.app, name="queue")

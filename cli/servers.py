@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.ask import ask
+from cli.drain import drain
 from cli.render import as_age, as_bytes, print_facts, print_json, print_line, print_table
 from cli.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.messages import (
@@ -33,9 +34,15 @@ app = typer.Typer(
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The server's name, as in servers ls.", show_default=False)]
 
 
+app.command("drain")(drain)
+
+
 @app.callback()
 def servers() -> None:
     pass
+
+
+MANAGERS_NAMED = 3  # enough that one of them is there
 
 
 @app.command("ls")
@@ -193,8 +200,9 @@ def space_object(space: Space) -> dict[str, object]:
 
 
 def join_command(added: Added) -> str:
-    """What is typed on the machine that joins."""
-    return f"godwit join --server {added.server} --manager {added.managers[0]} --token {added.token}"
+    """What is typed on the machine that joins; its own address and volumes are to be filled in."""
+    managers = " ".join(f"--manager {address}" for address in added.managers[:MANAGERS_NAMED])
+    return f"godwit join {added.token} --server {added.server} {managers} --address ADDRESS --volume DIR"
 
 
 def _facts(details: ServerDetails) -> list[tuple[str, object]]:

@@ -7,8 +7,10 @@ TOKEN_BYTES = 24
 
 
 def new_token() -> str:
-    """A token that nobody can guess, fit for a command line."""
-    return secrets.token_urlsafe(TOKEN_BYTES)
+    """A token that nobody can guess, fit for a command line: it is never taken for an option."""
+    while (token := secrets.token_urlsafe(TOKEN_BYTES)).startswith("-"):
+        pass
+    return token
 
 
 def digest_of(token: str) -> bytes:

@@ -223,6 +223,41 @@ class Beat(Message, frozen=True, array_like=True, tag="beat"):
     now_s: float
 
 
+class Joined(Message, frozen=True, array_like=True, tag="joined"):
+    """What a new server's configuration is made of.
+
+    `database` is the catalog's URL, with its password; `manager` and `mount` are settings of these sections on which the
+    servers must agree.
+    """
+
+    cluster: str
+    secret: str
+    managers: list[str]
+    database: str
+    manager: dict[str, int | float]
+    mount: dict[str, int | float]
+
+
+class Elsewhere(Message, frozen=True, array_like=True, tag="elsewhere"):
+    """The candidate that was asked is not in office; `address` is that of the one that is, empty if it knows none."""
+
+    address: str
+
+
+class Join(Request[Joined | Elsewhere], frozen=True, array_like=True, tag="join"):
+    """A machine that is no server yet shows its one-time token. Needs no `Hello`.
+
+    `manager` is where its candidate will listen. `machine` is any number of bytes that are the same when the request is
+    repeated: a token that was used is good for the same machine a little longer, in case the reply was lost.
+    """
+
+    protocol: int
+    token: str
+    server: str
+    manager: str
+    machine: bytes
+
+
 class Heartbeat(Request[Beat], frozen=True, array_like=True, tag="heartbeat"):
     """Keeps the session alive."""
 
@@ -1225,6 +1260,7 @@ class ListMoves(Request[MoveRows], frozen=True, array_like=True, tag="listmoves"
 
 ManagerRequest = (
     Hello
+    | Join
     | Heartbeat
     | Apply
     | Sync
@@ -1290,6 +1326,8 @@ Reply = (
     | Done
     | Node
     | Welcome
+    | Joined
+    | Elsewhere
     | Beat
     | Applied
     | Begun

@@ -102,6 +102,19 @@ class VolumeLayout:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Refused(f"{path}: {error}") from error
 
+    def require_empty(self) -> None:
+        """Raises `Refused` if something is in the directory that is to become a volume; it may be missing."""
+        there = self.root.iterdir() if self.root.exists() else ()
+        if foreign := sorted(entry.name for entry in there if entry.name != "lost+found"):
+            raise Refused(f"{self.root} is neither empty nor a volume (it contains {foreign[0]!r}): choose another directory")
+
+    def unformat(self) -> None:
+        """Undoes `format` as long as the volume holds nothing; raises `OSError` if it does."""
+        for folder in (self.objects, self.staging, self.trash):
+            folder.rmdir()
+        (self.root / "volume.toml").unlink()
+        sync_directory(self.root)
+
     def prepare(self, cluster: str, server: str) -> VolumeIdentity:
         """As `format`, but a directory that is this server's volume already is left as it is."""
         if not (self.root / "volume.toml").exists():
@@ -116,8 +129,7 @@ class VolumeLayout:
     def format(self, cluster: str, server: str) -> VolumeIdentity:
         """Makes an empty or missing directory a volume; raises `Refused` if there is something else in it."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if foreign := sorted(entry.name for entry in self.root.iterdir() if entry.name != "lost+found"):
-            raise Refused(f"{self.root} is neither empty nor a volume (it contains {foreign[0]!r}): choose another directory")
+        self.require_empty()
         for folder in (self.objects, self.staging, self.trash):
             folder.mkdir(mode=0o700)
         identity = VolumeIdentity(uuid=str(uuid.uuid4()), cluster=cluster, server=server)

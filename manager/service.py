@@ -30,6 +30,7 @@ from cluster.messages import (
     GetWhere,
     Heartbeat,
     Hello,
+    Join,
     ListLeases,
     ListMigrations,
     ListMoves,
@@ -51,7 +52,7 @@ from cluster.messages import (
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, foresight, leasing, opening, orders, servers
+from manager import admin, agents, foresight, joining, leasing, opening, orders, servers
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
@@ -115,7 +116,7 @@ class Candidate(Protocol):
         """Who holds the office, as far as this candidate knows."""
 
     def answer(self, request: Any) -> Any:
-        """The reply to one of `FOR_CANDIDATES`."""
+        """The reply to one of `FOR_CANDIDATES`, or, while it has no term, to `Join`."""
 
 
 class Connection:
@@ -142,9 +143,13 @@ class Connection:
 
     async def handle(self, request: Any, _body: bytes, _send: SendReply) -> Any:
         """The reply. Raises `NotManager` whenever somebody else may be the manager by now."""
+        if type(request) is Join and self._candidate.term is None:
+            return self._candidate.answer(request)
         term = self._term_in_office()
         if type(request) is Hello:
-            reply = await self._introduce(term, request)
+            reply: Any = await self._introduce(term, request)
+        elif type(request) is Join:
+            reply = await joining.join(term, request)
         elif (question := QUESTIONS.get(type(request))) is not None:
             self._check_session(term, request)
             reply = await term.store.read(lambda connection: question(connection, term, request))

@@ -39,7 +39,7 @@ from manager.housekeeping import reap_loop, scan_loop
 from manager.migrate import migrate
 from manager.migrating import migrate_loop
 from manager.office import read_office, take_office
-from manager.service import Connection
+from manager.service import Candidate, Connection
 from manager.store import Store, make_engines, write_transaction
 from manager.term import Term
 from manager.volume_scans import volume_scan_loop
@@ -67,7 +67,7 @@ def config(url: str, server: str = "s1", *, session_timeout_s: float = 30.0, max
 class Peer:
     """A process that has introduced itself."""
 
-    def __init__(self, office: "Office", server: str, role: str, number: int) -> None:
+    def __init__(self, office: Candidate, server: str, role: str, number: int) -> None:
         self.server, self.role, self.number = server, role, number
         self.connection = Connection(office, "test")
         self.ids = itertools.count(1)
