@@ -11,7 +11,6 @@ from sqlalchemy import Connection, bindparam, or_, select, update
 
 from cluster.clock import file_time_ns
 from cluster.messages import (
-    CLAIMED,
     DELETE,
     MOVE_COPYING,
     MOVE_DELETING,
@@ -143,9 +142,11 @@ def advance(
     return leaving
 
 
-def is_being_deleted(task: InodeRow | None) -> bool:
-    """Whether an agent may be deleting the object at this moment: nothing can stop that any more."""
-    return task is not None and task.operation == DELETE and task.state == CLAIMED
+def settle_going(tx: Transaction, state: State, ino: int, going: list[Move]) -> None:
+    """Moves whose deletion an agent was given: nothing can stop it any more."""
+    for move in going:
+        if move.state != MOVE_DELETING:
+            record(tx, state, ino, move, Step(Event.CLEAR))
 
 
 def file_gone(tx: Transaction, state: State, ino: int) -> None:
