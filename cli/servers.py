@@ -34,6 +34,9 @@ app = typer.Typer(
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The server's name, as in servers ls.", show_default=False)]
 
 
+app.command("drain")(drain)
+
+
 @app.callback()
 def servers() -> None:
     pass

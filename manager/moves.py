@@ -127,7 +127,7 @@ def look_at_target(move: Move, size: int, stored: Collection[int], places: Mappi
         return None
     place = places.get(move.target)
     if place is None or not place.counts:
-        return Step(Event.COPIES_MISSING, f"volume {move.target} is not there")
+        return Step(Event.COPIES_MISSING, f"a copy on volume {move.target} would not count at present")
     if move.target in stored:
         return None
     if not place.accepts:

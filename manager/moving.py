@@ -11,7 +11,6 @@ from sqlalchemy import Connection, bindparam, or_, select, update
 
 from cluster.clock import file_time_ns
 from cluster.messages import (
-    CLAIMED,
     DELETE,
     MOVE_COPYING,
     MOVE_DELETING,
@@ -143,9 +142,11 @@ def advance(
     return leaving
 
 
-def is_being_deleted(task: InodeRow | None) -> bool:
-    """Whether an agent may be deleting the object at this moment: nothing can stop that any more."""
-    return task is not None and task.operation == DELETE and task.state == CLAIMED
+def settle_going(tx: Transaction, state: State, ino: int, going: list[Move]) -> None:
+    """Moves whose deletion an agent was given: nothing can stop it any more."""
+    for move in going:
+        if move.state != MOVE_DELETING:
+            record(tx, state, ino, move, Step(Event.CLEAR))
 
 
 def file_gone(tx: Transaction, state: State, ino: int) -> None:
@@ -178,16 +179,23 @@ def task_dead(tx: Transaction, state: State, ino: int, operation: str, volume: i
 
 
 def copy_arrived(tx: Transaction, state: State, ino: int) -> None:
-    """A copy of the file was made: moves that were given up for want of one go on."""
+    """A copy of the file was made: moves that were given up for want of one go on, unless another migration moves it now."""
     if not state.has_moves:
         return
-    for move in moves_of(tx, ino):
-        if move.state == MOVE_FAILED:
+    found = moves_of(tx, ino)
+    movers = {move.migration for move in found if move.state != MOVE_FAILED}
+    for move in found:
+        if move.state == MOVE_FAILED and movers <= {move.migration}:
+            movers.add(move.migration)
             record(tx, state, ino, move, Step(Event.ARRIVED))
             _REOPEN.run(tx.connection, {"b_migration": move.migration, "to_state": RUNNING})
 
 
 def start_move(tx: Transaction, state: State, ino: int, move: Move) -> None:
-    """A planned move begins; `align` does the rest."""
+    """A planned move begins, unless another migration moves the file by now; `align` does the rest."""
     assert move.state == MOVE_PLANNED
-    record(tx, state, ino, move, Step(Event.START))
+    other = next((found.migration for found in active_moves(tx, state, ino) if found.migration != move.migration), 0)
+    if other:
+        record(tx, state, ino, move, Step(Event.TAKEN, f"migration {other} moves the file already"))
+    else:
+        record(tx, state, ino, move, Step(Event.START))

@@ -109,10 +109,11 @@ def claim_tasks(tx: Transaction, state: State, server: str, limit: int) -> Claim
     claimed: list[Task] = []
     postponed: list[int] = []
     for row in _WAITING.all(tx.connection, {"server": server, "n": limit}):
-        if row.operation == DELETE:
-            claimed.append(_claim_delete(tx, row))
-            continue
         inode = find_inode(tx.connection, row.ino)
+        if row.operation == DELETE:
+            if row.claim or inode is None or inode.nlink == 0 or _is_still_wanted(tx, state, row, inode):
+                claimed.append(_claim_delete(tx, row))
+            continue
         if inode is None or inode.nlink == 0:
             _forget_copy(tx, state, row)
             continue
@@ -122,6 +123,13 @@ def claim_tasks(tx: Transaction, state: State, server: str, limit: int) -> Claim
         else:
             claimed.append(task)
     return Claimed(claimed, postponed)
+
+
+def _is_still_wanted(tx: Transaction, state: State, row: InodeRow, inode: InodeRow) -> bool:
+    """Looks at the file once more before its replica is given up for good."""
+    align(tx, state, inode)
+    present = _BY_ID.one_or_none(tx.connection, {"task": row.task})
+    return present is not None and present.operation == DELETE
 
 
 def _forget_copy(tx: Transaction, state: State, row: InodeRow) -> None:

@@ -4,6 +4,8 @@ There is at most one task per (inode, volume). What a claimed task is working on
 when its report arrives.
 """
 
+from dataclasses import replace
+
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from cluster.clock import file_time_ns
@@ -11,8 +13,8 @@ from cluster.messages import CLAIMED, COPY, DEAD, DELETE, WAITING
 from manager.homes import switch_home
 from manager.inodes import InodeRow, find_inode
 from manager.moves import choose_home
-from manager.moving import active_moves, advance, effective_moves, file_gone, is_being_deleted
-from manager.placement import Action, Copy, Drop, Holding, Layout, lay_out
+from manager.moving import active_moves, advance, effective_moves, file_gone, settle_going
+from manager.placement import Action, Copy, Drop, Holding, Layout, Place, lay_out
 from manager.policies import Policy
 from manager.schema import replicas, tasks
 from manager.state import State
@@ -31,7 +33,9 @@ _REPLICAS = Hot(
     ).where(replicas.c.ino == bindparam("ino"))
 )
 _TASKS = Hot(
-    select(tasks.c.task, tasks.c.volume, tasks.c.operation, tasks.c.state, tasks.c.version).where(tasks.c.ino == bindparam("ino"))
+    select(tasks.c.task, tasks.c.volume, tasks.c.operation, tasks.c.state, tasks.c.version, tasks.c.claim).where(
+        tasks.c.ino == bindparam("ino")
+    )
 )
 _NEW = ("server", "operation", "state", "ino", "volume", "version", "queued_ns")
 _INSERT = Hot(insert(tasks).values({name: bindparam(name) for name in _NEW}))
@@ -71,12 +75,14 @@ class _Alignment:
         self._is_held_up = False
         self._queued = {row.volume: row for row in _TASKS.all(tx.connection, {"ino": inode.ino})}
         self._held = {row.volume: row for row in replicas_of(tx.connection, inode.ino)}
-        self._places = state.members.places()
+        self._going = {volume for volume, row in self._queued.items() if _is_going(row)}
+        self._places = _places_without(state.members.places(), self._going)
         found = active_moves(tx, state, inode.ino)
         self._paused = any(move.paused for move in found)
-        open_moves = [move for move in found if not is_being_deleted(self._queued.get(move.source))]
+        settle_going(tx, state, inode.ino, [move for move in found if move.source in self._going])
+        open_moves = [move for move in found if move.source not in self._going]
         self._moves = effective_moves(tx, state, inode, open_moves, self._held, self._places)
-        self._leaving = {move.source for move in self._moves} | {move.source for move in found if move not in open_moves}
+        self._leaving = self._going | {move.source for move in self._moves}
 
     def run(self) -> bool:
         layout = self._lay_out()
@@ -135,9 +141,24 @@ class _Alignment:
         actions += map(Drop, leaving)
         for action in actions:
             _queue(self._tx, self._state, self._inode, action, self._queued.pop(action.volume, None))
-        for row in self._queued.values():
-            if row.state != CLAIMED:
+        for volume, row in self._queued.items():
+            if volume in self._going:
+                if row.state == DEAD:
+                    restart_task(self._tx, self._state, row.task, volume, DELETE, row.version)
+            elif row.state != CLAIMED:
                 _DELETE.run(self._tx.connection, {"b_task": row.task})
+
+
+def _is_going(row: InodeRow) -> bool:
+    """Whether the task is a deletion that an agent was given: whatever became of the claim, it may be done at any moment.
+
+    So it is never taken back, and the replica is no copy any more.
+    """
+    return bool(row.operation == DELETE and row.claim > 0)
+
+
+def _places_without(places: dict[int, Place], going: set[int]) -> dict[int, Place]:
+    return places | {volume: replace(places[volume], counts=False, accepts=False) for volume in going if volume in places}
 
 
 def _queue(tx: Transaction, state: State, inode: InodeRow, action: Copy | Drop, row: InodeRow | None) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+from sqlalchemy import update
 
 from cluster.errors import Fenced, Refused
 from cluster.messages import (
@@ -37,6 +38,8 @@ from cluster.messages import (
     Unlink,
 )
 from manager import migrating
+from manager.queue import release_claims
+from manager.schema import replicas
 from manager.volume_scans import queue_volume_scan
 from tests.manager.office import GIB, NOW, Office, Peer, in_office, small_network
 from tests.manager.test_copies import agents_of, where
@@ -268,6 +271,58 @@ def test_a_deletion_that_is_claimed_goes_through_and_the_copies_are_made_after_i
             assert await states(mount, order.migration) == {"done": 1}
             await settle(agents)
             assert await volumes_of(mount, node.ino) == [2, 3]
+
+    trio.run(main)
+
+
+def test_a_deletion_whose_claim_ran_out_is_not_taken_back(url: str) -> None:
+    """The agent may still carry it out, at any later time: the replica counts for nothing."""
+
+    async def main() -> None:
+        async with small_network(url) as (office, mount):
+            agents = await agents_of(office)
+            (node,) = await files_with_copies(mount, agents, 1, on=2)
+            order = await start(mount, node.ino)
+
+            async def deleting() -> bool:
+                await work(agents, servers="s2 s3")
+                return await states(mount, order.migration) == {"deleting": 1}
+
+            await office.background(deleting)
+            (claimed,) = await agents["s1"].claim()
+            await office.store.write(lambda tx: release_claims(tx, office.state, {claimed.task: claimed.claim}))
+            await mount.ask(Open(node.ino, True, 20))
+            await mount.one(Commit(node.ino, 2, 2, Content(10, 8, NOW, NOW), True))
+            await mount.ask(ChangeMigration(order.migration, "pause"))
+            pending = {(task.operation, task.server) for task in (await where(mount, node.ino)).pending}
+            assert pending == {(DELETE, "s1"), (COPY, "s2")}
+            assert await states(mount, order.migration) == {"deleting": 1}
+            await settle(agents)
+            assert await volumes_of(mount, node.ino) == [2, 3]
+            assert await states(mount, order.migration) == {"done": 1}
+
+    trio.run(main)
+
+
+def test_a_deletion_is_looked_at_once_more_when_it_is_handed_out(url: str) -> None:
+    async def main() -> None:
+        async with small_network(url) as (office, mount):
+            agents = await agents_of(office)
+            (node,) = await files_with_copies(mount, agents, 1, on=2)
+            order = await start(mount, node.ino)
+
+            async def deleting() -> bool:
+                await work(agents, servers="s2 s3")
+                return await states(mount, order.migration) == {"deleting": 1}
+
+            await office.background(deleting)
+            on_two = (replicas.c.ino == node.ino) & (replicas.c.volume == 2)
+            await office.store.write(lambda tx: tx.execute(update(replicas).where(on_two).values(fault="rotten")))
+            assert await agents["s1"].claim() == []
+            assert await states(mount, order.migration) == {"copying": 1}
+            await working(office, agents, in_state(mount, order.migration, "done"))
+            assert await volumes_of(mount, node.ino) == [2, 3]
+            assert all(row.current for row in (await where(mount, node.ino)).replicas)
 
     trio.run(main)
 
