@@ -12,10 +12,10 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-def talk(target: Target, timeout_s: float, work: Callable[[Asker], Awaitable[T]]) -> T:
+def talk(target: Target, timeout_s: float, work: Callable[[Asker], Awaitable[T]], *, each: bool = False) -> T:
     """As `converse`; if nobody answers, the error says what to try."""
     try:
-        return converse(target.managers, target.cluster, timeout_s, work)
+        return converse(target.managers, target.cluster, timeout_s, work, each=each)
     except Unavailable as error:
         raise Unavailable(f"{error}; {target.advice}", error.errno) from error
 
@@ -27,3 +27,8 @@ def ask(target: Target, timeout_s: float, request: Request[R]) -> R:
         return await asker(request)
 
     return talk(target, timeout_s, once)
+
+
+def talk_on(target: Target, timeout_s: float, work: Callable[[Asker], Awaitable[T]]) -> T:
+    """As `talk`, for as long as *work* likes: the time is that of each question."""
+    return talk(target, timeout_s, work, each=True)

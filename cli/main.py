@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import init, join, lab, leases, manager, policy, queue, run, servers, status, units, where
+from cli import drain, init, join, lab, leases, manager, migrate, migrations, policy, queue, run, servers, status, units, where
 from cluster.errors import GodwitError, Unavailable
 
 EXIT_FAILURE = 1
@@ -43,6 +43,9 @@ app.add_typer(servers.app, name="servers")
 app.add_typer(manager.app, name="manager")
 app.add_typer(queue.app, name="queue")
 app.add_typer(policy.app, name="policy")
+app.command("migrate")(migrate.migrate)
+app.command("drain")(drain.drain)
+app.add_typer(migrations.app, name="migrations")
 app.add_typer(leases.app, name="leases")
 app.add_typer(lab.app, name="lab")
 app.add_typer(run.app, name="run")

@@ -30,6 +30,33 @@ DEFERRED = "deferred"
 CLAIMED = "claimed"
 DEAD = "dead"
 
+# States of a move: `manager.moves` has the transitions.
+MOVE_PLANNED = "planned"
+MOVE_COPYING = "copying"
+MOVE_WAITING = "waiting"
+MOVE_DELETING = "deleting"
+MOVE_DONE = "done"
+MOVE_FAILED = "failed"
+MOVE_CANCELLED = "cancelled"
+MOVE_SKIPPED = "skipped"
+
+# States of a migration. Failed ones are not over: they can be resumed.
+PLANNING = "planning"
+RUNNING = "running"
+PAUSED = "paused"
+MIGRATION_DONE = "done"
+MIGRATION_FAILED = "failed"
+MIGRATION_CANCELLED = "cancelled"
+
+# Kinds of migrations: chosen paths, or all that a server holds.
+KIND_MOVE = "move"
+KIND_DRAIN = "drain"
+
+# What can be asked of a migration.
+PAUSE = "pause"
+RESUME = "resume"
+CANCEL = "cancel"
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all structs on the wire."""
@@ -110,6 +137,7 @@ class Volume(Message, frozen=True, array_like=True):
     """One backing directory of one server. Sizes are those of its file system; `device` is equal for volumes that share one.
 
     `up`: the server's agent was heard just now; `state`: how the server stands (`cluster.membership`).
+    `accepts`: new files may get their home there; not while the server is being drained.
     """
 
     volume: int
@@ -122,6 +150,7 @@ class Volume(Message, frozen=True, array_like=True):
     up: bool = True
     uuid: str = ""
     state: str = "up"
+    accepts: bool = True
 
 
 class VolumeState(Message, frozen=True, array_like=True):
@@ -1104,6 +1133,129 @@ class AddServer(Request[Added], frozen=True, array_like=True, tag="addserver"):
     expires_s: float = 3600.0
 
 
+# ----------------------------------------------------------------------------------------------------- migrations
+
+
+class MoveCount(Message, frozen=True, array_like=True):
+    """How many moves of a migration are in a state; `size` is the bytes of their files when they were planned."""
+
+    state: str
+    files: int
+    size: int
+
+
+class MigrationRow(Message, frozen=True, array_like=True, tag="migrationrow"):
+    """A migration as people see it.
+
+    `target` is empty where placement chooses; `paths` are those that were asked for. `planned`: every file has its move.
+    `problem` is why one of its moves failed or does not go on. `elapsed_s` is since the start, by the manager's clock.
+    """
+
+    migration: int
+    kind: str
+    state: str
+    source: str
+    target: str
+    paths: list[bytes]
+    planned: bool
+    counts: list[MoveCount]
+    problem: str
+    created_ns: int
+    ended_ns: int
+    elapsed_s: float
+
+
+class MigrationRows(Message, frozen=True, array_like=True, tag="migrationrows"):
+    migrations: list[MigrationRow]
+
+
+class StartMigration(Request[MigrationRow], frozen=True, array_like=True, tag="startmigration"):
+    """Moves the replicas of `inodes` and of all that is below them from one server to another.
+
+    `paths` are their names as they were asked for, in the same order. `token` is a random number above 0: a repeat of the
+    request finds the migration that was started already.
+    """
+
+    inodes: list[int]
+    paths: list[bytes]
+    source: str
+    target: str
+    token: int
+
+
+class DrainServer(Request[MigrationRow], frozen=True, array_like=True, tag="drainserver"):
+    """Marks a server as wanted empty and moves away all that it holds; a drain that is not over yet goes on."""
+
+    server: str
+
+
+class MigrationPlan(Message, frozen=True, array_like=True, tag="migrationplan"):
+    """What a migration would do. `problems` are some of the files that cannot be moved, with why; `in_use` ones wait.
+
+    `truncated`: there are more files than were looked at.
+    """
+
+    files: int
+    size: int
+    problem_files: int
+    problem_size: int
+    problems: list[tuple[bytes, str]]
+    in_use: int
+    truncated: bool
+
+
+class PlanMigration(Request[MigrationPlan], frozen=True, array_like=True, tag="planmigration"):
+    """What `StartMigration` would do; changes nothing."""
+
+    inodes: list[int]
+    source: str
+    target: str
+
+
+class ListMigrations(Request[MigrationRows], frozen=True, array_like=True, tag="listmigrations"):
+    """The newest `limit` migrations, or one (empty if there is none of that number)."""
+
+    migration: int = 0
+    limit: int = 100
+
+
+class ChangeMigration(Request[MigrationRow], frozen=True, array_like=True, tag="changemigration"):
+    """`action` is `pause`, `resume` or `cancel`; each is harmless when it has been done already."""
+
+    migration: int
+    action: str
+
+
+class MoveRow(Message, frozen=True, array_like=True):
+    """One move as people see it. `target` and `target_server` are 0 and empty where placement chooses, or not chosen yet."""
+
+    ino: int
+    path: bytes
+    source: int
+    source_server: str
+    target: int
+    target_server: str
+    state: str
+    size: int
+    error: str
+    changed_ns: int
+
+
+class MoveRows(Message, frozen=True, array_like=True, tag="moverows"):
+    """`total` counts all that match, of which at most `limit` are in `moves`."""
+
+    moves: list[MoveRow]
+    total: int
+
+
+class ListMoves(Request[MoveRows], frozen=True, array_like=True, tag="listmoves"):
+    """The moves of a migration; an empty `state` matches all."""
+
+    migration: int
+    state: str = ""
+    limit: int = 100
+
+
 # ------------------------------------------------------------------------------------------------------- unions
 
 ManagerRequest = (
@@ -1142,6 +1294,12 @@ ManagerRequest = (
     | SetPolicy
     | ListPolicies
     | GetWhere
+    | StartMigration
+    | DrainServer
+    | PlanMigration
+    | ListMigrations
+    | ChangeMigration
+    | ListMoves
     | Ping
     | AskHearing
     | AskOffice
@@ -1199,6 +1357,10 @@ Reply = (
     | PolicyRow
     | PolicyRows
     | Where
+    | MigrationRow
+    | MigrationRows
+    | MigrationPlan
+    | MoveRows
     | Pong
     | Hearing
     | OfficeInfo

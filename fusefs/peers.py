@@ -98,9 +98,13 @@ class Peers:
 
 
 def pick_home(server: str, volumes: list[Volume]) -> Volume:
-    """The volume with the most space of *server*; if it has none, of those whose agents are up. Raises `NoSpace`."""
-    own = [volume for volume in volumes if volume.server == server]
-    candidates = own or [volume for volume in volumes if volume.up]
+    """The volume with the most space of *server*; if none of its takes new files, of those whose agents are up.
+
+    Raises `NoSpace` if there is none at all.
+    """
+    accepting = [volume for volume in volumes if volume.accepts]
+    own = [volume for volume in accepting if volume.server == server]
+    candidates = own or [volume for volume in accepting if volume.up]
     if not candidates:
-        raise NoSpace("no volume is up: a new file has nowhere to go")
+        raise NoSpace("no volume that takes new files is up: a new file has nowhere to go")
     return max(candidates, key=lambda volume: (volume.free_bytes, -volume.volume))

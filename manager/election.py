@@ -6,7 +6,7 @@ by the table `RULES`. `docs/election.md` argues why two never act at once; what 
 - A holder acts until `SAFE_PART` of a term after its last successful taking or extending *began*, so that whoever has seen
   the same beat for a whole term comes later, even if all clocks run up to 5 % wrong.
 - A candidate that deposes a holder whose beat moves has the term at once, but acts only when that holder has said in the row
-  that it stopped, or a whole term later: `may_begin`.
+  that it stopped, or a whole term after its last extension: `may_begin`.
 - The row is left vacant, and `stopped` raised, only by a holder that had begun.
 
 Times are seconds of the candidate's own monotonic clock; clocks of machines are never compared. Nothing here knows SQL or
@@ -133,19 +133,34 @@ class Ask:
     """Ask the members whether they hear a manager; `elected` says what follows."""
 
     row: OfficeRow
+    still_s: float
     of_all: bool
+
+    def stand(self) -> "Stand":
+        """What is done after being elected."""
+        return Stand(self.row, self.still_s, clear=not self.of_all)
 
 
 @dataclass(frozen=True)
 class Stand:
-    """Take the term after the row's by compare-and-set.
+    """Take the term after the row's by compare-and-set, and act when `may_begin` says so.
 
-    `clear`: the row's holder has stopped for certain, and the row must be as it was seen. Otherwise only the term must be, and
-    `may_begin` says when to act.
+    The row must be as it was first seen at `still_s`. If the holder has only extended it since, it is taken all the same, unless
+    `clear`: that the row's holder has stopped for certain.
     """
 
     row: OfficeRow
+    still_s: float
     clear: bool
+
+
+class Taken(Enum):
+    """How a compare-and-set ended."""
+
+    LOST = "somebody else was faster, or the holder is alive after all"
+    UNKNOWN = "the database failed: if it was taken, nobody acts in that term"
+    AS_SEEN = "nothing had changed since the row was seen"
+    DEPOSED = "the holder had extended it meanwhile"
 
 
 Action = Watch | Ask | Stand
@@ -240,10 +255,10 @@ def decide(view: View, now: float) -> Action:
     if row is None or what is Step.WATCH:
         return Watch()
     if what is Step.STAND:
-        return Stand(row, clear=True)
+        return Stand(row, view.still_s, clear=True)
     if now < view.ask_after_s:
         return Watch()
-    return Ask(row, of_all=what is Step.ASK_ALL)
+    return Ask(row, view.still_s, of_all=what is Step.ASK_ALL)
 
 
 def is_settled(answers: Mapping[str, bool], members: int) -> bool:
@@ -268,6 +283,9 @@ def safe_until(began_s: float, term_s: float) -> float:
     return began_s + SAFE_PART * term_s
 
 
-def may_begin(stand: Stand, taken_s: float, stopped: int, now: float, term_s: float) -> bool:
+def may_begin(stand: Stand, taken: Taken, taken_s: float, stopped: int, now: float, term_s: float) -> bool:
     """Whether a holder whose compare-and-set was through at *taken_s* may act: nobody before it does any more."""
-    return stand.clear or stopped >= stand.row.term or now - taken_s >= term_s
+    if stand.clear or stopped >= stand.row.term:
+        return True
+    extended_s = stand.still_s if taken is Taken.AS_SEEN else taken_s  # the last extension before it began earlier
+    return now - extended_s >= term_s

@@ -29,6 +29,7 @@ from manager.election import (
     Ask,
     OfficeRow,
     Stand,
+    Taken,
     answered,
     decide,
     elected,
@@ -44,10 +45,12 @@ from manager.election import (
 from manager.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
 from manager.membership import requeue_loop
 from manager.migrate import migrate
+from manager.migrating import migrate_loop
 from manager.office import depose_office, extend_office, read_members, read_office, resign_office, take_office
 from manager.service import Connection
 from manager.store import Store, make_engines, retrying, write_transaction
 from manager.term import Term
+from manager.volume_scans import volume_scan_loop
 
 log = logging.getLogger(__name__)
 
@@ -168,8 +171,9 @@ class Candidate:
         if not isinstance(stand, Stand):
             return
         started = monotonic_s()
-        if await self._take(stand):
-            await self._hold(stand, started)
+        taken = await self._take(stand)
+        if taken in (Taken.AS_SEEN, Taken.DEPOSED):
+            await self._hold(stand, taken, started)
 
     async def _ask(self, ask: Ask) -> Stand | None:
         """Asks the members whether they hear a manager."""
@@ -183,32 +187,34 @@ class Candidate:
         said = ", ".join(f"{server} {'does' if heard else 'does not'}" for server, heard in sorted(answers.items()))
         log.info("hears no manager in term %d; of %d members others say: %s", ask.row.term, len(addresses), said or "nothing")
         if elected(ask, answers, len(addresses)):
-            return Stand(ask.row, clear=not ask.of_all)
+            return ask.stand()
         self._view = refused(self._view, monotonic_s())
         return None
 
     def _of_others(self, answers: Any) -> dict[str, bool]:
         return {server: heard for server, heard in answers.items() if server != self._config.server}
 
-    async def _take(self, stand: Stand) -> bool:
+    async def _take(self, stand: Stand) -> Taken:
         server, address = self._config.server, self._config.manager.listen
 
-        def take() -> bool:
+        def take() -> Taken:
             with write_transaction(self._writer) as connection:
-                if stand.clear:
-                    return take_office(connection, stand.row, server, address)
-                return depose_office(connection, stand.row.term, server, address)
+                if take_office(connection, stand.row, server, address):
+                    return Taken.AS_SEEN
+                if not stand.clear and depose_office(connection, stand.row.term, server, address):
+                    return Taken.DEPOSED
+                return Taken.LOST
 
         try:
             return await trio.to_thread.run_sync(retrying, take)
         except SQLAlchemyError as error:
-            # Perhaps it was taken all the same: then nobody acts in that term, and the next one is taken when it runs out.
+            # The next term is taken when it runs out, or by who finds the row as it was.
             log.warning("cannot tell whether the office was taken: %s", error)
-            return False
+            return Taken.UNKNOWN
 
     # --------------------------------------------------------------------------------------------------- in office
 
-    async def _hold(self, stand: Stand, started: float) -> None:
+    async def _hold(self, stand: Stand, taken: Taken, started: float) -> None:
         """Holds the term after *stand*'s until it is over; ends it so that nothing of it acts any more."""
         number, taken_s = stand.row.term + 1, monotonic_s()
         log.info("%s has the office, term %d", self._config.server, number)
@@ -224,7 +230,7 @@ class Candidate:
                 nursery.start_soon(_leave, held, scope)
                 nursery.start_soon(self._extend_loop, held)
                 nursery.start_soon(self._look_loop)
-                await self._wait_for_predecessor(stand, taken_s)
+                await self._wait_for_predecessor(stand, taken, taken_s)
                 clear = True
                 await self._serve(held, nursery)
         finally:
@@ -255,10 +261,10 @@ class Candidate:
                 await trio.to_thread.run_sync(self._resign, number)
         log.info("%s is not the manager any more, term %d is over", self._config.server, number)
 
-    async def _wait_for_predecessor(self, stand: Stand, taken_s: float) -> None:
+    async def _wait_for_predecessor(self, stand: Stand, taken: Taken, taken_s: float) -> None:
         """Returns when nobody acts in an earlier term any more."""
         row = stand.row
-        while not may_begin(stand, taken_s, row.stopped, monotonic_s(), self._term_s):
+        while not may_begin(stand, taken, taken_s, row.stopped, monotonic_s(), self._term_s):
             await trio.sleep(self._term_s * WATCH_PART / 2)
             row = self._view.row or row
 
@@ -279,7 +285,8 @@ class Candidate:
         self.term = term
         self._began_s = monotonic_s()
         log.info("%s is the manager, term %d", self._config.server, term.number)
-        for loop in (tick_loop, reap_loop, scan_loop, requeue_loop, forget_replies_loop):
+        loops = (tick_loop, reap_loop, scan_loop, volume_scan_loop, requeue_loop, migrate_loop, forget_replies_loop)
+        for loop in loops:
             nursery.start_soon(_keep_going, loop, term)
 
     async def _extend_loop(self, term: Term) -> None:

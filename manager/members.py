@@ -154,7 +154,8 @@ class Members:
     def _described(self, volume: Volume) -> Volume:
         member = self._members.get(volume.server)
         state = ServerState.UP if member is None else member.state
-        return msgspec.structs.replace(volume, up=volume.server in self._reachable, state=str(state))
+        accepts = self.accepts(volume.server)
+        return msgspec.structs.replace(volume, up=volume.server in self._reachable, state=str(state), accepts=accepts)
 
     # ------------------------------------------------------------------------------------ who is there, and since when
 

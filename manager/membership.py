@@ -26,11 +26,12 @@ from cluster.membership import (
 from cluster.messages import COPY, DEAD, DEFERRED, ROOT_INO, WAITING
 from manager.namespace import queue_scan
 from manager.queue import release_claims
-from manager.schema import servers, tasks, volume_scans
+from manager.schema import servers, tasks
 from manager.state import DOWN, State
 from manager.store import Transaction
 from manager.tasks import align_inode
 from manager.term import Term
+from manager.volume_scans import queue_volume_scan
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,6 @@ _PLANNED = (
     .order_by(tasks.c.task)
     .limit(REQUEUE_BATCH)
 )
-
-
-def queue_volume_scan(tx: Transaction, _state: State, volume: int) -> None:
-    """Has the files with a replica on the volume brought to their policies in the background (again from the first)."""
-    if tx.execute(update(volume_scans).where(volume_scans.c.volume == volume).values(after=0)).rowcount == 0:
-        tx.execute(insert(volume_scans), {"volume": volume, "after": 0})
 
 
 def stored_standing(tx: Transaction, server: str) -> Standing:

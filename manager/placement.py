@@ -3,10 +3,13 @@
 The home always holds one copy. Further ones go to other servers first, stay where they are if they can, and new ones go
 to volumes in proportion to their free space. Volumes that are down get new copies only when nobody else is left to take
 one: the task then waits in the queue of the server until it is back.
+
+A volume that does not count holds no copy as far as placement is concerned; what is on it is neither refreshed nor dropped.
+A replica that is there is kept in preference to a new copy, so that a server that comes and goes causes no storm of copies.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -56,32 +59,96 @@ class Drop:
 Action = Copy | Drop
 
 
-def place(
-    *, ino: int, size: int, home: int, copies: int, holdings: Iterable[Holding], places: Mapping[int, Place]
-) -> list[Action]:
-    """What has to be queued so that *copies* volumes, the home among them, hold the current version.
+@dataclass(frozen=True)
+class Layout:
+    """Where a file's copies belong, and what must be queued for it.
 
-    A volume that gets no action needs no task. Surplus replicas are dropped only once enough current ones remain.
+    `wanted`: the volumes that are to hold a copy, the home first if it is one of them. `secured`: how many of these hold
+    the current version now.
     """
-    held = {holding.volume: holding for holding in holdings if holding.volume != home}
-    chosen = _choose(ino, size, home, copies, held, places)
+
+    wanted: tuple[int, ...]
+    secured: int
+    actions: tuple[Action, ...]
+
+
+def place(
+    *,
+    ino: int,
+    size: int,
+    home: int,
+    copies: int,
+    holdings: Iterable[Holding],
+    places: Mapping[int, Place],
+    leaving: Collection[int] = frozenset(),
+    pinned: Collection[int] = frozenset(),
+) -> list[Action]:
+    """The actions of `lay_out`."""
+    layout = lay_out(
+        ino=ino, size=size, home=home, copies=copies, holdings=holdings, places=places, leaving=leaving, pinned=pinned
+    )
+    return list(layout.actions)
+
+
+def lay_out(
+    *,
+    ino: int,
+    size: int,
+    home: int,
+    copies: int,
+    holdings: Iterable[Holding],
+    places: Mapping[int, Place],
+    leaving: Collection[int] = frozenset(),
+    pinned: Collection[int] = frozenset(),
+) -> Layout:
+    """What has to be queued so that *copies* volumes hold the current version, the home among them if it counts.
+
+    A volume that gets no action needs no task. Surplus replicas are dropped only once enough current ones remain; the home
+    never is, nor a replica on a volume that the file is *leaving* (its move does that) or that does not count (when its
+    server is back, the file is looked at again). Copies to *pinned* volumes come first.
+    """
+    listed = {holding.volume: holding for holding in holdings}
+    held = {volume: holding for volume, holding in listed.items() if volume != home}
+    home_stays = home not in leaving and (home not in places or places[home].counts)
+    kept = [home] if home_stays else []
+    chosen = _choose(_File(ino, size, home, frozenset(leaving), frozenset(pinned)), copies, kept, held, places)
     actions: list[Action] = [Copy(volume) for volume in chosen if volume not in held or not held[volume].current]
-    current = 1 + sum(1 for volume in chosen if volume in held and held[volume].current)
-    if current >= copies:
-        actions += [Drop(volume) for volume, holding in sorted(held.items()) if holding.stored and volume not in chosen]
-    return actions
+    secured = sum(1 for volume in chosen if volume in held and held[volume].current)
+    if home_stays and (home not in listed or listed[home].current):
+        secured += 1
+    if secured >= copies:
+        kept_back = {volume for volume in held if volume in leaving or (volume in places and not places[volume].counts)}
+        spare = set(held) - set(chosen) - kept_back
+        actions += [Drop(volume) for volume in sorted(spare) if held[volume].stored]
+    return Layout((*kept, *chosen), secured, tuple(actions))
 
 
-def _choose(ino: int, size: int, home: int, copies: int, held: Mapping[int, Holding], places: Mapping[int, Place]) -> list[int]:
+@dataclass(frozen=True)
+class _File:
+    ino: int
+    size: int
+    home: int
+    leaving: frozenset[int]
+    pinned: frozenset[int]
+
+
+def _choose(file: _File, copies: int, kept: list[int], held: Mapping[int, Holding], places: Mapping[int, Place]) -> list[int]:
+    """The volumes besides those in *kept*, best first."""
     chosen: list[int] = []
-    used_servers = {places[home].server} if home in places else set()
-    used_devices = {(places[home].server, places[home].device)} if home in places else set()
-    candidates = {volume: place for volume, place in places.items() if volume != home and _fits(place, size, held.get(volume))}
-    while len(chosen) < copies - 1:
+    used = [places[volume] for volume in kept if volume in places]
+    used_servers = {place.server for place in used}
+    used_devices = {(place.server, place.device) for place in used}
+    left_servers = {places[volume].server for volume in file.leaving if volume in places}
+    candidates = {
+        volume: place
+        for volume, place in places.items()
+        if volume != file.home and volume not in file.leaving and _can_hold(place, file.size, held.get(volume), left_servers)
+    }
+    while len(kept) + len(chosen) < copies:
         free = [place for place in candidates.values() if (place.server, place.device) not in used_devices]
         if not free:
             break
-        best = min(free, key=lambda place: _rank(ino, place, held.get(place.volume), used_servers))
+        best = min(free, key=lambda place: _rank(file, place, held.get(place.volume), used_servers))
         chosen.append(best.volume)
         used_servers.add(best.server)
         used_devices.add((best.server, best.device))
@@ -89,25 +156,33 @@ def _choose(ino: int, size: int, home: int, copies: int, held: Mapping[int, Hold
     return chosen
 
 
-def _fits(place: Place, size: int, holding: Holding | None) -> bool:
+def _can_hold(place: Place, size: int, holding: Holding | None, left_servers: Collection[str]) -> bool:
+    """Whether the volume may be one of those that keep the file: a replica that is there may stay where nothing new goes."""
+    if not place.counts:
+        return False
     if holding is not None and holding.stored:
         return True
+    return place.accepts and place.server not in left_servers and has_room(place, size)
+
+
+def has_room(place: Place, size: int) -> bool:
+    """Whether a new copy of *size* bytes leaves the volume its reserve."""
     return place.free_bytes - size >= min(RESERVE_BYTES, place.total_bytes // 20)
 
 
-def _rank(ino: int, place: Place, holding: Holding | None, used_servers: set[str]) -> tuple[bool, bool, int, float]:
-    """Smaller is better: a server of its own; not a new copy on a server that is down; what is there; then the draw."""
+def _rank(file: _File, place: Place, holding: Holding | None, used_servers: set[str]) -> tuple[bool, bool, bool, int, float]:
+    """Smaller is better: pinned; a server of its own; not a new copy on a server that is down; what is there; then the draw."""
     if holding is None:
         kept = 3
     elif not holding.stored:
         kept = 2
     else:
         kept = 0 if holding.current else 1
-    stored = holding is not None and holding.stored
-    return place.server in used_servers, not place.up and not stored, kept, _draw(ino, place)
+    new = holding is None or not holding.stored
+    return place.volume not in file.pinned, place.server in used_servers, not place.up and new, kept, draw(file.ino, place)
 
 
-def _draw(ino: int, place: Place) -> float:
+def draw(ino: int, place: Place) -> float:
     """Weighted rendezvous hashing: each volume wins a share of the inodes that is in proportion to its free space."""
     digest = blake2b(b"%d/%d" % (ino, place.volume), digest_size=8).digest()
     uniform = (int.from_bytes(digest, "big") + 1) / (2**64 + 1)

@@ -13,11 +13,13 @@ from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, dele
 from cluster.messages import CLAIMED, COPY, DEAD, DEFERRED, DELETE, WAITING, Replica, Stamp, Task, TaskReport
 from manager.inodes import InodeRow, find_inode, path_of
 from manager.limits import ERROR_MAX, check_number, clean_text
+from manager.moving import copy_arrived, object_deleted, task_dead
 from manager.schema import replicas, tasks
 from manager.state import State
 from manager.statements import Hot
 from manager.store import Transaction
 from manager.tasks import align, replicas_of, restart_task
+from manager.taskstates import Event, next_state, states_after
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
@@ -71,9 +73,9 @@ def backoff_s(attempts: int, draw: float) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a task after a report: `delay_s` is set for a deferred one."""
+    """What a report means for its task: `delay_s` is set if the task is deferred by it."""
 
-    state: str
+    event: Event
     attempts: int
     delay_s: float = 0.0
 
@@ -81,12 +83,12 @@ class Verdict:
 def judge(outcome: str, *, attempts: int, newer: bool, max_attempts: int, draw: float) -> Verdict:
     """The rule for a task that was not done. *newer*: a newer version is wanted than the one that was tried."""
     if outcome == CHANGED:
-        return Verdict(DEFERRED, attempts, CHANGED_BACKOFF_S * (0.5 + draw))
+        return Verdict(Event.CHANGED, attempts, CHANGED_BACKOFF_S * (0.5 + draw))
     if newer:
-        return Verdict(WAITING, 0)
+        return Verdict(Event.OVERTAKEN, 0)
     if outcome == FAILED or attempts + 1 >= max_attempts:
-        return Verdict(DEAD, attempts + 1)
-    return Verdict(DEFERRED, attempts + 1, backoff_s(attempts + 1, draw))
+        return Verdict(Event.GIVE_UP, attempts + 1)
+    return Verdict(Event.FAILED, attempts + 1, backoff_s(attempts + 1, draw))
 
 
 def has_waiting(connection: Connection, server: str) -> bool:
@@ -131,18 +133,18 @@ def _forget_copy(tx: Transaction, state: State, row: InodeRow) -> None:
 
 
 def _claim_delete(tx: Transaction, row: InodeRow) -> Task:
-    _set(tx, row, CLAIMED, claim=row.claim + 1)
+    _step(tx, row, Event.CLAIM, claim=row.claim + 1)
     return Task(row.task, row.claim + 1, DELETE, row.ino, row.volume, row.version, attempts=row.attempts)
 
 
 def _claim_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow) -> Task | None:
     sources, checksum = _sources(tx, state, inode, row.volume)
     if not any(_is_up(state, source.volume) for source in sources):
-        _set(tx, row, DEFERRED, error="no server that has a current replica is there")
+        _step(tx, row, Event.NO_SOURCE, error="no server that has a current replica is there")
         return None
     if row.version != inode.version:
         tx.execute(update(tasks).where(tasks.c.task == row.task).values(version=inode.version))
-    _set(tx, row, CLAIMED, claim=row.claim + 1)
+    _step(tx, row, Event.CLAIM, claim=row.claim + 1)
     return Task(
         task=row.task,
         claim=row.claim + 1,
@@ -188,9 +190,17 @@ def replica_of(row: InodeRow) -> Replica:
     return Replica(row.volume, row.version, stamp, row.checksum)
 
 
-def _set(
-    tx: Transaction, row: InodeRow, state: str, *, claim: int | None = None, attempts: int | None = None, error: str | None = None
-) -> None:
+def _step(
+    tx: Transaction,
+    row: InodeRow,
+    event: Event,
+    *,
+    claim: int | None = None,
+    attempts: int | None = None,
+    error: str | None = None,
+) -> str:
+    """Brings a task into the state that follows, and returns it."""
+    state = next_state(row.state, event)
     values = {
         "b_task": row.task,
         "to_state": state,
@@ -199,6 +209,7 @@ def _set(
         "to_error": row.error if error is None else error,
     }
     _UPDATE.run(tx.connection, values)
+    return state
 
 
 # ------------------------------------------------------------------------------------------------------ reports
@@ -252,10 +263,12 @@ def _end_failed(tx: Transaction, state: State, row: InodeRow, report: TaskReport
         max_attempts=max_attempts,
         draw=random.random(),  # noqa: S311
     )
-    _set(tx, row, verdict.state, attempts=verdict.attempts, error=clean_text(report.error, ERROR_MAX))
-    if verdict.state == WAITING:
+    following = _step(tx, row, verdict.event, attempts=verdict.attempts, error=clean_text(report.error, ERROR_MAX))
+    if following == DEAD:
+        task_dead(tx, state, row.ino, row.operation, row.volume, report.error)
+    if following == WAITING:
         tx.after(lambda: state.ring(row.server))
-    return Ended(row.task, verdict.delay_s if verdict.state == DEFERRED else None)
+    return Ended(row.task, verdict.delay_s if following == DEFERRED else None)
 
 
 def _end_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow, report: TaskReport) -> Ended:
@@ -268,6 +281,7 @@ def _end_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow, rep
         values = {"b_ino": row.ino, "b_volume": inode.home_volume, "b_version": report.version, "to_checksum": report.checksum}
         _LEARN_CHECKSUM.run(tx.connection, values)
     _DELETE.run(tx.connection, {"b_task": row.task})
+    copy_arrived(tx, state, row.ino)
     if inode.nlink:
         align(tx, state, inode)
     tx.after(lambda: state.bells.ring(row.ino))
@@ -296,6 +310,7 @@ def _end_delete(
         return _end_failed(tx, state, row, report, newer=False, max_attempts=max_attempts)
     tx.execute(delete(replicas).where(replicas.c.ino == row.ino, replicas.c.volume == row.volume))
     _DELETE.run(tx.connection, {"b_task": row.task})
+    object_deleted(tx, state, row.ino, row.volume)
     if inode is not None and inode.nlink:
         align(tx, state, inode)
     return Ended(row.task)
@@ -309,7 +324,7 @@ def release_claims(tx: Transaction, state: State, claims: dict[int, int]) -> Non
     for task, claim in claims.items():
         row = _BY_ID.one_or_none(tx.connection, {"task": task})
         if row is not None and row.state == CLAIMED and row.claim == claim:
-            _set(tx, row, WAITING, error="the agent did not report")
+            _step(tx, row, Event.LOST, error="the agent did not report")
             server = row.server
             tx.after(lambda server=server: state.ring(server))  # type: ignore[misc]
 
@@ -319,14 +334,14 @@ def wake_tasks(tx: Transaction, state: State, due: list[int]) -> None:
     for task in due:
         row = _BY_ID.one_or_none(tx.connection, {"task": task})
         if row is not None and row.state == DEFERRED:
-            _set(tx, row, WAITING)
+            _step(tx, row, Event.DUE)
             server = row.server
             tx.after(lambda server=server: state.ring(server))  # type: ignore[misc]
 
 
 def retry_tasks(tx: Transaction, state: State, task: int) -> int:
     """Dead and deferred tasks (0: all of them) wait again with no attempts counted."""
-    chosen: ColumnElement[bool] = tasks.c.state.in_((DEAD, DEFERRED))
+    chosen: ColumnElement[bool] = tasks.c.state.in_(states_after(Event.RETRY))
     if task:
         chosen = chosen & (tasks.c.task == task)
     servers = list(tx.execute(select(tasks.c.server).where(chosen).distinct()).scalars())
@@ -338,7 +353,8 @@ def retry_tasks(tx: Transaction, state: State, task: int) -> int:
 
 def begin_queue(tx: Transaction) -> list[tuple[int, int, str, int]]:
     """At the start of a term: deferred tasks wait again; the claims in force as (task, claim, server, version)."""
-    tx.execute(update(tasks).where(tasks.c.state == DEFERRED).values(state=WAITING))
+    for state, following in states_after(Event.NEW_MANAGER).items():
+        tx.execute(update(tasks).where(tasks.c.state == state).values(state=following))
     rows = tx.execute(select(tasks.c.task, tasks.c.claim, tasks.c.server).where(tasks.c.state == CLAIMED))
     return [(row.task, row.claim, row.server, 0) for row in rows]
 

@@ -207,7 +207,7 @@ migrations = Table(
     metadata,
     Column("migration", Number, primary_key=True),
     Column("kind", String(8), nullable=False),  # move (chosen paths), drain (all that a server holds)
-    Column("state", String(9), nullable=False),  # planning, running, paused, done, cancelled
+    Column("state", String(9), nullable=False),  # planning, running, paused, failed, done, cancelled
     Column("source", String(63), nullable=False),  # server
     Column("target", String(63), nullable=False),  # server; empty: wherever placement says
     Column("subject", String, nullable=False),  # the paths as they were asked for, for people: JSON list
@@ -215,8 +215,10 @@ migrations = Table(
     _number("cursor"),  # drain: the inode up to which moves are planned, on volume `cursor_volume`
     _number("cursor_volume"),
     _number("created_ns"),
-    _number("ended_ns"),  # 0: not yet
-    Index(None, "state"),
+    _number("ended_ns"),  # 0: not yet; a cancelled one ends when what was being deleted is gone
+    _number("token"),  # of the request that started it, which may come again; drains: negative, drawn here
+    UniqueConstraint("token"),
+    Index(None, "ended_ns"),
     sqlite_autoincrement=True,
 )
 

@@ -27,8 +27,9 @@ from cluster.messages import (
 from manager.holdings import count_holdings, forget_some, forget_tasks, holds_anything
 from manager.members import Member, Members
 from manager.membership import change_standing, stored_standing
+from manager.orders import cancel_drains
 from manager.queue import count_tasks
-from manager.schema import invitations, migrations, ranges, servers
+from manager.schema import invitations, ranges, servers
 from manager.sessions import CLI, Session
 from manager.store import Transaction
 from manager.term import Term
@@ -187,7 +188,7 @@ def _leave(tx: Transaction, term: Term, server: str) -> None:
     tx.execute(update(servers).where(servers.c.server == server).values(mount_session=0, agent_session=0))
     tx.execute(delete(ranges).where(ranges.c.server == server))
     tx.execute(delete(invitations).where(invitations.c.server == server))
-    cancel_drains(tx, server)
+    cancel_drains(tx, term, server)
     tx.after(lambda: _end_sessions(term, server))
 
 
@@ -196,19 +197,6 @@ def _end_sessions(term: Term, server: str) -> None:
     for session in term.state.sessions.all():
         if session.server == server and session.role != CLI:
             term.end_session(session)
-
-
-def cancel_drains(tx: Transaction, server: str) -> None:
-    """Ends the server's drains that are not done."""
-    tx.execute(
-        update(migrations)
-        .where(
-            migrations.c.kind == "drain",
-            migrations.c.source == server,
-            migrations.c.state.in_(("planning", "running", "paused")),
-        )
-        .values(state="cancelled", ended_ns=file_time_ns())
-    )
 
 
 # ----------------------------------------------------------------------------------------------------------- coming
@@ -243,7 +231,7 @@ def _add(tx: Transaction, term: Term, server: str, digest: bytes, expires_s: flo
     if not standing.wanted_empty:
         raise refused(errno.EEXIST, f"{server} is a member already, it is {standing}")
     change_standing(tx, term, server, Event.UNDRAIN)
-    cancel_drains(tx, server)
+    cancel_drains(tx, term, server)
     return UNDRAINED
 
 

@@ -17,9 +17,11 @@ from cluster.messages import (
     AskOffice,
     AwaitCopies,
     Beat,
+    ChangeMigration,
     ClaimTasks,
     Close,
     Done,
+    DrainServer,
     ExtendClaims,
     FindStrays,
     GetPolicy,
@@ -30,23 +32,27 @@ from cluster.messages import (
     Hello,
     Join,
     ListLeases,
+    ListMigrations,
+    ListMoves,
     ListPolicies,
     ListTasks,
     ListUnsettled,
     Open,
     Ping,
+    PlanMigration,
     RegisterVolumes,
     RemoveServer,
     ReportTasks,
     RetryTasks,
     SetPolicy,
+    StartMigration,
     StepDown,
     Sync,
     TakeInodes,
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, joining, leasing, opening, servers
+from manager import admin, agents, foresight, joining, leasing, opening, orders, servers
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
@@ -85,6 +91,12 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     SetPolicy: admin.set_policy,
     ListPolicies: admin.list_policies,
     GetWhere: admin.get_where,
+    StartMigration: orders.start_migration,
+    DrainServer: orders.drain_server,
+    PlanMigration: foresight.plan_migration,
+    ListMigrations: orders.list_migrations,
+    ChangeMigration: orders.change_migration,
+    ListMoves: orders.list_moves,
     StepDown: admin.step_down,
     GetServer: servers.get_server,
     RemoveServer: servers.remove_server,

@@ -20,6 +20,8 @@ REAP = "reap"
 SCAN = "scan"
 QUEUE = "queue"
 DOWN = "down"
+MIGRATE = "migrate"
+VOLUME_SCAN = "volume scan"
 
 
 class Bells:
@@ -69,6 +71,7 @@ class State:
         self.unlinked: set[int] = set()  # orphans that are open; the others are found when the grace time ends
         self.reaping: set[int] = set()
         self.to_reap: list[int] = []
+        self.has_moves = False  # whether any file may have moves: else nobody looks for them
         self._changing: Counter[int] = Counter()
         self._commit_sequences: dict[tuple[int, int], int] = {}  # the committer's opens for writing that a commit ends
         self._cookies = itertools.count(term << COOKIE_TERM_BITS | 1)
@@ -127,6 +130,11 @@ class State:
         """A lease for what the session has registered: to write, if it has the inode open for writing."""
         writer = self.sessions.write_sequence(session, node.ino) != NOT_WRITING
         return self.leases.grant(session, node, writer=writer, in_grace=self.in_grace, now=now)
+
+    def begin_moves(self) -> None:
+        """A migration exists: from now on files are looked at for their moves, and whoever carries it out wakes."""
+        self.has_moves = True
+        self.bells.ring(MIGRATE)
 
     def lost_name(self, ino: int) -> None:
         """The last name of an inode is gone: it is reaped now, or when the last session closes it."""

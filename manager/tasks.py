@@ -8,8 +8,11 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from cluster.clock import file_time_ns
 from cluster.messages import CLAIMED, COPY, DEAD, DELETE, WAITING
+from manager.homes import switch_home
 from manager.inodes import InodeRow, find_inode
-from manager.placement import Copy, Drop, Holding, place
+from manager.moves import choose_home
+from manager.moving import active_moves, advance, effective_moves, file_gone, is_being_deleted
+from manager.placement import Action, Copy, Drop, Holding, Layout, lay_out
 from manager.policies import Policy
 from manager.schema import replicas, tasks
 from manager.state import State
@@ -46,33 +49,95 @@ def replicas_of(connection: Connection, ino: int) -> list[InodeRow]:
     return _REPLICAS.all(connection, {"ino": ino})
 
 
-def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None = None) -> None:
-    """Queues what the policy wants for a regular file that has content and a name; takes back what it does not want."""
+def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None = None) -> bool:
+    """Queues what the policy and the moves want for a regular file that has content and a name; takes back the rest.
+
+    Moves the home, too, where that is wanted and possible; False if only somebody who may be writing prevents it.
+    """
     if inode.home_volume == 0 or inode.version == 0 or inode.nlink == 0:
-        return
+        return True
     policy = policy or state.policies.of_inode(tx.connection, inode.ino)
-    queued = {row.volume: row for row in _TASKS.all(tx.connection, {"ino": inode.ino})}
-    held = replicas_of(tx.connection, inode.ino)
-    holdings = [Holding(row.volume, row.version == inode.version and not row.fault) for row in held]
-    stored = {row.volume for row in held}
-    holdings += [
-        Holding(row.volume, current=False, stored=False)
-        for row in queued.values()
-        if row.operation == COPY and row.volume not in stored
-    ]
-    actions = place(
-        ino=inode.ino,
-        size=inode.size,
-        home=inode.home_volume,
-        copies=policy.copies,
-        holdings=holdings,
-        places=state.members.places(),
-    )
-    for action in actions:
-        _queue(tx, state, inode, action, queued.pop(action.volume, None))
-    for row in queued.values():
-        if row.state != CLAIMED:
-            _DELETE.run(tx.connection, {"b_task": row.task})
+    return _Alignment(tx, state, inode, policy.copies).run()
+
+
+class _Alignment:
+    """One look at one file: its replicas, tasks and moves, and where they belong."""
+
+    def __init__(self, tx: Transaction, state: State, inode: InodeRow, copies: int) -> None:
+        self._tx = tx
+        self._state = state
+        self._inode = inode
+        self._copies = copies
+        self._is_held_up = False
+        self._queued = {row.volume: row for row in _TASKS.all(tx.connection, {"ino": inode.ino})}
+        self._held = {row.volume: row for row in replicas_of(tx.connection, inode.ino)}
+        self._places = state.members.places()
+        found = active_moves(tx, state, inode.ino)
+        self._paused = any(move.paused for move in found)
+        open_moves = [move for move in found if not is_being_deleted(self._queued.get(move.source))]
+        self._moves = effective_moves(tx, state, inode, open_moves, self._held, self._places)
+        self._leaving = {move.source for move in self._moves} | {move.source for move in found if move not in open_moves}
+
+    def run(self) -> bool:
+        layout = self._lay_out()
+        home = self._inode.home_volume
+        if home in self._leaving or (home in self._places and not self._places[home].counts):
+            new_home = self._choose_home(layout)
+            if new_home:
+                self._inode = switch_home(self._tx, self._inode, self._held[new_home])
+                layout = self._lay_out()
+        self._queue(layout)
+        return not self._is_held_up
+
+    def _is_current(self, row: InodeRow) -> bool:
+        return bool(row.version == self._inode.version and not row.fault)
+
+    def _lay_out(self) -> Layout:
+        holdings = [Holding(row.volume, self._is_current(row)) for row in self._held.values()]
+        holdings += [
+            Holding(row.volume, current=False, stored=False)
+            for row in self._queued.values()
+            if row.operation == COPY and row.volume not in self._held
+        ]
+        return lay_out(
+            ino=self._inode.ino,
+            size=self._inode.size,
+            home=self._inode.home_volume,
+            copies=self._copies,
+            holdings=holdings,
+            places=self._places,
+            leaving=self._leaving,
+            pinned={move.target for move in self._moves},
+        )
+
+    def _choose_home(self, layout: Layout) -> int:
+        if self._inode.dirty:
+            return 0
+        if not self._state.may_move_home(self._inode.ino):
+            self._is_held_up = True
+            return 0
+        fit = {
+            volume: self._places[volume]
+            for volume, row in self._held.items()
+            if self._is_current(row)
+            and row.stamp_ctime_ns is not None
+            and volume in self._places
+            and self._places[volume].counts
+            and volume not in self._leaving
+            and volume not in self._queued
+        }
+        return choose_home(home=self._inode.home_volume, copies=self._copies, layout=layout, moves=self._moves, fit=fit)
+
+    def _queue(self, layout: Layout) -> None:
+        current = [volume for volume, row in self._held.items() if self._is_current(row)]
+        leaving = advance(self._tx, self._state, self._inode, self._moves, copies=self._copies, layout=layout, is_current=current)
+        actions: list[Action] = [action for action in layout.actions if isinstance(action, Copy) or not self._paused]
+        actions += map(Drop, leaving)
+        for action in actions:
+            _queue(self._tx, self._state, self._inode, action, self._queued.pop(action.volume, None))
+        for row in self._queued.values():
+            if row.state != CLAIMED:
+                _DELETE.run(self._tx.connection, {"b_task": row.task})
 
 
 def _queue(tx: Transaction, state: State, inode: InodeRow, action: Copy | Drop, row: InodeRow | None) -> None:
@@ -118,11 +183,13 @@ def restart_task(tx: Transaction, state: State, task: int, volume: int, operatio
         tx.after(lambda: state.ring(server))
 
 
-def align_inode(tx: Transaction, state: State, ino: int) -> None:
-    """As `align`, if the inode still exists."""
+def align_inode(tx: Transaction, state: State, ino: int) -> bool:
+    """As `align`; ends the moves of an inode that is gone."""
     inode = find_inode(tx.connection, ino)
-    if inode is not None:
-        align(tx, state, inode)
+    if inode is None or inode.nlink == 0:
+        file_gone(tx, state, ino)
+        return True
+    return align(tx, state, inode)
 
 
 def discard_objects(tx: Transaction, state: State, ino: int) -> None:

@@ -17,6 +17,7 @@ from manager.inodes import find_inode
 from manager.leases import Leases
 from manager.liveness import Delays
 from manager.members import Members
+from manager.moving import has_open_orders
 from manager.policies import Policies
 from manager.queue import begin_queue
 from manager.schema import counters, inodes, orphans, servers
@@ -60,6 +61,7 @@ class Term:
         members = await self.store.read(lambda connection: Members(connection, now, delays))
         leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members)
         self.state = State(self.number, sessions, members, Policies(), leases)
+        self.state.has_moves = await self.store.read(has_open_orders)
         self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)

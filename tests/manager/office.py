@@ -37,10 +37,12 @@ from cluster.messages import (
 )
 from manager.housekeeping import reap_loop, scan_loop
 from manager.migrate import migrate
+from manager.migrating import migrate_loop
 from manager.office import read_office, take_office
-from manager.service import Connection
+from manager.service import Candidate, Connection
 from manager.store import Store, make_engines, write_transaction
 from manager.term import Term
+from manager.volume_scans import volume_scan_loop
 
 R = TypeVar("R")
 
@@ -65,7 +67,7 @@ def config(url: str, server: str = "s1", *, session_timeout_s: float = 30.0, max
 class Peer:
     """A process that has introduced itself."""
 
-    def __init__(self, office: "Office", server: str, role: str, number: int) -> None:
+    def __init__(self, office: Candidate, server: str, role: str, number: int) -> None:
         self.server, self.role, self.number = server, role, number
         self.connection = Connection(office, "test")
         self.ids = itertools.count(1)
@@ -155,11 +157,13 @@ class Office:
         return agents[0], agents[1], agents[2]
 
     async def background(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        """Lets orphans be reaped and scans be worked off until *condition* holds."""
+        """Lets orphans be reaped, and scans and migrations be worked off, until *condition* holds."""
         assert self.term is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reap_loop, self.term)
             nursery.start_soon(scan_loop, self.term)
+            nursery.start_soon(volume_scan_loop, self.term)
+            nursery.start_soon(migrate_loop, self.term)
             await until(condition)
             nursery.cancel_scope.cancel()
 

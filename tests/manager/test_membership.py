@@ -437,8 +437,8 @@ def test_adding_a_draining_server_takes_the_drain_back(url: str) -> None:
     async def main() -> None:
         async with small_network(url) as (office, mount):
             await told(office, "s2", Event.DRAIN)
-            drain = {"kind": "drain", "state": "running", "source": "s2", "target": "", "subject": "[]"}
-            done = {**drain, "state": "done"}
+            drain = {"kind": "drain", "state": "running", "source": "s2", "target": "", "subject": "[]", "token": -1}
+            done = {**drain, "state": "done", "token": -2, "ended_ns": 1}
             await office.store.write(lambda tx: [tx.execute(migrations.insert(), values) for values in (drain, done)])
             assert (await mount.ask(AddServer("s2"))).outcome == "undrained"
             assert await stored(office, "s2") == ("up", 0)

@@ -3,17 +3,20 @@
 import errno
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import Fenced, Refused
+from cluster.messages import CLAIMED, DEAD, DEFERRED, WAITING
 from manager import acl
 from manager.claims import DEFERRED_MAX, Claims
 from manager.placement import Copy, Drop, Holding, Place, place
 from manager.queue import BACKOFF_MAX_S, backoff_s, judge
 from manager.sessions import Sessions
+from manager.taskstates import GONE, TRANSITIONS, Event, next_state, states_after, table
 
 GIB = 2**30
 
@@ -179,7 +182,7 @@ def test_back_offs_grow_to_a_bound(attempts: int, draw: float) -> None:
 def test_verdicts() -> None:
     def verdict(outcome: str, attempts: int, *, newer: bool = False) -> tuple[str, int]:
         judged = judge(outcome, attempts=attempts, newer=newer, max_attempts=3, draw=0.5)
-        return judged.state, judged.attempts
+        return next_state(CLAIMED, judged.event), judged.attempts
 
     assert verdict("changed", 2) == ("deferred", 2)
     assert verdict("retry", 0) == ("deferred", 1)
@@ -187,6 +190,26 @@ def test_verdicts() -> None:
     assert verdict("failed", 0) == ("dead", 1)
     assert verdict("retry", 2, newer=True) == ("waiting", 0)
     assert verdict("nonsense", 2) == ("dead", 3)
+
+
+def test_every_state_can_be_left_and_every_event_happens_somewhere() -> None:
+    assert {event for row in TRANSITIONS.values() for event in row} == set(Event)
+    for state in TRANSITIONS:
+        reached, todo = {state}, [state]
+        while todo:
+            for following in TRANSITIONS.get(todo.pop(), {}).values():
+                if following not in reached:
+                    reached.add(following)
+                    todo.append(following)
+        assert GONE in reached, f"a task that is {state} may stay for ever"
+    assert states_after(Event.NEW_MANAGER) == {DEFERRED: WAITING}
+    assert set(states_after(Event.RETRY)) == {DEFERRED, DEAD}
+    with pytest.raises(KeyError):
+        next_state(WAITING, Event.DONE)
+
+
+def test_the_documentation_shows_the_states_of_tasks() -> None:
+    assert table() in (Path(__file__).resolve().parents[2] / "docs/queues.md").read_text()
 
 
 def test_claims_run_out_and_back_offs_are_bounded() -> None:

@@ -59,10 +59,12 @@ def upgrade() -> None:
         _number("cursor_volume"),
         _number("created_ns"),
         _number("ended_ns"),
+        _number("token"),
         sa.PrimaryKeyConstraint("migration", name=op.f("pk_migrations")),
+        sa.UniqueConstraint("token", name=op.f("uq_migrations_token")),
         sqlite_autoincrement=True,
     )
-    op.create_index(op.f("ix_migrations_state"), "migrations", ["state"])
+    op.create_index(op.f("ix_migrations_ended_ns"), "migrations", ["ended_ns"])
     _create_children()
 
 

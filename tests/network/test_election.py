@@ -1,0 +1,178 @@
+"""The manager's server dies, stalls, is cut off, or steps down, while the others work: they go on within `GAP_S`.
+
+The bound is the product's, with the default configuration. Load runs on the mounts of the other servers, on files whose home
+they are, and is checked afterwards: nothing failed, was lost, or was applied twice.
+"""
+
+import json
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.database import PROGRAMS
+from lab.lab import Lab
+from lab.state import PARTS
+from tests.cli.runner import godwit as run_godwit
+from tests.conftest import UNEXPECTED
+from tests.network.conditions import godwit, wait_until
+from tests.network.load import Load
+
+ROUNDS = 10
+GAP_S = 5.0
+BEFORE = 20  # operations of each worker before the fault, and after it
+TERM_S = 2.0
+
+needs_postgresql = pytest.mark.skipif(not list(PROGRAMS.glob("*/bin/postgres")), reason="no PostgreSQL: package postgresql")
+
+
+@pytest.fixture(scope="module", params=[None, pytest.param("postgresql", marks=needs_postgresql)], ids=["sqlite", "postgresql"])
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One network for all tests, whole again after each."""
+    made = Lab.create(tmp_path_factory.mktemp("election") / "lab", db=request.param)
+    try:
+        made.up()
+        yield made
+        for log in (made.log(server, part) for server in made.servers for part in PARTS):
+            content = log.read_bytes()
+            assert not any(mark in content for mark in UNEXPECTED), f"{log}:\n{content.decode(errors='replace')[-4000:]}"
+    finally:
+        made.down(purge=True)
+
+
+def office(lab: Lab) -> dict[str, Any]:
+    return godwit(lab, "manager", "show")
+
+
+def whole(lab: Lab) -> dict[str, Any]:
+    """Waits until every candidate answers and hears the manager; what `manager show` says then."""
+
+    def is_whole() -> dict[str, Any] | None:
+        done = run_godwit("manager", "show", "--json", "--root", str(lab.root))
+        shown: dict[str, Any] = json.loads(done.stdout)
+        everybody = all(candidate["hears"] for candidate in shown["candidates"])
+        return shown if done.returncode == 0 and everybody else None
+
+    return wait_until(is_whole, "all candidates hear a manager", 20)
+
+
+@contextmanager
+def load_on(lab: Lab, servers: list[str], name: str) -> Iterator[Callable[[], None]]:
+    """Runs load on the mounts of *servers*; gives a function that waits until all workers have gone on; checks it all."""
+    load = Load([lab.mount(server) for server in servers], name)
+
+    def go_on() -> None:
+        before = load.progress()
+        wait_until(lambda: load.has_done(BEFORE, before), "the load goes on", 30)
+
+    try:
+        wait_until(lambda: load.has_done(BEFORE), "the load runs", 30)
+        yield go_on
+    finally:
+        load.stop()
+    load.check()
+    assert load.longest_gap_s() < GAP_S
+
+
+def others(lab: Lab, server: str) -> list[str]:
+    return [other for other in lab.servers if other != server]
+
+
+def test_the_managers_server_is_killed_ten_times(lab: Lab) -> None:
+    terms = []
+    for number in range(ROUNDS):
+        before = whole(lab)
+        with load_on(lab, others(lab, before["server"]), f"killed{number}") as go_on:
+            lab.kill(before["server"])
+            go_on()
+            after = office(lab)
+        assert after["server"] != before["server"]
+        terms += [before["term"], after["term"]]
+        lab.start(before["server"])
+    assert terms == sorted(terms)
+
+
+def test_stepping_down_under_load(lab: Lab) -> None:
+    before = whole(lab)
+    with load_on(lab, lab.servers, "stepping-down") as go_on:
+        said = godwit(lab, "manager", "step-down")
+        go_on()
+    assert said["before"]["server"] == before["server"]
+    assert said["manager"]["server"] != before["server"]
+    assert (said["before"]["term"], said["manager"]["term"]) == (before["term"], before["term"] + 1)
+    assert whole(lab)["term"] == before["term"] + 1
+
+
+def test_a_manager_that_is_stopped_in_order_is_followed_at_once(lab: Lab) -> None:
+    before = whole(lab)
+    with load_on(lab, lab.servers, "stopped") as go_on:
+        at = time.monotonic()
+        lab.kill(before["server"], "manager", signal.SIGTERM)
+        wait_until(lambda: run_godwit("manager", "show", "--root", str(lab.root)).returncode == 0, "somebody follows", 10)
+        assert time.monotonic() - at < TERM_S  # it is not waited for, as it would be after a crash
+        go_on()
+    lab.start(before["server"], "manager")
+    assert whole(lab)["term"] == before["term"] + 1
+
+
+def test_a_manager_that_slept_through_its_term_commits_nothing(lab: Lab) -> None:
+    before = whole(lab)
+    server = before["server"]
+    rest = others(lab, server)
+    log = lab.log(server, "manager")
+    with load_on(lab, rest, "asleep") as go_on:
+        said = log.stat().st_size
+        stop_between_transactions(lab, server)
+        go_on()
+        after = office(lab)
+        assert after["server"] in rest
+        lab.kill(server, "manager", signal.SIGCONT)
+        wait_until(lambda: f"term {before['term']} is over".encode() in log.read_bytes()[said:], "it knows that its term is over")
+        go_on()
+    now = whole(lab)
+    assert (now["server"], now["term"]) == (after["server"], after["term"])
+    (Path(lab.mount(server)) / f"{server}-after-sleep").write_bytes(b"x")
+
+
+def stop_between_transactions(lab: Lab, server: str) -> None:
+    """SIGSTOP. On SQLite a process that is stopped inside a transaction keeps the database's lock, so nobody could follow."""
+    while True:
+        lab.kill(server, "manager", signal.SIGSTOP)
+        if lab.config(server).manager.database.startswith("postgresql") or may_write(lab):
+            return
+        lab.kill(server, "manager", signal.SIGCONT)
+
+
+def may_write(lab: Lab) -> bool:
+    with closing(sqlite3.connect(lab.root / "catalog" / "catalog.db", timeout=0.5, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True
+
+
+def test_a_manager_that_is_cut_off_is_deposed_and_stays_so(lab: Lab) -> None:
+    before = whole(lab)
+    server = before["server"]
+    rest = others(lab, server)
+    with load_on(lab, rest, "cut") as go_on:
+        lab.cut(server)
+        try:
+            go_on()
+            after = office(lab)
+            assert after["server"] in rest
+        finally:
+            lab.mend(server)
+        healed = whole(lab)
+        assert (healed["server"], healed["term"]) == (after["server"], after["term"])
+        go_on()
+        three_terms_later = time.monotonic() + 3 * TERM_S
+        while time.monotonic() < three_terms_later:
+            assert office(lab)["term"] == after["term"]
