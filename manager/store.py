@@ -53,7 +53,7 @@ POSTGRES_SETTINGS: dict[str, Any] = {
     "keepalives_idle": 2,
     "keepalives_interval": 1,
     "keepalives_count": 3,
-    "options": "-c idle_in_transaction_session_timeout=3000",
+    "options": "-c idle_in_transaction_session_timeout=2000",
     "application_name": "godwit",
 }
 
