@@ -23,6 +23,7 @@ from cluster.messages import (
 
 REMOVE_TIMEOUT_S = 600.0  # a server that is down is forgotten replica by replica
 EXPIRES_S = 3600.0
+MANAGERS_NAMED = 3  # in the command that joins: enough that one of them is there
 
 app = typer.Typer(
     help="The servers of the network.\n\nA server is up, suspect (silent for a moment), down (its replicas do not count), "
@@ -40,9 +41,6 @@ app.command("drain")(drain)
 @app.callback()
 def servers() -> None:
     pass
-
-
-MANAGERS_NAMED = 3  # enough that one of them is there
 
 
 @app.command("ls")
@@ -76,6 +74,9 @@ def show_server(
         print_line(f"volume {volume.volume}: {volume.path}, {space}, at {volume.address}")
     for problem in details.info.problems:
         print_line(f"problem: {problem}")
+
+
+app.command("drain")(drain)
 
 
 @app.command("remove")

@@ -289,7 +289,7 @@ class Hearing(Message, frozen=True, array_like=True, tag="hearing"):
 
 
 class AskHearing(Request[Hearing], frozen=True, array_like=True, tag="askhearing"):
-    """The pre-vote: asked by a candidate that has not heard a manager. `term` is the last one that it saw."""
+    """The pre-vote: asked by a candidate that has not heard a manager. `term` is the last one that it saw in the catalog."""
 
     cluster: str
     term: int

@@ -102,6 +102,11 @@ class ManagerSession:
         channel.close()
         return None
 
+    @property
+    def candidates(self) -> list[str]:
+        """Where managers are looked for."""
+        return list(self._managers)
+
     def _note_answer(self, why: str) -> None:
         self._last_refusal = why
 

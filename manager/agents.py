@@ -62,6 +62,7 @@ _KNOWN = union_all(
         tasks.c.ino.in_(bindparam("page", expanding=True)), tasks.c.volume == bindparam("volume"), tasks.c.operation == COPY
     ),
 )
+_MADE = select(inodes.c.ino).where(inodes.c.ino.in_(bindparam("page", expanding=True)))
 _RANGES = select(ranges.c.first, ranges.c.count, ranges.c.session)
 
 
@@ -216,7 +217,10 @@ def _unsettled(connection: Connection, volume: int, after: int) -> list[int]:
 
 
 async def find_strays(term: Term, session: Session, request: FindStrays) -> Inodes:
-    """Objects that nobody knows. None during the grace time, and none that a mount may have made just now."""
+    """Objects that nobody knows. None during the grace time, and none that a mount may have made just now.
+
+    An inode that exists was not made just now: its home has a row since then.
+    """
     check_count(len(request.inodes), STRAYS_MAX, "inodes")
     volume = term.state.members.get(request.volume)
     if volume is None or volume.server != session.server:
@@ -227,11 +231,15 @@ async def find_strays(term: Term, session: Session, request: FindStrays) -> Inod
     live = term.state.sessions.numbers()
 
     def ask(connection: Connection) -> list[int]:
+        made: set[int] = set()
         known: set[int] = set()
         for start in range(0, len(request.inodes), _PAGE):
             page = request.inodes[start : start + _PAGE]
+            # In this order: one that is made in between is known, since its row comes with it.
+            made |= set(connection.execute(_MADE, {"page": page}).scalars())
             known |= set(connection.execute(_KNOWN, {"page": page, "volume": request.volume}).scalars())
         kept = [range(row.first, row.first + row.count) for row in connection.execute(_RANGES) if row.session in live]
-        return [ino for ino in request.inodes if ino not in known and not any(ino in numbers for numbers in kept)]
+        known |= {ino for ino in request.inodes if ino not in made and any(ino in numbers for numbers in kept)}
+        return [ino for ino in request.inodes if ino not in known]
 
     return Inodes(await term.store.read_slowly(ask))

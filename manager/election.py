@@ -242,6 +242,13 @@ def hears(view: View, now: float) -> bool | None:
     return True if view.heard else None
 
 
+def hears_for(view: View, term: int, now: float) -> bool | None:
+    """As `hears`, for a candidate that asks about *term*: of a later one it has not seen the holder yet."""
+    if view.row is not None and view.row.term > term:
+        return True
+    return hears(view, now)
+
+
 def step(seat: Seat, voice: Voice, beat: Beat) -> Step:
     """What the table says."""
     (found,) = [rule.step for rule in RULES if seat in rule.seats and voice in rule.voices and beat in rule.beats]

@@ -34,6 +34,7 @@ from manager.election import (
     decide,
     elected,
     hears,
+    hears_for,
     is_settled,
     may_begin,
     refused,
@@ -71,6 +72,7 @@ class Candidate:
         self._reader = reader
         self._view = watching(self._term_s, _draw(), monotonic_s())
         self._members: list[str] = []
+        self._can_read = True
 
     # ------------------------------------------------------------------------------------------------ being asked
 
@@ -90,7 +92,7 @@ class Candidate:
         if isinstance(request, Ping):
             return self._pong()
         if isinstance(request, AskHearing):
-            hearing = self._hears()
+            hearing = True if self._is_holder() else hears_for(self._view, request.term, monotonic_s())
             if hearing is None:
                 raise Unavailable(f"{self._config.server} has not listened for long enough")
             return Hearing(self._config.server, hearing)
@@ -105,9 +107,6 @@ class Candidate:
     def _is_holder(self) -> bool:
         return self._held is not None and self._held.in_office
 
-    def _hears(self) -> bool | None:
-        return True if self._is_holder() else hears(self._view, monotonic_s())
-
     def _describe_office(self) -> OfficeInfo:
         now = monotonic_s()
         row = self._view.row or OfficeRow(0, "", "", 0)
@@ -116,7 +115,7 @@ class Candidate:
             server=self._config.server,
             in_office=held is not None,
             in_office_s=0.0 if held is None or self._began_s is None else now - self._began_s,
-            hears=self._hears(),
+            hears=True if held is not None else hears(self._view, now),
             manager=row.server if held is None else self._config.server,
             term=row.term if held is None else held.number,
             beat=row.beat,
@@ -160,8 +159,11 @@ class Candidate:
         try:
             row, self._members = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
         except SQLAlchemyError as error:
-            log.warning("cannot read the catalog: %s", error)
+            if self._can_read:
+                log.warning("cannot read the catalog: %s", error)
+            self._can_read = False
             return False
+        self._can_read = True
         self._view = saw(self._view, row, monotonic_s())
         return True
 

@@ -7,7 +7,7 @@ from functools import partial
 from sqlalchemy import Connection, delete, insert, select, update
 
 from cluster.clock import file_time_ns, monotonic_s
-from cluster.errors import refused
+from cluster.errors import Refused, refused
 from cluster.invitations import digest_of, new_token
 from cluster.membership import Event, ServerState
 from cluster.messages import (
@@ -25,6 +25,7 @@ from cluster.messages import (
     ServerInfo,
 )
 from manager.holdings import count_holdings, forget_some, forget_tasks, holds_anything
+from manager.limits import clean_text
 from manager.members import Member, Members
 from manager.membership import change_standing, stored_standing
 from manager.orders import cancel_drains
@@ -35,6 +36,7 @@ from manager.store import Transaction
 from manager.term import Term
 
 SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+NAME_MAX = 63
 EXPIRES_MIN_S = 1.0
 EXPIRES_MAX_S = 30 * 86400.0
 
@@ -83,7 +85,7 @@ def require_member(members: Members, server: str) -> Member:
     member = members.member(server)
     if member is None:
         known = ", ".join(members.servers()) or "none"
-        raise refused(errno.ENOENT, f"there is no server {server!r}; the network has {known}")
+        raise Refused(f"there is no server {clean_text(server, NAME_MAX)!r}; there are: {known}", errno.ENOENT)
     return member
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import trio
 
-from cluster.errors import Fenced, Refused, refused
+from cluster.errors import Fenced, NotManager, Refused, refused
 from cluster.messages import (
     Applied,
     Apply,
@@ -79,6 +79,11 @@ class FakeManager:
         self.term = 1
         self.session_timeout_s = 0.0
         self.down: set[str] = set()
+        self.left: set[str] = set()
+        self.hellos = 0
+        self.candidates: list[str] = []
+        self.registrations: list[RegisterVolumes] = []
+        self.settled_ns = 1
         self._changed = trio.Event()
         self._claim_numbers = itertools.count(1)
         self._task_numbers = itertools.count(1)
@@ -129,8 +134,9 @@ class FakeManager:
                 number, server, state.path, request.address, state.total_bytes, state.free_bytes, state.device, True, state.uuid
             )
             numbers.append(number)
+        self.registrations.append(request)
         self.notify()
-        return Registered(numbers)
+        return Registered(numbers, self.settled_ns)
 
     def as_listed(self, volume: Volume) -> Volume:
         return msgspec.structs.replace(volume, up=volume.server not in self.down)
@@ -238,13 +244,19 @@ class _Connection:
     async def handle(self, request: ManagerRequest, body: bytes, send: SendReply) -> Any:
         del body, send
         manager = self._manager
+        if self._server in manager.left and not isinstance(request, Hello | Ping):
+            raise NotManager("the session of this connection has ended: introduce yourself again")
         match request:
             case Hello():
+                manager.hellos += 1
+                if request.server in manager.left:
+                    raise Refused(f"{request.server} has left the network", 1)
                 if request.server == manager.fence:
                     raise Fenced("a newer session has replaced this one")
                 self._server, self._session = request.server, request.session
                 manager.return_claims(request.server)
-                return Welcome(manager.term, "fake", manager.session_timeout_s, [], time.monotonic())
+                welcome = Welcome(manager.term, "fake", manager.session_timeout_s, [], time.monotonic())
+                return msgspec.structs.replace(welcome, managers=manager.candidates)
             case Ping():
                 return Pong("fake", manager.term, True, manager.address)
             case Heartbeat():

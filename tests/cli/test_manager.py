@@ -24,10 +24,11 @@ class _Says:
         return
 
     def at_once(self, request: AskOffice) -> OfficeInfo:
+        assert request == AskOffice("test")
         return self._info
 
-    async def handle(self, request: AskOffice, body: bytes, send: SendReply) -> None:
-        raise AssertionError("it is answered at once")
+    async def handle(self, request: AskOffice, _body: bytes, _send: SendReply) -> None:
+        raise AssertionError(f"it is answered at once: {request}")
 
 
 def test_candidates_that_others_name_are_asked_too() -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from cluster.errors import Fenced, NotManager, ProtocolError, Unavailable
-from cluster.messages import Done, Heartbeat, Hello, ManagerRequest, Ping, Pong, Sync, Welcome
+from cluster.messages import Beat, Done, Heartbeat, Hello, ManagerRequest, Ping, Pong, Sync, Welcome
 from cluster.rpc import SendReply, listen
 from cluster.session import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, ManagerSession
 
@@ -73,6 +73,8 @@ class _Answers:
             raise NotManager(f"{me.server} is not the manager")
         if isinstance(request, Hello):
             return Welcome(me.term, me.server, 30.0, [])
+        if isinstance(request, Heartbeat):
+            return Beat(me.term, 0.0)
         me.syncs += isinstance(request, Sync)
         return Done()
 

@@ -217,11 +217,11 @@ class World:
         me.asking = (ask, answers)
         for other in range(self.size):
             if other != me.number:
-                self._send(me.number, other, lambda asked: self._hearing(asked, me))
+                self._send(me.number, other, lambda asked: self._hearing(asked, me, ask.row.term))
         self._later(me, TERM_S * election.ASK_PART, lambda: self._counted(me, answers))
 
-    def _hearing(self, asked: Process, asker: Process) -> None:
-        hears = True if self._is_holder(asked) else election.hears(asked.view, self.clock(asked.number))
+    def _hearing(self, asked: Process, asker: Process, term: int) -> None:
+        hears = True if self._is_holder(asked) else election.hears_for(asked.view, term, self.clock(asked.number))
         if hears is None:
             return
 

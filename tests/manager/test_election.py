@@ -31,6 +31,7 @@ from manager.election import (
     decide,
     elected,
     hears,
+    hears_for,
     is_settled,
     may_begin,
     refused,
@@ -158,6 +159,12 @@ def test_who_has_just_begun_to_listen_does_not_know() -> None:
     assert hears(watched(OfficeRow(3, "", "", 10)), 0.0) is False
 
 
+def test_who_has_seen_a_later_term_says_so() -> None:
+    assert hears_for(watched(), 2, 100.0) is True
+    assert hears_for(watched(), 3, 100.0) is False
+    assert hears_for(watching(T, 0.0, 0.0), 3, 100.0) is None
+
+
 def test_a_holder_that_says_it_is_not_in_office_is_believed() -> None:
     view = answered(answered(watched(), in_office(), 1.0), Pong("s1", 3, False), 2.0)
     assert hears(view, 2.0) is False
@@ -274,11 +281,11 @@ def test_one_server_that_is_cut_off_deposes_nobody() -> None:
         assert len(world.history) == 1
 
 
-@pytest.mark.parametrize("fault", ["killed", "cut off"])
-def test_another_one_is_in_office_in_time(fault: str) -> None:
+@pytest.mark.parametrize(("size", "fault"), [(2, "killed"), (3, "killed"), (3, "cut off"), (5, "killed"), (5, "cut off")])
+def test_another_one_is_in_office_in_time(size: int, fault: str) -> None:
     """On a network that works, whenever it happens and whatever the clocks and the patience of the others."""
     for seed in range(100):
-        world = World(3, random.Random(seed))
+        world = World(size, random.Random(seed))
         world.run(10.0 + seed / 25)
         (manager,) = world.acting()
         if fault == "killed":

@@ -10,9 +10,10 @@ from sqlalchemy import Connection, Engine, select, text, update
 from cluster.errors import NotManager
 from manager.office import read_office
 from manager.schema import counters
-from manager.store import Store, Transaction, make_engines
+from manager.store import POSTGRES_SETTINGS, Store, Transaction, make_engines
 from tests.manager.office import in_office
 
+SLEEP_LIMIT = POSTGRES_SETTINGS["options"].rpartition("=")[2].replace("000", "s")
 NOBODY_LISTENS = "postgresql+psycopg://nobody@127.0.0.1:1/nothing"
 
 
@@ -105,7 +106,7 @@ def test_a_manager_that_sleeps_in_a_transaction_loses_it_and_its_locks(postgres_
                     attempts.append(backend(tx.connection))
                     if len(attempts) == 1:
                         limit = tx.connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar_one()
-                        assert limit == "2s"
+                        assert limit == SLEEP_LIMIT
                         tx.connection.exec_driver_sql("SET idle_in_transaction_session_timeout = 50")
                         wait_until_gone(other, attempts[0])
                     return count(tx)
@@ -155,7 +156,7 @@ def test_a_database_that_is_not_there_is_somebody_elses_turn() -> None:
 
 def test_settings_in_the_url_go_first(postgres_url: str) -> None:
     own = f"{postgres_url}&application_name=mine&options=-c%20idle_in_transaction_session_timeout%3D7000"
-    for url, name, timeout in ((postgres_url, "godwit", "2s"), (own, "mine", "7s")):
+    for url, name, timeout in ((postgres_url, "godwit", SLEEP_LIMIT), (own, "mine", "7s")):
         with engines(url) as both:
             for engine in both:
                 with engine.connect() as connection:
