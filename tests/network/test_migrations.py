@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -156,7 +157,12 @@ def kill_an_agent(lab: Lab, draw: random.Random) -> None:
 def watch(lab: Lab, number: int) -> subprocess.Popen[str]:
     """A `migrations watch` whose output is a pipe."""
     command = [sys.executable, "-m", "cli.main", "migrations", "watch", str(number), "--root", str(lab.root)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_hear_interrupts)
+
+
+def _hear_interrupts() -> None:
+    """Tests that run in the background of a shell ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_end(lab: Lab, number: int, timeout_s: float) -> dict[str, object]:
@@ -223,8 +229,9 @@ def test_thousands_of_files_move_while_they_are_used_and_agents_die(lab: Lab) ->
     print(f"rounds: {crew.rounds} {hands.rounds}, {row['elapsed_s']} s")  # noqa: T201
     sampler.sample()
     assert objects_on(lab, "s1") == []
-    for name in steady:
-        assert digest(lab.mount("s2") / "projects" / name) == digests[name], name
+    with ThreadPoolExecutor(8) as pool:
+        found = dict(zip(steady, pool.map(lambda name: digest(lab.mount("s2") / "projects" / name), steady), strict=True))
+    assert found == {name: digests[name] for name in steady}
     for name in hot:
         content = (lab.mount("s3") / "projects" / name).read_bytes()
         assert content.startswith(before[name])
@@ -242,6 +249,12 @@ def test_a_drain_goes_on_under_the_next_manager_and_leaves_nothing(lab: Lab) -> 
     paused = godwit(lab, "migrations", "pause", str(number))["migration"]
     assert paused["state"] == "paused"
     wait_for_copies(lab, 60)
+    watched = watch(lab, number)
+    assert watched.stdout is not None
+    assert "paused" in watched.stdout.readline()
+    watched.send_signal(signal.SIGINT)
+    output, _ = watched.communicate(timeout=30)
+    assert (watched.returncode, f"migration {number} goes on" in output) == (130, True), output
     at_rest = godwit(lab, "migrations", "show", str(number))["migration"]["files"]["done"]
     godwit(lab, "migrations", "resume", str(number))
 
