@@ -47,7 +47,7 @@ from manager.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick
 from manager.membership import requeue_loop
 from manager.migrate import migrate
 from manager.migrating import migrate_loop
-from manager.office import depose_office, extend_office, read_members, read_office, resign_office, take_office
+from manager.office import Roll, depose_office, extend_office, read_office, read_roll, resign_office, take_office
 from manager.service import Connection
 from manager.store import Store, make_engines, retrying, write_transaction
 from manager.term import Term
@@ -71,7 +71,7 @@ class Candidate:
         self._writer = writer
         self._reader = reader
         self._view = watching(self._term_s, _draw(), monotonic_s())
-        self._members: list[str] = []
+        self._roll = Roll()
         self._can_read = True
 
     # ------------------------------------------------------------------------------------------------ being asked
@@ -124,7 +124,7 @@ class Candidate:
         )
 
     def _addresses(self) -> list[str]:
-        return sorted({self._config.manager.listen, *self._config.managers, *self._members})
+        return sorted({self._config.manager.listen, *self._config.managers, *self._roll.members} - self._roll.left)
 
     # --------------------------------------------------------------------------------------- watching and standing
 
@@ -152,12 +152,12 @@ class Candidate:
                 await self._pause()
 
     async def _look(self) -> bool:
-        def ask() -> tuple[OfficeRow, list[str]]:
+        def ask() -> tuple[OfficeRow, Roll]:
             with self._reader.connect() as connection:
-                return read_office(connection), read_members(connection)
+                return read_office(connection), read_roll(connection)
 
         try:
-            row, self._members = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+            row, self._roll = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
         except SQLAlchemyError as error:
             if self._can_read:
                 log.warning("cannot read the catalog: %s", error)
@@ -168,6 +168,8 @@ class Candidate:
         return True
 
     async def _act(self) -> None:
+        if self._config.manager.listen in self._roll.left:
+            return  # a server that has left stands no more; whoever is in office lets it back in
         action = decide(self._view, monotonic_s())
         stand = await self._ask(action) if isinstance(action, Ask) else action
         if not isinstance(stand, Stand):

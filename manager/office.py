@@ -2,6 +2,8 @@
 `manager.election`.
 """
 
+from dataclasses import dataclass
+
 from sqlalchemy import Connection, bindparam, case, select, update
 
 from manager.election import OfficeRow
@@ -28,7 +30,7 @@ _RESIGN = (
         beat=case((_MINE, office.c.beat + 1), else_=office.c.beat),
     )
 )
-_MEMBERS = select(servers.c.manager).where(servers.c.state != LEFT, servers.c.manager != "")
+_CANDIDATES = select(servers.c.manager, servers.c.state).where(servers.c.manager != "")
 
 
 def read_office(connection: Connection) -> OfficeRow:
@@ -37,9 +39,19 @@ def read_office(connection: Connection) -> OfficeRow:
     return OfficeRow(row.term, row.server, row.address, row.beat, row.stopped)
 
 
-def read_members(connection: Connection) -> list[str]:
-    """The addresses of the members' candidates, as far as the catalog knows them."""
-    return sorted(connection.execute(_MEMBERS).scalars())
+@dataclass(frozen=True)
+class Roll:
+    """The addresses of candidates, as far as the catalog knows them: of members, and of servers that have left."""
+
+    members: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
+
+
+def read_roll(connection: Connection) -> Roll:
+    """Who may stand and who may not."""
+    rows = connection.execute(_CANDIDATES).all()
+    members = frozenset(row.manager for row in rows if row.state != LEFT)
+    return Roll(members, frozenset(row.manager for row in rows) - members)
 
 
 def take_office(connection: Connection, seen: OfficeRow, server: str, address: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from sqlalchemy import Engine
+from sqlalchemy import Engine, insert
 
 from cluster.config import ServerConfig
 from cluster.errors import ProtocolError, Unavailable
@@ -19,6 +19,7 @@ from manager.election import OfficeRow
 from manager.main import run_manager
 from manager.migrate import migrate
 from manager.office import extend_office, read_office, take_office
+from manager.schema import servers
 from manager.store import make_engines, write_transaction
 from tests.manager.office import config, until
 
@@ -78,6 +79,32 @@ def test_another_candidate_follows(url: str) -> None:
                 await until(is_newer, 20.0)
                 assert (await session.call(GetAttr(ROOT_INO), timeout_s=5.0)).ino == ROOT_INO
                 nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_the_candidate_of_a_server_that_has_left_does_not_stand(url: str) -> None:
+    async def main() -> None:
+        configs = candidates(url, 2)
+        writer, reader = make_engines(url)
+        migrate(writer)
+        with write_transaction(writer) as connection:
+            address = configs[0].manager.listen
+            connection.execute(insert(servers), {"server": "s1", "joined_ns": 0, "state": "left", "manager": address})
+        with trio.fail_after(40):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run_manager, configs[0], trio.sleep_forever)
+                await trio.sleep(3 * TERM_S)
+                assert _read(reader) == OfficeRow(0, "", "", 0)
+                nursery.start_soon(run_manager, configs[1], trio.sleep_forever)
+
+                async def is_taken() -> bool:
+                    return _read(reader).server == "s2"
+
+                await until(is_taken, 20.0)
+                nursery.cancel_scope.cancel()
+        writer.dispose()
+        reader.dispose()
 
     trio.run(main)
 

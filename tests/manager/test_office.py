@@ -13,7 +13,7 @@ from cluster.messages import ROOT_INO, ClaimTasks, GetAttr, StepDown
 from manager.election import OfficeRow
 from manager.main import Candidate
 from manager.migrate import migrate
-from manager.office import depose_office, extend_office, read_members, read_office, resign_office, take_office
+from manager.office import Roll, depose_office, extend_office, read_office, read_roll, resign_office, take_office
 from manager.schema import office, servers
 from manager.store import Store, make_engines, write_transaction
 from tests.manager.office import Peer, config, in_office, until
@@ -76,7 +76,7 @@ def test_members_are_those_with_an_address_who_have_not_left(url: str) -> None:
         for server, manager, state in rows:
             values = {"server": server, "joined_ns": 0, "manager": manager, "state": state}
             do(lambda connection, values=values: connection.execute(insert(servers), values))  # type: ignore[misc]
-        assert do(read_members) == ["s1:1", "s4:1"]
+        assert do(read_roll) == Roll(frozenset({"s1:1", "s4:1"}), frozenset({"s2:1"}))
 
 
 def test_a_store_whose_time_is_over_commits_nothing(url: str) -> None:
