@@ -180,6 +180,7 @@ def details_object(details: ServerDetails) -> dict[str, object]:
             "sole": held.sole,
         },
         "tasks": details.tasks,
+        "leases": details.leases,
     }
 
 
@@ -217,6 +218,7 @@ def _facts(details: ServerDetails) -> list[tuple[str, object]]:
         ("candidate", info.manager or "-"),
         ("holds", _held(details.holdings)),
         ("needed for", f"{details.holdings.sole} files that have no other current replica"),
+        ("leases", f"its mount holds {details.leases}"),
         ("queue", ", ".join(f"{count} {state}" for state, count in details.tasks.items())),
     ]
 

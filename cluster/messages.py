@@ -1088,12 +1088,13 @@ class Holdings(Message, frozen=True, array_like=True):
 
 
 class ServerDetails(Message, frozen=True, array_like=True, tag="serverdetails"):
-    """`tasks` are the numbers of tasks in its queue by state."""
+    """`tasks` are the numbers of tasks in its queue by state; `leases` how many tokens its mount holds."""
 
     info: ServerInfo
     holdings: Holdings
     tasks: dict[str, int]
     is_manager: bool
+    leases: int = 0
 
 
 class GetServer(Request[ServerDetails], frozen=True, array_like=True, tag="getserver"):

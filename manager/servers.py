@@ -93,6 +93,7 @@ async def get_server(term: Term, _session: Session, request: GetServer) -> Serve
     """Everything about one server."""
     require_member(term.state.members, request.server)
     now = monotonic_s()
+    leases = sum(1 for _lease in term.state.leases.ending_first(request.server))
 
     def ask(connection: Connection) -> ServerDetails:
         counts = count_tasks(connection)
@@ -101,6 +102,7 @@ async def get_server(term: Term, _session: Session, request: GetServer) -> Serve
             holdings=_holdings(connection, term.state.members, request.server),
             tasks={state: counts.get((request.server, state), 0) for state in (WAITING, CLAIMED, DEFERRED, DEAD)},
             is_manager=request.server == term.config.server,
+            leases=leases,
         )
 
     return await term.store.read_slowly(ask)

@@ -283,7 +283,7 @@ def test_a_server_is_described_by_what_it_holds(url: str) -> None:
             _ino, target = await copied_file(office, mount, b"clean")
             await mount.make(b"dirty")
             home = await mount.ask(GetServer("s1"))
-            assert (home.is_manager, home.info.state) == (True, "up")
+            assert (home.is_manager, home.info.state, home.leases) == (True, "up", 2)
             held = home.holdings
             assert (held.replicas, held.current, held.homes, held.dirty, held.sole) == (2, 1, 2, 1, 0)
             held = (await mount.ask(GetServer(target))).holdings
