@@ -101,6 +101,9 @@ def record(tx: Transaction, state: State, ino: int, move: Move, step: Step) -> M
             "to_changed_ns": file_time_ns(),
         }
         _SET.run(tx.connection, values)
+        if move.state == MOVE_FAILED:
+            # The migration may have none left that failed: it is looked at anew.
+            _REOPEN.run(tx.connection, {"b_migration": move.migration, "to_state": RUNNING})
         tx.after(lambda: state.bells.ring(MIGRATE))
     return following
 
@@ -188,7 +191,6 @@ def copy_arrived(tx: Transaction, state: State, ino: int) -> None:
         if move.state == MOVE_FAILED and movers <= {move.migration}:
             movers.add(move.migration)
             record(tx, state, ino, move, Step(Event.ARRIVED))
-            _REOPEN.run(tx.connection, {"b_migration": move.migration, "to_state": RUNNING})
 
 
 def start_move(tx: Transaction, state: State, ino: int, move: Move) -> None:

@@ -457,6 +457,26 @@ def test_a_dead_copy_fails_its_move_until_it_is_retried_or_resumed(url: str) -> 
     trio.run(main)
 
 
+def test_a_migration_whose_only_failed_file_is_removed_is_done(url: str) -> None:
+    async def main() -> None:
+        async with small_network(url) as (office, mount):
+            agents = await agents_of(office)
+            (node,) = await files_with_copies(mount, agents, 1, on=2)
+            order = await start(mount, node.ino)
+
+            async def copying() -> bool:
+                return await states(mount, order.migration) == {"copying": 1}
+
+            await office.background(copying)
+            (task,) = await agents["s3"].claim()
+            await agents["s3"].ask(ReportTasks([TaskReport(task.task, task.claim, "failed", "no luck")]))
+            await office.background(in_state(mount, order.migration, "failed"))
+            await mount.apply(Unlink(ROOT_INO, (await where(mount, node.ino)).path[1:], NOW))
+            await working(office, agents, in_state(mount, order.migration, "done"))
+
+    trio.run(main)
+
+
 def test_files_that_vanish_and_files_that_others_move_are_skipped(url: str) -> None:
     async def main() -> None:
         async with small_network(url) as (office, mount):

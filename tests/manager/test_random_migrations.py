@@ -4,6 +4,7 @@ After each step the catalog must be one from which nothing can be lost; in the e
 """
 
 import random
+from functools import partial
 
 import pytest
 import trio
@@ -35,6 +36,7 @@ from cluster.messages import (
 from manager.migrating import Migrator
 from manager.queue import release_claims
 from manager.schema import inodes, replicas, tasks
+from manager.term import reap
 from tests.manager.office import NOW, Office, Peer, in_office
 
 SERVERS = ("s1", "s2", "s3", "s4")
@@ -197,6 +199,7 @@ class World:
         self.draw = random.Random(0)
         for _ in range(60):
             await self.retry()
+            await self.reap()
             await self.migrator.run_once()
             held, self.held = self.held, []
             for server in SERVERS:
@@ -215,6 +218,13 @@ class World:
         left = [(row.migration, row.state, row.counts, row.problem) for row in rows if not row.ended_ns]
         assert not left
         await self.office.store.read(self._check_end)
+
+    async def reap(self) -> None:
+        """What the manager's own loop does with files that have no name any more."""
+        state = self.office.state
+        doomed, state.to_reap = state.to_reap, []
+        await self.office.store.write(partial(reap, state=state, doomed=doomed))
+        state.reaping.difference_update(doomed)
 
     def _check_end(self, connection: Connection) -> None:
         for inode in connection.execute(select(inodes).where(inodes.c.ino.in_(self.files))).all():
