@@ -20,7 +20,7 @@ from agent.trash import TrashPurger
 from agent.volumes import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.content import commit_object, content_of, object_lock, overlay, stamp_of
-from cluster.errors import Changed, Fenced, Unavailable, from_os_error, refused
+from cluster.errors import Changed, Fenced, Undone, from_os_error, refused
 from cluster.leases import LeaseToken, TokenGate
 from cluster.messages import (
     AgentRequest,
@@ -98,7 +98,7 @@ class DataServer:
 
     async def handle(self, request: AgentRequest, body: bytes, send: SendReply) -> Any:
         if self._stopping:
-            raise Unavailable("this agent is stopping")
+            raise Undone("this agent is stopping")
         self._under_way += 1
         try:
             if isinstance(request, PullObject):

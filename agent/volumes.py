@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from cluster.errors import Refused, Unavailable, refused
+from cluster.errors import Refused, Undone, refused
 from cluster.messages import VolumeState
 from cluster.volume import RECORD_XATTR, VolumeLayout
 
@@ -71,11 +71,11 @@ class VolumeTable:
         return self._by_number.get(number)
 
     def require(self, number: int) -> LocalVolume:
-        """The volume; raises `Refused` if it is not this server's, `Unavailable` before the first registration."""
+        """The volume; raises `Refused` if it is not this server's, `Undone` before the first registration."""
         volume = self._by_number.get(number)
         if volume is None:
             if self.volumes and not self._by_number:
-                raise Unavailable("this agent has not reached a manager yet and does not know its volumes' numbers")
+                raise Undone("this agent has not reached a manager yet and does not know its volumes' numbers")
             raise refused(errno.ENXIO, f"this server has no volume {number}")
         return volume
 

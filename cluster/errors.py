@@ -33,6 +33,12 @@ class Unavailable(GodwitError):
     default_errno = e.EIO
 
 
+class Undone(Unavailable):
+    """Nobody could answer, and nothing was done: even what must not be done twice may be sent again."""
+
+    kind = "undone"
+
+
 class NotManager(Unavailable):
     """The process that was asked does not hold the manager's office; ask another candidate."""
 
@@ -87,6 +93,7 @@ _KINDS: dict[str, type[GodwitError]] = {
         GodwitError,
         Refused,
         Unavailable,
+        Undone,
         NotManager,
         Fenced,
         TokenRefused,

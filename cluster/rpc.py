@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 import msgspec
 import trio
 
-from cluster.errors import GodwitError, ProtocolError, Unavailable, from_failure
+from cluster.errors import GodwitError, ProtocolError, Unavailable, Undone, from_failure
 from cluster.frames import PREFACE, Frame, FrameParser, pack
 from cluster.messages import Failure, Reply, Request
 from cluster.wire import Wire
@@ -71,11 +71,19 @@ class Channel:
         self._waiting: dict[int, _Replies] = {}
 
     async def call(self, request: Request[R], *, timeout_s: float, body: bytes | memoryview = b"") -> R:
-        """Sends a request and waits for its reply; raises the `GodwitError` that the peer answers, or `Unavailable`."""
+        """Sends a request and waits for its reply; raises the `GodwitError` that the peer answers, or `Unavailable`:
+        `Undone` if it was not sent."""
         return cast(R, (await self.exchange(request, timeout_s=timeout_s, body=body)).reply)
 
-    async def exchange(self, request: Request[Any], *, timeout_s: float, body: bytes | memoryview = b"") -> Answer:
-        """As `call`, with the body of the reply."""
+    async def exchange(
+        self, request: Request[Any], *, timeout_s: float, body: bytes | memoryview = b"", once: bool = False
+    ) -> Answer:
+        """As `call`, with the body of the reply.
+
+        *once*: the request must not be done twice. It is not sent, then, to a peer that has closed the connection already.
+        """
+        if once and self._wire.has_ended():
+            self.close()
         number, replies = self._expect()
         try:
             with trio.move_on_after(timeout_s):
@@ -124,7 +132,7 @@ class Channel:
 
     async def _send(self, data: bytes) -> None:
         if self.broken.is_set():
-            raise Unavailable(f"the connection to {self.peer} is broken")
+            raise Undone(f"the connection to {self.peer} is broken")
         try:
             await self._wire.send(data)
         except Unavailable:
@@ -176,15 +184,15 @@ class Channel:
 
 
 async def connect(address: str, nursery: trio.Nursery, *, timeout_s: float) -> Channel:
-    """Connects to `host:port`; the channel's receiver runs in *nursery*. Raises `Unavailable`."""
+    """Connects to `host:port`; the channel's receiver runs in *nursery*. Raises `Undone`."""
     host, port = parse_address(address)
     try:
         with trio.fail_after(timeout_s):
             wire = Wire(await trio.open_tcp_stream(host, port, happy_eyeballs_delay=math.inf), address)
-    except (OSError, trio.TooSlowError) as error:
+            await wire.send(PREFACE)
+    except (OSError, trio.TooSlowError, Unavailable) as error:
         reason = f"no connection within {timeout_s:g} s" if isinstance(error, trio.TooSlowError) else str(error)
-        raise Unavailable(f"cannot reach {address}: {reason}") from error
-    await wire.send(PREFACE)
+        raise Undone(f"cannot reach {address}: {reason}") from error
     channel = Channel(wire)
     nursery.start_soon(channel.receive_loop)
     return channel

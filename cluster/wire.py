@@ -87,6 +87,15 @@ class Wire:
             return data
         return b""
 
+    def has_ended(self) -> bool:
+        """Whether the peer has closed the connection already, even if nobody has read that yet."""
+        try:
+            return self.closed or not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     async def _wait(self, ready: Callable[[socket.socket], Awaitable[None]]) -> None:
         try:
             await ready(self._socket)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import trio
 
 from cluster.content import commit_object, content_of, object_lock, prepare_commit, stamp_of
-from cluster.errors import Changed, Fenced, GodwitError, TokenRefused, Unavailable, from_os_error
+from cluster.errors import Changed, Fenced, GodwitError, TokenRefused, Unavailable, Undone, from_os_error
 from cluster.messages import (
     Commit,
     CommitObject,
@@ -213,7 +213,7 @@ class RemoteObject:
     """The object at its home on another server, or a replica there when `stamp` is given (then for reading only).
 
     Every request carries a good lease token. Requests that may be repeated are repeated until the deadline when the
-    connection breaks; an append is not. Raises `Fenced` when the home has moved on.
+    connection breaks; an append only if it was certainly not done. Raises `Fenced` when the home has moved on.
     """
 
     is_remote = True
@@ -241,11 +241,13 @@ class RemoteObject:
 
     async def write(self, offset: int, data: bytes, *, append: bool) -> int:
         async def attempt() -> int:
-            answer = await self._exchange(lambda token: WriteObject(self._ino, self._volume, token, offset, append), body=data)
+            answer = await self._exchange(
+                lambda token: WriteObject(self._ino, self._volume, token, offset, append), body=data, once=append
+            )
             count: int = answer.reply.count
             return count
 
-        return await attempt() if append else await self._persist(attempt)
+        return await self._persist(attempt, repeatable=not append)
 
     async def truncate(self, size: int) -> None:
         await self._persist(lambda: self._ask(lambda token: TruncateObject(self._ino, self._volume, token, size)))
@@ -274,14 +276,14 @@ class RemoteObject:
         reply: R = (await self._exchange(make)).reply
         return reply
 
-    async def _exchange(self, make: Callable[[bytes], Request[Any]], body: bytes = b"") -> Answer:
+    async def _exchange(self, make: Callable[[bytes], Request[Any]], body: bytes = b"", *, once: bool = False) -> Answer:
         """One exchange with a token that the agent takes: it may not have heard of a new manager as soon as this mount."""
         deadline = trio.current_time() + self._timeout_s
         held = await self._current_lease()
         pause_s = 0.0
         while True:
             try:
-                return await self._peers.exchange(self._volume, make(held.sealed), body=body)
+                return await self._peers.exchange(self._volume, make(held.sealed), body=body, once=once)
             except TokenRefused as error:
                 if trio.current_time() + pause_s > deadline:
                     raise Unavailable(f"the agent with volume {self._volume} took no lease token: {error}") from error
@@ -298,13 +300,14 @@ class RemoteObject:
             raise Fenced(f"the home of inode {self._ino} has moved: its epoch is {held.token.home_epoch}, not {self._epoch}")
         return held
 
-    async def _persist(self, attempt: Callable[[], Awaitable[R]]) -> R:
+    async def _persist(self, attempt: Callable[[], Awaitable[R]], *, repeatable: bool = True) -> R:
+        """What *attempt* returns, tried again until the deadline; what is not *repeatable*, only while it was not done."""
         deadline = trio.current_time() + self._timeout_s
         while True:
             try:
                 return await attempt()
-            except Unavailable:
-                if trio.current_time() + RETRY_S > deadline:
+            except Unavailable as error:
+                if trio.current_time() + RETRY_S > deadline or not (repeatable or isinstance(error, Undone)):
                     raise
                 await trio.sleep(RETRY_S)
 

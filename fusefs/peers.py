@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from cluster.errors import NoSpace, Unavailable
+from cluster.errors import NoSpace, Unavailable, Undone
 from cluster.messages import ListVolumes, Request, Volume
 from cluster.rpc import Answer, Channel, connect
 from cluster.session import ManagerSession
@@ -72,11 +72,11 @@ class Peers:
         reply: R = (await self.exchange(number, request, body=body)).reply
         return reply
 
-    async def exchange(self, number: int, request: Request[Any], *, body: bytes = b"") -> Answer:
-        """As `call`, with the body of the reply."""
+    async def exchange(self, number: int, request: Request[Any], *, body: bytes = b"", once: bool = False) -> Answer:
+        """As `call`, with the body of the reply; *once* as in `Channel.exchange`."""
         volume = await self.volume(number)
         channel = await self._channel(volume.address)
-        return await channel.exchange(request, timeout_s=self._request_timeout_s, body=body)
+        return await channel.exchange(request, timeout_s=self._request_timeout_s, body=body, once=once)
 
     async def _channel(self, address: str) -> Channel:
         channel = self._channels.get(address)
@@ -87,7 +87,7 @@ class Peers:
             if channel is not None and not channel.broken.is_set():
                 return channel
             if trio.current_time() < self._down_until.get(address, 0.0):
-                raise Unavailable(f"{address} could not be reached a moment ago")
+                raise Undone(f"{address} could not be reached a moment ago")
             try:
                 channel = await connect(address, self._nursery, timeout_s=CONNECT_TIMEOUT_S)
             except Unavailable:

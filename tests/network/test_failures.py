@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from blake3 import blake3
 
 from cluster.frames import PREFACE
+from cluster.rpc import parse_address
 from cluster.volume import VolumeLayout
 from lab.lab import Lab
 from tests.network.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
@@ -143,6 +145,41 @@ def test_an_agent_killed_in_the_middle_of_a_copy_completes_it_once(make_lab: Mak
     copied = holder(lab, ino, but="s1")
     assert blake3(object_of(lab, copied, ino).read_bytes()).hexdigest() == digest.hexdigest()
     assert staging() == []
+
+
+def connects(lab: Lab, server: str, address: str) -> bool:
+    """Whether somebody listens at the address, seen from a server."""
+    host, port = parse_address(address)
+    script = f"import socket; socket.create_connection(({host!r}, {port}), 5)"
+    return lab.run(server, [sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
+def test_an_append_waits_for_an_agent_that_is_away_and_is_done_once(make_lab: MakeLab) -> None:
+    """Nothing was sent to the dead agent, so the append may be tried again, which one that was under way must not be."""
+    lab = make_lab()
+    (lab.mount("s1") / "log").write_bytes(b"")
+    with (lab.mount("s2") / "log").open("ab", buffering=0) as file:
+        file.write(b"before\n")
+        lab.kill("s1", "agent")
+        # The first thread of a killed process may be gone a moment before its connections are.
+        wait_until(lambda: not connects(lab, "s2", lab.config("s1").agent.listen), "its connections have ended")
+        failures: list[OSError] = []
+
+        def append() -> None:
+            try:
+                file.write(b"while it was away\n")
+            except OSError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=append)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive(), "it waits"
+        lab.start("s1", "agent")
+        thread.join(REQUEST_TIMEOUT_S + 5)
+        assert not thread.is_alive()
+        assert failures == []
+    assert (lab.mount("s1") / "log").read_bytes() == b"before\nwhile it was away\n"
 
 
 def test_what_a_killed_mount_wrote_is_committed_by_its_agent(make_lab: MakeLab) -> None:

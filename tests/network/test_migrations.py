@@ -1,5 +1,7 @@
 """A server is emptied while everybody works with its files, and while agents and the manager die."""
 
+import errno
+import itertools
 import os
 import random
 import signal
@@ -23,6 +25,7 @@ SMALL = 4_960
 LARGE = 40
 LARGE_BYTES = 26 << 20
 HOT = 9  # of the small ones, those that are written meanwhile
+MAX_UNKNOWN = 3  # appends that were under way when an agent was killed
 OVERRIDES = {"mount": {"commit_s": 1.0}, "manager": {"term_s": 2.0, "session_timeout_s": 6.0}}
 FOLDERS = 20
 
@@ -131,19 +134,30 @@ class Sampler:
 
 
 class Writer:
-    """Appends records to the hot files through one mount; remembers what the kernel has taken."""
+    """Appends records to the hot files through one mount; remembers what was taken, and what nobody can know.
+
+    An append that was under way to an agent when that was killed ends with EIO: it was done, or it was not.
+    """
 
     def __init__(self, name: str, paths: list[Path]) -> None:
         self._name = name
         self._paths = paths
         self._draw = random.Random(name)
+        self._numbers = itertools.count()
         self.written: dict[str, list[bytes]] = {path.name: [] for path in paths}
+        self.unknown: set[bytes] = set()
 
     def append(self) -> None:
         path = self._draw.choice(self._paths)
-        record = f"{self._name} {len(self.written[path.name]):06}\n".encode()
+        record = f"{self._name} {path.name} {next(self._numbers):06}\n".encode()
         with path.open("ab", buffering=0) as file:
-            assert file.write(record) == len(record)
+            try:
+                assert file.write(record) == len(record)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                self.unknown.add(record)
+                return
         self.written[path.name].append(record)
 
 
@@ -235,7 +249,9 @@ def test_thousands_of_files_move_while_they_are_used_and_agents_die(lab: Lab) ->
     for name in hot:
         content = (lab.mount("s3") / "projects" / name).read_bytes()
         assert content.startswith(before[name])
-        records = content[len(before[name]) :].splitlines(keepends=True)
+        unknown = set().union(*(writer.unknown for writer in writers))
+        assert len(unknown) <= MAX_UNKNOWN
+        records = [line for line in content[len(before[name]) :].splitlines(keepends=True) if line not in unknown]
         assert sorted(records) == sorted(record for writer in writers for record in writer.written[Path(name).name])
     wait_for_copies(lab, 60)
 
