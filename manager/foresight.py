@@ -43,7 +43,7 @@ async def plan_migration(term: Term, _session: Session, request: PlanMigration) 
 
 
 def _foresee(connection: Connection, state: State, request: PlanMigration) -> MigrationPlan:
-    places = state.members.places()
+    places = dict(state.members.places())
     sources = set(state.members.of_server(request.source))
     tally = _Tally()
     truncated = False

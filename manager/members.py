@@ -6,8 +6,9 @@ or draining is settled here; that it is down, back or gone is a transaction firs
 """
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Any
 
 import msgspec
@@ -68,6 +69,8 @@ class Members:
         self._members: dict[str, Member] = {}
         self._reachable: frozenset[str] = frozenset()
         self._closed: frozenset[str] = frozenset()
+        # With the values that they were made of, which are replaced and never changed.
+        self._places_of: tuple[tuple[object, ...], dict[int, Place]] | None = None
         for row in connection.execute(_SERVERS):
             standing = standing_of(row.state, wanted_empty=bool(row.draining))
             hearing = first_hearing(standing, now)
@@ -128,8 +131,16 @@ class Members:
         known = self.get(volume)
         return known is not None and known.server not in self._closed
 
-    def places(self) -> dict[int, Place]:
+    def places(self) -> Mapping[int, Place]:
         """The volumes as placement sees them; those of servers that have left are no places."""
+        known = (self._volumes, self._members, self._reachable, self._closed)
+        if self._places_of is not None and all(map(is_, self._places_of[0], known)):
+            return self._places_of[1]
+        places = self._make_places()
+        self._places_of = (known, places)
+        return places
+
+    def _make_places(self) -> dict[int, Place]:
         places = {}
         for number, v in self._volumes.items():
             meaning = self._meaning(v.server)

@@ -5,7 +5,7 @@ is in memory only says what was looked at lately. A move goes on by itself when 
 begun, and looked at again when something may have changed that nobody reports: a writer has closed, a volume has room.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -88,7 +88,7 @@ def open_orders(connection: Connection) -> list[Order]:
 # --------------------------------------------------------------------------------------------------------- one step
 
 
-def pick_target(ino: int, size: int, server: str, stored: Iterable[int], places: dict[int, Place]) -> int:
+def pick_target(ino: int, size: int, server: str, stored: Iterable[int], places: Mapping[int, Place]) -> int:
     """The volume of *server* to which a file goes: where it is already, else by the draw among those with room.
 
     If none has room, the one that comes nearest, so that the refusal names it; 0 if the server has no volume.

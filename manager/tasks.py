@@ -4,6 +4,7 @@ There is at most one task per (inode, volume). What a claimed task is working on
 when its report arrives.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
@@ -157,8 +158,10 @@ def _is_going(row: InodeRow) -> bool:
     return bool(row.operation == DELETE and row.claim > 0)
 
 
-def _places_without(places: dict[int, Place], going: set[int]) -> dict[int, Place]:
-    return places | {volume: replace(places[volume], counts=False, accepts=False) for volume in going if volume in places}
+def _places_without(places: Mapping[int, Place], going: set[int]) -> Mapping[int, Place]:
+    if not going:
+        return places
+    return dict(places) | {volume: replace(places[volume], counts=False, accepts=False) for volume in going if volume in places}
 
 
 def _queue(tx: Transaction, state: State, inode: InodeRow, action: Copy | Drop, row: InodeRow | None) -> None:
