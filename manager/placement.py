@@ -72,24 +72,6 @@ class Layout:
     actions: tuple[Action, ...]
 
 
-def place(
-    *,
-    ino: int,
-    size: int,
-    home: int,
-    copies: int,
-    holdings: Iterable[Holding],
-    places: Mapping[int, Place],
-    leaving: Collection[int] = frozenset(),
-    pinned: Collection[int] = frozenset(),
-) -> list[Action]:
-    """The actions of `lay_out`."""
-    layout = lay_out(
-        ino=ino, size=size, home=home, copies=copies, holdings=holdings, places=places, leaving=leaving, pinned=pinned
-    )
-    return list(layout.actions)
-
-
 def lay_out(
     *,
     ino: int,

@@ -23,7 +23,8 @@ from manager.moves import (
     look_at_target,
     next_state,
 )
-from manager.placement import Copy, Drop, Holding, Layout, Place, lay_out, place
+from manager.placement import Copy, Drop, Holding, Layout, Place, lay_out
+from tests.manager.placing import place
 
 GIB = 2**30
 DOCUMENT = Path(__file__, "../../../docs/migration.md").resolve()

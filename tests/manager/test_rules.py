@@ -13,10 +13,11 @@ from cluster.errors import Fenced, Refused
 from cluster.messages import CLAIMED, DEAD, DEFERRED, WAITING
 from manager import acl
 from manager.claims import DEFERRED_MAX, Claims
-from manager.placement import Copy, Drop, Holding, Place, place
+from manager.placement import Copy, Drop, Holding, Place
 from manager.queue import BACKOFF_MAX_S, backoff_s, judge
 from manager.sessions import Sessions
 from manager.taskstates import GONE, TRANSITIONS, Event, next_state, states_after, table
+from tests.manager.placing import place
 
 GIB = 2**30
 
