@@ -130,6 +130,17 @@ class Files:
 
     async def _reach_home(self, state: OpenInode) -> Object:
         """The home's object. Raises `Unavailable` if its server stays away, before the catalog is told of a writer."""
+        while True:
+            try:
+                return await self._reach(state)
+            except Unavailable:
+                raise
+            except GodwitError:
+                # The home may have moved since we were told where it is: then its old object is gone.
+                if not await self._has_moved(state):
+                    raise
+
+    async def _reach(self, state: OpenInode) -> Object:
         node = state.node
         if state.home is not None and state.home_epoch == node.home_epoch:
             return state.home

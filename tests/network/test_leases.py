@@ -47,9 +47,9 @@ def test_an_open_idle_file_is_renewed_and_lapses_after_its_close(lab: Lab) -> No
     wait_for_replicas(lab, str(path), 2)
     with (lab.mount("s2") / "idle").open("rb") as file:
         assert file.read(3) == b"con"
+        counted = godwit(lab, "leases", "ls")["renewed"]
         (before,) = leases(lab, path, "s2")
         assert (before["mode"], before["open"]) == ("read", True)
-        counted = godwit(lab, "leases", "ls")["renewed"]
         wait_until(lambda: leases(lab, path, "s2")[0]["renewals"] >= before["renewals"] + 10, "ten renewals of an idle file")
         assert godwit(lab, "leases", "ls")["renewed"] >= counted + 10
         assert file.read() == b"tent"
