@@ -30,9 +30,9 @@ from cli.newserver import (
 from cli.render import print_facts, print_json, print_line
 from cli.target import JsonOption, TimeoutOption
 from cluster.config import DEFAULT_CONFIG, ServerConfig
-from cluster.errors import Unavailable, own_error
-from cluster.messages import PROTOCOL, Elsewhere, Join, Joined
-from cluster.rpc import connect, parse_address
+from cluster.errors import Unavailable
+from cluster.messages import PROTOCOL, Join, Joined
+from cluster.rpc import ask_once, parse_address
 
 MACHINE_ID = Path("/etc/machine-id")
 JOIN_TIMEOUT_S = 30.0
@@ -116,7 +116,7 @@ def ask_to_join(managers: Sequence[str], request: Join, timeout_s: float) -> Joi
             while True:
                 for address in list(known):
                     try:
-                        reply = await _ask_one(address, request)
+                        reply = await ask_once(address, request, timeout_s=ATTEMPT_S)
                     except Unavailable as error:
                         reason = str(error)
                         continue
@@ -129,20 +129,3 @@ def ask_to_join(managers: Sequence[str], request: Join, timeout_s: float) -> Joi
         raise Unavailable(f"no manager let {request.server} in within {timeout_s:g} s: {reason}")
 
     return trio.run(ask)
-
-
-async def _ask_one(address: str, request: Join) -> Joined | Elsewhere:
-    try:
-        async with trio.open_nursery() as nursery:
-            channel = await connect(address, nursery, timeout_s=ATTEMPT_S)
-            try:
-                reply = await channel.call(request, timeout_s=ATTEMPT_S)
-            finally:
-                channel.close()
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        error = own_error(group)
-        if error is None:
-            raise
-        raise error from None
-    return reply

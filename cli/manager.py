@@ -12,7 +12,7 @@ from cli.render import as_age, print_facts, print_json, print_line, print_table
 from cli.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, Target, TimeoutOption, find_target
 from cluster.errors import Unavailable
 from cluster.messages import AskOffice, Heartbeat, OfficeInfo, StepDown
-from cluster.rpc import connect
+from cluster.rpc import ask_once
 
 EXIT_UNREACHABLE = 3
 ANSWER_S = 1.0
@@ -101,15 +101,12 @@ async def _ask_all(target: Target, timeout_s: float) -> dict[str, OfficeInfo | N
 
 
 async def _ask_one(address: str, request: AskOffice, timeout_s: float) -> OfficeInfo | None:
-    info = None
-    async with trio.open_nursery() as nursery:
-        with trio.move_on_after(timeout_s):
-            try:
-                info = await (await connect(address, nursery, timeout_s=timeout_s)).call(request, timeout_s=timeout_s)
-            except Unavailable:
-                info = None
-        nursery.cancel_scope.cancel()
-    return info
+    with trio.move_on_after(timeout_s):
+        try:
+            return await ask_once(address, request, timeout_s=timeout_s)
+        except Unavailable:
+            return None
+    return None
 
 
 def manager_of(answers: dict[str, OfficeInfo | None]) -> OfficeInfo | None:

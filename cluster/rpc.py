@@ -198,6 +198,24 @@ async def connect(address: str, nursery: trio.Nursery, *, timeout_s: float) -> C
     return channel
 
 
+async def ask_once(address: str, request: Request[R], *, timeout_s: float) -> R:
+    """The reply to one request, over a connection of its own; connecting and answering may take *timeout_s* each.
+
+    Raises what the peer answers, or `Unavailable`.
+    """
+    outcome: R | GodwitError
+    async with trio.open_nursery() as nursery:
+        try:
+            channel = await connect(address, nursery, timeout_s=timeout_s)
+            outcome = await channel.call(request, timeout_s=timeout_s)
+        except GodwitError as error:
+            outcome = error
+        nursery.cancel_scope.cancel()
+    if isinstance(outcome, GodwitError):
+        raise outcome
+    return outcome
+
+
 # ------------------------------------------------------------------------------------------------------- serving
 
 SendReply = Callable[[Any, bytes | memoryview], Awaitable[None]]

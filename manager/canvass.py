@@ -11,8 +11,8 @@ import trio
 
 from cluster.clock import monotonic_s
 from cluster.errors import GodwitError
-from cluster.messages import AskHearing, Hearing, Ping, Pong
-from cluster.rpc import Channel, connect
+from cluster.messages import AskHearing, Ping, Pong
+from cluster.rpc import Channel, ask_once, connect
 
 log = logging.getLogger(__name__)
 
@@ -59,30 +59,17 @@ async def ask_hearing(
     answers: dict[str, bool] = {}
 
     async def ask(address: str, nursery: trio.Nursery) -> None:
-        hearing = await _ask_one(address, request, timeout_s)
-        if hearing is not None:
-            answers[hearing.server] = hearing.hears
-            if is_enough(answers):
-                nursery.cancel_scope.cancel()
+        try:
+            hearing = await ask_once(address, request, timeout_s=timeout_s)
+        except (GodwitError, ValueError) as error:
+            log.debug("no answer from %s: %s", address, error)
+            return
+        answers[hearing.server] = hearing.hears
+        if is_enough(answers):
+            nursery.cancel_scope.cancel()
 
     with trio.move_on_after(timeout_s):
         async with trio.open_nursery() as nursery:
             for address in addresses:
                 nursery.start_soon(ask, address, nursery)
     return answers
-
-
-async def _ask_one(address: str, request: AskHearing, timeout_s: float) -> Hearing | None:
-    hearing = None
-    async with trio.open_nursery() as nursery:
-        channel = None
-        try:
-            channel = await connect(address, nursery, timeout_s=timeout_s)
-            hearing = await channel.call(request, timeout_s=timeout_s)
-        except (GodwitError, ValueError) as error:
-            log.debug("no answer from %s: %s", address, error)
-        finally:
-            if channel is not None:
-                channel.close()
-        nursery.cancel_scope.cancel()
-    return hearing
