@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy import Connection
 
 from cluster.messages import MigrationPlan, PlanMigration
-from manager.inodes import InodeRow, find_inode, path_of
+from manager.inodes import InodeRow, children, find_inode, path_of
 from manager.limits import check_count, check_number
 from manager.migrating import pick_target
-from manager.moves import Move, look_at_target
+from manager.moves import Move, look_at_target, out_of_reach, taken_by
 from manager.orders import PATHS_MAX, check_servers
 from manager.placement import Holding, Place, lay_out
-from manager.planning import PLAN_BATCH, children, moved_by_others
+from manager.planning import PLAN_BATCH, moved_by_others
 from manager.sessions import Session
 from manager.state import State
 from manager.tasks import replicas_of
@@ -84,7 +84,7 @@ def _files(connection: Connection, inodes: list[int]) -> Iterator[InodeRow]:
             continue
         after = 0
         while True:
-            page = children(connection, inode.ino, after)
+            page = children(connection, inode.ino, after, PLAN_BATCH)
             for child in page:
                 if stat.S_ISDIR(child.mode):
                     left.append(child.ino)
@@ -103,7 +103,7 @@ def _judge(
     """Why the file cannot be moved; empty if it can, and then its target has less room in *places*."""
     other = moved_by_others(connection, inode.ino, 0)
     if other:
-        return f"migration {other} moves the file already"
+        return taken_by(other)
     held = {row.volume: row for row in replicas_of(connection, inode.ino)}
     target = pick_target(inode.ino, inode.size, target_server, held, places)
     obstacle = look_at_target(Move(0, 0, target, ""), inode.size, held, places)
@@ -121,7 +121,7 @@ def _judge(
         pinned={target},
     )
     if len(layout.wanted) < copies:
-        return f"the policy wants {copies} copies, and besides the source only {len(layout.wanted)} volumes can have one"
+        return out_of_reach(copies, layout)
     for volume in set(layout.wanted) - set(held):
         places[volume] = replace(places[volume], free_bytes=places[volume].free_bytes - inode.size)
     return ""

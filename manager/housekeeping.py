@@ -9,11 +9,11 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from cluster.clock import monotonic_s
 from cluster.errors import NotManager
-from manager.inodes import NODE_COLUMNS
+from manager.inodes import children
 from manager.introductions import forget_mount
 from manager.membership import tick_members
 from manager.queue import release_claims, wake_tasks
-from manager.schema import applied, dentries, inodes, scans
+from manager.schema import applied, scans
 from manager.sessions import AGENT, MOUNT
 from manager.state import REAP, SCAN, State
 from manager.store import Transaction
@@ -28,13 +28,6 @@ SCAN_BATCH = 64
 SCAN_PAUSE_S = 0.005  # between batches, so that requests go first
 FORGET_REPLIES_S = 3600.0
 
-_CHILDREN = (
-    select(*NODE_COLUMNS, dentries.c.cookie)
-    .join_from(dentries, inodes, inodes.c.ino == dentries.c.ino)
-    .where(dentries.c.parent == bindparam("ino"), dentries.c.cookie > bindparam("after"))
-    .order_by(dentries.c.cookie)
-    .limit(SCAN_BATCH)
-)
 _FIRST_SCAN = select(scans.c.ino, scans.c.after).order_by(scans.c.ino).limit(1)
 _SCAN_KNOWN = select(scans.c.ino).where(scans.c.ino == bindparam("ino"))
 
@@ -120,17 +113,17 @@ def scan_some(tx: Transaction, state: State) -> bool:
     scan = tx.execute(_FIRST_SCAN).one_or_none()
     if scan is None:
         return False
-    children = tx.execute(_CHILDREN, {"ino": scan.ino, "after": scan.after}).all()
+    found = children(tx.connection, scan.ino, scan.after, SCAN_BATCH)
     policy = state.policies.of_directory(tx.connection, scan.ino)
-    for child in children:
+    for child in found:
         if stat.S_ISREG(child.mode):
             align(tx, state, child, policy)
         elif stat.S_ISDIR(child.mode) and tx.execute(_SCAN_KNOWN, {"ino": child.ino}).first() is None:
             tx.execute(insert(scans), {"ino": child.ino, "after": 0})
-    if len(children) < SCAN_BATCH:
+    if len(found) < SCAN_BATCH:
         tx.execute(delete(scans).where(scans.c.ino == scan.ino))
     else:
-        tx.execute(update(scans).where(scans.c.ino == scan.ino).values(after=children[-1].cookie))
+        tx.execute(update(scans).where(scans.c.ino == scan.ino).values(after=found[-1].cookie))
     return True
 
 

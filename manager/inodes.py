@@ -59,6 +59,13 @@ _PARENT_OF = Hot(select(dentries.c.parent).where(dentries.c.ino == bindparam("in
 _NAME_OF = Hot(
     select(dentries.c.parent, dentries.c.name).where(dentries.c.ino == bindparam("ino")).order_by(dentries.c.parent).limit(1)
 )
+_CHILDREN = Hot(
+    select(*NODE_COLUMNS, dentries.c.cookie)
+    .join_from(dentries, inodes, inodes.c.ino == dentries.c.ino)
+    .where(dentries.c.parent == bindparam("ino"), dentries.c.cookie > bindparam("after"))
+    .order_by(dentries.c.cookie)
+    .limit(bindparam("n"))
+)
 _HAS_CHILDREN = Hot(select(dentries.c.cookie).where(dentries.c.parent == bindparam("ino")).limit(1))
 
 PATH_DEPTH_MAX = 4096
@@ -122,6 +129,11 @@ def check_name(name: bytes) -> None:
         raise refused(errno.ENAMETOOLONG)
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
         raise refused(errno.EINVAL, f"not a name: {name!r}")
+
+
+def children(connection: Connection, directory: int, after: int, count: int) -> list[InodeRow]:
+    """The next inodes in a directory behind the cookie *after*, with the cookies of their entries."""
+    return _CHILDREN.all(connection, {"ino": directory, "after": after, "n": count})
 
 
 def has_children(connection: Connection, ino: int) -> bool:

@@ -26,12 +26,13 @@ from cluster.messages import (
     PLANNING,
     RUNNING,
 )
+from manager.holdings import holds_anything
 from manager.inodes import find_inode
-from manager.moves import ACTIVE, UNFINISHED, Event, Move, Step
+from manager.moves import ACTIVE, UNFINISHED, VANISHED, Event, Move, Step
 from manager.moving import record, start_move
 from manager.placement import Place, draw, has_room
 from manager.planning import Order, plan_from_the_start, plan_some
-from manager.schema import migrations, moves, replicas
+from manager.schema import migrations, moves
 from manager.state import MIGRATE, State
 from manager.statements import Hot
 from manager.store import Transaction
@@ -72,7 +73,6 @@ _AIM = Hot(
     )
     .values(target=bindparam("to_target"))
 )
-_HELD = Hot(select(replicas.c.ino).where(replicas.c.volume == bindparam("volume")).limit(1))
 
 
 def count_moves(connection: Connection, migration: int, states: Iterable[str], limit: int) -> int:
@@ -118,7 +118,7 @@ def start_some(tx: Transaction, state: State, migration: int) -> bool:
         move = Move(migration, row.source, row.target, row.state)
         inode = find_inode(tx.connection, row.ino)
         if inode is None or inode.nlink == 0:
-            record(tx, state, row.ino, move, Step(Event.GONE, "the file was removed"))
+            record(tx, state, row.ino, move, VANISHED)
             continue
         if order.target:
             stored = [replica.volume for replica in replicas_of(tx.connection, row.ino)]
@@ -163,7 +163,7 @@ def end_if_over(tx: Transaction, state: State, migration: int) -> None:
         _set_state(tx, order, MIGRATION_CANCELLED, over=True)
     elif order.state != RUNNING or not order.planned:
         return
-    elif order.kind == KIND_DRAIN and holds_anything(tx.connection, state, order.source):
+    elif order.kind == KIND_DRAIN and holds_anything(tx.connection, state.members.of_server(order.source)):
         if failed:
             _set_state(tx, order, MIGRATION_FAILED)
         else:
@@ -177,12 +177,6 @@ def end_if_over(tx: Transaction, state: State, migration: int) -> None:
 def _set_state(tx: Transaction, order: Order, name: str, *, over: bool = False) -> None:
     values = {"state": name, "ended_ns": file_time_ns() if over else 0}
     tx.execute(update(migrations).where(migrations.c.migration == order.migration).values(**values))
-
-
-def holds_anything(connection: Connection, state: State, server: str) -> bool:
-    """Whether any replica is left on the server's volumes."""
-    volumes = state.members.of_server(server)
-    return any(_HELD.one_or_none(connection, {"volume": volume}) is not None for volume in volumes)
 
 
 # --------------------------------------------------------------------------------------------------------- the loop

@@ -121,6 +121,19 @@ class Step:
     text: str = ""
 
 
+VANISHED = Step(Event.GONE, "the file was removed")
+
+
+def taken_by(migration: int) -> str:
+    """Why a file is not moved that another migration moves."""
+    return f"migration {migration} moves the file already"
+
+
+def out_of_reach(copies: int, layout: Layout) -> str:
+    """Why a source must stay without which the policy could not be kept."""
+    return f"the policy wants {copies} copies, and besides the source only {len(layout.wanted)} volumes can have one"
+
+
 def look_at_target(move: Move, size: int, stored: Collection[int], places: Mapping[int, Place]) -> Step | None:
     """What keeps the move from having any effect on the file's copies at present; None if nothing does."""
     if move.target == 0:
@@ -146,8 +159,7 @@ def decide(move: Move, *, home: int, copies: int, layout: Layout, is_current: Co
     if move.target in layout.wanted and move.target not in is_current:
         return Step(Event.COPIES_MISSING)
     if len(layout.wanted) < copies:
-        text = f"the policy wants {copies} copies, and besides the source only {len(layout.wanted)} volumes can have one"
-        return Step(Event.COPIES_MISSING, text)
+        return Step(Event.COPIES_MISSING, out_of_reach(copies, layout))
     if layout.secured < copies:
         return Step(Event.COPIES_MISSING)
     if move.source == home:

@@ -16,7 +16,6 @@ from cluster.messages import (
     MOVE_DELETING,
     MOVE_FAILED,
     MOVE_PLANNED,
-    MOVE_WAITING,
     PAUSED,
     PLANNING,
     RUNNING,
@@ -24,7 +23,7 @@ from cluster.messages import (
 from cluster.messages import MIGRATION_FAILED as FAILED
 from manager.inodes import InodeRow
 from manager.limits import ERROR_MAX, clean_text
-from manager.moves import Event, Move, Step, decide, look_at_target, next_state
+from manager.moves import ACTIVE, VANISHED, Event, Move, Step, decide, look_at_target, next_state, taken_by
 from manager.placement import Layout, Place
 from manager.schema import migrations, moves, replicas
 from manager.state import MIGRATE, State
@@ -43,12 +42,7 @@ _MOVES = Hot(
     .join_from(moves, migrations, migrations.c.migration == moves.c.migration)
     .where(
         moves.c.ino == bindparam("ino"),
-        or_(
-            moves.c.state == MOVE_COPYING,
-            moves.c.state == MOVE_WAITING,
-            moves.c.state == MOVE_DELETING,
-            moves.c.state == MOVE_FAILED,
-        ),
+        or_(*(moves.c.state == name for name in (*ACTIVE, MOVE_FAILED))),
     )
 )
 _SET = Hot(
@@ -158,7 +152,7 @@ def file_gone(tx: Transaction, state: State, ino: int) -> None:
         return
     for move in moves_of(tx, ino):
         if move.state != MOVE_DELETING:
-            record(tx, state, ino, move, Step(Event.GONE, "the file was removed"))
+            record(tx, state, ino, move, VANISHED)
         elif _REPLICA.one_or_none(tx.connection, {"ino": ino, "volume": move.source}) is None:
             record(tx, state, ino, move, Step(Event.DELETED))
 
@@ -198,6 +192,6 @@ def start_move(tx: Transaction, state: State, ino: int, move: Move) -> None:
     assert move.state == MOVE_PLANNED
     other = next((found.migration for found in active_moves(tx, state, ino) if found.migration != move.migration), 0)
     if other:
-        record(tx, state, ino, move, Step(Event.TAKEN, f"migration {other} moves the file already"))
+        record(tx, state, ino, move, Step(Event.TAKEN, taken_by(other)))
     else:
         record(tx, state, ino, move, Step(Event.START))

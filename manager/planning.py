@@ -13,44 +13,23 @@ from sqlalchemy import Connection, bindparam, delete, insert, or_, select, updat
 from cluster.clock import file_time_ns
 from cluster.messages import (
     KIND_DRAIN,
-    MOVE_COPYING,
-    MOVE_DELETING,
     MOVE_DONE,
     MOVE_PLANNED,
     MOVE_SKIPPED,
-    MOVE_WAITING,
     PLANNING,
     RUNNING,
 )
-from manager.inodes import NODE_COLUMNS, InodeRow, find_inode
-from manager.moves import Event, next_state
-from manager.schema import dentries, inodes, migration_scans, migrations, moves, replicas
+from manager.inodes import InodeRow, children, find_inode
+from manager.moves import UNFINISHED, Event, next_state, taken_by
+from manager.schema import migration_scans, migrations, moves
 from manager.state import State
 from manager.statements import Hot
 from manager.store import Transaction
-from manager.tasks import replicas_of
+from manager.tasks import inodes_on, replicas_of
 
 PLAN_BATCH = 64
 
-_UNFINISHED = or_(
-    moves.c.state == MOVE_PLANNED,
-    moves.c.state == MOVE_COPYING,
-    moves.c.state == MOVE_WAITING,
-    moves.c.state == MOVE_DELETING,
-)
-_CHILDREN = Hot(
-    select(*NODE_COLUMNS, dentries.c.cookie)
-    .join_from(dentries, inodes, inodes.c.ino == dentries.c.ino)
-    .where(dentries.c.parent == bindparam("ino"), dentries.c.cookie > bindparam("after"))
-    .order_by(dentries.c.cookie)
-    .limit(bindparam("n"))
-)
-_ON_VOLUME = Hot(
-    select(replicas.c.ino)
-    .where(replicas.c.volume == bindparam("volume"), replicas.c.ino > bindparam("after"))
-    .order_by(replicas.c.ino)
-    .limit(bindparam("n"))
-)
+_UNFINISHED = or_(*(moves.c.state == name for name in UNFINISHED))
 _KNOWN = Hot(select(moves.c.migration, moves.c.source, moves.c.state).where(moves.c.ino == bindparam("ino")))
 _OTHER = Hot(
     select(moves.c.migration).where(moves.c.ino == bindparam("ino"), moves.c.migration != bindparam("migration"), _UNFINISHED)
@@ -75,11 +54,6 @@ _FIRST_SCAN = Hot(
 )
 
 Order = InodeRow  # a row of `migrations`
-
-
-def children(connection: Connection, directory: int, after: int, count: int = PLAN_BATCH) -> list[InodeRow]:
-    """The next inodes in a directory, with the cookies of their entries."""
-    return _CHILDREN.all(connection, {"ino": directory, "after": after, "n": count})
 
 
 def moved_by_others(connection: Connection, ino: int, migration: int) -> int:
@@ -126,7 +100,7 @@ def _insert(tx: Transaction, order: Order, inode: InodeRow, source: int, other: 
         "target": 0,
         "state": next_state(MOVE_PLANNED, Event.TAKEN) if other else MOVE_PLANNED,
         "bytes": inode.size,
-        "error": f"migration {other} moves the file already" if other else "",
+        "error": taken_by(other) if other else "",
         "changed_ns": file_time_ns(),
     }
     _INSERT.run(tx.connection, values)
@@ -161,7 +135,7 @@ def _plan_directory(tx: Transaction, state: State, order: Order) -> None:
     if scan is None:
         _planned(tx, order)
         return
-    found = children(tx.connection, scan.ino, scan.after)
+    found = children(tx.connection, scan.ino, scan.after, PLAN_BATCH)
     for child in found:
         plan_inode(tx, state, order, child)
     mine = (migration_scans.c.migration == order.migration) & (migration_scans.c.ino == scan.ino)
@@ -178,13 +152,13 @@ def _plan_drain(tx: Transaction, state: State, order: Order) -> None:
         _planned(tx, order)
         return
     after = order.cursor if volume == order.cursor_volume else 0
-    found = _ON_VOLUME.all(tx.connection, {"volume": volume, "after": after, "n": PLAN_BATCH})
-    for row in found:
-        inode = find_inode(tx.connection, row.ino)
+    found = inodes_on(tx.connection, volume, after, PLAN_BATCH)
+    for ino in found:
+        inode = find_inode(tx.connection, ino)
         if inode is not None and inode.nlink:
             plan_file(tx, order, inode, volumes)
     ended = len(found) < PLAN_BATCH
-    values = {"cursor_volume": volume + 1, "cursor": 0} if ended else {"cursor_volume": volume, "cursor": found[-1].ino}
+    values = {"cursor_volume": volume + 1, "cursor": 0} if ended else {"cursor_volume": volume, "cursor": found[-1]}
     tx.execute(update(migrations).where(migrations.c.migration == order.migration).values(**values))
 
 

@@ -33,6 +33,12 @@ _REPLICAS = Hot(
         replicas.c.fault,
     ).where(replicas.c.ino == bindparam("ino"))
 )
+_ON_VOLUME = Hot(
+    select(replicas.c.ino)
+    .where(replicas.c.volume == bindparam("volume"), replicas.c.ino > bindparam("after"))
+    .order_by(replicas.c.ino)
+    .limit(bindparam("n"))
+)
 _TASKS = Hot(
     select(tasks.c.task, tasks.c.volume, tasks.c.operation, tasks.c.state, tasks.c.version, tasks.c.claim).where(
         tasks.c.ino == bindparam("ino")
@@ -52,6 +58,11 @@ _DELETE = Hot(delete(tasks).where(tasks.c.task == bindparam("b_task")))
 def replicas_of(connection: Connection, ino: int) -> list[InodeRow]:
     """The replica rows of an inode."""
     return _REPLICAS.all(connection, {"ino": ino})
+
+
+def inodes_on(connection: Connection, volume: int, after: int, count: int) -> list[int]:
+    """The next inodes with a replica on a volume, by number."""
+    return [row.ino for row in _ON_VOLUME.all(connection, {"volume": volume, "after": after, "n": count})]
 
 
 def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None = None) -> bool:

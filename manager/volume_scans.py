@@ -10,26 +10,19 @@ from enum import Enum, auto
 from functools import partial
 
 import trio
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import delete, insert, select, update
 
 from cluster.clock import monotonic_s
-from manager.schema import replicas, volume_scans
+from manager.schema import volume_scans
 from manager.state import VOLUME_SCAN, State
-from manager.statements import Hot
 from manager.store import Transaction
-from manager.tasks import align_inode
+from manager.tasks import align_inode, inodes_on
 from manager.term import Term
 
 BATCH = 64
 PAUSE_S = 0.005  # between batches, so that requests go first
 AGAIN_S = 2.0  # until homes that could not be moved are looked at again
 
-_ON_VOLUME = Hot(
-    select(replicas.c.ino)
-    .where(replicas.c.volume == bindparam("volume"), replicas.c.ino > bindparam("after"))
-    .order_by(replicas.c.ino)
-    .limit(bindparam("n"))
-)
 _SCANS = select(volume_scans.c.volume, volume_scans.c.after).order_by(volume_scans.c.volume)
 
 
@@ -53,7 +46,7 @@ def queue_volume_scan(tx: Transaction, state: State, volume: int) -> None:
 
 def align_some(tx: Transaction, state: State, volume: int, after: int) -> tuple[int, set[int]]:
     """Aligns the next files of a volume: the last of them (0: there is none) and those whose homes are held up."""
-    found = [row.ino for row in _ON_VOLUME.all(tx.connection, {"volume": volume, "after": after, "n": BATCH})]
+    found = inodes_on(tx.connection, volume, after, BATCH)
     last = found[-1] if found else 0
     if last:
         # Not if the scan was begun anew meanwhile.
