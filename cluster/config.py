@@ -1,5 +1,6 @@
 """The configuration of one server: one TOML file, parsed once; unknown keys and values out of range are refused by name."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,8 @@ from cluster.errors import Refused
 from cluster.rpc import parse_address
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Secret = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
 RENEWALS_PER_ACCESS = 2  # a holder decides at least this often within one access time
@@ -78,6 +79,11 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     manager: ManagerConfig
     agent: AgentConfig
     mount: MountConfig
+
+
+def is_name(text: str) -> bool:
+    """Whether it is good as the name of a server or a cluster."""
+    return re.fullmatch(NAME_PATTERN, text) is not None
 
 
 def parse_config(text: bytes, source: str) -> ServerConfig:

@@ -251,7 +251,7 @@ class Files:
         return state.node.home_epoch != before
 
     async def _read(self, state: OpenInode, offset: int, length: int) -> Buffer:
-        held = self._leases.good(state.ino) or await self._leases.hold(state.ino)
+        held = await self._leases.hold(state.ino)
         if isinstance(state.home, LocalObject):
             _check_home(state, held)
             return await state.home.read(offset, length)
@@ -339,7 +339,7 @@ class Files:
         state = handle.inode
         state.check()
         assert state.home is not None, "a handle for writing has its home"
-        _check_home(state, self._leases.good(state.ino) or await self._leases.hold(state.ino))
+        _check_home(state, await self._leases.hold(state.ino))
         state.changed = True
         return await state.home.write(offset, data, append=handle.append)
 

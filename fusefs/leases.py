@@ -90,12 +90,17 @@ class Leases:
 
     async def hold(self, ino: int) -> Held:
         """A good token; asks for one if there is none. Raises `Refused` (ESTALE) or `Unavailable`."""
+        held = self.good(ino)
+        return await self._get(ino) if held is None else held
+
+    async def _get(self, ino: int) -> Held:
         deadline_s = trio.current_time() + self._timeout_s
-        while (held := self.good(ino)) is None:
+        while True:
+            await self._ask_once(ino)
+            if (held := self.good(ino)) is not None:
+                return held
             if trio.current_time() >= deadline_s:
                 raise Unavailable(f"no lease for inode {ino} within {self._timeout_s:g} s")
-            await self._ask_once(ino)
-        return held
 
     async def replace(self, refused_one: Held) -> Held:
         """Another token in the place of one that an agent did not take, or that is older than what is known."""

@@ -1,13 +1,13 @@
 """`Hello`: who a session is, whom it replaces, and what it still holds open."""
 
 import errno
-import re
 from dataclasses import dataclass
 from functools import partial
 
 from sqlalchemy import bindparam, delete, insert, select, update
 
 from cluster.clock import file_time_ns, monotonic_s
+from cluster.config import is_name
 from cluster.errors import ProtocolError, refused
 from cluster.membership import UP
 from cluster.messages import PROTOCOL, Hello, Welcome
@@ -22,7 +22,6 @@ from manager.term import Term
 
 OPENS_MAX = 200_000
 _PAGE = 500
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _EXISTING = select(inodes.c.ino).where(inodes.c.ino.in_(bindparam("inodes", expanding=True)))
 
 
@@ -32,7 +31,7 @@ def check_hello(hello: Hello, cluster: str) -> None:
         raise ProtocolError(f"{hello.server} speaks version {hello.protocol} of the protocol, this manager {PROTOCOL}: upgrade")
     if hello.cluster != cluster:
         raise ProtocolError(f"{hello.server} belongs to cluster {hello.cluster!r}, this is a manager of {cluster!r}")
-    if not _NAME.fullmatch(hello.server) or hello.role not in (MOUNT, AGENT, CLI) or not 0 <= hello.session < 2**63:
+    if not is_name(hello.server) or hello.role not in (MOUNT, AGENT, CLI) or not 0 <= hello.session < 2**63:
         raise ProtocolError("malformed introduction")
     check_count(len(hello.opens), OPENS_MAX, "open inodes")
     check_count(len(hello.tokens), OPENS_MAX, "lease tokens")

@@ -99,18 +99,23 @@ class Candidate:
         return self._describe_office()
 
     def _pong(self) -> Pong:
-        if self._held is not None and self._held.in_office:
-            return Pong(self._config.server, self._held.number, True, self._config.manager.listen)
+        held = self._in_office()
+        if held is not None:
+            return Pong(self._config.server, held.number, True, self._config.manager.listen)
         row = self._view.row or OfficeRow(0, "", "", 0)
         return Pong(self._config.server, row.term, False, "" if row.vacant else row.address)
 
+    def _in_office(self) -> Term | None:
+        """The term that this candidate acts in now."""
+        return self._held if self._held is not None and self._held.in_office else None
+
     def _is_holder(self) -> bool:
-        return self._held is not None and self._held.in_office
+        return self._in_office() is not None
 
     def _describe_office(self) -> OfficeInfo:
         now = monotonic_s()
         row = self._view.row or OfficeRow(0, "", "", 0)
-        held = self._held if self._is_holder() else None
+        held = self._in_office()
         return OfficeInfo(
             server=self._config.server,
             in_office=held is not None,

@@ -15,14 +15,16 @@ import msgspec
 from sqlalchemy import Connection, insert, select, update
 
 from cluster.clock import file_time_ns
-from cluster.errors import refused
+from cluster.errors import Refused, refused
 from cluster.membership import MEANINGS, UP, Event, Meaning, ServerState, Standing, standing_of, stored_state, transition
 from cluster.messages import Space, Volume, VolumeState
+from manager.limits import clean_text
 from manager.liveness import Delays, Hearing, event_now, first_hearing, is_reachable
 from manager.placement import Place
 from manager.schema import counters, servers, volumes
 from manager.store import Transaction
 
+SHOWN_MAX = 63  # of a name that is none
 FREE_STEP = 100  # a change of free space by a hundredth of the total is worth a transaction
 
 _COLUMNS = (
@@ -117,6 +119,14 @@ class Members:
 
     def member(self, server: str) -> Member | None:
         return self._members.get(server)
+
+    def require(self, server: str) -> Member:
+        """What is known of a server; a name that nobody has is refused with those that there are."""
+        member = self._members.get(server)
+        if member is None:
+            known = ", ".join(self.servers()) or "none"
+            raise Refused(f"there is no server {clean_text(server, SHOWN_MAX)!r}; there are: {known}", errno.ENOENT)
+        return member
 
     def servers(self) -> dict[str, Member]:
         """Everyone who was ever there, by name."""

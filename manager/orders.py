@@ -42,7 +42,7 @@ from manager.membership import change_standing, stored_standing
 from manager.migrating import change_some
 from manager.moves import ACTIVE, TRANSITIONS, Event
 from manager.planning import Order, plan_from_the_start, plan_inode
-from manager.schema import migrations, moves, servers
+from manager.schema import migrations, moves
 from manager.sessions import Session
 from manager.store import Transaction
 from manager.term import Term
@@ -112,12 +112,10 @@ def _insert(tx: Transaction, kind: str, source: str, target: str, paths: list[by
 async def drain_server(term: Term, _session: Session, request: DrainServer) -> MigrationRow:
     """Marks the server, and starts the drain unless there is one already: that one goes on."""
     server = request.server
+    term.state.members.require(server)
     token = -random.getrandbits(TOKEN_BITS) - 1
 
     def work(tx: Transaction) -> int:
-        if tx.execute(select(servers.c.server).where(servers.c.server == server)).first() is None:
-            names = ", ".join(tx.execute(select(servers.c.server).order_by(servers.c.server)).scalars()) or "none"
-            raise Refused(f"there is no server {clean_text(server, 63)!r}; there are: {names}", errno.ENOENT)
         change_standing(tx, term, server, ServerEvent.DRAIN)
         tx.after(term.state.begin_moves)
         mine = (migrations.c.kind == KIND_DRAIN) & (migrations.c.source == server) & (migrations.c.ended_ns == 0)

@@ -1,13 +1,14 @@
 """What people ask about servers: who they are, that one leaves, that one comes. May take milliseconds."""
 
 import errno
-import re
 from functools import partial
 
+import msgspec
 from sqlalchemy import Connection, delete, insert, select, update
 
 from cluster.clock import file_time_ns, monotonic_s
-from cluster.errors import Refused, refused
+from cluster.config import is_name
+from cluster.errors import refused
 from cluster.invitations import digest_of, new_token
 from cluster.membership import Event, ServerState
 from cluster.messages import (
@@ -25,7 +26,6 @@ from cluster.messages import (
     ServerInfo,
 )
 from manager.holdings import count_holdings, forget_some, forget_tasks, holds_anything
-from manager.limits import clean_text
 from manager.members import Member, Members
 from manager.membership import change_standing, stored_standing
 from manager.orders import cancel_drains
@@ -35,8 +35,6 @@ from manager.sessions import CLI, Session
 from manager.store import Transaction
 from manager.term import Term
 
-SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-NAME_MAX = 63
 EXPIRES_MIN_S = 1.0
 EXPIRES_MAX_S = 30 * 86400.0
 
@@ -60,17 +58,10 @@ def server_info(term: Term, server: str, counts: Counts, now: float) -> ServerIn
         dead_tasks=counts.get((server, DEAD), 0),
         last_seen_s=min((max(0.0, now - session.heard_s) for session in sessions), default=-1.0),
     )
-    return info if member is None else _with_member(info, member)
-
-
-def _with_member(info: ServerInfo, member: Member) -> ServerInfo:
-    return ServerInfo(
-        info.server,
-        info.roles,
-        info.volumes,
-        info.waiting_tasks,
-        info.dead_tasks,
-        info.last_seen_s,
+    if member is None:
+        return info
+    return msgspec.structs.replace(
+        info,
         state=str(member.state),
         since_ns=member.since_ns,
         wanted_empty=member.standing.wanted_empty,
@@ -80,18 +71,9 @@ def _with_member(info: ServerInfo, member: Member) -> ServerInfo:
     )
 
 
-def require_member(members: Members, server: str) -> Member:
-    """What is known of a server; a name that nobody has is refused with those that there are."""
-    member = members.member(server)
-    if member is None:
-        known = ", ".join(members.servers()) or "none"
-        raise Refused(f"there is no server {clean_text(server, NAME_MAX)!r}; there are: {known}", errno.ENOENT)
-    return member
-
-
 async def get_server(term: Term, _session: Session, request: GetServer) -> ServerDetails:
     """Everything about one server."""
-    require_member(term.state.members, request.server)
+    term.state.members.require(request.server)
     now = monotonic_s()
     leases = sum(1 for _lease in term.state.leases.ending_first(request.server))
 
@@ -123,7 +105,7 @@ def _safe_volumes(members: Members, but: str) -> list[int]:
 async def remove_server(term: Term, _session: Session, request: RemoveServer) -> Count:
     """The server leaves. What it holds is looked at before anything is changed, and again in each transaction."""
     members, server = term.state.members, request.server
-    member = require_member(members, server)
+    member = members.require(server)
     if member.state is ServerState.LEFT:
         return Count(0)
     if server == term.config.server:
@@ -209,7 +191,7 @@ def _end_sessions(term: Term, server: str) -> None:
 async def add_server(term: Term, _session: Session, request: AddServer) -> Added:
     """Invites a new server, takes back one that has left, or takes a drain back."""
     server = request.server
-    if not SERVER_NAME.fullmatch(server):
+    if not is_name(server):
         raise refused(errno.EINVAL, f"{server!r} is no name for a server: letters, digits, dots, dashes, at most 63")
     if not EXPIRES_MIN_S <= request.expires_s <= EXPIRES_MAX_S:
         raise refused(errno.EINVAL, f"a token expires after {EXPIRES_MIN_S:g} to {EXPIRES_MAX_S:g} seconds")
