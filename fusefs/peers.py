@@ -62,8 +62,11 @@ class Peers:
         return volume.server == self._server
 
     async def home_for_new_file(self) -> Volume:
-        """The volume on which a new file gets its home; raises `NoSpace` if there is none."""
-        if not any(map(self.is_local, self._volumes.values())):
+        """The volume on which a new file gets its home; raises `NoSpace` if there is none.
+
+        That no own volume takes files is asked anew each time: a server that was taken back is to write locally at once.
+        """
+        if not any(self.is_local(volume) and volume.accepts for volume in self._volumes.values()):
             await self.refresh()
         return pick_home(self._server, list(self._volumes.values()))
 
