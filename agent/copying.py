@@ -85,7 +85,7 @@ class Attempts:
         work = self._works(task.volume)
         found = await work.inspect.submit(task.ino)
         if found is not None:
-            node = await self._session.call(GetAttr(task.ino), timeout_s=MANAGER_TIMEOUT_S)
+            node = (await self._session.call(GetAttr(task.ino), timeout_s=MANAGER_TIMEOUT_S)).node
             if node.home_volume == task.volume:
                 return failed(task, f"volume {task.volume} is the home of inode {task.ino}, which no copy may overwrite")
             copied = await self._confirm(task, found, work)

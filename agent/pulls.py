@@ -49,7 +49,7 @@ class PullServer:
         if altered.version > request.version:
             return Changed(f"{what}; version {altered.version} is there now")
         try:
-            node = await self._session.call(GetAttr(request.ino), timeout_s=MANAGER_TIMEOUT_S)
+            node = (await self._session.call(GetAttr(request.ino), timeout_s=MANAGER_TIMEOUT_S)).node
         except Refused as error:
             return error
         if node.dirty or node.version > request.version:

@@ -71,7 +71,7 @@ class Settler:
             return str(error)
 
     async def _get(self, ino: int) -> Node:
-        return await self._session.call(GetAttr(ino), timeout_s=MANAGER_TIMEOUT_S)
+        return (await self._session.call(GetAttr(ino), timeout_s=MANAGER_TIMEOUT_S)).node
 
     async def _apply(self, operation: Operation) -> Node:
         return await self._session.apply_one(operation, timeout_s=MANAGER_TIMEOUT_S)

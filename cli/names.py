@@ -50,11 +50,13 @@ async def _walk(asker: Asker, path: Path, names: list[bytes]) -> int:
             parents[1:] = parents[1:-1]
             continue
         try:
-            node = await asker(Lookup(parents[-1], name))
+            node = (await asker(Lookup(parents[-1], name))).node
         except Refused as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno == errno.ENOTDIR:
                 raise Refused(f"{path}: {os.strerror(error.errno)}", error.errno) from error
             raise
+        if node is None:
+            raise Refused(f"{path}: {os.strerror(errno.ENOENT)}", errno.ENOENT)
         if left and stat.S_ISLNK(node.mode):
             target = (await asker(ReadLink(node.ino))).value
             links += 1

@@ -33,7 +33,7 @@ class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_timeout_s: Seconds = 30.0
     claim_timeout_s: Seconds = 30.0
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
-    access_s: Seconds = 30.0
+    access_s: Seconds = 15.0
     suspect_s: Seconds = 7.0
     down_s: Seconds = 600.0
 
@@ -63,7 +63,7 @@ class MountConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mountpoint: str
     request_timeout_s: Seconds = 60.0
     commit_s: Seconds = 5.0
-    renew_s: Seconds = 10.0
+    renew_s: Seconds = 5.0
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

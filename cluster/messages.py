@@ -204,7 +204,7 @@ class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
 
     `role` is `mount`, `agent` or `cli`; `session` is a random number that the process draws at its start and keeps over
     reconnections; a new session of the same server and role replaces the older one. A mount presents what it holds
-    open, and the lease tokens for it, so that a new manager knows them.
+    open, the lease tokens for it, and the inodes that it or its kernel may still be caching, so that a new manager knows them.
     """
 
     protocol: int
@@ -214,6 +214,7 @@ class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
     session: int
     opens: list[OpenInode] = []
     tokens: list[bytes] = []
+    caching: list[int] = []
 
 
 class Beat(Message, frozen=True, array_like=True, tag="beat"):
@@ -258,8 +259,20 @@ class Join(Request[Joined | Elsewhere], frozen=True, array_like=True, tag="join"
     machine: bytes
 
 
+class MountCounts(Message, frozen=True, array_like=True):
+    """What a mount process has done since its start: requests that the kernel made of it, that it made of managers, and recalls
+    that it obeyed; `caching` is how many inodes it holds a lease to cache at the moment."""
+
+    kernel_requests: int = 0
+    manager_requests: int = 0
+    recalls: int = 0
+    caching: int = 0
+
+
 class Heartbeat(Request[Beat], frozen=True, array_like=True, tag="heartbeat"):
-    """Keeps the session alive."""
+    """Keeps the session alive; a mount says what it has done."""
+
+    counts: MountCounts | None = None
 
 
 # Any candidate answers the following three at once, to anybody of its cluster: without `Hello`, and without being in office.
@@ -322,6 +335,59 @@ class StepDown(Request[Done], frozen=True, array_like=True, tag="stepdown"):
     """The manager ends `term` in order, after its reply; done already if it is of another term."""
 
     term: int
+
+
+# ------------------------------------------------------------------------------------------- leases to cache
+
+
+class Grant(Message, frozen=True, array_like=True):
+    """What the session may cache until `access_s` after it asked, or until it is recalled: `docs/leases.md`.
+
+    Of each of `inodes`: its attributes and content, and for a directory, which names it has and has not. Only the answer that
+    brings the grant may be cached under it. `serial` grows over all grants and recalls of all terms: a grant is void once a
+    recall of the inode with a larger serial has come, and when a manager of a later term has welcomed the session.
+    """
+
+    serial: int
+    access_s: float
+    inodes: list[int]
+
+
+class Recall(Message, frozen=True, array_like=True, tag="recall"):
+    """The manager wants `inodes` back: nothing of them may be cached any more until it is granted anew.
+
+    To be answered by `RecallDone` with `number` as soon as that is so; who does not answer is waited out.
+    """
+
+    number: int
+    serial: int
+    inodes: list[int]
+
+
+class WatchRecalls(Request[Recall], frozen=True, array_like=True, tag="watchrecalls"):
+    """Answered by a stream of `Recall` until the connection ends. Who does not watch is granted nothing to cache.
+
+    Recalls that have not been answered over an earlier connection come again.
+    """
+
+
+class RecallDone(Request[Done], frozen=True, array_like=True, tag="recalldone"):
+    """Nothing is cached any more of what the recalls `numbers` named.
+
+    `opens`: inodes among them that are open here (for reading) although the manager has not been told yet; it registers
+    them as by `Open` with `sequence`.
+    """
+
+    numbers: list[int]
+    opens: list[int] = []
+    sequence: int = 0
+
+
+class GiveBack(Request[Done], frozen=True, array_like=True, tag="giveback"):
+    """Nothing is cached any more of these inodes, unasked: grants with serials up to `serial` are over."""
+
+    inodes: list[int]
+    serial: int
 
 
 # ---------------------------------------------------------------------------------------- namespace: operations
@@ -439,11 +505,14 @@ Operation = Create | Link | Unlink | Rmdir | Rename | SetAttr | SetXattr | Remov
 class Applied(Message, frozen=True, array_like=True, tag="applied"):
     """One node per operation: the inode it made or changed (for `Unlink`, `Rmdir` and a replacing `Rename`: None).
 
-    `tokens`: a lease token for each regular file that was created, in their order.
+    `tokens`: a lease token for each regular file that was created, in their order. `touched`: every inode whose names or
+    attributes are others now: nodes of them that the session keeps are out of date.
     """
 
     nodes: list[Node | None]
     tokens: list[bytes] = []
+    grant: Grant | None = None
+    touched: list[int] = []
 
 
 class Apply(Request[Applied], frozen=True, array_like=True, tag="apply"):
@@ -465,12 +534,24 @@ class Sync(Request[Done], frozen=True, array_like=True, tag="sync"):
 # ------------------------------------------------------------------------------------------- namespace: questions
 
 
-class Lookup(Request[Node], frozen=True, array_like=True, tag="lookup"):
+class Found(Message, frozen=True, array_like=True, tag="found"):
+    """`node` is None if the directory has no such name. `grant` may be for the directory, the node, or both."""
+
+    node: Node | None
+    grant: Grant | None = None
+
+
+class Lookup(Request[Found], frozen=True, array_like=True, tag="lookup"):
     parent: int
     name: bytes
 
 
-class GetAttr(Request[Node], frozen=True, array_like=True, tag="getattr"):
+class Described(Message, frozen=True, array_like=True, tag="described"):
+    node: Node
+    grant: Grant | None = None
+
+
+class GetAttr(Request[Described], frozen=True, array_like=True, tag="getattr"):
     ino: int
 
 
@@ -498,10 +579,14 @@ class GetParent(Request[Parent], frozen=True, array_like=True, tag="getparent"):
 
 
 class Listing(Message, frozen=True, array_like=True, tag="listing"):
-    """A page of a directory in the order of the cookies; `end` when nothing follows."""
+    """A page of a directory in the order of the cookies; `end` when nothing follows.
+
+    `grant` may be for the directory and for any of the entries.
+    """
 
     entries: list[Entry]
     end: bool
+    grant: Grant | None = None
 
 
 class ReadDir(Request[Listing], frozen=True, array_like=True, tag="readdir"):
@@ -582,6 +667,7 @@ class Opened(Message, frozen=True, array_like=True, tag="opened"):
     wanted_copies: int
     sync_copies: int
     token: bytes = b""
+    grant: Grant | None = None
 
 
 class Open(Request[Opened], frozen=True, array_like=True, tag="open"):
@@ -623,6 +709,7 @@ class LeaseTokens(Message, frozen=True, array_like=True, tag="leasetokens"):
     """Sealed tokens (`cluster.leases`) in the order of the request; empty for an inode that does not exist."""
 
     tokens: list[bytes]
+    grant: Grant | None = None
 
 
 class AskLeases(Request[LeaseTokens], frozen=True, array_like=True, tag="askleases"):
@@ -892,7 +979,7 @@ class ServerInfo(Message, frozen=True, array_like=True):
     """`last_seen_s` is the age of its last heartbeat; -1 when this manager has never heard it.
 
     `state` since `since_ns` (0: not known); `wanted_empty`: it is being drained, or will be when it is back. `manager`: its
-    candidate's address.
+    candidate's address. `counts`: what its mount last said of itself; None while there is none.
     """
 
     server: str
@@ -907,6 +994,7 @@ class ServerInfo(Message, frozen=True, array_like=True):
     manager: str = ""
     release: str = ""
     problems: list[str] = []
+    counts: MountCounts | None = None
 
 
 class Status(Message, frozen=True, array_like=True, tag="status"):
@@ -989,12 +1077,20 @@ class LeaseRow(Message, frozen=True, array_like=True):
 
 
 class LeaseCounts(Message, frozen=True, array_like=True):
-    """Of this term. `expired`: leases that ran out, unused or unheard; `refused`: asked for inodes that are not there."""
+    """Of this term. `expired`: leases that ran out, unused or unheard; `refused`: asked for inodes that are not there.
+
+    `recalled`: leases that were called back; `waited_out`: of these, how many ended by time instead of an answer. `given_back`:
+    unasked. `requests`: of mounts to this manager, of any kind.
+    """
 
     granted: int
     renewed: int
     expired: int
     refused: int
+    recalled: int = 0
+    waited_out: int = 0
+    given_back: int = 0
+    requests: int = 0
 
 
 class LeaseRows(Message, frozen=True, array_like=True, tag="leaserows"):
@@ -1280,6 +1376,9 @@ ManagerRequest = (
     | Close
     | Locate
     | AskLeases
+    | WatchRecalls
+    | RecallDone
+    | GiveBack
     | AwaitCopies
     | RegisterVolumes
     | ClaimTasks
@@ -1326,6 +1425,9 @@ Reply = (
     Failure
     | Done
     | Node
+    | Found
+    | Described
+    | Recall
     | Welcome
     | Joined
     | Elsewhere

@@ -17,7 +17,21 @@ import trio
 from cluster.errors import Fenced, GodwitError, NotManager, Refused, Unavailable
 from cluster.finding import Search
 from cluster.leases import ManagerClock
-from cluster.messages import PROTOCOL, Applied, Apply, Heartbeat, Hello, Node, OpenInode, Operation, Request, Welcome
+from cluster.messages import (
+    PROTOCOL,
+    Applied,
+    Apply,
+    Heartbeat,
+    Hello,
+    MountCounts,
+    Node,
+    OpenInode,
+    Operation,
+    Recall,
+    Request,
+    WatchRecalls,
+    Welcome,
+)
 from cluster.rpc import Channel
 
 log = logging.getLogger(__name__)
@@ -44,7 +58,10 @@ class ManagerSession:
         role: str,
         opens: Callable[[], list[OpenInode]] = list,
         tokens: Callable[[], list[bytes]] = list,
+        caching: Callable[[], list[int]] = list,
+        counts: Callable[[], MountCounts | None] = lambda: None,
         on_welcome: Callable[[Welcome], None] = lambda _welcome: None,
+        on_recall: Callable[[Recall], None] | None = None,
     ) -> None:
         self.session = secrets.randbits(63)
         self.term = 0
@@ -57,7 +74,10 @@ class ManagerSession:
         self._role = role
         self._opens = opens
         self._tokens = tokens
+        self._caching = caching
+        self._counts = counts
         self._on_welcome = on_welcome
+        self._on_recall = on_recall
         self._channel: Channel | None = None
         self._connected = trio.Event()
         self._last_refusal = "none of them answered"
@@ -65,6 +85,7 @@ class ManagerSession:
         self._request_ids = itertools.count(1)
         self._outstanding: set[int] = set()
         self._fenced: Fenced | None = None
+        self.requests = 0
 
     async def run(self) -> None:
         """Keeps the session connected until cancelled. Raises `Fenced` when a newer session has replaced this one."""
@@ -81,6 +102,8 @@ class ManagerSession:
             return
         self._channel = channel
         self._connected.set()
+        if self._on_recall is not None:
+            nursery.start_soon(self._watch_recalls, channel, self._on_recall)
         await self._heartbeats(channel)
         self._connected = trio.Event()
         self._channel = None
@@ -123,7 +146,8 @@ class ManagerSession:
 
     async def _introduce(self, channel: Channel) -> Welcome:
         before = trio.current_time()
-        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, self._opens(), self._tokens())
+        held = self._opens(), self._tokens(), self._caching()
+        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, *held)
         welcome = await channel.call(hello, timeout_s=INTRODUCTION_TIMEOUT_S)
         self.last_contact_s = before
         self.clock.heard(welcome.term, welcome.now_s, before)
@@ -133,6 +157,16 @@ class ManagerSession:
         self._logged_refusal = ""
         return welcome
 
+    async def _watch_recalls(self, channel: Channel, obey: Callable[[Recall], None]) -> None:
+        """Hands over each recall, in the order in which the manager sent recalls and answers, until the channel breaks."""
+        try:
+            async with channel.open_stream(WatchRecalls()) as recalls:
+                async for answer in recalls:
+                    obey(answer.reply)
+        except GodwitError as error:
+            log.debug("no more recalls over %s: %s", channel.peer, error)
+            channel.close()
+
     async def _heartbeats(self, channel: Channel) -> None:
         while not channel.broken.is_set():
             with trio.move_on_after(HEARTBEAT_S):
@@ -140,7 +174,7 @@ class ManagerSession:
                 return
             before = trio.current_time()
             try:
-                beat = await channel.call(Heartbeat(), timeout_s=HEARTBEAT_TIMEOUT_S)
+                beat = await channel.call(Heartbeat(self._counts()), timeout_s=HEARTBEAT_TIMEOUT_S)
             except GodwitError as error:
                 self._last_refusal = str(error)
                 log.warning("lost the manager at %s: %s", channel.peer, error)
@@ -165,6 +199,7 @@ class ManagerSession:
                     if self._channel is channel:
                         await trio.sleep(0)
                 continue
+            self.requests += 1
             try:
                 return await channel.call(request, timeout_s=left)
             except NotManager as error:

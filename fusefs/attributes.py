@@ -29,7 +29,7 @@ class Attributes:
         try:
             return await self._present(node)
         except Fenced:
-            newer = await self._session.call(GetAttr(node.ino), timeout_s=self._timeout_s)
+            newer = (await self._session.call(GetAttr(node.ino), timeout_s=self._timeout_s)).node
         try:
             return await self._present(newer)
         except Fenced:

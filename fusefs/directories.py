@@ -91,10 +91,10 @@ class Directories:
     async def _dots_of_living(self, ino: int, after: int) -> list[Entry]:
         entries = []
         if after < DOT_COOKIE:
-            node = await self._session.call(GetAttr(ino), timeout_s=self._timeout_s)
+            node = (await self._session.call(GetAttr(ino), timeout_s=self._timeout_s)).node
             entries.append(Entry(b".", DOT_COOKIE, node))
         parent = await self._session.call(GetParent(ino), timeout_s=self._timeout_s)
-        node = await self._session.call(GetAttr(parent.ino), timeout_s=self._timeout_s)
+        node = (await self._session.call(GetAttr(parent.ino), timeout_s=self._timeout_s)).node
         entries.append(Entry(b"..", DOTDOT_COOKIE, node))
         return entries
 

@@ -184,7 +184,10 @@ class Files:
         except Refused as error:
             if error.errno != errno.EEXIST or flags & os.O_EXCL:
                 raise
-            node = await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)
+            found = (await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)).node
+            if found is None:
+                raise refused(errno.ENOENT) from error
+            node = found
             if not stat.S_ISREG(node.mode):
                 raise refused(errno.EISDIR if stat.S_ISDIR(node.mode) else errno.EEXIST) from error
             number, keep = await self.open(node.ino, flags, uid)

@@ -4,7 +4,7 @@ import errno
 import os
 
 from cluster.clock import file_time_ns
-from cluster.errors import Refused
+from cluster.errors import Refused, refused
 from cluster.messages import (
     Create,
     GetAttr,
@@ -54,12 +54,14 @@ class Namespace:
         self._timeout_s = timeout_s
 
     async def lookup(self, parent: int, name: bytes) -> Node:
-        node = await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)
+        node = (await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)).node
+        if node is None:
+            raise refused(errno.ENOENT)
         self._paths.saw(node.ino, parent, name)
         return await self._attributes.live(node)
 
     async def getattr(self, ino: int) -> Node:
-        return await self._attributes.live(await self._session.call(GetAttr(ino), timeout_s=self._timeout_s))
+        return await self._attributes.live((await self._session.call(GetAttr(ino), timeout_s=self._timeout_s)).node)
 
     async def setattr(self, change: SetAttr, size: int | None) -> Node:
         """Changes attributes and, if *size* is given, the length of the file, which goes first."""

@@ -13,7 +13,9 @@ from cluster.messages import (
     BeginCommit,
     Begun,
     Blob,
+    Described,
     Entry,
+    Found,
     GetAttr,
     GetParent,
     GetSpace,
@@ -24,7 +26,6 @@ from cluster.messages import (
     Locate,
     Lookup,
     Names,
-    Node,
     Opened,
     Parent,
     ReadDir,
@@ -33,7 +34,7 @@ from cluster.messages import (
     Volumes,
 )
 from manager.attributes import get_xattr, list_xattrs
-from manager.inodes import HAS_CAPABILITY, NODE_COLUMNS, check_name, get_directory, get_entry, get_inode, node_of, parent_of
+from manager.inodes import HAS_CAPABILITY, NODE_COLUMNS, check_name, find_entry, get_directory, get_inode, node_of, parent_of
 from manager.limits import check_number
 from manager.queue import replica_of
 from manager.schema import dentries, inodes, symlinks
@@ -54,13 +55,16 @@ _LIST = (
 _TARGET = select(symlinks.c.target).where(symlinks.c.ino == bindparam("ino"))
 
 
-def lookup(connection: Connection, _term: Term, request: Lookup) -> Node:
+def lookup(connection: Connection, _term: Term, request: Lookup) -> Found:
     check_name(request.name)
-    return node_of(get_entry(connection, request.parent, request.name))
+    row = find_entry(connection, request.parent, request.name)
+    if row is None:
+        get_directory(connection, request.parent)
+    return Found(None if row is None else node_of(row))
 
 
-def get_attr(connection: Connection, _term: Term, request: GetAttr) -> Node:
-    return node_of(get_inode(connection, request.ino))
+def get_attr(connection: Connection, _term: Term, request: GetAttr) -> Described:
+    return Described(node_of(get_inode(connection, request.ino)))
 
 
 def begin_commit(connection: Connection, term: Term, request: BeginCommit) -> Begun:

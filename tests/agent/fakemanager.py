@@ -21,6 +21,7 @@ from cluster.messages import (
     Begun,
     ClaimTasks,
     Commit,
+    Described,
     Done,
     ExtendClaims,
     FindStrays,
@@ -278,7 +279,7 @@ class _Connection:
             case Apply():
                 return manager.apply(self._session, request)
             case GetAttr():
-                return manager.node(request.ino)
+                return Described(manager.node(request.ino))
             case BeginCommit():
                 return Begun(manager.node(request.ino), 0)
             case ListUnsettled():

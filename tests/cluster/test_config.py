@@ -47,7 +47,7 @@ WRONG = [
     ("copies_at_once = 8", "copys_at_once = 8", "copys_at_once"),
     ("[mount]", "[mounts]", "mount"),
     ("[mount]", "[mount]\ncommit_s = inf", "commit_s"),
-    ("[mount]", "[mount]\nrenew_s = 15.1", r"mount\.renew_s"),
+    ("[mount]", "[mount]\nrenew_s = 7.6", r"mount\.renew_s"),
     ("[agent]", "suspect_s = 601\n[agent]", r"manager\.suspect_s"),
     ("[mount]", "[mount", "not TOML"),
 ]

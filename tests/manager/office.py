@@ -1,5 +1,6 @@
 """A manager in office without a network: requests go straight to its connections."""
 
+import errno
 import itertools
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,6 +11,7 @@ import trio
 
 from cluster.clock import monotonic_s
 from cluster.config import AgentConfig, ManagerConfig, MountConfig, ServerConfig
+from cluster.errors import refused
 from cluster.messages import (
     PROTOCOL,
     ROOT_INO,
@@ -106,10 +108,13 @@ class Peer:
         return await self.make(name, parent, stat.S_IFDIR | mode)
 
     async def attr(self, ino: int) -> Node:
-        return await self.ask(GetAttr(ino))
+        return (await self.ask(GetAttr(ino))).node
 
     async def lookup(self, name: bytes, parent: int = ROOT_INO) -> Node:
-        return await self.ask(Lookup(parent, name))
+        node = (await self.ask(Lookup(parent, name))).node
+        if node is None:
+            raise refused(errno.ENOENT)
+        return node
 
     async def commit(self, ino: int, version: int, *, final: bool = True, size: int = 10) -> Node:
         content = Content(size, 8, NOW + version, NOW + version)

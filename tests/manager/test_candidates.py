@@ -77,7 +77,7 @@ def test_another_candidate_follows(url: str) -> None:
                     return (await status(session)).term > second.term + 1
 
                 await until(is_newer, 20.0)
-                assert (await session.call(GetAttr(ROOT_INO), timeout_s=5.0)).ino == ROOT_INO
+                assert (await session.call(GetAttr(ROOT_INO), timeout_s=5.0)).node.ino == ROOT_INO
                 nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -206,7 +206,7 @@ def test_mutations_are_applied_once(url: str) -> None:
                 await mount.ask(Apply(101, 50, [Unlink(1, b"a", NOW)]))
             with pytest.raises(Refused):
                 await mount.ask(Apply(49, 10, [Unlink(1, b"b", NOW)]))
-            assert (await mount.ask(GetAttr(node.ino))).nlink == 0
+            assert (await mount.ask(GetAttr(node.ino))).node.nlink == 0
 
     trio.run(main)
 
