@@ -11,8 +11,9 @@ is no await.
 """
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -141,6 +142,7 @@ class Caching:
         self._access_s = 0.0
         self._names = 0
         self._look_again_s = 0.0
+        self._leaving: Counter[int] = Counter()
 
     def limit_names(self, names_s: float) -> None:
         """For how long at most the kernel is given a name."""
@@ -204,9 +206,20 @@ class Caching:
         return cached is not None and cached.deadline_s > self._now()
 
     def leased(self) -> list[int]:
-        """All inodes that may be cached here at this moment, for a new manager."""
+        """All inodes of which something may be cached here at this moment, for a new manager."""
         now = self._now()
-        return [ino for ino, cached in self._cached.items() if cached.deadline_s > now]
+        return [ino for ino, cached in self._cached.items() if cached.deadline_s > now] + list(self._leaving)
+
+    @contextmanager
+    def leaving(self, given_up: Iterable[GivenUp]) -> Iterator[None]:
+        """While inside, the kernel may still have something of what was given up."""
+        inodes = [item.ino for item in given_up]
+        self._leaving.update(inodes)
+        try:
+            yield
+        finally:
+            self._leaving.subtract(inodes)
+            self._leaving = +self._leaving
 
     def __len__(self) -> int:
         return len(self._cached)

@@ -32,6 +32,7 @@ LATER_S = 0.1  # the kernel counts a timeout from when it takes the answer
 THREADS = 16
 CHECK_S = 0.25
 GIVE_BACK_TOGETHER = 5000
+ONE_BY_ONE_MAX = 5000  # names; more are faster looked up again than dropped
 NO_NAME = b"."  # which no directory has as an entry: dropping it only waits for the directory's lock
 
 
@@ -75,6 +76,7 @@ class Recalls:
         self._changing: Counter[int] = Counter()
         self._waiting: dict[int, set[trio.Event]] = {}  # for the directory's lock; set when a change of our own begins there
         self._threads = trio.CapacityLimiter(THREADS)
+        self._waiters = trio.CapacityLimiter(THREADS)  # for locks of directories: the others must not run out because of them
         self.obeyed = 0
 
     # ------------------------------------------------------------------------------------------------ own changes
@@ -114,6 +116,10 @@ class Recalls:
 
     async def _take_away(self, given_up: list[GivenUp]) -> None:
         """Returns when the kernel has nothing of these any more, and will not get anything from answers that we gave before."""
+        with self._caching.leaving(given_up):
+            await self._take_from_kernel(given_up)
+
+    async def _take_from_kernel(self, given_up: list[GivenUp]) -> None:
         unknown = await self._in_thread(self._drop_inodes, [item.ino for item in given_up])
         for item in given_up:
             if item.names:
@@ -129,7 +135,8 @@ class Recalls:
         return {ino for ino in inodes if not self._kernel.drop_inode(ino)}
 
     async def _drop_names(self, directory: int, names: Iterable[bytes], until_s: float) -> None:
-        if await self._under_lock(directory, self._drop_each, directory, list(names)):
+        each = list(names)
+        if len(each) <= ONE_BY_ONE_MAX and await self._under_lock(directory, self._drop_each, directory, each):
             return
         await self.outlive(until_s)
 
@@ -142,7 +149,7 @@ class Recalls:
 
         Who waits only for lookups and listings to be through need not look at the result: that change got the lock after them.
         """
-        if self._changing[directory]:
+        if self._changing[directory] or not self._waiters.available_tokens:
             return False
         done = False
         with self._begins(directory) as began:
@@ -150,7 +157,7 @@ class Recalls:
 
                 async def work() -> None:
                     nonlocal done
-                    await self._in_thread(function, *args)
+                    await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._waiters)
                     done = True
                     nursery.cancel_scope.cancel()
 
