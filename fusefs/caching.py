@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import trio
@@ -104,12 +105,18 @@ class Listed(NamedTuple):
     allowed: Allowance
 
 
-class KeptListing(NamedTuple):
+@dataclass(frozen=True)
+class KeptListing:
     """A whole listing, with the directory's parent."""
 
     entries: list[Listed]
     parent: int
     allowed: Allowance
+
+    @cached_property
+    def by_name(self) -> dict[bytes, int]:
+        """The inodes of all names that there are."""
+        return {listed.name: listed.node.ino for listed in self.entries}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from cluster.messages import (
 )
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
-from fusefs.caching import Allowance, Caching, Seen
+from fusefs.caching import NOTHING, Allowance, Caching, Seen
 from fusefs.changes import Changes
 from fusefs.directories import Directories
 from fusefs.files import SECURITY_CAPABILITY, Files
@@ -69,6 +69,12 @@ class Namespace:
 
     async def lookup(self, parent: int, name: bytes) -> Seen:
         """What *name* is in *parent*; a node of None if there is no such name."""
+        known = self._listed(parent, name)
+        if known is not None:
+            node, allowed, listing = known
+            present = None if node is None else await self._attributes.live(node)
+            attr_until_s = 0.0 if node is None else allowed.until_s(node.ino)
+            return self._caching.seen(present, attr_until_s, parent, name, listing.until_s(parent))
         asked_s = trio.current_time()
         found = await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)
         allowed = self._caching.take(found.grant, asked_s)
@@ -78,6 +84,17 @@ class Namespace:
         self._caching.keep_node(found.node, allowed)
         node = await self._attributes.live(found.node)
         return self._caching.seen(node, allowed.until_s(node.ino), parent, name, allowed.until_s(parent))
+
+    def _listed(self, parent: int, name: bytes) -> tuple[Node | None, Allowance, Allowance] | None:
+        """What a kept listing says of a name, with the allowances of the node and the listing; None if that is not enough."""
+        listing = self._caching.listing(parent)
+        if listing is None:
+            return None
+        ino = listing.by_name.get(name)
+        if ino is None:
+            return None, NOTHING, listing.allowed
+        kept = self._caching.node(ino)
+        return None if kept is None else (*kept, listing.allowed)
 
     async def getattr(self, ino: int) -> Seen:
         node, allowed = await self._node(ino)
