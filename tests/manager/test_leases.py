@@ -9,7 +9,7 @@ from cluster.messages import AskLeases, Close, Closing, Hello, LeaseRows, ListLe
 from manager.leases import Leases
 from tests.manager.office import SECRET, Office, Peer, in_office, small_network, until
 
-ACCESS_S = 30.0
+ACCESS_S = 15.0
 
 
 def tokens(sealed: list[bytes]) -> list[LeaseToken]:

@@ -201,7 +201,7 @@ def test_mutations_are_applied_once(url: str) -> None:
             request = Apply(100, 50, [Unlink(1, b"a", NOW)])
             first: Applied = await mount.ask(request)
             again: Applied = await mount.ask(request)
-            assert first == again == Applied([None])
+            assert first == again == Applied([None], touched=[ROOT_INO, made.ino])
             with pytest.raises(Refused):
                 await mount.ask(Apply(101, 50, [Unlink(1, b"a", NOW)]))
             with pytest.raises(Refused):
@@ -221,7 +221,7 @@ def test_a_new_manager_knows_what_was_applied(url: str) -> None:
             same = await office.peer()
             same.number = mount.number
             await same.hello()
-            assert await same.ask(request) == Applied([None])
+            assert await same.ask(request) == Applied([None], touched=[ROOT_INO, made.ino])
 
     trio.run(main)
 
