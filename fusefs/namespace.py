@@ -8,6 +8,7 @@ import trio
 from cluster.clock import file_time_ns
 from cluster.errors import Refused
 from cluster.messages import (
+    NAME_MAX,
     Create,
     GetAttr,
     GetSpace,
@@ -88,7 +89,7 @@ class Namespace:
     def _listed(self, parent: int, name: bytes) -> tuple[Node | None, Allowance, Allowance] | None:
         """What a kept listing says of a name, with the allowances of the node and the listing; None if that is not enough."""
         listing = self._caching.listing(parent)
-        if listing is None:
+        if listing is None or len(name) > NAME_MAX:
             return None
         ino = listing.by_name.get(name)
         if ino is None:

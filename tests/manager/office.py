@@ -64,9 +64,7 @@ def config(
         server,
         SECRET,
         ["127.0.0.1:7601"],
-        ManagerConfig(
-            "127.0.0.1:7601", url, session_timeout_s=session_timeout_s, max_attempts=max_attempts, access_s=access_s
-        ),
+        ManagerConfig("127.0.0.1:7601", url, session_timeout_s=session_timeout_s, max_attempts=max_attempts, access_s=access_s),
         AgentConfig("127.0.0.1:7602"),
         MountConfig("/mnt/godwit"),
     )
