@@ -77,6 +77,7 @@ class Peer:
         self.server, self.role, self.number = server, role, number
         self.connection = Connection(office, "test")
         self.ids = itertools.count(1)
+        self._outstanding: set[int] = set()
         self._inodes: itertools.count[int] | None = None
 
     async def hello(self, opens: list[OpenInode] | None = None, caching: list[int] | None = None) -> Welcome:
@@ -98,7 +99,11 @@ class Peer:
 
     async def applied(self, *operations: Operation) -> Applied:
         number = next(self.ids)
-        return await self.ask(Apply(number, number, list(operations)))
+        self._outstanding.add(number)
+        try:
+            return await self.ask(Apply(number, min(self._outstanding), list(operations)))
+        finally:
+            self._outstanding.discard(number)
 
     async def apply(self, *operations: Operation) -> list[Node | None]:
         return (await self.applied(*operations)).nodes
