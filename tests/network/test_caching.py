@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from lab.lab import Lab
+from lab.mounts import answers, detach
 from tests.conftest import fresh
-from tests.network.conditions import godwit, wait_for_copies, wait_for_replicas
+from tests.network.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
 
 ACCESS_S = 600.0
 OVERRIDES = {"manager": {"access_s": ACCESS_S}, "mount": {"renew_s": ACCESS_S / 2}}
@@ -234,3 +235,46 @@ def _errno(path: Path) -> int:
     except OSError as error:
         return error.errno or 0
     return 0
+
+
+# ------------------------------------------------------------------------------------------------------- the bound
+
+CACHED_MAX = 50
+SMALL_MOUNT = f"""
+import fusefs.caching
+from cli.main import main
+
+fusefs.caching.CACHED_MAX = {CACHED_MAX}
+main()
+"""
+
+
+@pytest.fixture
+def small_mount(lab: Lab) -> Iterator[Path]:
+    """The mount point of s2, whose mount holds but a few inodes for caching."""
+    lab.kill("s2", "mount", signal.SIGTERM)
+    detach(lab.mount("s2"))
+    argv = [sys.executable, "-bb", "-c", SMALL_MOUNT, "run", "mount", "--config", str(lab.config_path("s2"))]
+    process = subprocess.Popen(lab.command("s2", argv))
+    try:
+        wait_until(lambda: answers(lab.mount("s2"), 5.0), "the mount answers", 30)
+        yield lab.mount("s2")
+    finally:
+        process.terminate()
+        process.wait(30)
+        detach(lab.mount("s2"))
+        lab.start("s2", "mount")
+
+
+def test_what_was_granted_longest_ago_is_given_back(lab: Lab, small_mount: Path) -> None:
+    """A mount never holds much more than its bound, and what it gave back is as right as everything else."""
+    made = made_by_s1(lab, 10 * CACHED_MAX)
+    seen = small_mount / made.name
+    given_back = godwit(lab, "leases", "ls")["given_back"]
+    for path in sorted(made.iterdir()):
+        assert os.stat(seen / path.name).st_size == path.stat().st_size
+    wait_until(lambda: godwit(lab, "leases", "ls", "--server", "s2")["total"] <= CACHED_MAX, "the bound is kept")
+    assert godwit(lab, "leases", "ls")["given_back"] >= given_back + 9 * CACHED_MAX
+    for path in sorted(made.iterdir())[::20]:
+        path.write_bytes(b"changed")
+        assert os.stat(seen / path.name).st_size == len(b"changed")
