@@ -11,6 +11,8 @@ What is checked, of a history of calls with their times, and why no right file s
 - **Registers**: each cell of each file, each file's size, mode and set time are registers of their own. Ext4 too makes a write
   of many pages visible page by page, so cells that were written together need not be seen together, and the size grows in
   steps. For a cell with parts of several writes it is enough that one of them was there at some time during the read.
+  A read that comes to the end of a file which is being cut meanwhile may give zeros for what is not there any more: the
+  kernel asks FUSE for pages up to the end that it knows, and fills with zeros what does not come.
 - **Logs** (`appends`).
 
 Each of these is linearizable by itself, and so all together are (linearizability is local). What failed with an errno that
@@ -21,7 +23,8 @@ must have had it between its beginning and its end, by the one clock that all pr
 import errno
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 from tests.coherence import models
 from tests.coherence.actions import LOGS, TIMED, all_names
@@ -93,6 +96,8 @@ class _Sorter:
         self.logs: dict[int, list[Operation]] = defaultdict(list)
         self._names_steps: list[Step] = []
         self._registers: dict[tuple[str, int, int], list[Step]] = defaultdict(list)
+        self._cuts: dict[int, list[Operation]] = defaultdict(list)
+        self._growths: dict[int, list[Operation]] = defaultdict(list)
 
     def objects(self) -> Iterator[tuple[str, tuple[Model, list[Step]]]]:
         """Each with its steps, and what to call it."""
@@ -100,7 +105,29 @@ class _Sorter:
         initial = {"cell": ABSENT, "size": 0, "mode": NEW_MODE, "time": None}
         for (kind, ino, number), steps in self._registers.items():
             label = f"cell {number} of inode {ino}" if kind == "cell" else f"{kind} of inode {ino}"
+            if kind == "size":
+                steps = [step for step in steps if not (step.observes and self._is_half_written(ino, step))]
+            if kind == "cell" and ino in self._cuts:
+                steps = [self._perhaps_cut(ino, number, step) for step in steps]
             yield label, (models.Register(initial[kind]), steps)
+
+    def _is_half_written(self, ino: int, seen: Step) -> bool:
+        """Whether the size is one that a write of several pages may have made on its way to another."""
+        (size,) = cast(tuple[int], seen.what[1])
+        return any(
+            write.call.first * CELL_BYTES < size < (write.call.first + write.call.count) * CELL_BYTES
+            and _overlaps(write, seen.operation)
+            for write in self._growths[ino]
+        )
+
+    def _perhaps_cut(self, ino: int, number: int, step: Step) -> Step:
+        """A hole that was seen while the file was being cut there may have been its end."""
+        if not step.observes or ZERO not in cast(tuple[int, ...], step.what[1]):
+            return step
+        cuts = (cut for cut in self._cuts[ino] if cut.call.count <= number)
+        if not any(_overlaps(cut, step.operation) for cut in cuts):
+            return step
+        return replace(step, what=("in", (*cast(tuple[int, ...], step.what[1]), ABSENT)))
 
     def add(self, operation: Operation) -> None:
         getattr(self, f"_{operation.call.kind}")(operation)
@@ -230,8 +257,7 @@ class _Sorter:
             return
         call = operation.call
         end = call.first + call.count
-        for page_end in range(2, end + 1, 2) if call.count > 1 else ():
-            self._change(operation, "size", call.ino, 0, ("reach", page_end * CELL_BYTES))
+        self._growths[call.ino].append(operation)
         self._change(operation, "size", call.ino, 0, ("reach", end * CELL_BYTES))
         for number in range(end):
             what = ("set", call.value) if number >= call.first else ("reach", ZERO)
@@ -241,6 +267,7 @@ class _Sorter:
         if not self._is_change(operation):
             return
         call = operation.call
+        self._cuts[call.ino].append(operation)
         self._change(operation, "size", call.ino, 0, ("set", call.count * CELL_BYTES))
         for number in range(CELLS):
             what = ("reach", ZERO) if number < call.count else ("set", ABSENT)
@@ -273,6 +300,13 @@ class _Sorter:
     def _readlog(self, operation: Operation) -> None:
         if self._succeeded(operation):
             self.logs[operation.call.ino].append(operation)
+
+
+def _overlaps(one: Operation, other: Operation) -> bool:
+    return all(
+        second.outcome is None or second.outcome.errno in SAYS_NOTHING or first.call.at_ns <= second.outcome.at_ns
+        for first, second in ((one, other), (other, one))
+    )
 
 
 def _step(operation: Operation, what: tuple[object, ...], *, observes: bool, keys: Iterable[int] | None = None) -> Step:

@@ -26,7 +26,8 @@ Done = frozenset[Hashable]
 Configuration = tuple[State, Done]
 Event = tuple[int, int, int]  # time, 0 for an invocation and 1 for a return, index of the step
 
-CHECKPOINT_EVENTS = 150
+CHECKPOINT_EVENTS = 40
+EXPLAINING_CONFIGURATIONS = 300  # beyond it, what would have to be looked at to leave something out is left in
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +110,15 @@ class _Search:
                 return position
         return None
 
-    def resume(self, configurations: set[Configuration], pending: dict[int, Step], events: Iterable[Event]) -> bool:
-        """Whether the events are possible after a checkpoint."""
+    def fails(self, configurations: set[Configuration], pending: dict[int, Step], events: Iterable[Event]) -> bool:
+        """Whether the events are certainly not possible after a checkpoint."""
         self.configurations, self.pending = configurations, dict(pending)
-        return all(self.goes_on(event) for event in events)
+        for event in events:
+            if not self.goes_on(event):
+                return True
+            if len(self.configurations) > EXPLAINING_CONFIGURATIONS:
+                return False
+        return False
 
     def goes_on(self, event: Event) -> bool:
         _time, is_return, index = event
@@ -231,7 +237,7 @@ def _explain(search: _Search, events: Sequence[Event], failed_at: int) -> Contra
             continue
         fewer = [other for other in window if other != event and not (step.observes and other[2] == event[2])]
         left = {index: other for index, other in pending.items() if not (step.observes and index == event[2])}
-        if len(fewer) < len(window) and not search.resume(configurations, left, fewer):
+        if len(fewer) < len(window) and search.fails(configurations, left, fewer):
             window, pending = fewer, left
     needed = [search.steps[index].operation for _time, is_return, index in window if is_return]
     near = [search.steps[index].operation for _time, is_return, index in events[start : failed_at + 1] if not is_return]
