@@ -12,12 +12,13 @@ from tests.coherence.records import Operation, parse
 from tests.coherence.workers import Settings, set_up
 
 START_TIMEOUT_S = 30.0
+SEED_VARIABLE = "GODWIT_COHERENCE_SEED"
 CODE = Path(__file__).resolve().parents[2]
 
 
 def chosen_seed(default: int) -> int:
-    """The seed of a test, which GODWIT_COHERENCE_SEED changes."""
-    return int(os.environ.get("GODWIT_COHERENCE_SEED", default))
+    """The seed of a test, which the environment may change."""
+    return int(os.environ.get(SEED_VARIABLE, default))
 
 
 class Load:
