@@ -183,7 +183,9 @@ class Files:
         asked_s = trio.current_time()
         opened = await self._session.call(request, timeout_s=self._timeout_s)
         self._leases.granted(opened.token, asked_s)
-        self._caching.keep_node(opened.node, self._caching.take(opened.grant, asked_s))
+        # Who writes changes the inode from now on, so that what was kept of it before is out of date.
+        allowed = self._caching.changed([state.ino] if request.write else [], opened.grant, asked_s)
+        self._caching.keep_node(opened.node, allowed)
         if opened.node.home_epoch != state.node.home_epoch:
             state.moved(opened.node)
         state.registered = True
