@@ -8,6 +8,7 @@ import trio
 from sqlalchemy import Connection, select
 
 from cluster.clock import monotonic_s
+from cluster.leases import READ, WRITE, Sealer
 from cluster.messages import (
     ROOT_INO,
     AskLeases,
@@ -31,7 +32,7 @@ from manager.schema import caching
 from manager.service import Connection as Served
 from manager.sessions import Session
 from tests.manager.caching import CachingMount, caching_mount, granted, quiet
-from tests.manager.office import NOW, Office, small_network
+from tests.manager.office import NOW, SECRET, Office, small_network
 
 FILE = 0o100644
 
@@ -131,7 +132,7 @@ def test_who_creates_may_cache_what_it_made_and_where(url: str) -> None:
             assert granted(reply) == {ROOT_INO, ino}
             assert reply.touched == [ROOT_INO, ino]
             (lease,) = leases_of(office).ending_first(ino=ino)
-            assert lease.mode == leases.WRITE
+            assert lease.mode == WRITE
 
     trio.run(main)
 
@@ -217,7 +218,7 @@ def test_an_answer_that_was_read_before_a_change_is_not_granted_after_it(postgre
 
 
 def test_fences_remember_changes_as_long_as_a_reading_may_take() -> None:
-    fences = Fences(no_leases())
+    fences = Fences(Leases(1, 15.0, Sealer(SECRET), None))  # type: ignore[arg-type]
     one, other = Session(1, "s1", "mount", 0.0), Session(2, "s2", "mount", 0.0)
     change = Mutation(one, 100.0)
     fences.claim(change, [7])
@@ -235,10 +236,6 @@ def test_fences_remember_changes_as_long_as_a_reading_may_take() -> None:
     fences.lift(later)
     assert not fences.is_settled(7, one, 101.0, 200.5), "what is forgotten was after all that was read so early"
     assert not fences.is_settled(7, one, 100.0, 200.5, own=change)
-
-
-def no_leases() -> Leases:
-    return Leases(1, 15.0, None, None)  # type: ignore[arg-type] - nothing is granted
 
 
 def test_a_directory_is_noted_before_anything_there_is_granted(url: str) -> None:
@@ -284,7 +281,7 @@ def test_the_list_shows_what_is_cached_without_a_token_and_servers_say_what_thei
                 await other.caches(made.ino)
                 listed = await mount.peer.ask(ListLeases("s2", made.ino))
                 (row,) = listed.leases
-                assert (row.mode, row.version, row.home, row.home_epoch) == (leases.READ, 3, "s1", 1)
+                assert (row.mode, row.version, row.home, row.home_epoch) == (READ, 3, "s1", 1)
                 assert listed.counts.requests > 0
                 counts = MountCounts(5, 4, 3, 2)
                 await other.peer.ask(Heartbeat(counts))

@@ -169,6 +169,7 @@ def test_notes_go_when_nothing_can_be_cached_under_them_any_more_and_with_their_
             await mount.caches(made.ino)
             await mount.lookup(b"absent")
             assert await noted(office) == {("s1", ROOT_INO), ("s1", made.ino)}
+            assert office.term is not None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(tick_loop, office.term)
                 await until(lambda: empty(office))
