@@ -1,4 +1,4 @@
-"""`godwit leases …`: which server may use which file in which way, and for how long."""
+"""`godwit leases …`: which server may use or cache which file, in which way, and for how long."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,13 +8,14 @@ import typer
 from cli.ask import talk
 from cli.conversation import Asker
 from cli.names import find_inode
-from cli.render import as_shown, as_text, print_json, print_line, print_table
+from cli.render import as_age, as_shown, as_text, print_json, print_line, print_table
 from cli.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
-from cluster.messages import LeaseRow, LeaseRows, ListLeases
+from cluster.leases import SHARED
+from cluster.messages import LeaseCounts, LeaseRow, LeaseRows, ListLeases
 
 app = typer.Typer(
-    help="The lease tokens: which server may use which file, how, and for how long.\n\nModes: read; write (alone, at the file's "
-    "home); shared (somebody else has it open, too, and one of both writes).",
+    help="The leases: which server may use or cache which file, how, and for how long.\n\nModes: read; write (alone, at the "
+    "file's home); shared (somebody else uses it, too, and one of both writes: nothing of it is cached).",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -58,11 +59,29 @@ def list_leases(
         print_leases(answer.leases)
     if answer.total > len(answer.leases):
         print_line(f"… and {answer.total - len(answer.leases)} more (--limit)")
-    counts = answer.counts
-    print_line(
-        f"{answer.total or 'no'} lease{'' if answer.total == 1 else 's'}, access time {answer.access_s:g} s; in this term "
-        f"{counts.granted} granted, {counts.renewed} renewed, {counts.expired} expired, {counts.refused} refused"
+    print_line(f"{answer.total or 'no'} lease{'' if answer.total == 1 else 's'}, access time {answer.access_s:g} s")
+    print_line(f"in this term: {as_told(answer.counts)}")
+
+
+def as_told(counts: LeaseCounts) -> str:
+    """What has happened to leases, in words."""
+    waited_out = f" ({counts.waited_out} of them waited out)" if counts.waited_out else ""
+    return (
+        f"{counts.granted} granted, {counts.renewed} renewed, {counts.recalled} recalled{waited_out}, "
+        f"{counts.given_back} given back, {counts.expired} expired, {counts.refused} refused; "
+        f"{counts.requests} requests of mounts"
     )
+
+
+def is_cached(row: LeaseRow) -> bool:
+    """Whether the holder may answer from its caches: whatever is not shared."""
+    return row.mode != SHARED
+
+
+def use_of(row: LeaseRow) -> str:
+    """How the holder uses the inode, in words."""
+    uses = [word for word, applies in (("open", row.is_open), ("cached", is_cached(row))) if applies]
+    return ", ".join(uses) or "closed"
 
 
 def print_leases(rows: list[LeaseRow]) -> None:
@@ -72,7 +91,8 @@ def print_leases(rows: list[LeaseRow]) -> None:
             row.ino,
             row.holder,
             row.mode,
-            "open" if row.is_open else "closed",
+            use_of(row),
+            as_age(row.held_s),
             f"{row.left_s:.1f} s",
             row.renewals,
             f"{row.home} ({row.home_volume})" if row.home_volume else "-",
@@ -82,8 +102,8 @@ def print_leases(rows: list[LeaseRow]) -> None:
         )
         for row in rows
     ]
-    columns = ("INODE", "HOLDER", "MODE", "USE", "LEFT", "RENEWED", "HOME", "EPOCH", "VERSION", "PATH")
-    print_table(columns, table, right=("INODE", "LEFT", "RENEWED", "EPOCH", "VERSION"))
+    columns = ("INODE", "HOLDER", "MODE", "USE", "HELD", "LEFT", "RENEWED", "HOME", "EPOCH", "VERSION", "PATH")
+    print_table(columns, table, right=("INODE", "HELD", "LEFT", "RENEWED", "EPOCH", "VERSION"))
 
 
 def leases_object(answer: LeaseRows) -> dict[str, object]:
@@ -96,6 +116,10 @@ def leases_object(answer: LeaseRows) -> dict[str, object]:
         "renewed": answer.counts.renewed,
         "expired": answer.counts.expired,
         "refused": answer.counts.refused,
+        "recalled": answer.counts.recalled,
+        "waited_out": answer.counts.waited_out,
+        "given_back": answer.counts.given_back,
+        "requests": answer.counts.requests,
     }
 
 
@@ -107,6 +131,7 @@ def lease_object(row: LeaseRow) -> dict[str, object]:
         "holder": row.holder,
         "mode": row.mode,
         "open": row.is_open,
+        "cached": is_cached(row),
         "left_s": round(row.left_s, 2),
         "held_s": round(row.held_s, 2),
         "renewals": row.renewals,

@@ -15,6 +15,7 @@ from cluster.messages import (
     GetServer,
     GetStatus,
     Holdings,
+    MountCounts,
     RemoveServer,
     ServerDetails,
     ServerInfo,
@@ -67,7 +68,12 @@ def show_server(
     details = ask(find_target(root), timeout, GetServer(name))
     if as_json:
         print_json({"server": details_object(details)})
-        return
+    else:
+        print_details(details)
+
+
+def print_details(details: ServerDetails) -> None:
+    """Everything about a server for people."""
     print_facts(_facts(details))
     for volume in details.info.volumes:
         space = f"{as_bytes(volume.free_bytes)} free of {as_bytes(volume.total_bytes)}"
@@ -125,14 +131,15 @@ def print_servers(infos: list[ServerInfo], manager: str) -> None:
     for info in infos:
         mark = "*" if info.server == manager else ""
         head = (info.server + mark, _standing(info), _seen(info.last_seen_s), " ".join(sorted(info.roles)) or "-")
-        tail = (info.waiting_tasks, info.dead_tasks, info.release or "-", len(info.problems) or "-")
+        cached = "-" if info.counts is None else info.counts.caching
+        tail = (cached, info.waiting_tasks, info.dead_tasks, info.release or "-", len(info.problems) or "-")
         for volume in info.volumes:
             space = f"{as_bytes(volume.free_bytes)} of {as_bytes(volume.total_bytes)}"
             rows.append((*head, volume.volume, space, volume.path, *tail))
         if not info.volumes:
             rows.append((*head, "-", "-", "-", *tail))
-    columns = ("SERVER", "STATE", "SEEN", "ROLES", "VOLUME", "FREE", "PATH", "WAITING", "DEAD", "RELEASE", "PROBLEMS")
-    print_table(columns, rows, right=("VOLUME", "FREE", "WAITING", "DEAD", "PROBLEMS"))
+    columns = ("SERVER", "STATE", "SEEN", "ROLES", "VOLUME", "FREE", "PATH", "CACHED", "WAITING", "DEAD", "RELEASE", "PROBLEMS")
+    print_table(columns, rows, right=("VOLUME", "FREE", "CACHED", "WAITING", "DEAD", "PROBLEMS"))
 
 
 def server_object(info: ServerInfo, manager: str) -> dict[str, object]:
@@ -150,6 +157,7 @@ def server_object(info: ServerInfo, manager: str) -> dict[str, object]:
         "last_seen_s": _age(info.last_seen_s),
         "waiting_tasks": info.waiting_tasks,
         "dead_tasks": info.dead_tasks,
+        "counts": None if info.counts is None else counts_object(info.counts),
         "volumes": [
             {
                 "volume": volume.volume,
@@ -163,6 +171,16 @@ def server_object(info: ServerInfo, manager: str) -> dict[str, object]:
             }
             for volume in info.volumes
         ],
+    }
+
+
+def counts_object(counts: MountCounts) -> dict[str, object]:
+    """What a mount has done for JSON; see docs/cli.md."""
+    return {
+        "kernel_requests": counts.kernel_requests,
+        "manager_requests": counts.manager_requests,
+        "recalls": counts.recalls,
+        "caching": counts.caching,
     }
 
 
@@ -219,6 +237,7 @@ def _facts(details: ServerDetails) -> list[tuple[str, object]]:
         ("holds", _held(details.holdings)),
         ("needed for", f"{details.holdings.sole} files that have no other current replica"),
         ("leases", f"its mount holds {details.leases}"),
+        ("mount", _done_by(info.counts)),
         ("queue", ", ".join(f"{count} {state}" for state, count in details.tasks.items())),
     ]
 
@@ -226,6 +245,15 @@ def _facts(details: ServerDetails) -> list[tuple[str, object]]:
 def _held(held: Holdings) -> str:
     homes = f"home of {held.homes}" + (f" ({held.dirty} being written)" if held.dirty else "")
     return f"{held.replicas} replicas, {held.current} current, {as_bytes(held.bytes)}; {homes}"
+
+
+def _done_by(counts: MountCounts | None) -> str:
+    if counts is None:
+        return "-"
+    return (
+        f"asked {counts.kernel_requests} times by its kernel, asked managers {counts.manager_requests} times, "
+        f"obeyed {counts.recalls} recalls, caches {counts.caching} inodes"
+    )
 
 
 def _told(added: Added) -> list[str]:

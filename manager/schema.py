@@ -280,6 +280,16 @@ applied = Table(
     sqlite_with_rowid=False,
 )
 
+# Directories in which the mount of a server may be caching names or what they stand for; a row is there before the first grant,
+# and deleted some time after the last one has ended. What a new manager goes by until the mounts have presented themselves.
+caching = Table(
+    "caching",
+    metadata,
+    Column("directory", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("server", String(63), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
 # Inode numbers handed out, so that an object made just now is not taken for a stray. The newest few of each mount.
 ranges = Table(
     "ranges",

@@ -31,7 +31,7 @@ from manager.membership import change_standing, stored_standing
 from manager.orders import cancel_drains
 from manager.queue import count_tasks
 from manager.schema import invitations, ranges, servers
-from manager.sessions import CLI, Session
+from manager.sessions import CLI, MOUNT, Session
 from manager.store import Transaction
 from manager.term import Term
 
@@ -62,6 +62,7 @@ def server_info(term: Term, server: str, counts: Counts, now: float) -> ServerIn
         return info
     return msgspec.structs.replace(
         info,
+        counts=next((session.counts for session in sessions if session.role == MOUNT), None),
         state=str(member.state),
         since_ns=member.since_ns,
         wanted_empty=member.standing.wanted_empty,

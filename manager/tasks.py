@@ -18,6 +18,7 @@ from manager.moving import active_moves, advance, effective_moves, file_gone, se
 from manager.placement import Action, Copy, Drop, Holding, Layout, Place, lay_out
 from manager.policies import Policy
 from manager.schema import replicas, tasks
+from manager.sessions import Session
 from manager.state import State
 from manager.statements import Hot
 from manager.store import Transaction
@@ -74,6 +75,34 @@ def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None 
         return True
     policy = policy or state.policies.of_inode(tx.connection, inode.ino)
     return _Alignment(tx, state, inode, policy.copies).run()
+
+
+def draw_home(tx: Transaction, state: State, session: Session, ino: int) -> None:
+    """Moves the home of a clean file to the server of who opens it for writing, if nobody else uses it and that can be the home.
+
+    That takes a current replica there, on a volume for which there is no task and which no move is going to leave.
+    """
+    inode = find_inode(tx.connection, ino)
+    home = None if inode is None else state.members.get(inode.home_volume)
+    if inode is None or inode.dirty or home is None or home.server == session.server:
+        return
+    own = set(state.members.of_server(session.server))
+    fit = {
+        volume
+        for volume, place in state.members.places().items()
+        if volume in own and place.up and place.counts and place.accepts
+    }
+    if not fit or not state.may_draw_home(ino, session):
+        return
+    fit -= {row.volume for row in _TASKS.all(tx.connection, {"ino": ino})}
+    fit -= {move.source for move in active_moves(tx, state, ino)}
+    current = [
+        row
+        for row in replicas_of(tx.connection, ino)
+        if row.volume in fit and row.version == inode.version and row.stamp_ctime_ns is not None and not row.fault
+    ]
+    if current:
+        switch_home(tx, inode, min(current, key=lambda row: row.volume))
 
 
 class _Alignment:

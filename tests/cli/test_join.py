@@ -34,7 +34,7 @@ NUMBERS = ["s4", "s5", "s6", "s7", "s8", "s9"]  # one machine plays them all, ea
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Two servers, and the network of a machine that is none yet."""
-    made = Lab.create(tmp_path_factory.mktemp("join") / "lab", servers=2, db="postgresql", overrides={"mount": {"renew_s": 8}})
+    made = Lab.create(tmp_path_factory.mktemp("join") / "lab", servers=2, db="postgresql", overrides={"mount": {"renew_s": 6}})
     try:
         made.up()
         built = read_state(made.root).network
@@ -113,7 +113,7 @@ def test_a_machine_joins_and_works(lab: Lab, tmp_path: Path, started: Callable[[
     config = load_config(tmp_path / "godwit.toml")
     assert (config.secret, config.manager.database) == (secret, lab.config("s1").manager.database)
     assert set(config.managers) == {*lab.config("s1").managers, f"{address(lab)}:7505"}
-    assert config.mount.renew_s == 8
+    assert config.mount.renew_s == 6
     assert VolumeLayout(tmp_path / "vol").identity().cluster == lab.config("s1").cluster
     started(tmp_path)
     assert (tmp_path / "mnt" / "before").read_bytes() == b"before"

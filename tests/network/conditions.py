@@ -1,9 +1,12 @@
-"""Waiting for what a network does in the background, always with a deadline."""
+"""Waiting for what a network does in the background, always with a deadline; stopping a manager where it does no harm."""
 
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, TypeVar
 
 import msgspec
@@ -54,3 +57,22 @@ def wait_for_replicas(lab: Lab, path: str, count: int, timeout_s: float = 60.0) 
         return where if len(current) == count and not where["dirty"] else None
 
     return wait_until(settled, f"{path} has {count} current replicas", timeout_s)
+
+
+def stop_between_transactions(lab: Lab, server: str) -> None:
+    """SIGSTOP. On SQLite a process that is stopped inside a transaction keeps the database's lock, so nobody could follow."""
+    while True:
+        lab.kill(server, "manager", signal.SIGSTOP)
+        if lab.config(server).manager.database.startswith("postgresql") or _may_write(lab):
+            return
+        lab.kill(server, "manager", signal.SIGCONT)
+
+
+def _may_write(lab: Lab) -> bool:
+    with closing(sqlite3.connect(lab.root / "catalog" / "catalog.db", timeout=0.5, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True

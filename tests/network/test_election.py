@@ -7,10 +7,9 @@ they are, and is checked afterwards: nothing failed, was lost, or was applied tw
 import json
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from lab.lab import Lab
 from lab.state import PARTS
 from tests.cli.runner import godwit as run_godwit
 from tests.conftest import UNEXPECTED
-from tests.network.conditions import godwit, wait_until
+from tests.network.conditions import godwit, stop_between_transactions, wait_until
 from tests.network.load import Load
 
 ROUNDS = 10
@@ -176,25 +175,6 @@ async def ask_sleeper(lab: Lab, holder: dict[str, Any], sleep_and_wake: Callable
         channel.close()
     if failure is not None:
         raise failure
-
-
-def stop_between_transactions(lab: Lab, server: str) -> None:
-    """SIGSTOP. On SQLite a process that is stopped inside a transaction keeps the database's lock, so nobody could follow."""
-    while True:
-        lab.kill(server, "manager", signal.SIGSTOP)
-        if lab.config(server).manager.database.startswith("postgresql") or may_write(lab):
-            return
-        lab.kill(server, "manager", signal.SIGCONT)
-
-
-def may_write(lab: Lab) -> bool:
-    with closing(sqlite3.connect(lab.root / "catalog" / "catalog.db", timeout=0.5, isolation_level=None)) as connection:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return False
-        connection.execute("ROLLBACK")
-        return True
 
 
 def test_a_manager_that_is_cut_off_is_deposed_and_stays_so(lab: Lab) -> None:

@@ -1,0 +1,78 @@
+"""What `leases ls` and `servers` say of leases and of what mounts have done: every number under its own name."""
+
+import re
+
+import msgspec
+import pytest
+
+from cli.leases import as_told, lease_object, leases_object, print_leases
+from cli.servers import details_object, print_details, print_servers, server_object
+from cluster.leases import READ, SHARED, WRITE
+from cluster.messages import Holdings, LeaseCounts, LeaseRow, LeaseRows, MountCounts, ServerDetails, ServerInfo
+
+ROW = LeaseRow(7, b"/a b", READ, "s2", "s1", 1, 2, 3, 4, 5, 6, 62.0, 9.54, is_open=False)
+COUNTS = LeaseCounts(11, 12, 13, 14, recalled=15, waited_out=16, given_back=17, requests=18)
+MOUNT = MountCounts(kernel_requests=21, manager_requests=22, recalls=23, caching=24)
+INFO = ServerInfo("s1", ["mount"], [], 0, 0, 0.4, counts=MOUNT)
+SILENT = msgspec.structs.replace(INFO, server="s2", counts=None)
+
+
+def columns(table: str) -> dict[str, str]:
+    """The one line of a table by the names of its columns."""
+    names, values = (re.split(r" {2,}", line.strip()) for line in table.splitlines())
+    return dict(zip(names, values, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_open", "use", "cached"),
+    [
+        (READ, False, "cached", True),
+        (READ, True, "open, cached", True),
+        (WRITE, True, "open, cached", True),
+        (SHARED, True, "open", False),
+        (SHARED, False, "closed", False),
+    ],
+)
+def test_a_lease_is_open_or_cached_or_both(
+    mode: str, is_open: bool, use: str, cached: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = msgspec.structs.replace(ROW, mode=mode, is_open=is_open)
+    print_leases([row])
+    assert columns(capsys.readouterr().out)["USE"] == use
+    shown = lease_object(row)
+    assert (shown["mode"], shown["open"], shown["cached"]) == (mode, is_open, cached)
+
+
+def test_a_lease_says_how_long_it_has_been_held_and_how_long_it_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    print_leases([ROW])
+    shown = columns(capsys.readouterr().out)
+    assert (shown["HELD"], shown["LEFT"]) == ("1 min", "9.5 s")
+    assert (lease_object(ROW)["held_s"], lease_object(ROW)["left_s"]) == (62.0, 9.54)
+
+
+def test_what_happened_to_leases() -> None:
+    listed = leases_object(LeaseRows([], 0, 15.0, COUNTS))
+    names = ["granted", "renewed", "expired", "refused", "recalled", "waited_out", "given_back", "requests"]
+    assert [listed[name] for name in names] == list(range(11, 19))
+    assert as_told(COUNTS) == (
+        "11 granted, 12 renewed, 15 recalled (16 of them waited out), 17 given back, 13 expired, 14 refused; "
+        "18 requests of mounts"
+    )
+    assert "waited out" not in as_told(msgspec.structs.replace(COUNTS, waited_out=0))
+
+
+def test_what_a_mount_has_done(capsys: pytest.CaptureFixture[str]) -> None:
+    details = ServerDetails(INFO, Holdings(0, 0, 0, 0, 0, 0), {}, is_manager=False, leases=3)
+    print_details(details)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mount ")]
+    assert line.split(maxsplit=1)[1] == (
+        "asked 21 times by its kernel, asked managers 22 times, obeyed 23 recalls, caches 24 inodes"
+    )
+    assert details_object(details)["counts"] == {"kernel_requests": 21, "manager_requests": 22, "recalls": 23, "caching": 24}
+
+
+def test_servers_say_how_much_their_mounts_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    print_servers([INFO, SILENT], "s1")
+    lines = capsys.readouterr().out.splitlines()
+    assert [columns(f"{lines[0]}\n{line}")["CACHED"] for line in lines[1:]] == ["24", "-"]
+    assert server_object(SILENT, "")["counts"] is None

@@ -1,0 +1,280 @@
+"""What costs nothing while leases last: names and attributes that were seen before are answered by the kernel or the mount.
+
+Counted by the mounts themselves (`godwit servers show`). The access time is so long that no timer fires during a test.
+"""
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.lab import Lab
+from lab.mounts import answers, detach
+from tests.conftest import fresh
+from tests.network.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
+
+ACCESS_S = 600.0
+OVERRIDES = {"manager": {"access_s": ACCESS_S}, "mount": {"renew_s": ACCESS_S / 2}}
+FILES = 1000
+FILES_LISTED = 300
+PASSES = 10
+ON_THE_WAY = 20  # requests that a first pass may need besides one for each file: directories on the way, the mount's own
+HEARTBEATS_S = 2.5  # within which a mount has told its counts twice
+SETTLING_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab.create(tmp_path_factory.mktemp("caching") / "lab", overrides=OVERRIDES)
+    try:
+        lab.up()
+        yield lab
+    finally:
+        lab.down(purge=True)
+
+
+@pytest.fixture(scope="module")
+def tree(lab: Lab) -> str:
+    """The name of a directory with a thousand files."""
+    return made_by_s1(lab, FILES).name
+
+
+def made_by_s1(lab: Lab, files: int) -> Path:
+    """A directory of small files, finished and copied; nobody else has looked at it."""
+    made = fresh(lab.mount("s1"))
+    for number in range(files):
+        (made / f"{number:04}").write_bytes(b"%d" % number)
+    wait_for_copies(lab)
+    wait_for_replicas(lab, str(made / f"{files - 1:04}"), 2)
+    return made
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a mount has been asked, and has asked, since its start."""
+
+    kernel: int
+    manager: int
+
+    def __sub__(self, earlier: "Counted") -> "Counted":
+        return Counted(self.kernel - earlier.kernel, self.manager - earlier.manager)
+
+
+def counted(lab: Lab, server: str) -> Counted:
+    """The counts of a mount that is idle, once it has told all of them."""
+    deadline = time.monotonic() + SETTLING_S
+    before = None
+    while (now := _told(lab, server)) != before:
+        assert time.monotonic() < deadline, f"the mount of {server} does not come to rest"
+        before = now
+        time.sleep(HEARTBEATS_S)
+    return now
+
+
+def _told(lab: Lab, server: str) -> Counted:
+    counts = godwit(lab, "servers", "show", server)["server"]["counts"]
+    return Counted(counts["kernel_requests"], counts["manager_requests"])
+
+
+def cost(lab: Lab, server: str, work: Callable[[], object]) -> Counted:
+    """What *work* on an idle mount makes the kernel ask it, and it ask the manager."""
+    before = counted(lab, server)
+    work()
+    return counted(lab, server) - before
+
+
+def stat_all(folder: Path) -> None:
+    for number in range(FILES):
+        assert stat.S_ISREG(os.stat(f"{folder}/{number:04}").st_mode)
+
+
+def miss_all(folder: Path) -> None:
+    for number in range(FILES):
+        with pytest.raises(FileNotFoundError):
+            os.stat(f"{folder}/{number:04}.absent")
+
+
+@pytest.mark.parametrize(("server", "look"), [("s2", stat_all), ("s3", miss_all)], ids=["present", "absent"])
+def test_names_that_were_looked_up_once_are_answered_by_the_kernel(
+    lab: Lab, tree: str, server: str, look: Callable[[Path], None]
+) -> None:
+    folder = lab.mount(server) / tree
+
+    def again() -> None:
+        for _ in range(PASSES):
+            look(folder)
+
+    first = cost(lab, server, lambda: look(folder))
+    assert FILES <= first.kernel <= FILES + ON_THE_WAY
+    assert first.manager <= FILES + ON_THE_WAY
+    assert cost(lab, server, again) == Counted(0, 0)
+
+
+def test_the_kernel_answers_even_while_the_mount_is_stopped(lab: Lab, tree: str) -> None:
+    """So nothing was asked that nobody counted."""
+    folder = lab.mount("s2") / tree
+    code = """
+import os, sys
+folder, files = sys.argv[1], int(sys.argv[2])
+for number in range(files):
+    os.stat(f"{folder}/{number:04}")
+    assert not os.path.lexists(f"{folder}/{number:04}.missing")
+"""
+    command = [sys.executable, "-c", code, str(folder), str(FILES)]
+    subprocess.run(command, check=True, timeout=60)
+    lab.kill("s2", "mount", signal.SIGSTOP)
+    with subprocess.Popen(command) as looking:
+        try:
+            assert looking.wait(10) == 0
+        finally:
+            lab.kill("s2", "mount", signal.SIGCONT)
+
+
+def test_a_second_long_listing_asks_the_manager_nothing(lab: Lab) -> None:
+    folder = lab.mount("s3") / made_by_s1(lab, FILES_LISTED).name
+
+    def list_long() -> None:
+        names = os.listdir(folder)
+        assert len(names) == FILES_LISTED
+        for name in names:
+            os.lstat(folder / name)
+
+    assert cost(lab, "s3", list_long).manager > 0
+    assert cost(lab, "s3", list_long).manager == 0
+
+
+def test_a_second_reading_asks_the_manager_nothing_but_to_open(lab: Lab, tree: str) -> None:
+    """The pages are the kernel's while the version is the same; opening tells the manager."""
+    folder = lab.mount("s2") / tree
+
+    def read_some() -> None:
+        for number in range(100):
+            assert (folder / f"{number:04}").read_bytes() == b"%d" % number
+
+    cost(lab, "s2", read_some)
+    assert cost(lab, "s2", read_some).manager <= 2 * 100
+
+
+def test_what_another_server_changes_is_asked_anew_and_nothing_else(lab: Lab) -> None:
+    """The recall takes one directory and one file; all others stay cached."""
+    made = fresh(lab.mount("s1"))
+    for name in ("changed", "same"):
+        (made / name).mkdir()
+        for number in range(100):
+            (made / name / f"{number}").write_bytes(b"old")
+    wait_for_copies(lab)
+    wait_for_replicas(lab, str(made / "same" / "99"), 2)
+    seen = lab.mount("s2") / made.name
+
+    def look(name: str) -> None:
+        for number in range(100):
+            os.stat(seen / name / f"{number}")
+
+    for name in ("changed", "same"):
+        look(name)
+    before = counted(lab, "s2")
+    recalls = _recalls(lab, "s2")
+    (made / "changed" / "new").write_bytes(b"new")
+    (made / "changed" / "0").write_bytes(b"newer")
+    assert (seen / "changed" / "new").read_bytes() == b"new"
+    assert os.stat(seen / "changed" / "0").st_size == 5
+    assert counted(lab, "s2") - before != Counted(0, 0)
+    assert _recalls(lab, "s2") > recalls
+    assert cost(lab, "s2", lambda: look("same")) == Counted(0, 0)
+
+
+def _recalls(lab: Lab, server: str) -> int:
+    recalls: int = godwit(lab, "servers", "show", server)["server"]["counts"]["recalls"]
+    return recalls
+
+
+@pytest.mark.parametrize("change", ["chmod", "unlink", "rename", "create", "rewrite"])
+def test_a_change_is_seen_at_once_by_who_has_all_of_it_cached(lab: Lab, change: str) -> None:
+    """With this access time nothing but a recall can make it seen."""
+    made = fresh(lab.mount("s1"))
+    (made / "file").write_bytes(b"old")
+    wait_for_replicas(lab, str(made / "file"), 2)
+    for server in ("s2", "s3"):
+        seen = lab.mount(server) / made.name
+        assert os.listdir(seen) == ["file"]
+        assert (seen / "file").read_bytes() == b"old"
+        assert _errno(seen / "other") == errno.ENOENT
+    match change:
+        case "chmod":
+            (made / "file").chmod(0o600)
+        case "unlink":
+            (made / "file").unlink()
+        case "rename":
+            (made / "file").rename(made / "other")
+        case "create":
+            (made / "other").write_bytes(b"other")
+        case "rewrite":
+            (made / "file").write_bytes(b"new")
+    for server in ("s2", "s3"):
+        seen = lab.mount(server) / made.name
+        assert (_errno(seen / "file") == errno.ENOENT) == (change in ("unlink", "rename"))
+        assert (_errno(seen / "other") == errno.ENOENT) == (change not in ("rename", "create"))
+        assert sorted(os.listdir(seen)) == sorted(os.listdir(made))
+        if change == "chmod":
+            assert stat.S_IMODE(os.stat(seen / "file").st_mode) == 0o600
+        if change == "rewrite":
+            assert (seen / "file").read_bytes() == b"new"
+
+
+def _errno(path: Path) -> int:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------- the bound
+
+CACHED_MAX = 50
+SMALL_MOUNT = f"""
+import fusefs.caching
+from cli.main import main
+
+fusefs.caching.CACHED_MAX = {CACHED_MAX}
+main()
+"""
+
+
+@pytest.fixture
+def small_mount(lab: Lab) -> Iterator[Path]:
+    """The mount point of s2, whose mount holds but a few inodes for caching."""
+    lab.kill("s2", "mount", signal.SIGTERM)
+    detach(lab.mount("s2"))
+    argv = [sys.executable, "-bb", "-c", SMALL_MOUNT, "run", "mount", "--config", str(lab.config_path("s2"))]
+    process = subprocess.Popen(lab.command("s2", argv))
+    try:
+        wait_until(lambda: answers(lab.mount("s2"), 5.0), "the mount answers", 30)
+        yield lab.mount("s2")
+    finally:
+        process.terminate()
+        process.wait(30)
+        detach(lab.mount("s2"))
+        lab.start("s2", "mount")
+
+
+def test_what_was_granted_longest_ago_is_given_back(lab: Lab, small_mount: Path) -> None:
+    """A mount never holds much more than its bound, and what it gave back is as right as everything else."""
+    made = made_by_s1(lab, 10 * CACHED_MAX)
+    seen = small_mount / made.name
+    given_back = godwit(lab, "leases", "ls")["given_back"]
+    for path in sorted(made.iterdir()):
+        assert os.stat(seen / path.name).st_size == path.stat().st_size
+    wait_until(lambda: godwit(lab, "leases", "ls", "--server", "s2")["total"] <= CACHED_MAX, "the bound is kept")
+    assert godwit(lab, "leases", "ls")["given_back"] >= given_back + 9 * CACHED_MAX
+    for path in sorted(made.iterdir())[::20]:
+        path.write_bytes(b"changed")
+        assert os.stat(seen / path.name).st_size == len(b"changed")
