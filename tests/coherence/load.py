@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,16 @@ CODE = Path(__file__).resolve().parents[2]
 def chosen_seed(default: int) -> int:
     """The seed of a test, which the environment may change."""
     return int(os.environ.get(SEED_VARIABLE, default))
+
+
+def mark_missing(mount_point: Path, names: Iterable[str]) -> None:
+    """Below a mount point, while nothing is mounted there: what comes before the mount is back is told from a missing name.
+
+    The shared folders' names lead to themselves there, so that every call on them fails with ELOOP.
+    """
+    mount_point.mkdir(exist_ok=True)
+    for name in names:
+        (mount_point / name).symlink_to(name)
 
 
 class Load:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.lab import Lab
-from tests.coherence.load import Load, chosen_seed
+from tests.coherence.load import Load, chosen_seed, mark_missing
 from tests.coherence.reporting import judge
 from tests.network.conditions import godwit, wait_until
 
@@ -34,6 +34,8 @@ STOP_TIMEOUT_S = 60.0
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab.create(tmp_path_factory.mktemp("coherence") / "lab", overrides=OVERRIDES)
+    for server in lab.servers:
+        mark_missing(lab.mount(server), [fault.__name__ for fault in FAULTS])
     try:
         lab.up()
         yield lab
