@@ -33,6 +33,8 @@ from cluster.messages import (
     TaskRows,
     Where,
 )
+from manager.conflicts import count_conflicts
+from manager.forsaken import count_forsaken, forsaken_volumes
 from manager.inodes import get_directory, get_inode, node_of, path_of
 from manager.limits import check_number
 from manager.namespace import queue_scan
@@ -86,6 +88,8 @@ async def get_status(term: Term, _session: Session, _request: GetStatus) -> Stat
             claimed_tasks=total(CLAIMED),
             dead_tasks=total(DEAD),
             space=space,
+            forsaken=count_forsaken(connection, [volume.volume for volume in term.state.members.volumes()]),
+            conflicts=count_conflicts(connection),
         )
 
     return await term.store.read_slowly(ask)
@@ -204,6 +208,7 @@ async def get_where(term: Term, _session: Session, request: GetWhere) -> Where:
                     row.checksum,
                     volume is not None and members.is_up(volume.server),
                     row.fault,
+                    volume.state if volume else "left",
                 )
             )
         pending = connection.execute(_TASK_ROWS.where(tasks.c.ino == request.ino).order_by(tasks.c.task)).all()
@@ -214,6 +219,7 @@ async def get_where(term: Term, _session: Session, request: GetWhere) -> Where:
             _policy_of(term, connection, request.ino),
             [_task_row(connection, row) for row in pending],
             writers,
+            [volume.server for number in forsaken_volumes(connection, inode.ino) if (volume := members.get(number))],
         )
 
     return await term.store.read_slowly(ask)

@@ -24,6 +24,7 @@ from cluster.messages import (
     DrainServer,
     ExtendClaims,
     FindStrays,
+    ForgetForsaken,
     GetPolicy,
     GetServer,
     GetStatus,
@@ -31,12 +32,16 @@ from cluster.messages import (
     Heartbeat,
     Hello,
     Join,
+    KeepForsaken,
+    ListForsaken,
     ListLeases,
     ListMigrations,
     ListMoves,
     ListPolicies,
     ListTasks,
     ListUnsettled,
+    LoseServer,
+    NameForsaken,
     Open,
     Ping,
     PlanMigration,
@@ -52,7 +57,7 @@ from cluster.messages import (
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, foresight, joining, leasing, opening, orders, servers
+from manager import admin, agents, conflicts, foresight, joining, leasing, losing, opening, orders, servers
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
 from manager.sessions import AGENT, Session
@@ -84,6 +89,10 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     ExtendClaims: agents.extend_claims,
     ListUnsettled: agents.list_unsettled,
     FindStrays: agents.find_strays,
+    ListForsaken: conflicts.list_forsaken,
+    KeepForsaken: conflicts.keep_forsaken,
+    NameForsaken: conflicts.name_forsaken,
+    ForgetForsaken: conflicts.forget_forsaken,
     GetStatus: admin.get_status,
     ListTasks: admin.list_tasks,
     RetryTasks: admin.retry,
@@ -100,10 +109,24 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     StepDown: admin.step_down,
     GetServer: servers.get_server,
     RemoveServer: servers.remove_server,
+    LoseServer: losing.lose_server,
     AddServer: servers.add_server,
 }
 FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
-FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})
+FOR_AGENTS = frozenset(
+    {
+        RegisterVolumes,
+        ClaimTasks,
+        ReportTasks,
+        ExtendClaims,
+        ListUnsettled,
+        FindStrays,
+        ListForsaken,
+        KeepForsaken,
+        NameForsaken,
+        ForgetForsaken,
+    }
+)
 INO_MAX = 2**63 - 1
 
 

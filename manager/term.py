@@ -13,6 +13,7 @@ from cluster.config import ServerConfig
 from cluster.leases import Sealer, margin_s
 from manager.claims import Claims
 from manager.election import safe_until
+from manager.forsaken import has_forsaken
 from manager.inodes import find_inode
 from manager.leases import Leases
 from manager.liveness import Delays
@@ -62,6 +63,7 @@ class Term:
         leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members)
         self.state = State(self.number, sessions, members, Policies(), leases)
         self.state.has_moves = await self.store.read(has_open_orders)
+        self.state.has_forsaken = await self.store.read(has_forsaken)
         self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)
