@@ -80,15 +80,8 @@ def _print(answer: Where) -> None:
 
 def _replica_row(row: ReplicaRow, version: int) -> tuple[object, ...]:
     state = row.fault or ("current" if row.current else f"stale, {max(0, version - row.version)} behind")
-    return (
-        row.server,
-        row.volume,
-        row.version,
-        state,
-        "yes" if row.home else "",
-        "yes" if row.up else "lost" if row.state == "lost" else "no",
-        row.path,
-    )
+    up = "lost" if row.state == "lost" else "yes" if row.up else "no"
+    return (row.server, row.volume, row.version, state, "yes" if row.home else "", up, row.path)
 
 
 def where_object(answer: Where) -> dict[str, object]:
