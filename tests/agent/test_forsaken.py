@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cluster.content import stamp_of
@@ -111,10 +112,7 @@ def test_it_is_kept_once_when_it_died_between_two_requests(tmp_path: Path, step:
             if step == "record written":
                 os.setxattr(new, "user.godwit", b'{"ino": 10007, "version": 1, "home_epoch": 1}')
             await forsake(net, 7)
-            item = net.manager.forsaken[7]
-            net.manager.forsaken[7] = ForsakenObject(
-                *[getattr(item, name) for name in item.__struct_fields__[:-1]], 7 + CONFLICTS
-            )
+            net.manager.forsaken[7] = msgspec.structs.replace(net.manager.forsaken[7], conflict=7 + CONFLICTS)
             await net.start_with(running.config)
             await net.manager.wait_for(lambda: 7 in net.manager.named, "named")
             assert_kept(net, 7)
