@@ -5,6 +5,8 @@ import logging
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
@@ -24,6 +26,8 @@ from fusefs.peers import Peers
 from fusefs.settling import Settler
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 SECURITY_CAPABILITY = b"security.capability"
 CACHED_VERSIONS = 50_000
@@ -158,7 +162,8 @@ class Files:
 
     async def _reach(self, state: OpenInode) -> Object:
         node = state.node
-        if state.home is not None and state.home_epoch == node.home_epoch:
+        fenced = state.registered_write and state.home is not None and state.home.is_fenced
+        if state.home is not None and state.home_epoch == node.home_epoch and not fenced:
             return state.home
         if state.home is not None:
             state.home.close()
@@ -166,7 +171,8 @@ class Files:
         state.home_epoch = node.home_epoch
         volume = await self._peers.volume(node.home_volume)
         if self._peers.is_local(volume):
-            state.home = LocalObject.open(volume.path, node.ino, os.O_RDWR, self._session, self._timeout_s)
+            to_write = state.registered_write
+            state.home = LocalObject.open_home(volume.path, node.ino, self._session, self._timeout_s, to_write=to_write)
         else:
             home = self._remote(node)
             await home.reach()
@@ -177,8 +183,10 @@ class Files:
         return RemoteObject(self._peers, self._leases, node, volume=node.home_volume, timeout_s=self._timeout_s)
 
     async def _register(self, state: OpenInode, *, write: bool) -> None:
-        if state.registered and (state.registered_write or not write):
-            return
+        if not state.registered or (write and not state.registered_write):
+            await self._ask_to_open(state, write=write)
+
+    async def _ask_to_open(self, state: OpenInode, *, write: bool) -> None:
         request = Open(state.ino, write or state.registered_write, self._open_files.next_sequence())
         asked_s = trio.current_time()
         opened = await self._session.call(request, timeout_s=self._timeout_s)
@@ -270,6 +278,8 @@ class Files:
         except (Fenced, Refused):
             if not await self._has_moved(state):
                 raise
+        if state.registered_write:
+            await self._regain(state, state.home)
         return await self._read(state, offset, length)
 
     async def _has_moved(self, state: OpenInode) -> bool:
@@ -372,31 +382,58 @@ class Files:
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Writes at *offset*, or at the end if the handle was opened with `O_APPEND`; returns how much was written."""
         handle = self._open_files.handle(number)
-        state = handle.inode
-        state.check()
-        try:
-            return await self._write(state, offset, data, append=handle.append)
-        except Fenced:
-            # The home moved while this mount was away, which it does only when nothing is missing there: the file goes on there.
-            if not await self._has_moved(state):
-                raise
-        return await self._write(state, offset, data, append=handle.append)
+        return await self._change(
+            handle.inode, lambda home: home.write(offset, data, append=handle.append), repeatable=not handle.append
+        )
 
-    async def _write(self, state: OpenInode, offset: int, data: bytes, *, append: bool) -> int:
-        home = await self._reach_home(state)
+    async def _change(self, state: OpenInode, act: Callable[[Object], Awaitable[R]], *, repeatable: bool = True) -> R:
+        """What *act* returns at the home; if this mount was away meanwhile, at the home that is the right one now.
+
+        What was done at this server's disk when the lease had ended counts only if the home is still there.
+        """
+        state.check()
+        home, epoch = state.home, state.home_epoch
+        if home is not None:
+            try:
+                held = await self._leases.hold(state.ino)
+                _check_home(state, held)
+                state.changed = True
+                done = await act(home)
+            except Fenced as error:
+                log.warning("inode %d: %s", state.ino, error)
+            else:
+                if home.is_remote or trio.current_time() < held.deadline_s:
+                    return done
+                await self._regain(state, home)
+                if state.home_epoch == epoch:
+                    return done
+                if not repeatable:
+                    raise Fenced(f"inode {state.ino} got another home while something was appended at the old one")
+        new_home = await self._regain(state, home)
         _check_home(state, await self._leases.hold(state.ino))
         state.changed = True
-        return await home.write(offset, data, append=append)
+        return await act(new_home)
+
+    async def _regain(self, state: OpenInode, lost: Object | None) -> Object:
+        """The home in the place of *lost*, for an inode that is open for writing here: registered anew, wherever it is now.
+
+        Nothing that was acknowledged is missing there, since a home moves only when all of it is committed.
+        """
+        async with state.lock:
+            state.check()
+            if state.home is None or state.home is lost:
+                await self._ask_to_open(state, write=True)
+            return await self._reach_home(state)
 
     async def truncate(self, ino: int, size: int) -> None:
         """Sets the length, whether or not the file is open."""
         state = self._open_files.get(ino)
         if state is not None and state.writers:
-            await self._truncate(state, size)
+            await self._change(state, lambda home: home.truncate(size))
             return
         number, _ = await self.open(ino, os.O_WRONLY)
         try:
-            await self._truncate(self._open_files.handle(number).inode, size)
+            await self._change(self._open_files.handle(number).inode, lambda home: home.truncate(size))
         finally:
             self._open_files.release_handle(number)
 
@@ -415,7 +452,7 @@ class Files:
         volume = await self._peers.volume(node.home_volume)
         if not self._peers.is_local(volume):
             return await self._remote(node).set_times(change)
-        home = LocalObject.open(volume.path, node.ino, os.O_RDWR, self._session, self._timeout_s)
+        home = LocalObject.open_home(volume.path, node.ino, self._session, self._timeout_s)
         try:
             return await home.set_times(change)
         finally:
@@ -427,17 +464,24 @@ class Files:
         state.check()
         if not state.registered_write or state.home is None:
             return
-        await state.home.sync(data_only=data_only)
-        async with state.lock:
-            if state.changed:
-                await self._settler.commit(state, final=False)
-            version = state.node.version
+        try:
+            version = await self._sync_at(state.home, state, data_only=data_only)
+        except Fenced:
+            version = await self._sync_at(await self._regain(state, state.home), state, data_only=data_only)
         await self._session.call(Sync(), timeout_s=self._timeout_s)
         if state.sync_copies is None:
             state.sync_copies = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).sync_copies
         if state.sync_copies > 1:
             request = AwaitCopies(state.ino, version, state.sync_copies, self._timeout_s)
             await self._session.call(request, timeout_s=self._timeout_s + 1)
+
+    async def _sync_at(self, home: Object, state: OpenInode, *, data_only: bool) -> int:
+        """The version that is durable at its home and committed."""
+        await home.sync(data_only=data_only)
+        async with state.lock:
+            if state.changed:
+                await self._settler.commit(state, final=False)
+            return state.node.version
 
 
 def _check_home(state: OpenInode, held: Held) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.config import is_name
 from cluster.errors import ProtocolError, refused
-from cluster.membership import UP
+from cluster.membership import UP, ServerState
 from cluster.messages import PROTOCOL, Hello, Welcome
 from manager.apply import newest_reply
 from manager.content import mark_dirty
@@ -70,7 +70,9 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
 def _admit(term: Term, server: str) -> None:
     """Refuses a server that has left, until somebody adds it again."""
     if not term.state.members.belongs(server):
-        raise refused(errno.EPERM, f"{server} has left the network (to take it back: godwit servers add {server})")
+        member = term.state.members.member(server)
+        how = "was declared lost" if member is not None and member.state is ServerState.LOST else "has left the network"
+        raise refused(errno.EPERM, f"{server} {how} (to take it back: godwit servers add {server})")
     term.state.members.met(server, monotonic_s())
 
 

@@ -25,6 +25,7 @@ from cluster.messages import (
     DrainServer,
     ExtendClaims,
     FindStrays,
+    ForgetForsaken,
     GetPolicy,
     GetServer,
     GetStatus,
@@ -33,12 +34,16 @@ from cluster.messages import (
     Heartbeat,
     Hello,
     Join,
+    KeepForsaken,
+    ListForsaken,
     ListLeases,
     ListMigrations,
     ListMoves,
     ListPolicies,
     ListTasks,
     ListUnsettled,
+    LoseServer,
+    NameForsaken,
     Open,
     Ping,
     PlanMigration,
@@ -56,7 +61,7 @@ from cluster.messages import (
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, foresight, joining, leasing, opening, orders, servers
+from manager import admin, agents, conflicts, foresight, joining, leasing, losing, opening, orders, servers
 from manager.granting import GRANTING
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
@@ -90,6 +95,10 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     ExtendClaims: agents.extend_claims,
     ListUnsettled: agents.list_unsettled,
     FindStrays: agents.find_strays,
+    ListForsaken: conflicts.list_forsaken,
+    KeepForsaken: conflicts.keep_forsaken,
+    NameForsaken: conflicts.name_forsaken,
+    ForgetForsaken: conflicts.forget_forsaken,
     GetStatus: admin.get_status,
     ListTasks: admin.list_tasks,
     RetryTasks: admin.retry,
@@ -106,6 +115,7 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     StepDown: admin.step_down,
     GetServer: servers.get_server,
     RemoveServer: servers.remove_server,
+    LoseServer: losing.lose_server,
     AddServer: servers.add_server,
 }
 # Answered without waiting for anything at all: mounts that are asked for something depend on it.
@@ -114,7 +124,20 @@ IMMEDIATE: dict[type, Callable[[Term, Session, Any], Any]] = {
     GiveBack: leasing.give_back,
 }
 FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
-FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})
+FOR_AGENTS = frozenset(
+    {
+        RegisterVolumes,
+        ClaimTasks,
+        ReportTasks,
+        ExtendClaims,
+        ListUnsettled,
+        FindStrays,
+        ListForsaken,
+        KeepForsaken,
+        NameForsaken,
+        ForgetForsaken,
+    }
+)
 INO_MAX = 2**63 - 1
 
 

@@ -82,6 +82,7 @@ class State:
         self.reaping: set[int] = set()
         self.to_reap: list[int] = []
         self.has_moves = False  # whether any file may have moves: else nobody looks for them
+        self.has_forsaken = False  # whether any object is to be left alone: else nobody looks for them
         self._changing: Counter[int] = Counter()
         self._commit_sequences: dict[tuple[int, int], int] = {}  # the committer's opens for writing that a commit ends
         self._cookies = itertools.count(term << COOKIE_TERM_BITS | 1)
@@ -183,6 +184,10 @@ class State:
         """A migration exists: from now on files are looked at for their moves, and whoever carries it out wakes."""
         self.has_moves = True
         self.bells.ring(MIGRATE)
+
+    def forsook(self) -> None:
+        """A file fell back to an older replica: from now on files are looked at for objects that are to be left alone."""
+        self.has_forsaken = True
 
     def lost_name(self, ino: int) -> None:
         """The last name of an inode is gone: it is reaped now, or when the last session closes it."""

@@ -15,6 +15,7 @@ from cluster.leases import Sealer
 from manager.caching import Notes
 from manager.claims import Claims
 from manager.election import safe_until
+from manager.forsaken import has_forsaken
 from manager.granting import Granting
 from manager.inodes import find_inode
 from manager.leases import Leases
@@ -69,6 +70,7 @@ class Term:
         self.state = State(self.number, sessions, members, Policies(), leases, notes)
         self.granting = Granting(self.state, leases)
         self.state.has_moves = await self.store.read(has_open_orders)
+        self.state.has_forsaken = await self.store.read(has_forsaken)
         self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)
