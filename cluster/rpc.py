@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 RECEIVE_BYTES = 256 * 1024
 PREFACE_TIMEOUT_S = 10.0
-MAX_CALLS_IN_FLIGHT = 256
+MAX_CALLS_IN_FLIGHT = 1024  # more than a mount works on at once: all of that may wait for its own answer to a recall
 STREAM_WINDOW = 4
 
 _encode = msgspec.msgpack.Encoder().encode

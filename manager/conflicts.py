@@ -11,7 +11,7 @@ from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
-from cluster.clock import file_time_ns
+from cluster.clock import file_time_ns, monotonic_s
 from cluster.errors import refused
 from cluster.messages import (
     NAME_MAX,
@@ -29,9 +29,11 @@ from cluster.messages import (
     Stamp,
 )
 from manager.conflictnames import conflict_name
+from manager.fences import Mutation
 from manager.inodes import InodeRow, find_entry, find_inode, get_inode, name_of, path_of, touch_directory
 from manager.limits import check_number
 from manager.members import take_number
+from manager.mutating import mutate
 from manager.schema import conflicts, dentries, forsaken, inodes, replicas
 from manager.sessions import Session
 from manager.state import State
@@ -102,15 +104,24 @@ async def name_forsaken(term: Term, session: Session, request: NameForsaken) -> 
     """The object is that of its new inode: from now on it is a file."""
     for number in (request.content.size, request.content.blocks, request.content.mtime_ns, request.content.ctime_ns):
         check_number(number, "content")
-    return NewName(await term.store.write(partial(_name, state=term.state, session=session, request=request), durable=True))
+    mutation = Mutation(session, monotonic_s())
+    work = partial(_name, state=term.state, mutation=mutation, request=request)
+    try:
+        return NewName(await mutate(term, mutation, work, durable=True))
+    finally:
+        term.state.fences.lift(mutation)
 
 
-def _name(tx: Transaction, state: State, session: Session, request: NameForsaken) -> bytes:
+def _name(tx: Transaction, state: State, mutation: Mutation, request: NameForsaken) -> bytes:
+    session = mutation.session
     row = _require(tx, state, session, request.volume, request.ino)
     if not row.conflict:
         raise refused(errno.EINVAL, f"inode {request.ino} has no conflict inode")
-    parent, name = _place(tx, state, row)
+    parent, name = _place(tx, row)
+    state.claim_inodes(tx, mutation, [parent or ROOT_INO])
+    tx.after(lambda: state.fences.done(mutation, monotonic_s()))
     now_ns = file_time_ns()
+    parent = parent or _make_lost_and_found(tx, state, now_ns)
     name = _free_name(tx.connection, parent, name, session.server, request.content.mtime_ns)
     _add_file(tx, row, request.content, now_ns)
     _add_entry(tx, state, parent, name, row.conflict, now_ns)
@@ -135,22 +146,22 @@ def _this(volume: int, ino: int) -> ColumnElement[bool]:
 # ------------------------------------------------------------------------------------------------------- the new file
 
 
-def _place(tx: Transaction, state: State, row: InodeRow) -> tuple[int, bytes]:
-    """Beside the file where it is now; if it was removed, where it was; else in `/lost+found`."""
+def _place(tx: Transaction, row: InodeRow) -> tuple[int, bytes]:
+    """Beside the file where it is now; if it was removed, where it was; else in `/lost+found` (0: which is not there yet)."""
     parent, name = name_of(tx.connection, row.ino)
     if not parent:
         parent, name = row.parent, row.name or b"inode-%d" % row.ino
     directory = find_inode(tx.connection, parent) if parent else None
     if directory is not None and stat.S_ISDIR(directory.mode) and directory.nlink:
         return parent, name
-    return _lost_and_found(tx, state), name
-
-
-def _lost_and_found(tx: Transaction, state: State) -> int:
     found = find_entry(tx.connection, ROOT_INO, LOST_AND_FOUND)
-    if found is not None:
-        return int(found.ino) if stat.S_ISDIR(found.mode) else ROOT_INO
-    ino, now_ns = take_number(tx, "next_ino", 1), file_time_ns()
+    if found is None:
+        return 0, name
+    return (int(found.ino) if stat.S_ISDIR(found.mode) else ROOT_INO), name
+
+
+def _make_lost_and_found(tx: Transaction, state: State, now_ns: int) -> int:
+    ino = take_number(tx, "next_ino", 1)
     tx.after(lambda: state.handed_out(ino + 1))
     times = dict.fromkeys(("atime_ns", "mtime_ns", "ctime_ns", "btime_ns"), now_ns)
     tx.execute(insert(inodes), {"ino": ino, "mode": stat.S_IFDIR | 0o700, "nlink": 2, "size": 4096, "blocks": 8, **times})

@@ -85,6 +85,8 @@ class Granting:
         if not stat.S_ISREG(node.mode):
             return True
         state = self._state
+        if state.members.is_lost(node.home_volume):
+            return False  # it falls back to what others have, as soon as nobody caches it
         if state.sessions.is_written(node.ino, besides=session) or self._leases.is_written(node.ino, besides=session):
             return False
         return not node.dirty or self.writes_alone_at_home(session, node)

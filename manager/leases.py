@@ -278,12 +278,13 @@ class Leases:
             return False
         return any(lease.writer for lease in list(found.values()) if besides is None or lease.session != besides.number)
 
-    def caching(self, ino: int, now: float, *, besides: Session) -> list[int]:
+    def caching(self, ino: int, now: float, *, besides: Session | None = None) -> list[int]:
         """The sessions that may be caching the inode, but *besides*."""
         found = self._holders.get(ino)
         if found is None:
             return []
-        return [lease.session for lease in list(found.values()) if lease.cached_until_s > now and lease.session != besides.number]
+        excepted = None if besides is None else besides.number
+        return [lease.session for lease in list(found.values()) if lease.cached_until_s > now and lease.session != excepted]
 
     def astray(self, ino: int, home_epoch: int, now: float, *, besides: Session) -> list[int]:
         """The sessions, but *besides*, whose tokens name an earlier home of the inode, and who have not been told."""

@@ -31,15 +31,16 @@ from cluster.messages import (
 )
 from manager.apply import OPERATIONS_MAX, apply_operations, changed_for_opens
 from manager.content import mark_dirty
-from manager.fences import Held, HeldElsewhere, Mutation, known_before
+from manager.fences import Held, Mutation, known_before
 from manager.inodes import get_inode, parent_of
 from manager.limits import check_count, check_number
 from manager.members import take_number
+from manager.mutating import await_present, mutate
 from manager.policies import COPIES_MAX
 from manager.questions import describe_open
 from manager.schema import ranges, replicas
 from manager.sessions import NOT_WRITING, Session
-from manager.state import PRESENT, State
+from manager.state import State
 from manager.store import Transaction
 from manager.tasks import draw_home
 from manager.term import Term
@@ -74,32 +75,16 @@ async def apply(term: Term, session: Session, request: Apply) -> Applied:
     changing = changed_for_opens(request.operations)
     try:
         with term.state.changing(session, changing):
-            reply = await _apply_once_free(term, mutation, request)
+            reply = await mutate(
+                term,
+                mutation,
+                partial(apply_operations, state=term.state, mutation=mutation, request=request),
+                known=[ino for operation in request.operations for ino in known_before(operation)],
+                check=partial(_check_still_wanted, term, session, request),
+            )
     finally:
         term.state.fences.lift(mutation)
     return _with_leases(term, mutation, request, reply)
-
-
-async def _apply_once_free(term: Term, mutation: Mutation, request: Apply) -> Applied:
-    """Applies the operations as soon as nobody else caches what they change.
-
-    What can be told without reading the catalog is asked for first; the rest is found in the transaction, which is then run
-    again.
-    """
-    state, session = term.state, mutation.session
-    known = [ino for operation in request.operations for ino in known_before(operation)]
-    held = state.fences.claim(mutation, known)
-    if held:
-        await state.recalls.take_back(held)
-    work = partial(apply_operations, state=state, mutation=mutation, request=request)
-    while True:
-        _check_still_wanted(term, session, request)
-        mutation.began_s = monotonic_s()
-        try:
-            return await term.store.write_uncancelled(work)
-        except HeldElsewhere as conflict:
-            await state.recalls.take_back(conflict.held)
-            await _await_present(term, conflict.absent)
 
 
 def _check_still_wanted(term: Term, session: Session, request: Apply) -> None:
@@ -108,19 +93,6 @@ def _check_still_wanted(term: Term, session: Session, request: Apply) -> None:
         raise NotManager("the session of this connection has ended: introduce yourself again")
     if request.request_id < session.floor:
         raise Refused(f"request {request.request_id} has been acknowledged already", errno.ESTALE)
-
-
-async def _await_present(term: Term, absent: frozenset[str]) -> None:
-    """Waits until these servers' mounts have presented themselves, or until what earlier terms let them cache has ended."""
-    state = term.state
-    with trio.move_on_at(term.caches_until) as waiting:
-        while absent & state.absent:
-            with state.bells.listening(PRESENT) as bell:
-                await bell.wait()
-                term.check_in_office()
-    if waiting.cancelled_caught:
-        for server in absent & state.absent:
-            state.presented(server)
 
 
 def _with_leases(term: Term, mutation: Mutation, request: Apply, reply: Applied) -> Applied:
@@ -198,7 +170,7 @@ async def _be_only_writer(term: Term, session: Session, ino: int) -> None:
         looking = await term.store.read(partial(state.looking_at, inodes=[ino])) if state.absent else frozenset()
         if not looking:
             return
-        await _await_present(term, looking)
+        await await_present(term, looking)
 
 
 async def _describe_opened(term: Term, session: Session, request: Open) -> Opened:

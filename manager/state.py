@@ -129,6 +129,10 @@ class State:
         """Whether nobody can be writing the inode (asked in the transaction that moves its home, with `dirty` clear)."""
         return not (self.in_grace or self.is_changing(ino) or self.is_written(ino))
 
+    def is_cached(self, ino: int) -> bool:
+        """Whether any mount may be caching the inode; for a moment longer than it may."""
+        return bool(self.leases.caching(ino, 0.0))
+
     def may_draw_home(self, ino: int, opener: Session) -> bool:
         """The same for who opens it for writing; readers keep the home as well, as they may be reading there."""
         if self.in_grace or self.is_changing(ino) or self.leases.is_written(ino, besides=opener):
@@ -166,7 +170,11 @@ class State:
         """
         wanted = RECALLED[type(operation)]
         recalled = [ino for part, ino in parts.items() if part in wanted]
-        held = self.fences.claim(mutation, recalled, [ino for part, ino in parts.items() if part not in wanted])
+        self.claim_inodes(tx, mutation, recalled, [ino for part, ino in parts.items() if part not in wanted])
+
+    def claim_inodes(self, tx: Transaction, mutation: Mutation, recalled: list[int], others: Iterable[int] = ()) -> None:
+        """Fences these inodes; raises `HeldElsewhere` if others may be caching one of *recalled*."""
+        held = self.fences.claim(mutation, recalled, others)
         absent = self.looking_at(tx.connection, recalled) if self.absent else self.absent
         if held or absent:
             raise HeldElsewhere(held, absent)

@@ -186,7 +186,9 @@ class _Alignment:
         if replica is None:
             return False
         task = self._queued.get(replica.volume)
-        if not self._state.may_move_home(self._inode.ino) or (task is not None and task.state == CLAIMED):
+        # Nobody is granted to cache what has its home on a lost server, so that whoever does so still will not for long.
+        in_use = not self._state.may_move_home(self._inode.ino) or self._state.is_cached(self._inode.ino)
+        if in_use or (task is not None and task.state == CLAIMED):
             self._is_held_up = True
             return False
         if task is not None:

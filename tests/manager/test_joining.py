@@ -181,11 +181,11 @@ def test_settings_that_must_agree_are_handed_over(sqlite_url: str) -> None:
             assert office.term is not None
             config = office.term.config
             manager = msgspec.structs.replace(config.manager, term_s=3.5, access_s=20.0)
-            mount = msgspec.structs.replace(config.mount, renew_s=5.0, commit_s=1.0)
+            mount = msgspec.structs.replace(config.mount, renew_s=4.0, commit_s=1.0)
             got = joined(msgspec.structs.replace(config, manager=manager, mount=mount), [])
             assert got.manager | {"term_s": 3.5, "access_s": 20.0} == got.manager
             assert not got.manager.keys() & {"listen", "database"}
-            assert got.mount == {"renew_s": 5.0}
+            assert got.mount == {"renew_s": 4.0}
 
     trio.run(main)
 
