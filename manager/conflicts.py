@@ -198,7 +198,8 @@ def _add_file(tx: Transaction, row: InodeRow, content: Content, now_ns: int) -> 
     tx.execute(insert(inodes), values)
     tx.inodes_added += 1
     stamp = {"stamp_size": content.size, "stamp_mtime_ns": content.mtime_ns, "stamp_ctime_ns": content.ctime_ns}
-    tx.execute(insert(replicas), {"ino": row.conflict, "volume": row.volume, "version": 1, **stamp})
+    # SQLite's default for the checksum would be a text.
+    tx.execute(insert(replicas), {"ino": row.conflict, "volume": row.volume, "version": 1, "checksum": b"", **stamp})
 
 
 def _add_entry(tx: Transaction, state: State, parent: int, name: bytes, ino: int, now_ns: int, links: int = 0) -> None:

@@ -264,6 +264,7 @@ def test_it_is_kept_beside_the_file_as_a_file_of_its_own(url: str) -> None:
         kept = (await scene.where(number)).node
         assert (kept.size, kept.mtime_ns, kept.mode, kept.uid, kept.gid) == (33, NOW + 50, 0o100640, 7, 8)
         assert (kept.version, kept.dirty, kept.nlink, await scene.home(number)) == (1, False, 1, "s1")
+        assert [replica.checksum for replica in (await scene.where(number)).replicas] == [b""]
         assert [task.operation for task in (await scene.where(number)).pending] == ["copy"]
         assert (await agent.ask(GetServer("s1"))).conflicts == [path]
         assert (await agent.ask(GetStatus())).conflicts == 1
