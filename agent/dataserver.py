@@ -20,7 +20,8 @@ from agent.trash import TrashPurger
 from agent.volumes import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.content import commit_object, content_of, object_lock, overlay, stamp_of
-from cluster.errors import Changed, Fenced, Undone, from_os_error, refused
+from cluster.errors import Changed, Fenced, TokenRefused, Undone, from_os_error, refused
+from cluster.fence import is_fenced, is_writable, lift
 from cluster.leases import LeaseToken, TokenGate
 from cluster.messages import (
     AgentRequest,
@@ -107,6 +108,9 @@ class DataServer:
                 raise refused(errno.EINVAL, f"inode {request.ino}")
             self._volumes.require(request.volume)
             return await self._operations[type(request)](request, body)
+        except PermissionError as error:
+            # This agent committed the file for a mount that it took for gone: who is there gets another token and comes back.
+            raise TokenRefused(f"inode {request.ino} on volume {request.volume} is fenced: {error}") from error
         except OSError as error:
             raise from_os_error(error, f"inode {request.ino} on volume {request.volume}") from error
         finally:
@@ -192,6 +196,7 @@ class DataServer:
             node = await self._session.apply_one(operation, timeout_s=MANAGER_TIMEOUT_S)
             if not node.dirty:
                 return node
+            lift(descriptor)  # the next commit has this change; an agent that makes it fences again
             status = os.fstat(descriptor)
             atime_ns = status.st_atime_ns if request.atime_ns is None else request.atime_ns
             mtime_ns = status.st_mtime_ns if request.mtime_ns is None else request.mtime_ns
@@ -204,7 +209,15 @@ class DataServer:
             node = begun.node
             if (node.home_volume, node.home_epoch) != (request.volume, self._token(request).home_epoch):
                 raise Fenced(f"the home of inode {request.ino} is volume {node.home_volume}, epoch {node.home_epoch}")
-            return await commit_object(descriptor, node, b"", final=request.final, apply=self._apply, begun=begun.number)
+            return await commit_object(
+                descriptor,
+                node,
+                b"",
+                final=request.final,
+                apply=self._apply,
+                begun=begun.number,
+                fenced=is_fenced(descriptor),
+            )
 
     # ------------------------------------------------------------------------------------------------ objects
 
@@ -219,13 +232,13 @@ class DataServer:
         return self._volumes.require(request.volume)
 
     @asynccontextmanager
-    async def _object(self, request: ObjectRequest) -> AsyncIterator[int]:
+    async def _object(self, request: ObjectRequest, *, lifting: bool = False) -> AsyncIterator[int]:
         path = self._volume(request).layout.object_path(request.ino)
         key = ObjectKey(request.volume, request.ino)
         opened = None
         while key not in self._objects:
             forgotten = self._objects.forgotten
-            opened = await self._in_thread(request, open_object_file, path)
+            opened = await self._in_thread(request, partial(open_object_file, path, lifting=lifting))
             if self._objects.forgotten == forgotten:
                 break
             os.close(opened)
@@ -238,6 +251,13 @@ class DataServer:
         token = self._token(request, to_write=to_write)
         async with self._object(request) as descriptor:
             _require_epoch(descriptor, token)
+            if not to_write or is_writable(descriptor):
+                yield descriptor
+                return
+        self._objects.forget(ObjectKey(request.volume, request.ino))
+        async with self._object(request, lifting=True) as descriptor:
+            _require_epoch(descriptor, token)
+            lift(descriptor)
             yield descriptor
 
     @asynccontextmanager

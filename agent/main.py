@@ -10,6 +10,7 @@ import trio
 from agent.copying import Attempts
 from agent.dataserver import OPEN_OBJECTS, DataServer
 from agent.diskwork import DiskWork
+from agent.forsaken import ForsakenKeeper
 from agent.locks import KeyedLocks
 from agent.objects import OpenObjects
 from agent.peers import PeerChannels, VolumeDirectory
@@ -58,7 +59,7 @@ class Agent:
             volumes=volumes,
             session=self._session,
             on_numbers=self._number_works,
-            on_settled=lambda: self._strays.restart(),
+            on_settled=self._standing_changed,
         )
         self._trash = TrashPurger(volumes, config.agent.trash_keep_s)
         self._works_list = [DiskWork(volume) for volume in volumes.volumes]
@@ -96,6 +97,8 @@ class Agent:
             grace=grace,
         )
 
+        self._forsaken = ForsakenKeeper(works=self._work_on, session=self._session, locks=locks, objects=self._objects)
+
     async def start(self) -> None:
         """Starts everything; returns when the data server listens. The rest follows as soon as a manager is there."""
         await self._nursery.start(
@@ -118,6 +121,7 @@ class Agent:
         self._nursery.start_soon(self._queue.run)
         self._worker(Settler(self._volumes, self._session), SETTLE_S)
         self._worker(self._strays, SETTLE_S)
+        self._worker(self._forsaken, SETTLE_S)
         self._worker(self._trash, PURGE_S)
 
     async def stop(self) -> None:
@@ -133,11 +137,15 @@ class Agent:
         """Closes all descriptors; the nursery must have ended."""
         self._objects.close()
 
-    def _worker(self, worker: Registration | Settler | StrayScan | TrashPurger, interval_s: float) -> None:
+    def _worker(self, worker: Registration | Settler | StrayScan | ForsakenKeeper | TrashPurger, interval_s: float) -> None:
         async def run() -> None:
             await run_worker(worker, interval_s=interval_s)
 
         self._nursery.start_soon(run, name=worker.name)
+
+    def _standing_changed(self) -> None:
+        self._strays.restart()
+        self._forsaken.restart()
 
     def _number_works(self) -> None:
         self._works = {work.volume.number: work for work in self._works_list}

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from cluster.errors import from_os_error, refused
+from cluster.fence import open_object_at
 
 
 class ObjectKey(NamedTuple):
@@ -27,7 +28,7 @@ class _Entry:
 
 
 class OpenObjects:
-    """Least recently used descriptors, open for reading and writing."""
+    """Least recently used descriptors, open for reading and writing, or for reading only if the object was fenced."""
 
     def __init__(self, limit: int) -> None:
         self.forgotten = 0
@@ -96,10 +97,10 @@ class OpenObjects:
             os.close(entry.descriptor)
 
 
-def open_object_file(path: str) -> int:
-    """A descriptor of the object at *path* for reading and writing; raises `Refused` with the system's reason."""
+def open_object_file(path: str, *, lifting: bool = False) -> int:
+    """A descriptor of the object at *path*, as `open_object_at`; raises `Refused` with the system's reason."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return open_object_at(path, lifting=lifting)
     except FileNotFoundError as error:
         raise refused(error.errno or 0, f"no object {path}") from error
     except OSError as error:

@@ -1,15 +1,20 @@
-"""Commits what mounts left behind: dirty files of this server that nobody has open for writing any more."""
+"""Commits what mounts left behind: dirty files of this server that nobody has open for writing any more.
+
+The mount that left one may only be stopped, and write once more when it goes on. So the object is fenced first, and stays
+so until somebody opens the file for writing.
+"""
 
 import errno
 import logging
 
 import trio
 
-from agent.volumes import VolumeTable
+from agent.volumes import LocalVolume, VolumeTable
 from agent.workers import Outcome
 from cluster.content import commit_object, object_lock
 from cluster.errors import GodwitError, Refused
-from cluster.messages import BeginCommit, GetAttr, ListUnsettled, Node, Operation
+from cluster.fence import fence, lift
+from cluster.messages import BeginCommit, Begun, GetAttr, ListUnsettled, Node, Operation
 from cluster.session import ManagerSession
 
 log = logging.getLogger(__name__)
@@ -28,6 +33,7 @@ class Settler:
         self._volumes = volumes
         self._session = session
         self._known_problems: dict[int, str] = {}
+        self._unfenced: set[int] = set()  # volumes whose file system has no fence, which is said once
 
     async def run_once(self) -> Outcome:
         unsettled = await self._session.call(ListUnsettled(LIMIT), timeout_s=MANAGER_TIMEOUT_S)
@@ -61,7 +67,7 @@ class Settler:
                 begun = await self._session.call(BeginCommit(ino), timeout_s=MANAGER_TIMEOUT_S)
                 node = begun.node
                 if node.dirty and node.home_volume == volume.number:
-                    await commit_object(descriptor, node, b"", final=True, apply=self._apply, begun=begun.number)
+                    await self._commit(descriptor, volume, begun)
             return ""
         except FileNotFoundError:
             return f"its object is missing on volume {node.home_volume}; nothing is committed in its place"
@@ -69,6 +75,15 @@ class Settler:
             return "" if error.errno == errno.ENOENT else str(error)
         except (GodwitError, OSError) as error:
             return str(error)
+
+    async def _commit(self, descriptor: int, volume: LocalVolume, begun: Begun) -> None:
+        fenced = fence(descriptor)
+        if not fenced and volume.number not in self._unfenced:
+            self._unfenced.add(volume.number)
+            log.warning("%s has no immutable flag: a mount that was stopped while it wrote may write late", volume.layout.root)
+        node = await commit_object(descriptor, begun.node, b"", final=True, apply=self._apply, begun=begun.number, fenced=fenced)
+        if node.dirty:
+            lift(descriptor)  # somebody has opened it for writing in the meantime
 
     async def _get(self, ino: int) -> Node:
         return (await self._session.call(GetAttr(ino), timeout_s=MANAGER_TIMEOUT_S)).node

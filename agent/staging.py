@@ -7,10 +7,12 @@ What is left in `staging/` by a crash is removed at the next start.
 import os
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from agent.volumes import LocalVolume
 from cluster.content import stamp_of
+from cluster.fence import despite_fence
 from cluster.messages import Stamp
 from cluster.volume import ObjectRecord, sync_directory, write_record
 
@@ -135,7 +137,8 @@ def _rename_all(
     try:
         make_object_directory(directory)
         for index in indices:
-            os.rename(staged[index].path, f"{directory}/{publications[index].record.ino}")
+            target = f"{directory}/{publications[index].record.ino}"
+            despite_fence(target, partial(os.rename, staged[index].path, target))
             results[index] = stamp_of(os.fstat(staged[index].descriptor))
         sync_directory(directory)
     except OSError as error:

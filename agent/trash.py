@@ -7,12 +7,14 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import trio
 
 from agent.volumes import LocalVolume, VolumeTable
 from agent.workers import Outcome
 from cluster.clock import file_time_ns
+from cluster.fence import despite_fence
 from cluster.volume import sync_directory
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ def discard_objects(volume: LocalVolume, inodes: Sequence[int]) -> list[bool | E
     for ino in inodes:
         source = volume.layout.object_path(ino)
         try:
-            os.rename(source, _free_name(volume, ino))
+            despite_fence(source, partial(os.rename, source, _free_name(volume, ino)))
         except FileNotFoundError:
             results.append(False)
         except OSError as error:
@@ -75,7 +77,8 @@ def purge(volume: LocalVolume, keep_s: float, *, everything: bool = False) -> in
     gone = 0
     for name in to_purge(os.listdir(volume.layout.trash), file_time_ns(), keep_s, short=short):
         try:
-            os.unlink(f"{volume.layout.trash}/{name}")
+            path = f"{volume.layout.trash}/{name}"
+            despite_fence(path, partial(os.unlink, path))
             gone += 1
         except OSError as error:
             if error.errno != errno.ENOENT:

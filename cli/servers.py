@@ -7,7 +7,8 @@ import typer
 
 from cli.ask import ask
 from cli.drain import drain
-from cli.render import as_age, as_bytes, print_facts, print_json, print_line, print_table
+from cli.lost import lost
+from cli.render import as_age, as_bytes, as_shown, as_text, print_facts, print_json, print_line, print_table
 from cli.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.messages import (
     Added,
@@ -28,7 +29,7 @@ MANAGERS_NAMED = 3  # in the command that joins: enough that one of them is ther
 
 app = typer.Typer(
     help="The servers of the network.\n\nA server is up, suspect (silent for a moment), down (its replicas do not count), "
-    "draining (wanted empty) or left.",
+    "draining (wanted empty), lost or left.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -80,6 +81,8 @@ def print_details(details: ServerDetails) -> None:
         print_line(f"volume {volume.volume}: {volume.path}, {space}, at {volume.address}")
     for problem in details.info.problems:
         print_line(f"problem: {problem}")
+    for path in details.conflicts:
+        print_line(f"conflict: {as_shown(path)}")
 
 
 app.command("drain")(drain)
@@ -100,6 +103,9 @@ def remove_server(
         print_json({"server": name, "forgotten_replicas": answer.count})
         return
     print_line(f"{name} has left the network; {answer.count} replicas on it were forgotten")
+
+
+app.command("lost")(lost)
 
 
 @app.command("add")
@@ -199,6 +205,8 @@ def details_object(details: ServerDetails) -> dict[str, object]:
         },
         "tasks": details.tasks,
         "leases": details.leases,
+        "forsaken": details.forsaken,
+        "conflicts": [as_text(path) for path in details.conflicts],
     }
 
 
@@ -236,6 +244,7 @@ def _facts(details: ServerDetails) -> list[tuple[str, object]]:
         ("candidate", info.manager or "-"),
         ("holds", _held(details.holdings)),
         ("needed for", f"{details.holdings.sole} files that have no other current replica"),
+        ("forsaken", f"{details.forsaken} objects, of files that fell back when it was declared lost"),
         ("leases", f"its mount holds {details.leases}"),
         ("mount", _done_by(info.counts)),
         ("queue", ", ".join(f"{count} {state}" for state, count in details.tasks.items())),

@@ -29,6 +29,9 @@ def status(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, 
             ("tasks", f"{answer.waiting_tasks} waiting, {answer.claimed_tasks} at work, {answer.dead_tasks} dead"),
         ]
     )
+    if answer.forsaken or answer.conflicts:
+        told = f"{answer.forsaken} objects on lost servers, {answer.conflicts} files under conflict names"
+        print_line(f"to look at: {told} (godwit servers show)")
     print_line()
     print_servers(answer.servers, answer.manager)
 
@@ -42,6 +45,8 @@ def status_object(answer: Status) -> dict[str, object]:
         "catalog": answer.catalog,
         "inodes": answer.inodes,
         "space": space_object(answer.space),
+        "forsaken": answer.forsaken,
+        "conflicts": answer.conflicts,
         "tasks": {"waiting": answer.waiting_tasks, "claimed": answer.claimed_tasks, "dead": answer.dead_tasks},
         "servers": [server_object(info, answer.manager) for info in answer.servers],
     }

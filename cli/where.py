@@ -71,6 +71,8 @@ def _print(answer: Where) -> None:
         rows = [_replica_row(row, node.version) for row in answer.replicas]
         columns = ("SERVER", "VOLUME", "VERSION", "STATE", "HOME", "UP", "OBJECT'S VOLUME")
         print_table(columns, rows, right=("VOLUME", "VERSION"))
+    for server in answer.forsaken:
+        print_line(f"{server} was declared lost: this is what others had; what {server} has is kept if it comes back")
     if answer.pending:
         print_line()
         print_tasks(answer.pending)
@@ -78,7 +80,8 @@ def _print(answer: Where) -> None:
 
 def _replica_row(row: ReplicaRow, version: int) -> tuple[object, ...]:
     state = row.fault or ("current" if row.current else f"stale, {max(0, version - row.version)} behind")
-    return (row.server, row.volume, row.version, state, "yes" if row.home else "", "yes" if row.up else "no", row.path)
+    up = "lost" if row.state == "lost" else "yes" if row.up else "no"
+    return (row.server, row.volume, row.version, state, "yes" if row.home else "", up, row.path)
 
 
 def where_object(answer: Where) -> dict[str, object]:
@@ -105,12 +108,14 @@ def where_object(answer: Where) -> dict[str, object]:
                 "checksum": row.checksum.hex(),
                 "up": row.up,
                 "fault": row.fault,
+                "server_state": row.state,
             }
             for row in answer.replicas
         ],
         "policy": policy_object(answer.policy),
         "pending": [task_object(row) for row in answer.pending],
         "writers": answer.writers,
+        "forsaken_on": answer.forsaken,
     }
 
 

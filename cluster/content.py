@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from cluster.errors import Refused
+from cluster.fence import fence, lift
 from cluster.messages import Commit, Content, Node, Operation, Stamp
 from cluster.volume import ObjectRecord, display_path, read_record, write_record
 
@@ -57,7 +58,8 @@ def overlay(node: Node, content: Content) -> Node:
 @asynccontextmanager
 async def object_lock(path: str) -> AsyncIterator[int]:
     """Holds the lock of the object at *path*, on a descriptor of its own, which it yields. Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    # For reading, which is enough for all that its holders do, and possible with a fenced object, too.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         wait_s = LOCK_RETRY_MIN_S
         while not _try_lock(descriptor):
@@ -77,15 +79,18 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool, apply: ApplyOne, begun: int = 0) -> Node:
+async def commit_object(
+    descriptor: int, node: Node, path: bytes, *, final: bool, apply: ApplyOne, begun: int = 0, fenced: bool = False
+) -> Node:
     """Commits the object's present content; the caller holds the object's lock. Returns the catalog's node.
 
     *node* is the committer's knowledge of the inode, *begun* the number that came with it (see `Commit`), *path* its last
-    known name (empty: as before). If nothing was written since the last commit, only `final` is told. Raises what *apply*
-    raises; the file is still dirty then and a repeat is harmless.
+    known name (empty: as before). If nothing was written since the last commit, only `final` is told. *fenced*: the
+    committer has fenced the object, and it stays so. Raises what *apply* raises; the file is still dirty then and a repeat
+    is harmless.
     """
     while True:
-        commit = prepare_commit(descriptor, node, path, final=final, begun=begun)
+        commit = prepare_commit(descriptor, node, path, final=final, begun=begun, fenced=fenced)
         try:
             return await apply(commit)
         except Refused as error:
@@ -95,8 +100,12 @@ async def commit_object(descriptor: int, node: Node, path: bytes, *, final: bool
             node = msgspec.structs.replace(node, version=commit.version + 1, object_ctime_ns=0)
 
 
-def prepare_commit(descriptor: int, node: Node, path: bytes, *, final: bool, begun: int = 0) -> Commit:
-    """The commit of the object's present content, whose record is written. The caller holds the object's lock."""
+def prepare_commit(descriptor: int, node: Node, path: bytes, *, final: bool, begun: int = 0, fenced: bool = False) -> Commit:
+    """The commit of the object's present content, whose record is written. The caller holds the object's lock.
+
+    The record of a *fenced* object is written with the fence lifted: what anybody writes meanwhile is in the commit, since
+    the content is looked at when the fence is back.
+    """
     record = read_record(descriptor)
     version = max(node.version, record.version if record else 0)
     changed = os.fstat(descriptor).st_ctime_ns != node.object_ctime_ns
@@ -104,6 +113,8 @@ def prepare_commit(descriptor: int, node: Node, path: bytes, *, final: bool, beg
     if changed:
         version += 1
         status = os.fstat(descriptor)
+        if fenced:
+            lift(descriptor)
         write_record(
             descriptor,
             ObjectRecord(
@@ -117,5 +128,7 @@ def prepare_commit(descriptor: int, node: Node, path: bytes, *, final: bool, beg
                 mtime_ns=status.st_mtime_ns,
             ),
         )
+        if fenced:
+            fence(descriptor)
         content = content_of(os.fstat(descriptor))
     return Commit(node.ino, node.home_epoch, version, content, final, begun)

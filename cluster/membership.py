@@ -6,7 +6,7 @@ heard, and people for the rest.
 """
 
 import errno
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ class ServerState(StrEnum):
     SUSPECT = "suspect"
     DOWN = "down"
     DRAINING = "draining"
+    LOST = "lost"
     LEFT = "left"
 
 
@@ -31,6 +32,7 @@ class Event(StrEnum):
     SILENT_TOO_LONG = "silent too long"
     DRAIN = "drain"
     UNDRAIN = "undrain"
+    LOSE = "lose"
     REMOVE = "remove"
     ADD = "add"
 
@@ -50,9 +52,10 @@ SUSPECT = Standing(ServerState.SUSPECT)
 DOWN = Standing(ServerState.DOWN)
 DRAINING = Standing(ServerState.DRAINING, wanted_empty=True)
 DOWN_WANTED_EMPTY = Standing(ServerState.DOWN, wanted_empty=True)
+LOST = Standing(ServerState.LOST)
 LEFT = Standing(ServerState.LEFT)
 
-STANDINGS = (UP, SUSPECT, DRAINING, DOWN, DOWN_WANTED_EMPTY, LEFT)
+STANDINGS = (UP, SUSPECT, DRAINING, DOWN, DOWN_WANTED_EMPTY, LOST, LEFT)
 
 # A draining server that is silent stays draining until it is down: it gets no new copies in either case.
 TRANSITIONS: dict[Standing, dict[Event, Standing]] = {
@@ -83,6 +86,7 @@ TRANSITIONS: dict[Standing, dict[Event, Standing]] = {
         Event.SILENT: DOWN,
         Event.SILENT_TOO_LONG: DOWN,
         Event.DRAIN: DOWN_WANTED_EMPTY,
+        Event.LOSE: LOST,
         Event.REMOVE: LEFT,
     },
     DOWN_WANTED_EMPTY: {
@@ -91,7 +95,13 @@ TRANSITIONS: dict[Standing, dict[Event, Standing]] = {
         Event.SILENT_TOO_LONG: DOWN_WANTED_EMPTY,
         Event.DRAIN: DOWN_WANTED_EMPTY,
         Event.UNDRAIN: DOWN,
+        Event.LOSE: LOST,
         Event.REMOVE: LEFT,
+    },
+    LOST: {
+        Event.LOSE: LOST,
+        Event.REMOVE: LEFT,
+        Event.ADD: SUSPECT,
     },
     LEFT: {
         Event.ADD: SUSPECT,
@@ -103,10 +113,12 @@ TRANSITIONS: dict[Standing, dict[Event, Standing]] = {
 class Meaning:
     """What a state is good for.
 
-    `counts`: a replica there counts as a copy. `accepts`: new copies and new homes may go there. `works`: its agent gets
-    tasks. `belongs`: its processes may introduce themselves.
+    `holds`: what is on its volumes may be needed, and is in the catalog. `counts`: a replica there counts as a copy.
+    `accepts`: new copies and new homes may go there. `works`: its agent gets tasks. `belongs`: its processes may introduce
+    themselves.
     """
 
+    holds: bool
     counts: bool
     accepts: bool
     works: bool
@@ -114,11 +126,12 @@ class Meaning:
 
 
 MEANINGS: dict[ServerState, Meaning] = {
-    ServerState.UP: Meaning(counts=True, accepts=True, works=True, belongs=True),
-    ServerState.SUSPECT: Meaning(counts=True, accepts=True, works=True, belongs=True),
-    ServerState.DRAINING: Meaning(counts=True, accepts=False, works=True, belongs=True),
-    ServerState.DOWN: Meaning(counts=False, accepts=False, works=False, belongs=True),
-    ServerState.LEFT: Meaning(counts=False, accepts=False, works=False, belongs=False),
+    ServerState.UP: Meaning(holds=True, counts=True, accepts=True, works=True, belongs=True),
+    ServerState.SUSPECT: Meaning(holds=True, counts=True, accepts=True, works=True, belongs=True),
+    ServerState.DRAINING: Meaning(holds=True, counts=True, accepts=False, works=True, belongs=True),
+    ServerState.DOWN: Meaning(holds=True, counts=False, accepts=False, works=False, belongs=True),
+    ServerState.LOST: Meaning(holds=True, counts=False, accepts=False, works=False, belongs=False),
+    ServerState.LEFT: Meaning(holds=False, counts=False, accepts=False, works=False, belongs=False),
 }
 
 
@@ -139,7 +152,7 @@ def transition(standing: Standing, event: Event) -> Standing:
 
 def stored_state(standing: Standing) -> ServerState:
     """What the catalog keeps: silence up to the delay is the memory of one manager, the wish has a column of its own."""
-    return standing.state if standing.state in (ServerState.DOWN, ServerState.LEFT) else ServerState.UP
+    return standing.state if standing.state in (ServerState.DOWN, ServerState.LOST, ServerState.LEFT) else ServerState.UP
 
 
 def standing_of(stored: str, *, wanted_empty: bool) -> Standing:
@@ -147,6 +160,8 @@ def standing_of(stored: str, *, wanted_empty: bool) -> Standing:
     match ServerState(stored), wanted_empty:
         case ServerState.LEFT, _:
             return LEFT
+        case ServerState.LOST, _:
+            return LOST
         case ServerState.DOWN, True:
             return DOWN_WANTED_EMPTY
         case ServerState.DOWN, False:
@@ -160,12 +175,12 @@ def standing_of(stored: str, *, wanted_empty: bool) -> Standing:
 def table() -> str:
     """The states as a table in Markdown, for docs/membership.md."""
     lines = [
-        f"| state | {' | '.join(Event)} | counts | accepts | works | belongs |",
-        f"|---|{'---|' * len(Event)}---|---|---|---|",
+        f"| state | {' | '.join(Event)} | holds | counts | accepts | works | belongs |",
+        f"|---|{'---|' * len(Event)}---|---|---|---|---|",
     ]
     for standing in STANDINGS:
         following = [str(TRANSITIONS[standing].get(event, "–")) for event in Event]
         meaning = MEANINGS[standing.state]
-        means = ["yes" if good else "no" for good in (meaning.counts, meaning.accepts, meaning.works, meaning.belongs)]
+        means = ["yes" if good else "no" for good in astuple(meaning)]
         lines.append(f"| **{standing}** | {' | '.join(following)} | {' | '.join(means)} |")
     return "\n".join(lines) + "\n"

@@ -844,6 +844,62 @@ class FindStrays(Request[Inodes], frozen=True, array_like=True, tag="findstrays"
     inodes: list[int]
 
 
+class ForsakenObject(Message, frozen=True, array_like=True):
+    """The object of a home on a server that was declared lost: its file fell back to an older replica.
+
+    `stamp`: that of its last commit, if the file has that content still; else what the object holds is new in any case, but
+    for an object of `kept_size` bytes with the digest `kept_checksum` (empty: not known). `conflict`: the inode that it becomes,
+    0 until that was asked for.
+    """
+
+    volume: int
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    stamp: Stamp | None
+    kept_size: int
+    kept_checksum: bytes
+    conflict: int
+
+
+class ForsakenObjects(Message, frozen=True, array_like=True, tag="forsakenobjects"):
+    objects: list[ForsakenObject]
+
+
+class ListForsaken(Request[ForsakenObjects], frozen=True, array_like=True, tag="listforsaken"):
+    """The first of the forsaken objects on the volumes of the sender's server."""
+
+
+class KeepForsaken(Request[InodeRange], frozen=True, array_like=True, tag="keepforsaken"):
+    """The object holds what nobody else has: which inode it is to become. The same one each time."""
+
+    volume: int
+    ino: int
+
+
+class NewName(Message, frozen=True, array_like=True, tag="newname"):
+    path: bytes
+
+
+class NameForsaken(Request[NewName], frozen=True, array_like=True, tag="nameforsaken"):
+    """The object is that of its new inode now, with this content: it gets its conflict name, and is forsaken no more.
+
+    ENOENT if it is not (any more): a repeat finds it done.
+    """
+
+    volume: int
+    ino: int
+    content: Content
+
+
+class ForgetForsaken(Request[Done], frozen=True, array_like=True, tag="forgetforsaken"):
+    """The object is not there, or holds nothing new. ENOENT as for `NameForsaken`."""
+
+    volume: int
+    ino: int
+
+
 # -------------------------------------------------------------------------------------- data: served by every agent
 
 
@@ -1008,6 +1064,8 @@ class Status(Message, frozen=True, array_like=True, tag="status"):
     claimed_tasks: int
     dead_tasks: int
     space: Space
+    forsaken: int = 0
+    conflicts: int = 0
 
 
 class GetStatus(Request[Status], frozen=True, array_like=True, tag="getstatus"):
@@ -1143,7 +1201,7 @@ class ListPolicies(Request[PolicyRows], frozen=True, array_like=True, tag="listp
 
 
 class ReplicaRow(Message, frozen=True, array_like=True):
-    """`fault` is what a reader found wrong with this replica; empty if nothing."""
+    """`fault` is what a reader found wrong with this replica; empty if nothing. `state`: how its server stands."""
 
     volume: int
     server: str
@@ -1154,10 +1212,12 @@ class ReplicaRow(Message, frozen=True, array_like=True):
     checksum: bytes
     up: bool
     fault: str = ""
+    state: str = "up"
 
 
 class Where(Message, frozen=True, array_like=True, tag="where"):
-    """Where an inode's content is. `pending` are its tasks."""
+    """Where an inode's content is. `pending` are its tasks. `forsaken`: servers that may have another content that was given
+    up when they were declared lost."""
 
     node: Node
     path: bytes
@@ -1165,6 +1225,7 @@ class Where(Message, frozen=True, array_like=True, tag="where"):
     policy: PolicyRow
     pending: list[TaskRow]
     writers: list[str]
+    forsaken: list[str] = []
 
 
 class GetWhere(Request[Where], frozen=True, array_like=True, tag="getwhere"):
@@ -1184,13 +1245,19 @@ class Holdings(Message, frozen=True, array_like=True):
 
 
 class ServerDetails(Message, frozen=True, array_like=True, tag="serverdetails"):
-    """`tasks` are the numbers of tasks in its queue by state; `leases` how many tokens its mount holds."""
+    """`tasks` are the numbers of tasks in its queue by state; `leases` how many tokens its mount holds.
+
+    `forsaken`: objects on its volumes whose files fell back to an older content; `conflicts`: some paths of files that came
+    from such objects.
+    """
 
     info: ServerInfo
     holdings: Holdings
     tasks: dict[str, int]
     is_manager: bool
     leases: int = 0
+    forsaken: int = 0
+    conflicts: list[bytes] = []
 
 
 class GetServer(Request[ServerDetails], frozen=True, array_like=True, tag="getserver"):
@@ -1207,6 +1274,35 @@ class RemoveServer(Request[Count], frozen=True, array_like=True, tag="removeserv
     """
 
     server: str
+
+
+class LosePlan(Message, frozen=True, array_like=True, tag="loseplan"):
+    """What declaring a server lost means for the files that have their home there, in numbers of files and bytes.
+
+    `whole`: others have their content. `older`: others have an older one, which they fall back to; what the server has is
+    kept under conflict names if it comes back. `only`: nobody else has anything of them, they stay where they are; `paths`
+    are some of these.
+    """
+
+    server: str
+    whole: int
+    whole_bytes: int
+    older: int
+    older_bytes: int
+    only: int
+    only_bytes: int
+    paths: list[bytes]
+
+
+class LoseServer(Request[LosePlan], frozen=True, array_like=True, tag="loseserver"):
+    """Gives a server up for lost that is down, or with `force` one that is silent; with `dry_run` only says what follows.
+
+    May be repeated. Its files fall back in the background.
+    """
+
+    server: str
+    dry_run: bool = False
+    force: bool = False
 
 
 class Added(Message, frozen=True, array_like=True, tag="added"):
@@ -1386,6 +1482,10 @@ ManagerRequest = (
     | ExtendClaims
     | ListUnsettled
     | FindStrays
+    | ListForsaken
+    | KeepForsaken
+    | NameForsaken
+    | ForgetForsaken
     | GetStatus
     | ListTasks
     | RetryTasks
@@ -1406,6 +1506,7 @@ ManagerRequest = (
     | StepDown
     | GetServer
     | RemoveServer
+    | LoseServer
     | AddServer
 )
 
@@ -1424,6 +1525,9 @@ AgentRequest = (
 Reply = (
     Failure
     | Done
+    | ForsakenObjects
+    | NewName
+    | LosePlan
     | Node
     | Found
     | Described

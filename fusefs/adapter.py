@@ -6,14 +6,15 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 
 from cluster.clock import file_time_ns
 from cluster.errors import GodwitError
 from cluster.messages import NAME_MAX, Node, SetAttr
-from fusefs.directories import DOTDOT_COOKIE, Directories
+from fusefs.caching import Seen
+from fusefs.directories import Directories
 from fusefs.files import Files
 from fusefs.namespace import Namespace
 from fusefs.objects import Buffer
@@ -26,15 +27,19 @@ R = TypeVar("R")
 BLOCK_BYTES = 4096
 PREFERRED_IO_BYTES = 128 * 1024
 DIRECTORY_BYTES = 4096
+ENCODED_MAX = 20_000
 
 
-def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Turns every error of a handler into an errno: nothing that goes wrong in one request may end the mount."""
+def guarded(
+    handler: Callable[Concatenate["GodwitOperations", P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate["GodwitOperations", P], Coroutine[Any, Any, R]]:
+    """Counts the request, and turns every error of its handler into an errno: nothing that goes wrong may end the mount."""
 
     @functools.wraps(handler)
-    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+    async def wrapper(self: "GodwitOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.requests += 1
         try:
-            return await handler(*args, **kwargs)
+            return await handler(self, *args, **kwargs)
         except GodwitError as error:
             if error.errno == errno.EIO:
                 log.error("%s failed with EIO: %s", handler.__name__, error)
@@ -48,13 +53,24 @@ def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
     return wrapper
 
 
-def encode(node: Node) -> pyfuse3.EntryAttributes:
-    """The kernel's form of a node. Timeouts are zero: nothing is cached yet."""
+def encode(seen: Seen) -> pyfuse3.EntryAttributes:
+    """What the kernel is told of a name or an inode. Raises ENOENT for a name that does not exist and may not be kept."""
+    entry = _attributes(seen.node) if seen.node is not None else pyfuse3.EntryAttributes()
+    if seen.node is None:
+        if seen.entry_s <= 0:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        entry.st_ino = 0
+    entry.entry_timeout = seen.entry_s
+    entry.attr_timeout = seen.attr_s
+    return entry
+
+
+@functools.lru_cache(maxsize=ENCODED_MAX)
+def _attributes(node: Node) -> pyfuse3.EntryAttributes:
+    """The kernel's form of a node; the same object each time, into which the timeouts are put just before it is sent."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = node.ino
     entry.generation = 0
-    entry.entry_timeout = 0
-    entry.attr_timeout = 0
     entry.st_mode = node.mode
     entry.st_nlink = node.nlink
     entry.st_uid = node.uid
@@ -88,6 +104,7 @@ class GodwitOperations(pyfuse3.Operations):
 
     def __init__(self, namespace: Namespace, files: Files, directories: Directories) -> None:
         super().__init__()
+        self.requests = 0
         self._namespace = namespace
         self._files = files
         self._directories = directories
@@ -186,8 +203,8 @@ class GodwitOperations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        number, node, keep = await self._files.create(parent_inode, name, mode, ctx.uid, ctx.gid, flags)
-        return file_info(number, flags, keep_pages=keep), encode(node)
+        number, seen, keep = await self._files.create(parent_inode, name, mode, ctx.uid, ctx.gid, flags)
+        return file_info(number, flags, keep_pages=keep), encode(seen)
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # takes any buffer
@@ -217,9 +234,8 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for entry in await self._directories.page(fh, start_id):
-            present = entry if entry.cookie <= DOTDOT_COOKIE else await self._directories.live(entry)
-            if not pyfuse3.readdir_reply(token, present.name, encode(present.node), present.cookie):
+        for name, cookie, seen in await self._directories.page(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, encode(seen), cookie):
                 return
 
     @guarded

@@ -1,103 +1,188 @@
-"""Listings: pages of a directory in the order of their cookies, so that no name comes twice or is passed over."""
+"""Listings: pages of a directory in the order of their cookies, so that no name comes twice or is passed over.
+
+A listing that was read from beginning to end under one lease is kept, and answers the next ones without the manager.
+"""
 
 import errno
+import itertools
 import os
-from dataclasses import dataclass, field
+import stat
+from bisect import bisect_right
 
-from cluster.errors import Refused
-from cluster.messages import Entry, GetAttr, GetParent, ReadDir, Sync
+import trio
+
+from cluster.errors import GodwitError, Refused
+from cluster.messages import GetAttr, GetParent, Node, ReadDir, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
+from fusefs.caching import DOTDOT_COOKIE, NOTHING, Allowance, Caching, KeptListing, Listed, Seen
 from fusefs.files import Files
+from fusefs.opens import OpenDirectory, Opens
 from fusefs.paths import LastKnownPaths
 
 PAGE_ENTRIES = 512
+ANSWER_ENTRIES = 256  # about what fits into one answer to the kernel
 DOT_COOKIE = 1
-DOTDOT_COOKIE = 2
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
-
-
-@dataclass
-class OpenDirectory:
-    """One open directory; `page` holds what was fetched last, `end` says that nothing follows it."""
-
-    ino: int
-    page: list[Entry] = field(default_factory=list)
-    end: bool = False
+QUIET_S = 2.0  # a directory that is open for longer is registered
 
 
 class Directories:
     """The operations of the overlay on open directories. All raise `GodwitError`."""
 
     def __init__(
-        self, session: ManagerSession, files: Files, attributes: Attributes, paths: LastKnownPaths, timeout_s: float
+        self,
+        session: ManagerSession,
+        files: Files,
+        opens: Opens,
+        caching: Caching,
+        attributes: Attributes,
+        paths: LastKnownPaths,
+        timeout_s: float,
     ) -> None:
         self._session = session
         self._files = files
+        self._opens = opens
+        self._caching = caching
         self._attributes = attributes
         self._paths = paths
         self._timeout_s = timeout_s
         self._open: dict[int, OpenDirectory] = {}
+        self._numbers = itertools.count(1)
 
     async def opendir(self, ino: int) -> int:
-        """A handle. The manager knows of it: a directory that is removed meanwhile lives until it is released."""
-        number, _ = await self._files.open(ino, os.O_RDONLY)
-        self._open[number] = OpenDirectory(ino)
+        """A handle. The manager knows of it or must recall its lease first: what is removed meanwhile lives until the release."""
+        directory = self._open_quietly(ino)
+        if directory is None:
+            handle, _ = await self._files.open(ino, os.O_RDONLY)
+            directory = self._opens.opened(handle)
+        number = next(self._numbers)
+        self._open[number] = directory
         return number
+
+    def _open_quietly(self, ino: int) -> OpenDirectory | None:
+        kept, listing = self._caching.node(ino), self._caching.listing(ino)
+        if kept is None or listing is None or listing.allowed.until_s(ino) < trio.current_time() + 2 * QUIET_S:
+            return None
+        return self._opens.open_quietly(kept[0])
+
+    async def register(self, ino: int) -> None:
+        """Has the manager know of all handles of a directory that is about to be removed by ourselves."""
+        for directory in self._opens.quiet(ino) if ino else ():
+            handle, _ = await self._files.open(ino, os.O_RDONLY)
+            self._opens.registered(directory, handle)
+
+    async def register_loop(self) -> None:
+        """Registers what stays open, long before its lease could end, until cancelled."""
+        while True:
+            await trio.sleep(QUIET_S / 4)
+            for directory in self._opens.quiet():
+                if trio.current_time() - directory.opened_s > QUIET_S:
+                    try:
+                        await self.register(directory.ino)
+                    except GodwitError:
+                        continue  # its lease ends by itself, and the next manager is told
 
     async def sync(self) -> None:
         """All changes of names so far are on the catalog's disk."""
         await self._session.call(Sync(), timeout_s=self._timeout_s)
 
     def releasedir(self, number: int) -> None:
-        del self._open[number]
-        self._files.release(number)
+        self._opens.close(self._open.pop(number))
 
-    async def page(self, number: int, after: int) -> list[Entry]:
-        """Some entries with cookies greater than *after*, at least one unless the listing has ended there."""
+    # ------------------------------------------------------------------------------------------------------ pages
+
+    async def page(self, number: int, after: int) -> list[tuple[bytes, int, Seen]]:
+        """Names, cookies greater than *after*, and what the kernel is told of each; empty when the listing has ended there.
+
+        The answer follows without an await.
+        """
         directory = self._open[number]
-        if after < DOTDOT_COOKIE:
-            directory.page, directory.end = [], False
-            return await self._dots(directory.ino, after)
-        fetched = directory.page
-        if fetched and (fetched[0].cookie <= after < fetched[-1].cookie):
-            return [entry for entry in fetched if entry.cookie > after]
-        if fetched and after == fetched[-1].cookie and directory.end:
+        try:
+            if after < DOTDOT_COOKIE:
+                await self._begin(directory)
+            entries = await self._following(directory, max(after, DOTDOT_COOKIE))
+            present = await self._present(directory, entries)
+        except Refused as error:
+            if error.errno not in GONE:
+                raise
             return []
-        await self._fetch(directory, after)
-        return directory.page
+        dots = [(b".", DOT_COOKIE, directory.ino), (b"..", DOTDOT_COOKIE, directory.parent)]
+        told = [(name, cookie, Seen(_directory(ino))) for name, cookie, ino in dots if cookie > after]
+        until_s = directory.until_s()
+        for listed, (node, allowed) in zip(entries, present, strict=True):
+            seen = self._caching.seen(node, allowed.until_s(node.ino), directory.ino, listed.name, until_s)
+            told.append((listed.name, listed.cookie, seen))
+        return told
+
+    async def _begin(self, directory: OpenDirectory) -> None:
+        """From the beginning: from what is kept, if it is good at this moment, else by asking."""
+        kept = self._caching.listing(directory.ino)
+        if kept is not None:
+            directory.begin(kept.parent, kept.entries, kept.allowed, whole=True)
+            return
+        directory.begin(0, [], NOTHING, whole=False)
+        await self._fetch(directory, DOTDOT_COOKIE)
+        # Asked under the lease for the listing, if there is one: who moves the directory now has to recall it.
+        directory.parent = (await self._session.call(GetParent(directory.ino), timeout_s=self._timeout_s)).ino
+        self._keep(directory)
+
+    async def _following(self, directory: OpenDirectory, after: int) -> list[Listed]:
+        entries = directory.entries
+        start = bisect_right(entries, after, key=_cookie)
+        if start == len(entries) and not directory.end:
+            await self._fetch(directory, after)
+            self._keep(directory)
+            entries = directory.entries
+            start = bisect_right(entries, after, key=_cookie)
+        return entries[start : start + ANSWER_ENTRIES]
 
     async def _fetch(self, directory: OpenDirectory, after: int) -> None:
-        try:
-            request = ReadDir(directory.ino, after, PAGE_ENTRIES)
-            listing = await self._session.call(request, timeout_s=self._timeout_s)
-        except Refused as error:
-            if error.errno not in GONE:
-                raise
-            directory.page, directory.end = [], True
-            return
+        asked_s = trio.current_time()
+        listing = await self._session.call(ReadDir(directory.ino, after, PAGE_ENTRIES), timeout_s=self._timeout_s)
+        allowed = self._caching.take(listing.grant, asked_s)
         for entry in listing.entries:
             self._paths.saw(entry.node.ino, directory.ino, entry.name)
-        directory.page, directory.end = listing.entries, listing.end
+            self._caching.keep_node(entry.node, allowed)
+        directory.add(
+            after, [Listed(entry.cookie, entry.name, entry.node, allowed) for entry in listing.entries], allowed, listing.end
+        )
 
-    async def _dots(self, ino: int, after: int) -> list[Entry]:
+    def _keep(self, directory: OpenDirectory) -> None:
+        if directory.end and directory.from_start and directory.parent:
+            self._caching.keep_listing(directory.ino, KeptListing(directory.entries, directory.parent, directory.allowed))
+
+    async def _present(self, directory: OpenDirectory, entries: list[Listed]) -> list[tuple[Node, Allowance]]:
+        """The present attributes of each: the kernel takes them over, so stale ones could cut a mapped file short."""
+        found = []
+        for listed in entries:
+            kept = self._caching.node(listed.node.ino)
+            if kept is None and directory.whole:
+                kept = await self._describe(listed)
+            node, allowed = kept or (listed.node, listed.allowed)
+            if node.dirty and stat.S_ISREG(node.mode):
+                node = await self._attributes.live(node)
+            found.append((node, allowed))
+        return found
+
+    async def _describe(self, listed: Listed) -> tuple[Node, Allowance]:
+        """An entry of a listing that is good, though what was known of the inode is not any more."""
+        asked_s = trio.current_time()
         try:
-            return await self._dots_of_living(ino, after)
+            described = await self._session.call(GetAttr(listed.node.ino), timeout_s=self._timeout_s)
         except Refused as error:
             if error.errno not in GONE:
                 raise
-            return []
+            return listed.node, NOTHING  # removed just now: it was there when the listing began
+        allowed = self._caching.take(described.grant, asked_s)
+        self._caching.keep_node(described.node, allowed)
+        return described.node, allowed
 
-    async def _dots_of_living(self, ino: int, after: int) -> list[Entry]:
-        entries = []
-        if after < DOT_COOKIE:
-            node = (await self._session.call(GetAttr(ino), timeout_s=self._timeout_s)).node
-            entries.append(Entry(b".", DOT_COOKIE, node))
-        parent = await self._session.call(GetParent(ino), timeout_s=self._timeout_s)
-        node = (await self._session.call(GetAttr(parent.ino), timeout_s=self._timeout_s)).node
-        entries.append(Entry(b"..", DOTDOT_COOKIE, node))
-        return entries
 
-    async def live(self, entry: Entry) -> Entry:
-        """An entry with present attributes: the kernel takes them over, so stale ones could cut a mapped file short."""
-        return Entry(entry.name, entry.cookie, await self._attributes.live(entry.node))
+def _cookie(listed: Listed) -> int:
+    return listed.cookie
+
+
+def _directory(ino: int) -> Node:
+    """What the kernel looks at of `.` and `..`: number and type."""
+    return Node(ino, stat.S_IFDIR | 0o755, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0)

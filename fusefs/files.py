@@ -5,6 +5,8 @@ import logging
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
@@ -13,6 +15,8 @@ from cluster.errors import Fenced, GodwitError, Refused, Unavailable, refused
 from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, RemoveXattr, SetAttr, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
+from fusefs.caching import Caching, Seen
+from fusefs.changes import Changed, Changes
 from fusefs.inodes import InodeNumbers
 from fusefs.leases import Held, Leases
 from fusefs.objects import Buffer, LocalObject, Object, RemoteObject, check_replica
@@ -22,6 +26,8 @@ from fusefs.peers import Peers
 from fusefs.settling import Settler
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 SECURITY_CAPABILITY = b"security.capability"
 CACHED_VERSIONS = 50_000
@@ -59,11 +65,15 @@ class Files:
         attributes: Attributes,
         numbers: InodeNumbers,
         leases: Leases,
+        caching: Caching,
+        changes: Changes,
         paths: LastKnownPaths,
         timeout_s: float,
     ) -> None:
         self._session = session
         self._leases = leases
+        self._caching = caching
+        self._changes = changes
         self._peers = peers
         self._settler = settler
         self._open_files = settler.open_files
@@ -79,10 +89,7 @@ class Files:
         """A handle for *uid*, and whether the kernel may keep the pages that it has."""
         write = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         while True:
-            state = self._open_files.get(ino)
-            if state is None:
-                located = await self._session.call(Locate(ino), timeout_s=self._timeout_s)
-                state = self._open_files.enter(located.node)
+            state = self._open_files.get(ino) or self._open_files.enter(await self._node(ino))
             async with state.lock:
                 if not self._open_files.is_entered(state):
                     continue
@@ -91,9 +98,13 @@ class Files:
                 finally:
                     self._open_files.settle_soon(state)
 
+    async def _node(self, ino: int) -> Node:
+        kept = self._caching.node(ino)
+        return kept[0] if kept else (await self._session.call(Locate(ino), timeout_s=self._timeout_s)).node
+
     async def _open_locked(self, state: OpenInode, flags: int, uid: int, *, write: bool) -> tuple[int, bool]:
         state.check()
-        if write or state.node.dirty:
+        if state.node.dirty or (write and not await self._may_become_home(state)):
             await self._reach_home(state)
         await self._register(state, write=write)
         if write:
@@ -108,12 +119,21 @@ class Files:
                 raise
         return number, self._pages.opening(state.node)
 
+    async def _may_become_home(self, state: OpenInode) -> bool:
+        """Whether the manager can make this server the home of the clean file: it has a current replica."""
+        if state.home is not None or not stat.S_ISREG(state.node.mode):
+            return False
+        await self._locate(state)
+        if state.node.dirty:
+            return False
+        current = [replica.volume for replica in state.replicas if replica.version == state.node.version]
+        return any([self._peers.is_local(await self._peers.volume(volume)) for volume in current])
+
     async def _drop_privileges(self, state: OpenInode, uid: int) -> None:
         """What the kernel does for other changes of content, but leaves to the file system for `O_TRUNC`."""
         if state.caps:
             try:
-                removal = RemoveXattr(state.ino, SECURITY_CAPABILITY, file_time_ns())
-                await self._session.apply([removal], timeout_s=self._timeout_s)
+                await self._changes.apply(RemoveXattr(state.ino, SECURITY_CAPABILITY, file_time_ns()), state.ino)
             except Refused as error:
                 if error.errno != errno.ENODATA:
                     raise
@@ -125,8 +145,8 @@ class Files:
         if mode & stat.S_IXGRP:
             kept &= ~stat.S_ISGID
         if kept != mode:
-            change = SetAttr(state.ino, file_time_ns(), mode=kept)
-            state.node = await self._session.apply_one(change, timeout_s=self._timeout_s)
+            changed = await self._changes.apply(SetAttr(state.ino, file_time_ns(), mode=kept), state.ino)
+            state.node = changed.made
 
     async def _reach_home(self, state: OpenInode) -> Object:
         """The home's object. Raises `Unavailable` if its server stays away, before the catalog is told of a writer."""
@@ -142,7 +162,8 @@ class Files:
 
     async def _reach(self, state: OpenInode) -> Object:
         node = state.node
-        if state.home is not None and state.home_epoch == node.home_epoch:
+        fenced = state.registered_write and state.home is not None and state.home.is_fenced
+        if state.home is not None and state.home_epoch == node.home_epoch and not fenced:
             return state.home
         if state.home is not None:
             state.home.close()
@@ -150,7 +171,8 @@ class Files:
         state.home_epoch = node.home_epoch
         volume = await self._peers.volume(node.home_volume)
         if self._peers.is_local(volume):
-            state.home = LocalObject.open(volume.path, node.ino, os.O_RDWR, self._session, self._timeout_s)
+            to_write = state.registered_write
+            state.home = LocalObject.open_home(volume.path, node.ino, self._session, self._timeout_s, to_write=to_write)
         else:
             home = self._remote(node)
             await home.reach()
@@ -161,12 +183,17 @@ class Files:
         return RemoteObject(self._peers, self._leases, node, volume=node.home_volume, timeout_s=self._timeout_s)
 
     async def _register(self, state: OpenInode, *, write: bool) -> None:
-        if state.registered and (state.registered_write or not write):
-            return
+        if not state.registered or (write and not state.registered_write):
+            await self._ask_to_open(state, write=write)
+
+    async def _ask_to_open(self, state: OpenInode, *, write: bool) -> None:
         request = Open(state.ino, write or state.registered_write, self._open_files.next_sequence())
         asked_s = trio.current_time()
         opened = await self._session.call(request, timeout_s=self._timeout_s)
         self._leases.granted(opened.token, asked_s)
+        # Who writes changes the inode from now on, so that what was kept of it before is out of date.
+        allowed = self._caching.changed([state.ino] if request.write else [], opened.grant, asked_s)
+        self._caching.keep_node(opened.node, allowed)
         if opened.node.home_epoch != state.node.home_epoch:
             state.moved(opened.node)
         state.registered = True
@@ -177,32 +204,38 @@ class Files:
         state.caps = opened.caps
         state.sync_copies = opened.sync_copies
 
-    async def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int) -> tuple[int, Node, bool]:
+    async def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int) -> tuple[int, Seen, bool]:
         """Makes a regular file and opens it; an existing one is opened unless *flags* has `O_EXCL`."""
-        try:
-            number, node = await self._create(parent, name, mode, uid, gid, append=bool(flags & os.O_APPEND))
-        except Refused as error:
-            if error.errno != errno.EEXIST or flags & os.O_EXCL:
-                raise
-            found = (await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)).node
-            if found is None:
-                raise refused(errno.ENOENT) from error
-            node = found
-            if not stat.S_ISREG(node.mode):
-                raise refused(errno.EISDIR if stat.S_ISDIR(node.mode) else errno.EEXIST) from error
-            number, keep = await self.open(node.ino, flags, uid)
-            return number, await self._attributes.live(node), keep
-        self._paths.saw(node.ino, parent, name)
-        return number, node, self._pages.opening(node)
+        with self._changes.under_way(parent):
+            while True:
+                try:
+                    number, made = await self._create(parent, name, mode, uid, gid, append=bool(flags & os.O_APPEND))
+                except Refused as error:
+                    if error.errno != errno.EEXIST or flags & os.O_EXCL:
+                        raise
+                    existing = await self._open_existing(parent, name, uid, flags)
+                    if existing is not None:
+                        return existing
+                else:
+                    return number, self._changes.seen(made, parent, name), self._pages.opening(made.made)
 
-    async def make_regular(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Node:
+    async def _open_existing(self, parent: int, name: bytes, uid: int, flags: int) -> tuple[int, Seen, bool] | None:
+        """Opens the file whose name was taken; None if it is gone by now."""
+        node = (await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)).node
+        if node is None:
+            return None
+        if not stat.S_ISREG(node.mode):
+            raise refused(errno.EISDIR if stat.S_ISDIR(node.mode) else errno.EEXIST)
+        number, keep = await self.open(node.ino, flags, uid)
+        return number, Seen(await self._attributes.live(node)), keep
+
+    async def make_regular(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Seen:
         """mknod(2) of a regular file: a create that is closed at once."""
-        number, node = await self._create(parent, name, mode, uid, gid, append=False)
-        self._paths.saw(node.ino, parent, name)
+        number, made = await self._create(parent, name, mode, uid, gid, append=False)
         self._open_files.release_handle(number)
-        return node
+        return self._changes.seen(made, parent, name)
 
-    async def _create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, append: bool) -> tuple[int, Node]:
+    async def _create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, append: bool) -> tuple[int, Changed]:
         ino = await self._numbers.take()
         volume = await self._peers.home_for_new_file()
         local = self._peers.is_local(volume)
@@ -215,20 +248,20 @@ class Files:
         create = Create(parent, name, ino, mode, uid, gid, 0, now_ns, volume.volume)
         asked_s = trio.current_time()
         try:
-            applied = await self._session.apply_for_tokens([create], timeout_s=self._timeout_s)
+            made = await self._changes.apply(create, parent)
         except Refused:
             if local:
                 created.remove()
             raise
-        ((node,), (token,)) = applied.nodes, applied.tokens
-        assert node is not None
+        node, (token,) = made.made, made.tokens
         self._leases.granted(token, asked_s)
+        self._paths.saw(node.ino, parent, name)
         state = self._open_files.enter(node)
         state.home, state.home_epoch = home or self._remote(node), node.home_epoch
         state.registered = state.registered_write = True
         state.caps = False
         state.changed = True
-        return self._open_files.open_handle(state, write=True, append=append), node
+        return self._open_files.open_handle(state, write=True, append=append), made
 
     def release(self, number: int) -> None:
         """Ends a handle. What was written is committed in the background."""
@@ -245,23 +278,33 @@ class Files:
         except (Fenced, Refused):
             if not await self._has_moved(state):
                 raise
+        if state.registered_write:
+            await self._regain(state, state.home)
         return await self._read(state, offset, length)
 
     async def _has_moved(self, state: OpenInode) -> bool:
         """Whether the manager says that the inode's home is another than we thought."""
-        before = state.node.home_epoch
-        state.saw((await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).node)
+        before = state.home_epoch or state.node.home_epoch
+        await self._ask_anew(state)
         return state.node.home_epoch != before
+
+    async def _ask_anew(self, state: OpenInode) -> None:
+        state.doubted = False  # before the question: who recalls the inode meanwhile doubts the answer
+        state.saw((await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).node)
 
     async def _read(self, state: OpenInode, offset: int, length: int) -> Buffer:
         held = await self._leases.hold(state.ino)
         if isinstance(state.home, LocalObject):
             _check_home(state, held)
             return await state.home.read(offset, length)
+        if state.doubted:
+            await self._ask_anew(state)
         volume = await self._peers.volume(state.node.home_volume)
         if self._peers.is_local(volume):
             return await self._read_local_home(state, offset, length)
-        if not state.node.dirty and (replica := await self._own_replica(state)) is not None:
+        replica = None if state.node.dirty else await self._own_replica(state)
+        # A replica may be read only while the manager would have to ask for the lease back before the file could change.
+        if replica is not None and not state.doubted and self._caching.may_keep(state.ino):
             return await replica.read(offset, length)
         return await self._read_remote(state, offset, length)
 
@@ -339,22 +382,58 @@ class Files:
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Writes at *offset*, or at the end if the handle was opened with `O_APPEND`; returns how much was written."""
         handle = self._open_files.handle(number)
-        state = handle.inode
+        return await self._change(
+            handle.inode, lambda home: home.write(offset, data, append=handle.append), repeatable=not handle.append
+        )
+
+    async def _change(self, state: OpenInode, act: Callable[[Object], Awaitable[R]], *, repeatable: bool = True) -> R:
+        """What *act* returns at the home; if this mount was away meanwhile, at the home that is the right one now.
+
+        What was done at this server's disk when the lease had ended counts only if the home is still there.
+        """
         state.check()
-        assert state.home is not None, "a handle for writing has its home"
+        home, epoch = state.home, state.home_epoch
+        if home is not None:
+            try:
+                held = await self._leases.hold(state.ino)
+                _check_home(state, held)
+                state.changed = True
+                done = await act(home)
+            except Fenced as error:
+                log.warning("inode %d: %s", state.ino, error)
+            else:
+                if home.is_remote or trio.current_time() < held.deadline_s:
+                    return done
+                await self._regain(state, home)
+                if state.home_epoch == epoch:
+                    return done
+                if not repeatable:
+                    raise Fenced(f"inode {state.ino} got another home while something was appended at the old one")
+        new_home = await self._regain(state, home)
         _check_home(state, await self._leases.hold(state.ino))
         state.changed = True
-        return await state.home.write(offset, data, append=handle.append)
+        return await act(new_home)
+
+    async def _regain(self, state: OpenInode, lost: Object | None) -> Object:
+        """The home in the place of *lost*, for an inode that is open for writing here: registered anew, wherever it is now.
+
+        Nothing that was acknowledged is missing there, since a home moves only when all of it is committed.
+        """
+        async with state.lock:
+            state.check()
+            if state.home is None or state.home is lost:
+                await self._ask_to_open(state, write=True)
+            return await self._reach_home(state)
 
     async def truncate(self, ino: int, size: int) -> None:
         """Sets the length, whether or not the file is open."""
         state = self._open_files.get(ino)
         if state is not None and state.writers:
-            await self._truncate(state, size)
+            await self._change(state, lambda home: home.truncate(size))
             return
         number, _ = await self.open(ino, os.O_WRONLY)
         try:
-            await self._truncate(self._open_files.handle(number).inode, size)
+            await self._change(self._open_files.handle(number).inode, lambda home: home.truncate(size))
         finally:
             self._open_files.release_handle(number)
 
@@ -373,7 +452,7 @@ class Files:
         volume = await self._peers.volume(node.home_volume)
         if not self._peers.is_local(volume):
             return await self._remote(node).set_times(change)
-        home = LocalObject.open(volume.path, node.ino, os.O_RDWR, self._session, self._timeout_s)
+        home = LocalObject.open_home(volume.path, node.ino, self._session, self._timeout_s)
         try:
             return await home.set_times(change)
         finally:
@@ -385,17 +464,24 @@ class Files:
         state.check()
         if not state.registered_write or state.home is None:
             return
-        await state.home.sync(data_only=data_only)
-        async with state.lock:
-            if state.changed:
-                await self._settler.commit(state, final=False)
-            version = state.node.version
+        try:
+            version = await self._sync_at(state.home, state, data_only=data_only)
+        except Fenced:
+            version = await self._sync_at(await self._regain(state, state.home), state, data_only=data_only)
         await self._session.call(Sync(), timeout_s=self._timeout_s)
         if state.sync_copies is None:
             state.sync_copies = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).sync_copies
         if state.sync_copies > 1:
             request = AwaitCopies(state.ino, version, state.sync_copies, self._timeout_s)
             await self._session.call(request, timeout_s=self._timeout_s + 1)
+
+    async def _sync_at(self, home: Object, state: OpenInode, *, data_only: bool) -> int:
+        """The version that is durable at its home and committed."""
+        await home.sync(data_only=data_only)
+        async with state.lock:
+            if state.changed:
+                await self._settler.commit(state, final=False)
+            return state.node.version
 
 
 def _check_home(state: OpenInode, held: Held) -> None:

@@ -20,6 +20,7 @@ from cluster.errors import GodwitError, Unavailable, refused
 from cluster.leases import Decision, LeaseToken, decide, read_token
 from cluster.messages import AskLeases
 from cluster.session import ManagerSession
+from fusefs.caching import Caching
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,11 @@ class Use:
 class Leases:
     """All tokens of the mount. *use_of* says what an inode is used for when its timer fires."""
 
-    def __init__(self, session: ManagerSession, renew_s: float, timeout_s: float, use_of: Callable[[int], Use]) -> None:
+    def __init__(
+        self, session: ManagerSession, caching: Caching, renew_s: float, timeout_s: float, use_of: Callable[[int], Use]
+    ) -> None:
         self._session = session
+        self._caching = caching
         self._renew_s = renew_s
         self._timeout_s = timeout_s
         self._use_of = use_of
@@ -126,6 +130,7 @@ class Leases:
     async def _ask(self, inodes: list[int], *, used: bool = True) -> None:
         asked_s = trio.current_time()
         reply = await self._session.call(AskLeases(inodes), timeout_s=self._timeout_s)
+        self._caching.renewed(reply.grant, asked_s)
         for ino, sealed in zip(inodes, reply.tokens, strict=True):
             if sealed:
                 self.granted(sealed, asked_s, used=used)

@@ -4,24 +4,30 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
 import trio
 
 from cluster.config import ServerConfig
-from cluster.errors import Refused
-from cluster.messages import Welcome
+from cluster.errors import GodwitError, Refused
+from cluster.messages import MountCounts, Welcome
 from cluster.session import ManagerSession
 from fusefs.adapter import GodwitOperations
 from fusefs.attributes import Attributes
+from fusefs.caching import Caching
+from fusefs.changes import Changes
 from fusefs.directories import Directories
 from fusefs.files import Files
 from fusefs.inodes import InodeNumbers
 from fusefs.leases import Leases
 from fusefs.namespace import Namespace
+from fusefs.notify import KernelCache
+from fusefs.opens import Opens
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
+from fusefs.recalls import SHORT_NAMES_S, Recalls
 from fusefs.settling import Settler
 
 log = logging.getLogger(__name__)
@@ -29,6 +35,7 @@ log = logging.getLogger(__name__)
 MIN_TASKS = 8
 MAX_TASKS = 256
 DRAIN_TIMEOUT_S = 10.0
+GIVE_BACK_TIMEOUT_S = 2.0
 READ_AHEAD_KIB = 1024
 
 
@@ -45,12 +52,15 @@ async def _run(config: ServerConfig, until: Callable[[], Awaitable[None]], backg
         nursery.start_soon(_cancel_after, until, nursery.cancel_scope)
         tasks = await nursery.start(_run_background, background)
         try:
-            operations, settler = _put_together(config, tasks)
-            async with _mounted(operations, config):
-                try:
-                    await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
-                finally:
-                    await _drain(settler, background)
+            mount = _put_together(config, tasks)
+            try:
+                async with _mounted(mount, config):
+                    try:
+                        await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
+                    finally:
+                        await _drain(mount.settler, background)
+            finally:
+                await _give_back(mount.recalls, background)
         finally:
             background.cancel()
         nursery.cancel_scope.cancel()
@@ -97,38 +107,74 @@ async def _drain(settler: Settler, background: trio.CancelScope) -> None:
         log.warning("stopping with files that are not committed yet; this server's agent will commit them")
 
 
-def _put_together(config: ServerConfig, nursery: trio.Nursery) -> tuple[GodwitOperations, Settler]:
+async def _give_back(recalls: Recalls, background: trio.CancelScope) -> None:
+    """Nothing is mounted any more: nobody has to wait for what this mount was allowed to keep."""
+    if background.cancel_called:
+        return
+    with trio.move_on_after(GIVE_BACK_TIMEOUT_S, shield=True):
+        try:
+            await recalls.give_back_all()
+        except GodwitError as error:
+            log.warning("leases were not given back, they end by themselves: %s", error)
+
+
+@dataclass(frozen=True)
+class _Mount:
+    """What the entry works with."""
+
+    operations: GodwitOperations
+    settler: Settler
+    recalls: Recalls
+    caching: Caching
+    kernel: KernelCache
+
+
+def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     """The parts of a mount, their background tasks started in *nursery*."""
     timeout_s = config.mount.request_timeout_s
-    paths = LastKnownPaths()
+    paths, caching, kernel = LastKnownPaths(), Caching(), KernelCache()
 
     def welcomed(welcome: Welcome) -> None:
+        caching.welcomed(welcome.term)
         settler.open_files.mark_lost(welcome.lost)
+
+    def counts() -> MountCounts:
+        return MountCounts(operations.requests, session.requests, recalls.obeyed, len(caching.leased()))
 
     session = ManagerSession(
         managers=config.managers,
         cluster=config.cluster,
         server=config.server,
         role="mount",
-        opens=lambda: settler.open_files.registrations(),
+        opens=lambda: opens.registrations(),
         tokens=lambda: leases.presented(),
+        caching=caching.leased,
+        counts=counts,
         on_welcome=welcomed,
+        on_recall=lambda recall: recalls.obey(recall),
     )
-    settler = Settler(session, paths, timeout_s, config.mount.commit_s)
+    settler = Settler(session, caching, paths, timeout_s, config.mount.commit_s)
+    opens = Opens(settler.open_files)
+    recalls = Recalls(session, caching, kernel, opens, nursery, timeout_s)
+    changes = Changes(session, caching, recalls, timeout_s)
     peers = Peers(session, config.server, nursery, timeout_s)
-    leases = Leases(session, config.mount.renew_s, timeout_s, settler.open_files.use_of)
+    leases = Leases(session, caching, config.mount.renew_s, timeout_s, settler.open_files.use_of)
     attributes = Attributes(session, peers, leases, settler.open_files, timeout_s)
     numbers = InodeNumbers(session, timeout_s)
-    files = Files(session, peers, settler, attributes, numbers, leases, paths, timeout_s)
-    namespace = Namespace(session, attributes, settler.open_files, files, numbers, paths, timeout_s)
-    directories = Directories(session, files, attributes, paths, timeout_s)
-    for task in (session.run, peers.refresh_loop, settler.run, settler.commit_loop, leases.renew_loop):
+    files = Files(session, peers, settler, attributes, numbers, leases, caching, changes, paths, timeout_s)
+    directories = Directories(session, files, opens, caching, attributes, paths, timeout_s)
+    namespace = Namespace(
+        session, caching, changes, attributes, settler.open_files, files, directories, numbers, paths, timeout_s
+    )
+    operations = GodwitOperations(namespace, files, directories)
+    loops = peers.refresh_loop, settler.run, settler.commit_loop, leases.renew_loop, recalls.end_loop, directories.register_loop
+    for task in (session.run, *loops):
         nursery.start_soon(task)
-    return GodwitOperations(namespace, files, directories), settler
+    return _Mount(operations, settler, recalls, caching, kernel)
 
 
 @asynccontextmanager
-async def _mounted(operations: GodwitOperations, config: ServerConfig) -> AsyncIterator[None]:
+async def _mounted(mount: _Mount, config: ServerConfig) -> AsyncIterator[None]:
     options = {
         "default_permissions",
         "allow_other",
@@ -138,12 +184,17 @@ async def _mounted(operations: GodwitOperations, config: ServerConfig) -> AsyncI
         "subtype=godwit",
     }
     mountpoint = config.mount.mountpoint
-    pyfuse3.init(operations, mountpoint, options)
+    pyfuse3.init(mount.operations, mountpoint, options)
     _set_read_ahead(mountpoint)
+    mount.kernel.mounted()
+    if not mount.kernel.can_void_names:
+        mount.caching.limit_names(SHORT_NAMES_S)
+        log.info("this kernel keeps names for %g s at a time: Linux 6.16 and later keep them for a whole lease", SHORT_NAMES_S)
     log.info("mounted %s", mountpoint)
     try:
         yield
     finally:
+        mount.kernel.unmounting()
         pyfuse3.close(unmount=True)
         log.info("unmounted %s", mountpoint)
 

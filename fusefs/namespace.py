@@ -1,11 +1,14 @@
-"""Names and attributes: every question and every change goes to the manager, and nothing is cached."""
+"""Names and attributes: answered from what may be kept here, else by the manager, which makes every change."""
 
 import errno
 import os
 
+import trio
+
 from cluster.clock import file_time_ns
-from cluster.errors import Refused, refused
+from cluster.errors import Refused
 from cluster.messages import (
+    NAME_MAX,
     Create,
     GetAttr,
     GetSpace,
@@ -14,7 +17,6 @@ from cluster.messages import (
     ListXattr,
     Lookup,
     Node,
-    Operation,
     ReadLink,
     RemoveXattr,
     Rename,
@@ -26,10 +28,15 @@ from cluster.messages import (
 )
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
+from fusefs.caching import NOTHING, Allowance, Caching, Seen
+from fusefs.changes import Changes
+from fusefs.directories import Directories
 from fusefs.files import SECURITY_CAPABILITY, Files
 from fusefs.inodes import InodeNumbers
 from fusefs.openfiles import OpenFiles
 from fusefs.paths import LastKnownPaths
+
+RENAME_EXCHANGE = 2
 
 
 class Namespace:
@@ -38,69 +45,137 @@ class Namespace:
     def __init__(
         self,
         session: ManagerSession,
+        caching: Caching,
+        changes: Changes,
         attributes: Attributes,
         open_files: OpenFiles,
         files: Files,
+        directories: Directories,
         numbers: InodeNumbers,
         paths: LastKnownPaths,
         timeout_s: float,
     ) -> None:
         self._session = session
+        self._caching = caching
+        self._changes = changes
         self._attributes = attributes
         self._open_files = open_files
         self._files = files
+        self._directories = directories
         self._numbers = numbers
         self._paths = paths
         self._timeout_s = timeout_s
 
-    async def lookup(self, parent: int, name: bytes) -> Node:
-        node = (await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)).node
-        if node is None:
-            raise refused(errno.ENOENT)
-        self._paths.saw(node.ino, parent, name)
-        return await self._attributes.live(node)
+    # ------------------------------------------------------------------------------------------------- questions
 
-    async def getattr(self, ino: int) -> Node:
-        return await self._attributes.live((await self._session.call(GetAttr(ino), timeout_s=self._timeout_s)).node)
+    async def lookup(self, parent: int, name: bytes) -> Seen:
+        """What *name* is in *parent*; a node of None if there is no such name."""
+        known = self._listed(parent, name)
+        if known is not None:
+            node, allowed, listing = known
+            present = None if node is None else await self._attributes.live(node)
+            attr_until_s = 0.0 if node is None else allowed.until_s(node.ino)
+            return self._caching.seen(present, attr_until_s, parent, name, listing.until_s(parent))
+        asked_s = trio.current_time()
+        found = await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)
+        allowed = self._caching.take(found.grant, asked_s)
+        if found.node is None:
+            return self._caching.seen(None, 0.0, parent, name, allowed.until_s(parent))
+        self._paths.saw(found.node.ino, parent, name)
+        self._caching.keep_node(found.node, allowed)
+        node = await self._attributes.live(found.node)
+        return self._caching.seen(node, allowed.until_s(node.ino), parent, name, allowed.until_s(parent))
 
-    async def setattr(self, change: SetAttr, size: int | None) -> Node:
+    def _listed(self, parent: int, name: bytes) -> tuple[Node | None, Allowance, Allowance] | None:
+        """What a kept listing says of a name, with the allowances of the node and the listing; None if that is not enough."""
+        listing = self._caching.listing(parent)
+        if listing is None or len(name) > NAME_MAX:
+            return None
+        ino = listing.by_name.get(name)
+        if ino is None:
+            return None, NOTHING, listing.allowed
+        kept = self._caching.node(ino)
+        return None if kept is None else (*kept, listing.allowed)
+
+    async def getattr(self, ino: int) -> Seen:
+        node, allowed = await self._node(ino)
+        present = await self._attributes.live(node)
+        return self._caching.seen(present, allowed.until_s(ino))
+
+    async def _node(self, ino: int) -> tuple[Node, Allowance]:
+        kept = self._caching.node(ino)
+        if kept is not None:
+            return kept
+        asked_s = trio.current_time()
+        described = await self._session.call(GetAttr(ino), timeout_s=self._timeout_s)
+        allowed = self._caching.take(described.grant, asked_s)
+        self._caching.keep_node(described.node, allowed)
+        return described.node, allowed
+
+    async def readlink(self, ino: int) -> bytes:
+        return (await self._session.call(ReadLink(ino), timeout_s=self._timeout_s)).value
+
+    async def space(self) -> Space:
+        return await self._session.call(GetSpace(), timeout_s=self._timeout_s)
+
+    # --------------------------------------------------------------------------------------------------- changes
+
+    async def setattr(self, change: SetAttr, size: int | None) -> Seen:
         """Changes attributes and, if *size* is given, the length of the file, which goes first."""
         if size is not None:
             await self._files.truncate(change.ino, size)
         if change.mode is change.uid is change.gid is change.atime_ns is change.mtime_ns is None:
             return await self.getattr(change.ino)
-        node = await self._session.apply_one(change, timeout_s=self._timeout_s)
+        changed = await self._changes.apply(change, change.ino)
+        node = changed.made
         if node.dirty and change.mtime_ns is not None:
             node = await self._files.set_times(node, change)
-        return await self._attributes.live(node)
+        present = await self._attributes.live(node)
+        return self._caching.seen(present, changed.allowed.until_s(change.ino))
 
-    async def make(self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes = b"") -> Node:
+    async def make(self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes = b"") -> Seen:
         """Makes anything but a regular file: a directory, a symbolic link, a device, a pipe or a socket."""
         ino = await self._numbers.take()
         now_ns = file_time_ns()
         create = Create(parent, name, ino, mode, uid, gid, rdev, now_ns, target=target)
-        node = await self._session.apply_one(create, timeout_s=self._timeout_s)
-        self._paths.saw(node.ino, parent, name)
-        return node
+        made = await self._changes.apply(create, parent)
+        self._paths.saw(made.made.ino, parent, name)
+        return self._changes.seen(made, parent, name)
 
-    async def readlink(self, ino: int) -> bytes:
-        return (await self._session.call(ReadLink(ino), timeout_s=self._timeout_s)).value
-
-    async def link(self, ino: int, parent: int, name: bytes) -> Node:
-        node = await self._session.apply_one(Link(ino, parent, name, file_time_ns()), timeout_s=self._timeout_s)
-        return await self._attributes.live(node)
+    async def link(self, ino: int, parent: int, name: bytes) -> Seen:
+        linked = await self._changes.apply(Link(ino, parent, name, file_time_ns()), parent)
+        node = await self._attributes.live(linked.made)
+        allowed = linked.allowed
+        return self._caching.seen(node, allowed.until_s(ino), parent, name, allowed.until_s(parent))
 
     async def unlink(self, parent: int, name: bytes) -> None:
-        await self._apply(Unlink(parent, name, file_time_ns()))
+        await self._changes.apply(Unlink(parent, name, file_time_ns()), parent)
+        self._caching.removed_name(parent, name)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
-        await self._apply(Rmdir(parent, name, file_time_ns()))
+        victim = await self._named(parent, name)
+        with self._changes.under_way(parent, victim):
+            await self._directories.register(victim)
+            await self._changes.apply(Rmdir(parent, name, file_time_ns()))
+            self._caching.removed_name(parent, name)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        await self._apply(Rename(parent, name, new_parent, new_name, flags, file_time_ns()))
+        source, target = await self._named(parent, name), await self._named(new_parent, new_name)
+        with self._changes.under_way(parent, new_parent, source, target):
+            await self._directories.register(target)
+            await self._changes.apply(Rename(parent, name, new_parent, new_name, flags, file_time_ns()))
+            until_s = self._caching.moved_name((parent, name), (new_parent, new_name), exchange=bool(flags & RENAME_EXCHANGE))
+            await self._changes.outlive(until_s)
 
-    async def _apply(self, operation: Operation) -> None:
-        await self._session.apply([operation], timeout_s=self._timeout_s)
+    async def _named(self, parent: int, name: bytes) -> int:
+        """The inode of a name that the kernel is about to take away, 0 if there is none: the kernel may hold its lock."""
+        known = self._caching.given_ino(parent, name)
+        if known is not None:
+            return known
+        node = (await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)).node
+        return 0 if node is None else node.ino
+
+    # ----------------------------------------------------------------------------------------- extended attributes
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
         """An attribute's value; raises `Refused` with ENODATA if there is none.
@@ -117,7 +192,7 @@ class Namespace:
     async def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         if name == SECURITY_CAPABILITY and (state := self._open_files.get(ino)) is not None:
             state.caps = True
-        await self._apply(SetXattr(ino, name, value, 0, file_time_ns()))
+        await self._changes.apply(SetXattr(ino, name, value, 0, file_time_ns()), ino)
 
     async def listxattr(self, ino: int, uid: int) -> list[bytes]:
         """The names that *uid* may see: `trusted.*` is for root alone."""
@@ -125,7 +200,4 @@ class Namespace:
         return names if uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
     async def removexattr(self, ino: int, name: bytes) -> None:
-        await self._apply(RemoveXattr(ino, name, file_time_ns()))
-
-    async def space(self) -> Space:
-        return await self._session.call(GetSpace(), timeout_s=self._timeout_s)
+        await self._changes.apply(RemoveXattr(ino, name, file_time_ns()), ino)

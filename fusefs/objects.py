@@ -14,6 +14,7 @@ import trio
 
 from cluster.content import commit_object, content_of, object_lock, prepare_commit, stamp_of
 from cluster.errors import Changed, Fenced, GodwitError, TokenRefused, Unavailable, Undone, from_os_error
+from cluster.fence import is_writable, lift, open_object_at
 from cluster.messages import (
     Commit,
     CommitObject,
@@ -49,6 +50,10 @@ class Object(Protocol):
     """What a file's content can be asked for. All methods raise `GodwitError`."""
 
     is_remote: bool
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether it must be opened anew before it can be written."""
 
     async def read(self, offset: int, length: int) -> Buffer: ...
 
@@ -88,9 +93,31 @@ class LocalObject:
     @classmethod
     def open(cls, volume_path: str, ino: int, flags: int, session: ManagerSession, timeout_s: float) -> "LocalObject":
         """Opens an existing object; raises `GodwitError`."""
+        return cls._opened(volume_path, ino, lambda layout: layout.open_object(ino, flags), session, timeout_s)
+
+    @classmethod
+    def open_home(
+        cls, volume_path: str, ino: int, session: ManagerSession, timeout_s: float, *, to_write: bool = False
+    ) -> "LocalObject":
+        """Opens a home's object; *to_write*: this mount is registered as a writer, so that a fence is lifted."""
+
+        def open_at(layout: VolumeLayout) -> int:
+            return open_object_at(layout.object_path(ino), lifting=to_write)
+
+        return cls._opened(volume_path, ino, open_at, session, timeout_s)
+
+    @classmethod
+    def _opened(
+        cls,
+        volume_path: str,
+        ino: int,
+        open_at: Callable[[VolumeLayout], int],
+        session: ManagerSession,
+        timeout_s: float,
+    ) -> "LocalObject":
         layout = VolumeLayout.at(volume_path)
         try:
-            descriptor = layout.open_object(ino, flags)
+            descriptor = open_at(layout)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 raise GodwitError(f"inode {ino} has no object on {volume_path}", errno.EIO) from error
@@ -108,6 +135,10 @@ class LocalObject:
         except OSError as error:
             raise from_os_error(error, f"creating object {ino} on {volume_path}") from error
         return cls(layout.object_path(ino), descriptor, session, timeout_s)
+
+    @property
+    def is_fenced(self) -> bool:
+        return not is_writable(self._descriptor)
 
     def stamp(self) -> Stamp:
         return stamp_of(os.fstat(self._descriptor))
@@ -139,7 +170,7 @@ class LocalObject:
         try:
             return os.pwrite(descriptor, data, offset)
         except OSError as error:
-            raise from_os_error(error, f"writing {self._path}") from error
+            raise _disk_error(error, f"writing {self._path}") from error
 
     def _appending(self) -> int:
         """A descriptor on which Linux appends whatever offset it is given (pwrite(2), BUGS)."""
@@ -148,7 +179,7 @@ class LocalObject:
             try:
                 self._append_descriptor = os.open(f"/proc/self/fd/{self._descriptor}", flags)
             except OSError as error:
-                raise from_os_error(error, f"opening {self._path} for appending") from error
+                raise _disk_error(error, f"opening {self._path} for appending") from error
         return self._append_descriptor
 
     async def truncate(self, size: int) -> None:
@@ -165,7 +196,7 @@ class LocalObject:
             async with object_lock(self._path) as descriptor:
                 return await commit_object(descriptor, node, path, final=final, apply=self._session.applier(self._timeout_s))
         except OSError as error:
-            raise from_os_error(error, f"committing {self._path}") from error
+            raise _disk_error(error, f"committing {self._path}") from error
 
     @asynccontextmanager
     async def prepared(self, node: Node, path: bytes) -> AsyncIterator[Commit]:
@@ -174,7 +205,7 @@ class LocalObject:
             async with object_lock(self._path) as descriptor:
                 yield prepare_commit(descriptor, node, path, final=True)
         except OSError as error:
-            raise from_os_error(error, f"committing {self._path}") from error
+            raise _disk_error(error, f"committing {self._path}") from error
 
     async def set_times(self, change: SetAttr) -> Node:
         """Sets the times in the catalog and, while the file is dirty, on the object, with no commit in between."""
@@ -182,6 +213,7 @@ class LocalObject:
             async with object_lock(self._path) as descriptor:
                 node = await self._session.apply_one(change, timeout_s=self._timeout_s)
                 if node.dirty and change.mtime_ns is not None:
+                    lift(descriptor)  # the next commit has this change; an agent that makes it fences again
                     os.utime(descriptor, ns=(change.mtime_ns, change.mtime_ns))
                 return node
         except OSError as error:
@@ -202,7 +234,7 @@ class LocalObject:
         try:
             return await trio.to_thread.run_sync(function, *args)
         except OSError as error:
-            raise from_os_error(error, f"{what} {self._path}") from error
+            raise _disk_error(error, f"{what} {self._path}") from error
         finally:
             self._users -= 1
             if self._closing:
@@ -217,6 +249,7 @@ class RemoteObject:
     """
 
     is_remote = True
+    is_fenced = False  # the agent there lifts the fence for a good token
 
     def __init__(
         self, peers: Peers, leases: Leases, node: Node, *, volume: int, stamp: Stamp | None = None, timeout_s: float
@@ -310,6 +343,13 @@ class RemoteObject:
                 if trio.current_time() + RETRY_S > deadline or not (repeatable or isinstance(error, Undone)):
                     raise
                 await trio.sleep(RETRY_S)
+
+
+def _disk_error(error: OSError, what: str) -> GodwitError:
+    """The error for a failed system call; `Fenced` if the object is: its agent has committed it, others may write it now."""
+    if error.errno == errno.EPERM:
+        return Fenced(f"{what}: this mount was away for so long that the file was committed without it")
+    return from_os_error(error, what)
 
 
 def check_replica(replica: LocalObject, stamp: Stamp | None, ino: int) -> None:

@@ -29,7 +29,7 @@ class OpenInode:
     `node` is the newest answer of the manager. `home` is the object through which it is written, under `home_epoch`; while
     the inode is open for writing here, its home does not move. `replica` is a current copy on this server's disk, valid for
     `replica_version`. `sync_copies` is the policy's, None until it is known. `changed`: written since the last commit that
-    was begun.
+    was begun. `doubted`: `node` is not what the manager would say now, so it has to be asked before `node` is relied on.
     """
 
     node: Node
@@ -47,6 +47,7 @@ class OpenInode:
     caps: bool = True
     sync_copies: int | None = None
     lost: bool = False
+    doubted: bool = False
     settle_failures: int = 0
     lock: trio.Lock = field(default_factory=trio.Lock)
 
@@ -66,10 +67,10 @@ class OpenInode:
             self.node = node
 
     def moved(self, node: Node) -> None:
-        """The inode has another home. What is open for writing keeps its old one, which refuses it then."""
+        """The inode has another home: the object at the old one is not written any more."""
         self.node = node
         self.located_version = -1
-        if self.home is not None and not self.registered_write:
+        if self.home is not None:
             self.home.close()
             self.home = None
 
@@ -109,6 +110,14 @@ class OpenFiles:
 
     def get(self, ino: int) -> OpenInode | None:
         return self._inodes.get(ino)
+
+    def is_open(self, ino: int) -> bool:
+        return ino in self._inodes
+
+    def stale(self, ino: int) -> None:
+        """Its lease to cache has ended: what is known of it may change from now on."""
+        if (state := self._inodes.get(ino)) is not None:
+            state.doubted = True
 
     def enter(self, node: Node) -> OpenInode:
         """The state of an inode, made if there is none."""
@@ -160,6 +169,12 @@ class OpenFiles:
         number = next(self._handle_numbers)
         self._handles[number] = Handle(state, write, append)
         return number
+
+    def open_registered(self, node: Node) -> int:
+        """A new handle for reading of something that the manager is being told of."""
+        state = self.enter(node)
+        state.registered = True
+        return self.open_handle(state, write=False, append=False)
 
     def handle(self, number: int) -> Handle:
         return self._handles[number]

@@ -12,6 +12,7 @@ import trio
 from cluster.errors import Fenced, GodwitError, Refused
 from cluster.messages import Close, Closing, Commit
 from cluster.session import ManagerSession
+from fusefs.caching import Caching
 from fusefs.objects import LocalObject
 from fusefs.openfiles import OpenFiles, OpenInode
 from fusefs.paths import LastKnownPaths
@@ -28,8 +29,11 @@ RETRY_MAX_S = 60.0
 class Settler:
     """Background tasks of the mount: `run` settles what was closed, `commit_loop` commits what stays open."""
 
-    def __init__(self, session: ManagerSession, paths: LastKnownPaths, timeout_s: float, commit_s: float) -> None:
+    def __init__(
+        self, session: ManagerSession, caching: Caching, paths: LastKnownPaths, timeout_s: float, commit_s: float
+    ) -> None:
         self._session = session
+        self._caching = caching
         self._paths = paths
         self._timeout_s = timeout_s
         self._commit_s = commit_s
@@ -109,6 +113,7 @@ class Settler:
                 for (state, _), node in zip(commits, nodes, strict=True):
                     assert node is not None
                     state.node = node
+                    self._caching.drop_node(state.ino)
             for state in states:
                 if state.ino not in left and self._open_files.get(state.ino) is state:
                     closings += self._closed(state)
@@ -174,6 +179,7 @@ class Settler:
         state.changed = False
         try:
             state.node = await state.home.commit(state.node, self._paths.path(state.ino), final=final)
+            self._caching.drop_node(state.ino)
         except GodwitError:
             state.changed = True
             raise

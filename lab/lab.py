@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from cluster.errors import Refused
 from cluster.volume import VolumeLayout
 from lab import database, network, processes, teardown
 from lab.database import DATABASE
-from lab.launch import launch, wait_for_parts, wait_for_volumes
+from lab.launch import launch, program_of, wait_for_parts, wait_for_volumes
 from lab.mounts import detach
 from lab.network import Network
 from lab.processes import ProcessId
@@ -52,17 +52,25 @@ ENDING_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signa
 class Lab:
     """The lab at `root`. Servers are named s1, s2, …; parts are mount, agent and manager, or `all`.
 
-    Where a host is asked for, `db` is the database that the lab has started itself.
+    Where a host is asked for, `db` is the database that the lab has started itself. *programs* has, by name of a part, the
+    command line that this object starts in the place of the part's own; `--config FILE` is put at its end.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, programs: Mapping[str, Sequence[str]] | None = None) -> None:
         self.root = root
+        self._programs = dict(programs or {})
         self.tag = tag_of(root)
         self.servers = server_names(read_state(root))
 
     @classmethod
     def create(
-        cls, root: Path | str, servers: int = 3, volumes: int = 1, db: str | None = None, overrides: Overrides | None = None
+        cls,
+        root: Path | str,
+        servers: int = 3,
+        volumes: int = 1,
+        db: str | None = None,
+        overrides: Overrides | None = None,
+        programs: Mapping[str, Sequence[str]] | None = None,
     ) -> "Lab":
         """Makes the folder of a new lab, which is not up yet. Raises `Refused` if *root* holds something else.
 
@@ -81,7 +89,7 @@ class Lab:
             for number in range(1, volumes + 1):
                 VolumeLayout(path / server / f"vol{number}").format(state.cluster, server)
         write_state(path, state)
-        return cls(path)
+        return cls(path, programs)
 
     @classmethod
     def load(cls, root: Path | str) -> "Lab":
@@ -320,7 +328,8 @@ class Lab:
         for part in parts:
             if part == "mount":
                 detach(self.mount(server))
-            process = launch(part, self.config_path(server), self.log(server, part), self._network().namespace(server))
+            program = self._programs.get(part) or program_of(part)
+            process = launch(program, self.config_path(server), self.log(server, part), self._network().namespace(server))
             self._remember(server, part, process)
 
     def _start_database(self, deadline_s: float) -> None:

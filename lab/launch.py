@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -28,12 +28,19 @@ class NotReady(GodwitError):
     """A part of a server ended or did not become ready in time; the message ends with the last lines of its log."""
 
 
-def launch(part: str, config: Path, log: Path, namespace: str) -> ProcessId:
+PYTHON = (sys.executable, "-bb", "-P", "-m")
+
+
+def program_of(part: str) -> list[str]:
+    """The command line of a part, but for its configuration."""
+    return [*PYTHON, "cli.main", "run", part]
+
+
+def launch(program: Sequence[str], config: Path, log: Path, namespace: str) -> ProcessId:
     """Starts a part in a network namespace, with the code that this very process runs."""
-    python = [sys.executable, "-bb", "-P", "-m", "cli.main"]
     code = str(Path(cli.__file__).resolve().parent.parent)
     environment = {**os.environ, "PYTHONPATH": code, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"}
-    return spawn(enter(namespace, [*python, "run", part, "--config", str(config)]), log, environment)
+    return spawn(enter(namespace, [*program, "--config", str(config)]), log, environment)
 
 
 def wait_for_parts(server: str, parts: Mapping[str, tuple[ProcessId, Path]], config: ServerConfig, deadline_s: float) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.errors import Refused
+from cluster.fence import lift_below
 from lab import network, processes
 from lab.database import DATABASE
 from lab.mounts import detach, mounts_below
@@ -85,6 +86,7 @@ def delete_data(root: Path) -> None:
         raise Refused(f"nothing deleted: {mounted[0]} is still mounted")
     for folder in (root / "catalog", root / DATABASE, *root.glob("s[1-9]*")):
         if folder.is_dir() and not folder.is_symlink() and re.fullmatch(rf"catalog|{DATABASE}|s[1-9][0-9]*", folder.name):
+            lift_below(str(folder))
             shutil.rmtree(folder)
     (root / STATE_FILE).unlink(missing_ok=True)
     if not any(root.iterdir()):

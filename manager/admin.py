@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, se
 
 from cluster.clock import monotonic_s
 from cluster.errors import refused
+from cluster.membership import ServerState
 from cluster.messages import (
     CLAIMED,
     DEAD,
@@ -31,10 +32,14 @@ from cluster.messages import (
     StepDown,
     TaskRow,
     TaskRows,
+    Volume,
     Where,
 )
+from manager.conflicts import count_conflicts
+from manager.forsaken import count_forsaken, forsaken_volumes
 from manager.inodes import get_directory, get_inode, node_of, path_of
 from manager.limits import check_number
+from manager.members import Members
 from manager.namespace import queue_scan
 from manager.policies import COPIES_MAX, Policy
 from manager.questions import get_space
@@ -86,6 +91,8 @@ async def get_status(term: Term, _session: Session, _request: GetStatus) -> Stat
             claimed_tasks=total(CLAIMED),
             dead_tasks=total(DEAD),
             space=space,
+            forsaken=count_forsaken(connection, [volume.volume for volume in term.state.members.volumes()]),
+            conflicts=count_conflicts(connection),
         )
 
     return await term.store.read_slowly(ask)
@@ -204,6 +211,7 @@ async def get_where(term: Term, _session: Session, request: GetWhere) -> Where:
                     row.checksum,
                     volume is not None and members.is_up(volume.server),
                     row.fault,
+                    _state_of(members, volume),
                 )
             )
         pending = connection.execute(_TASK_ROWS.where(tasks.c.ino == request.ino).order_by(tasks.c.task)).all()
@@ -214,9 +222,15 @@ async def get_where(term: Term, _session: Session, request: GetWhere) -> Where:
             _policy_of(term, connection, request.ino),
             [_task_row(connection, row) for row in pending],
             writers,
+            [volume.server for number in forsaken_volumes(connection, inode.ino) if (volume := members.get(number))],
         )
 
     return await term.store.read_slowly(ask)
+
+
+def _state_of(members: Members, volume: Volume | None) -> str:
+    member = None if volume is None else members.member(volume.server)
+    return str(ServerState.LEFT if member is None else member.state)
 
 
 async def step_down(term: Term, _session: Session, request: StepDown) -> Done:

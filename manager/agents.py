@@ -30,7 +30,7 @@ from manager.limits import TEXT_MAX, check_count, check_number, clean_text
 from manager.members import identify, store_volumes
 from manager.namespace import queue_scan
 from manager.queue import SOURCE_DOWN_BACKOFF_S, Claimed, claim_tasks, has_waiting, report_task
-from manager.schema import inodes, ranges, replicas, tasks
+from manager.schema import forsaken, inodes, ranges, replicas, tasks
 from manager.sessions import Session
 from manager.state import QUEUE
 from manager.store import Transaction
@@ -61,6 +61,8 @@ _KNOWN = union_all(
     select(tasks.c.ino).where(
         tasks.c.ino.in_(bindparam("page", expanding=True)), tasks.c.volume == bindparam("volume"), tasks.c.operation == COPY
     ),
+    select(forsaken.c.ino).where(forsaken.c.ino.in_(bindparam("page", expanding=True)), forsaken.c.volume == bindparam("volume")),
+    select(forsaken.c.conflict).where(forsaken.c.volume == bindparam("volume")),
 )
 _MADE = select(inodes.c.ino).where(inodes.c.ino.in_(bindparam("page", expanding=True)))
 _RANGES = select(ranges.c.first, ranges.c.count, ranges.c.session)

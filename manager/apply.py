@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import bindparam, delete, func, insert, select
 
+from cluster.clock import monotonic_s
 from cluster.messages import (
     Applied,
     Apply,
@@ -23,6 +24,7 @@ from cluster.messages import (
 )
 from manager.attributes import CAPABILITY_XATTR, remove_xattr, set_attr, set_xattr
 from manager.content import commit
+from manager.fences import Mutation
 from manager.namespace import create, link, rename, rmdir, unlink
 from manager.schema import applied
 from manager.sessions import Session
@@ -43,7 +45,7 @@ _STORE = Hot(insert(applied))
 _TRIM = delete(applied).where(applied.c.session == bindparam("b_session"), applied.c.request_id < bindparam("b_floor"))
 _NEWEST = select(func.max(applied.c.request_id)).where(applied.c.session == bindparam("session"))
 
-_OPERATIONS: dict[type, Callable[[Transaction, State, Session, Any], Node | None]] = {
+_OPERATIONS: dict[type, Callable[[Transaction, State, Mutation, Any], Node | None]] = {
     Create: create,
     Link: link,
     Unlink: unlink,
@@ -66,24 +68,30 @@ def changed_for_opens(operations: list[Operation]) -> list[int]:
     return [op.ino for op in operations if isinstance(op, Commit) or (isinstance(op, SetXattr) and op.name == CAPABILITY_XATTR)]
 
 
-def apply_operations(tx: Transaction, state: State, session: Session, request: Apply) -> Applied:
-    """All operations in order or none; or the stored reply, if they have been applied before."""
+def apply_operations(tx: Transaction, state: State, mutation: Mutation, request: Apply) -> Applied:
+    """All operations in order or none; or the stored reply, if they have been applied before.
+
+    Raises `HeldElsewhere` if others must stop caching something first; then nothing has been changed.
+    """
+    session = mutation.session
     if request.request_id <= session.newest:
         stored = _FIND.one_or_none(tx.connection, {"session": session.number, "request_id": request.request_id})
         if stored is not None:
             return _again(tx, state, session, request, _decode(stored.reply))
     if len(request.operations) == 1:
         operation = request.operations[0]
-        reply = Applied([_OPERATIONS[type(operation)](tx, state, session, operation)])
+        nodes = [_OPERATIONS[type(operation)](tx, state, mutation, operation)]
     else:
         with tx.savepoint():
-            reply = Applied([_OPERATIONS[type(op)](tx, state, session, op) for op in request.operations])
+            nodes = [_OPERATIONS[type(op)](tx, state, mutation, op) for op in request.operations]
+    reply = Applied(nodes, touched=list(mutation.inodes))
     _STORE.run(tx.connection, {"session": session.number, "request_id": request.request_id, "reply": _encode(reply)})
     session.newest = max(session.newest, request.request_id)  # harmless if this is rolled back: it only says where to look
     if session.floor - session.trimmed >= TRIM_STEP:
         floor = session.floor
         tx.execute(_TRIM, {"b_session": session.number, "b_floor": floor})
         tx.after(lambda: _trimmed(session, floor))
+    tx.after(lambda: state.fences.done(mutation, monotonic_s()))
     return reply
 
 

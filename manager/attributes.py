@@ -12,10 +12,10 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from cluster.errors import refused
 from cluster.messages import NAME_MAX, XATTR_VALUE_MAX, Node, RemoveXattr, SetAttr, SetXattr
 from manager import acl
+from manager.fences import Mutation, Part
 from manager.inodes import HAS_ACCESS_ACL, HAS_CAPABILITY, HAS_DEFAULT_ACL, InodeRow, get_inode, node_of
 from manager.limits import check_id, check_time
 from manager.schema import inodes, xattrs
-from manager.sessions import Session
 from manager.state import State
 from manager.store import Transaction
 
@@ -49,10 +49,11 @@ _SET_ATTRS = (
 )
 
 
-def set_attr(tx: Transaction, _state: State, _session: Session, op: SetAttr) -> Node:
+def set_attr(tx: Transaction, state: State, mutation: Mutation, op: SetAttr) -> Node:
     """Changes what is not None."""
     _check_set_attr(op)
     row = get_inode(tx.connection, op.ino)
+    state.claim(tx, mutation, op, {Part.INODE: op.ino})
     mode = row.mode
     if op.mode is not None:
         mode = stat.S_IFMT(row.mode) | op.mode
@@ -118,7 +119,7 @@ def read_acl(connection: Connection, ino: int, name: bytes) -> acl.Acl | None:
     return None if value is None else acl.parse(value)
 
 
-def set_xattr(tx: Transaction, state: State, session: Session, op: SetXattr) -> Node:
+def set_xattr(tx: Transaction, state: State, mutation: Mutation, op: SetXattr) -> Node:
     """Sets one extended attribute."""
     check_xattr_name(op.name)
     check_time(op.now_ns)
@@ -128,9 +129,11 @@ def set_xattr(tx: Transaction, state: State, session: Session, op: SetXattr) -> 
         raise refused(errno.E2BIG, "value of an extended attribute")
     row = get_inode(tx.connection, op.ino)
     if op.name in (acl.ACCESS_XATTR, acl.DEFAULT_XATTR):
-        return _set_acl(tx, row, op.name, acl.parse(op.value), op.now_ns)
+        new, mode = _check_acl(row, op.name, acl.parse(op.value))
+        state.claim(tx, mutation, op, {Part.INODE: op.ino})
+        return _set_acl(tx, row, op.name, new, mode, op.now_ns)
     _check_user_xattr(row, op.name)
-    if op.name == CAPABILITY_XATTR and state.sessions.is_written(op.ino, besides=session):
+    if op.name == CAPABILITY_XATTR and state.sessions.is_written(op.ino, besides=mutation.session):
         raise refused(errno.ETXTBSY)
     exists = tx.execute(_GET, {"ino": op.ino, "name": op.name}).first() is not None
     if exists and op.flags == XATTR_CREATE:
@@ -139,6 +142,7 @@ def set_xattr(tx: Transaction, state: State, session: Session, op: SetXattr) -> 
         raise refused(errno.ENODATA)
     if not exists and tx.execute(_NAMES_BYTES, {"ino": op.ino}).scalar_one() + len(op.name) + 1 > NAMES_MAX_BYTES:
         raise refused(errno.ENOSPC, "too many extended attributes")
+    state.claim(tx, mutation, op, {Part.INODE: op.ino})
     _put(tx, op.ino, op.name, op.value, exists=exists)
     return _changed(tx, row, row.mode, row.marks | _MARKS.get(op.name, 0), op.now_ns)
 
@@ -148,7 +152,8 @@ def _check_user_xattr(row: InodeRow, name: bytes) -> None:
         raise refused(errno.EPERM, "user attribute of something that is neither a file nor a directory")
 
 
-def _set_acl(tx: Transaction, row: InodeRow, name: bytes, new: acl.Acl | None, now_ns: int) -> Node:
+def _check_acl(row: InodeRow, name: bytes, new: acl.Acl | None) -> tuple[acl.Acl | None, int]:
+    """The list as it is to be stored (None: not at all), and the mode that comes with it."""
     if stat.S_ISLNK(row.mode):
         raise refused(errno.EOPNOTSUPP, "access control list of a symbolic link")
     mode = row.mode
@@ -159,6 +164,10 @@ def _set_acl(tx: Transaction, row: InodeRow, name: bytes, new: acl.Acl | None, n
         mode = acl.mode_of(new, mode)
         if acl.is_mode_only(new):
             new = None
+    return new, mode
+
+
+def _set_acl(tx: Transaction, row: InodeRow, name: bytes, new: acl.Acl | None, mode: int, now_ns: int) -> Node:
     exists = bool(row.marks & _MARKS[name])
     if new is None:
         if exists:
@@ -168,14 +177,17 @@ def _set_acl(tx: Transaction, row: InodeRow, name: bytes, new: acl.Acl | None, n
     return _changed(tx, row, mode, row.marks | _MARKS[name], now_ns)
 
 
-def remove_xattr(tx: Transaction, _state: State, _session: Session, op: RemoveXattr) -> Node:
+def remove_xattr(tx: Transaction, state: State, mutation: Mutation, op: RemoveXattr) -> Node:
     """Removes one extended attribute; ENODATA if it is not there (removing a list that is not there is fine, as on ext4)."""
     check_xattr_name(op.name)
     check_time(op.now_ns)
     row = get_inode(tx.connection, op.ino)
     if op.name in (acl.ACCESS_XATTR, acl.DEFAULT_XATTR):
-        return _set_acl(tx, row, op.name, None, op.now_ns)
+        new, mode = _check_acl(row, op.name, None)
+        state.claim(tx, mutation, op, {Part.INODE: op.ino})
+        return _set_acl(tx, row, op.name, new, mode, op.now_ns)
     _check_user_xattr(row, op.name)
+    state.claim(tx, mutation, op, {Part.INODE: op.ino})
     if tx.execute(_DELETE, {"b_ino": op.ino, "b_name": op.name}).rowcount == 0:
         raise refused(errno.ENODATA)
     return _changed(tx, row, row.mode, row.marks & ~_MARKS.get(op.name, 0), op.now_ns)

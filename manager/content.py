@@ -13,10 +13,10 @@ from sqlalchemy import bindparam, insert, literal_column, update
 from cluster.content import visible_ctime_ns
 from cluster.errors import Fenced, refused
 from cluster.messages import Commit, Content, Node
+from manager.fences import Mutation, Part
 from manager.inodes import InodeRow, find_inode, get_inode, node_of
 from manager.limits import check_number, check_size, check_time
 from manager.schema import inodes, replicas
-from manager.sessions import Session
 from manager.state import State
 from manager.statements import Hot
 from manager.store import Transaction
@@ -48,7 +48,7 @@ _CLEAN = Hot(update(inodes).where(inodes.c.ino == bindparam("b_ino"), inodes.c.d
 _MARK_DIRTY = Hot(update(inodes).where(inodes.c.ino == bindparam("b_ino"), inodes.c.dirty == literal_column("0")).values(dirty=1))
 
 
-def commit(tx: Transaction, state: State, session: Session, op: Commit) -> Node:
+def commit(tx: Transaction, state: State, mutation: Mutation, op: Commit) -> Node:
     """The home's object has this content now. An unknown inode is ENOENT: ESTALE tells the committer to raise its version."""
     row = find_inode(tx.connection, op.ino)
     if row is None:
@@ -62,6 +62,8 @@ def commit(tx: Transaction, state: State, session: Session, op: Commit) -> Node:
         check_number(op.version, "version")
         if op.version <= row.version:
             raise refused(errno.ESTALE, f"inode {op.ino} has version {row.version} already")
+    session = mutation.session
+    state.claim(tx, mutation, op, {Part.INODE: op.ino})
     clean = op.final and state.may_clean(op.ino, session, op.begun)
     if op.final:
         until = state.commit_sequence(op.ino, session)

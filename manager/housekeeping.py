@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from cluster.clock import monotonic_s
 from cluster.errors import NotManager
+from manager.caching import SWEEP_BATCH, delete_notes
 from manager.inodes import children
 from manager.introductions import forget_mount
 from manager.membership import tick_members
@@ -44,7 +45,8 @@ async def tick_loop(term: Term) -> None:
                 log.warning("the mounts of %s did not come back", ", ".join(sorted(term.awaited)))
             await term.end_grace()
         await _end_claims(term, now)
-        term.state.leases.expire(now)
+        term.expire_leases(now)
+        await _sweep_notes(term, now)
         await trio.sleep(TICK_S)
 
 
@@ -76,6 +78,13 @@ async def _end_claims(term: Term, now: float) -> None:
     await term.store.write(work)
 
 
+async def _sweep_notes(term: Term, now: float) -> None:
+    """Deletes notes under which nothing can be cached any more; a batch at each tick."""
+    rows = term.state.notes.take_unused(now - term.state.leases.lasts_s, SWEEP_BATCH)
+    if rows:
+        await term.store.write(partial(delete_notes, notes=term.state.notes, rows=rows))
+
+
 async def reap_loop(term: Term) -> None:
     """Removes orphans that nobody has open."""
     state = term.state
@@ -95,6 +104,7 @@ async def reap_loop(term: Term) -> None:
         for ino in doomed:
             state.sessions.gone(ino)
             state.leases.gone(ino)
+            state.notes.gone(ino)
 
 
 async def scan_loop(term: Term) -> None:

@@ -156,6 +156,12 @@ def parent_of(connection: Connection, ino: int) -> int | None:
     return None if row is None else int(row.parent)
 
 
+def name_of(connection: Connection, ino: int) -> tuple[int, bytes]:
+    """A directory and the inode's name in it; zero and empty if it has no name any more."""
+    row = _NAME_OF.one_or_none(connection, {"ino": ino})
+    return (0, b"") if row is None else (row.parent, row.name)
+
+
 def path_of(connection: Connection, ino: int) -> bytes:
     """One path of the inode from the root of the mount; empty if it has no name any more."""
     parts: list[bytes] = []

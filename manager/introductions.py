@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.config import is_name
 from cluster.errors import ProtocolError, refused
-from cluster.membership import UP
+from cluster.membership import UP, ServerState
 from cluster.messages import PROTOCOL, Hello, Welcome
 from manager.apply import newest_reply
 from manager.content import mark_dirty
@@ -35,6 +35,7 @@ def check_hello(hello: Hello, cluster: str) -> None:
         raise ProtocolError("malformed introduction")
     check_count(len(hello.opens), OPENS_MAX, "open inodes")
     check_count(len(hello.tokens), OPENS_MAX, "lease tokens")
+    check_count(len(hello.caching), OPENS_MAX, "cached inodes")
 
 
 async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
@@ -48,10 +49,11 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     gone = state.reaping & {item.ino for item in hello.opens}
     presented = [(item.ino, item.write) for item in hello.opens if item.ino not in gone]
     term.unused(state.sessions.present(session, presented))
-    state.adopt_leases(session, hello.tokens, monotonic_s())
+    session.watches = False  # it asks for recalls over this connection next
+    state.recalls.presented(session)
+    state.adopt_leases(session, hello.tokens, hello.caching if hello.role == MOUNT else [], monotonic_s())
     for other in replaced:
-        term.end_session(other)
-        state.leases.end_session(other.number)
+        term.replaced(other)
     work = partial(_introduce, term=term, session=session, replaced=[other.number for other in replaced], opens=presented)
     known = await term.store.write(work)
     session.newest = max(session.newest, known.newest)
@@ -60,6 +62,7 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
         state.sessions.forget(session, ino)
     if session.role == MOUNT:
         term.awaited.pop(session.server, None)
+        state.presented(session.server)
     timeout_s = term.config.manager.session_timeout_s
     return session, Welcome(term.number, term.config.server, timeout_s, sorted(lost), monotonic_s(), state.members.managers())
 
@@ -67,7 +70,9 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
 def _admit(term: Term, server: str) -> None:
     """Refuses a server that has left, until somebody adds it again."""
     if not term.state.members.belongs(server):
-        raise refused(errno.EPERM, f"{server} has left the network (to take it back: godwit servers add {server})")
+        member = term.state.members.member(server)
+        how = "was declared lost" if member is not None and member.state is ServerState.LOST else "has left the network"
+        raise refused(errno.EPERM, f"{server} {how} (to take it back: godwit servers add {server})")
     term.state.members.met(server, monotonic_s())
 
 

@@ -264,7 +264,7 @@ class Candidate:
             if held.leaving.is_set():
                 self._view = stepped_aside(self._view, number, monotonic_s())
         if served is not None:
-            served.state.bells.ring_all()
+            served.state.wake_all()
         if clear:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._resign, number)

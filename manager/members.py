@@ -85,14 +85,14 @@ class Members:
     # ---------------------------------------------------------------------------------------------- asking
 
     def get(self, volume: int) -> Volume | None:
-        """A volume of a server that belongs to the network."""
+        """A volume of a server that is a member, or was declared lost."""
         known = self._volumes.get(volume)
-        return known if known is not None and self._meaning(known.server).belongs else None
+        return known if known is not None and self._meaning(known.server).holds else None
 
     def volumes(self) -> list[Volume]:
-        """All volumes of servers that belong, with how their servers stand."""
+        """All volumes that may hold what is needed, with how their servers stand."""
         ordered = sorted(self._volumes.items())
-        return [self._described(volume) for _number, volume in ordered if self._meaning(volume.server).belongs]
+        return [self._described(volume) for _number, volume in ordered if self._meaning(volume.server).holds]
 
     def of_server(self, server: str) -> list[int]:
         return sorted(number for number, volume in self._volumes.items() if volume.server == server)
@@ -139,7 +139,13 @@ class Members:
     def may_get_content(self, volume: int) -> bool:
         """Whether a file may be given its home there."""
         known = self.get(volume)
-        return known is not None and known.server not in self._closed
+        return known is not None and self.belongs(known.server) and known.server not in self._closed
+
+    def is_lost(self, volume: int) -> bool:
+        """Whether the volume's server was declared lost."""
+        known = self._volumes.get(volume)
+        member = None if known is None else self._members.get(known.server)
+        return member is not None and member.state is ServerState.LOST
 
     def places(self) -> Mapping[int, Place]:
         """The volumes as placement sees them; those of servers that have left are no places."""
@@ -154,7 +160,7 @@ class Members:
         places = {}
         for number, v in self._volumes.items():
             meaning = self._meaning(v.server)
-            if meaning.belongs and v.server not in self._closed:
+            if meaning.holds and v.server not in self._closed:
                 up = v.server in self._reachable
                 places[number] = Place(
                     number, v.server, v.device, v.total_bytes, v.free_bytes, up, counts=meaning.counts, accepts=meaning.accepts

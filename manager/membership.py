@@ -35,6 +35,7 @@ from manager.volume_scans import queue_volume_scan
 
 log = logging.getLogger(__name__)
 
+AWAY = (ServerState.DOWN, ServerState.LOST)  # whose queues nobody works off
 REQUEUE_BATCH = 64
 REQUEUE_PAUSE_S = 0.005  # between batches, so that requests go first
 
@@ -73,7 +74,7 @@ def change_standing(tx: Transaction, term: Term, server: str, event: Event) -> S
     values: dict[str, Any] = {"state": str(stored_state(new)), "draining": int(new.wanted_empty), "since_ns": since_ns}
     tx.execute(update(servers).where(servers.c.server == server).values(**values))
     before, now = MEANINGS[old.state], MEANINGS[new.state]
-    if before.counts != now.counts and now.belongs:
+    if (before.counts != now.counts and now.belongs) or new.state is ServerState.LOST:
         for volume in state.members.of_server(server):
             queue_volume_scan(tx, state, volume)
     if now.accepts and not before.accepts:
@@ -94,7 +95,7 @@ def _take_back_claims(tx: Transaction, term: Term, server: str) -> None:
 def _settled(state: State, server: str, standing: Standing, since_ns: int) -> None:
     log.info("%s is %s", server, standing)
     state.members.settled(server, standing, since_ns, monotonic_s())
-    if standing.state is ServerState.DOWN:
+    if standing.state in AWAY:
         state.bells.ring(DOWN)
     if MEANINGS[standing.state].works:
         state.ring(server)
@@ -123,7 +124,7 @@ async def requeue_loop(term: Term) -> None:
     done: dict[str, int] = {}
     while True:
         with term.state.bells.listening(DOWN) as bell:
-            down = {name: member.settled_ns for name, member in members.servers().items() if member.state is ServerState.DOWN}
+            down = {name: member.settled_ns for name, member in members.servers().items() if member.state in AWAY}
             todo = {name: since for name, since in down.items() if done.get(name) != since}
             if not todo:
                 await bell.wait()

@@ -14,6 +14,8 @@ from cluster.errors import refused
 from cluster.messages import SYMLINK_MAX, Create, Link, Node, Rename, Rmdir, Unlink
 from manager import acl
 from manager.attributes import read_acl
+from manager.caching import note_itself, note_new
+from manager.fences import Mutation, Part
 from manager.inodes import (
     HAS_ACCESS_ACL,
     HAS_DEFAULT_ACL,
@@ -32,7 +34,6 @@ from manager.inodes import (
 from manager.limits import check_id, check_time
 from manager.policies import is_below
 from manager.schema import FIRST_INO, dentries, inodes, orphans, policies, replicas, scans, symlinks, xattrs
-from manager.sessions import Session
 from manager.state import SCAN, State
 from manager.statements import Hot
 from manager.store import Transaction
@@ -65,9 +66,10 @@ _POINT_ENTRY = Hot(
 )
 
 
-def create(tx: Transaction, state: State, session: Session, op: Create) -> Node:
+def create(tx: Transaction, state: State, mutation: Mutation, op: Create) -> Node:
     """Makes an inode and its name; a regular file is born dirty and open for writing."""
     parent = _check_create(tx, state, op)
+    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: op.ino})
     mode, gid = op.mode, op.gid
     directory = stat.S_ISDIR(mode)
     if parent.mode & stat.S_ISGID:
@@ -104,9 +106,11 @@ def create(tx: Transaction, state: State, session: Session, op: Create) -> Node:
     touch_directory(tx.connection, op.parent, op.now_ns, links=int(directory))
     if regular:
         _ADD_REPLICA.run(tx.connection, {"ino": op.ino, "volume": op.home_volume, "version": 0})
-        tx.after(lambda: state.register_creator(session, op.ino))
+        tx.after(lambda: state.register_creator(mutation.session, op.ino))
     elif op.target:
         tx.execute(insert(symlinks), {"ino": op.ino, "target": op.target})
+    elif directory and mutation.session.watches:
+        note_new(tx, state.notes, mutation.session.server, op.ino)
     for name, value in lists:
         tx.execute(_ADD_XATTR, {"ino": op.ino, "name": name, "value": value})
     return _born(row)
@@ -158,7 +162,7 @@ def _inherit(tx: Transaction, parent: int, mode: int) -> tuple[int, int, list[tu
     return mode, marks, lists
 
 
-def link(tx: Transaction, state: State, _session: Session, op: Link) -> Node:
+def link(tx: Transaction, state: State, mutation: Mutation, op: Link) -> Node:
     """Another name for an inode."""
     check_name(op.name)
     check_time(op.now_ns)
@@ -172,25 +176,27 @@ def link(tx: Transaction, state: State, _session: Session, op: Link) -> Node:
     get_live_directory(tx.connection, op.parent)
     if find_entry(tx.connection, op.parent, op.name) is not None:
         raise refused(errno.EEXIST)
+    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: op.ino})
     _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
     touch_directory(tx.connection, op.parent, op.now_ns)
     relink(tx.connection, op.ino, op.now_ns, 1)
     return node_of(get_inode(tx.connection, op.ino))
 
 
-def unlink(tx: Transaction, state: State, _session: Session, op: Unlink) -> None:
+def unlink(tx: Transaction, state: State, mutation: Mutation, op: Unlink) -> None:
     """Removes a name of something that is not a directory."""
     check_name(op.name)
     check_time(op.now_ns)
     inode = get_entry(tx.connection, op.parent, op.name)
     if stat.S_ISDIR(inode.mode):
         raise refused(errno.EISDIR)
+    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: inode.ino})
     _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
     touch_directory(tx.connection, op.parent, op.now_ns)
-    _lose_name(tx, state, inode, op.now_ns)
+    _lose_name(tx, state, mutation, op.parent, inode, op.now_ns)
 
 
-def rmdir(tx: Transaction, state: State, _session: Session, op: Rmdir) -> None:
+def rmdir(tx: Transaction, state: State, mutation: Mutation, op: Rmdir) -> None:
     """Removes an empty directory."""
     check_name(op.name)
     check_time(op.now_ns)
@@ -199,17 +205,19 @@ def rmdir(tx: Transaction, state: State, _session: Session, op: Rmdir) -> None:
         raise refused(errno.ENOTDIR)
     if has_children(tx.connection, inode.ino):
         raise refused(errno.ENOTEMPTY)
+    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: inode.ino})
     _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
     touch_directory(tx.connection, op.parent, op.now_ns, links=-1)
-    _lose_name(tx, state, inode, op.now_ns)
+    _lose_name(tx, state, mutation, op.parent, inode, op.now_ns)
 
 
-def _lose_name(tx: Transaction, state: State, inode: InodeRow, now_ns: int) -> None:
+def _lose_name(tx: Transaction, state: State, mutation: Mutation, parent: int, inode: InodeRow, now_ns: int) -> None:
     """A name of *inode* has been removed from its directory; with the last one it becomes an orphan."""
     directory = stat.S_ISDIR(inode.mode)
     links = inode.nlink if directory else 1
     relink(tx.connection, inode.ino, now_ns, -links)
     if inode.nlink > links:
+        _leave(tx, state, mutation, inode.ino, parent)
         return
     _ADD_ORPHAN.run(tx.connection, {"ino": inode.ino})
     if directory and tx.execute(delete(policies).where(policies.c.ino == inode.ino)).rowcount:
@@ -218,7 +226,7 @@ def _lose_name(tx: Transaction, state: State, inode: InodeRow, now_ns: int) -> N
     tx.after(lambda: state.lost_name(inode.ino))
 
 
-def rename(tx: Transaction, state: State, _session: Session, op: Rename) -> Node | None:
+def rename(tx: Transaction, state: State, mutation: Mutation, op: Rename) -> Node | None:
     """rename(2). The node of what was renamed; None if something was replaced."""
     if op.flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
         raise refused(errno.EINVAL, f"flags {op.flags}")
@@ -230,7 +238,7 @@ def rename(tx: Transaction, state: State, _session: Session, op: Rename) -> Node
     source = get_entry(tx.connection, op.parent, op.name)
     target = find_entry(tx.connection, op.new_parent, op.new_name)
     if op.flags == RENAME_EXCHANGE:
-        return _exchange(tx, state, op, source, target)
+        return _exchange(tx, state, mutation, op, source, target)
     if target is not None and op.flags == RENAME_NOREPLACE:
         raise refused(errno.EEXIST)
     if target is not None and target.ino == source.ino:
@@ -239,21 +247,38 @@ def rename(tx: Transaction, state: State, _session: Session, op: Rename) -> Node
     _check_no_cycle(tx, op.parent, op.new_parent, source)
     if target is not None:
         _check_replace(tx, source, target)
+    _claim_rename(tx, state, mutation, op, source, target)
     if target is None:
         keys = {"b_parent": op.parent, "b_name": op.name}
         _MOVE_ENTRY.run(tx.connection, {**keys, "to_parent": op.new_parent, "to_name": op.new_name, "cookie": state.cookie()})
     else:
         _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
         _POINT_ENTRY.run(tx.connection, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
-        _lose_name(tx, state, target, op.now_ns)
+        _lose_name(tx, state, mutation, op.new_parent, target, op.now_ns)
     moved = directory and op.parent != op.new_parent
     replaced = target is not None and directory
     touch_directory(tx.connection, op.parent, op.now_ns, links=-int(moved) - int(replaced and not moved))
     if op.new_parent != op.parent:
         touch_directory(tx.connection, op.new_parent, op.now_ns, links=int(moved) - int(replaced))
     relink(tx.connection, source.ino, op.now_ns, 0)
+    if op.new_parent != op.parent:
+        _leave(tx, state, mutation, source.ino, op.parent)
     _follow_policy(tx, state, op.parent, op.new_parent, source)
     return None if target is not None else node_of(get_inode(tx.connection, source.ino))
+
+
+def _claim_rename(
+    tx: Transaction, state: State, mutation: Mutation, op: Rename, source: InodeRow, target: InodeRow | None
+) -> None:
+    parts = {Part.DIRECTORY: op.parent, Part.NEW_DIRECTORY: op.new_parent, Part.INODE: source.ino}
+    if target is not None:
+        parts[Part.REPLACED] = target.ino
+    state.claim(tx, mutation, op, parts)
+
+
+def _leave(tx: Transaction, state: State, mutation: Mutation, ino: int, directory: int) -> None:
+    """The session takes a name of something that it may be caching out of *directory*."""
+    note_itself(tx, state.notes, mutation.session, state.leases.get(ino, mutation.session.number), directory)
 
 
 def _check_no_cycle(tx: Transaction, old_parent: int, new_parent: int, source: InodeRow) -> None:
@@ -272,19 +297,22 @@ def _check_replace(tx: Transaction, source: InodeRow, target: InodeRow) -> None:
         raise refused(errno.ENOTDIR)
 
 
-def _exchange(tx: Transaction, state: State, op: Rename, source: InodeRow, target: InodeRow | None) -> Node:
+def _exchange(tx: Transaction, state: State, mutation: Mutation, op: Rename, source: InodeRow, target: InodeRow | None) -> Node:
     if target is None:
         raise refused(errno.ENOENT)
     if target.ino == source.ino:
         return node_of(source)
     _check_no_cycle(tx, op.parent, op.new_parent, source)
     _check_no_cycle(tx, op.new_parent, op.parent, target)
+    _claim_rename(tx, state, mutation, op, source, target)
     _POINT_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name, "ino": target.ino})
     _POINT_ENTRY.run(tx.connection, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
     gained = 0
     if op.parent != op.new_parent:
         gained = int(stat.S_ISDIR(source.mode)) - int(stat.S_ISDIR(target.mode))
         touch_directory(tx.connection, op.new_parent, op.now_ns, links=gained)
+        _leave(tx, state, mutation, source.ino, op.parent)
+        _leave(tx, state, mutation, target.ino, op.new_parent)
     touch_directory(tx.connection, op.parent, op.now_ns, links=-gained)
     relink(tx.connection, source.ino, op.now_ns, 0)
     relink(tx.connection, target.ino, op.now_ns, 0)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, case, select, update
 from manager.election import OfficeRow
 from manager.schema import Number, office, servers
 
-LEFT = "left"
+GONE = ("left", "lost")
 
 _TERM = bindparam("mine", type_=Number)
 _MINE = office.c.term == _TERM
@@ -41,7 +41,7 @@ def read_office(connection: Connection) -> OfficeRow:
 
 @dataclass(frozen=True)
 class Roll:
-    """The addresses of candidates, as far as the catalog knows them: of members, and of servers that have left."""
+    """The addresses of candidates, as far as the catalog knows them: of members, and of servers that have left or are lost."""
 
     members: frozenset[str] = frozenset()
     left: frozenset[str] = frozenset()
@@ -50,7 +50,7 @@ class Roll:
 def read_roll(connection: Connection) -> Roll:
     """Who may stand and who may not."""
     rows = connection.execute(_CANDIDATES).all()
-    members = frozenset(row.manager for row in rows if row.state != LEFT)
+    members = frozenset(row.manager for row in rows if row.state not in GONE)
     return Roll(members, frozenset(row.manager for row in rows) - members)
 
 

@@ -10,29 +10,38 @@ from sqlalchemy import Connection, bindparam, func, insert, select
 from sqlalchemy import delete as sql_delete
 
 from cluster.clock import monotonic_s
-from cluster.errors import Refused, Unavailable, refused
+from cluster.errors import NotManager, Refused, Unavailable, refused
 from cluster.messages import (
     Applied,
     Apply,
     AwaitCopies,
     Close,
+    Commit,
     Create,
     Done,
+    Grant,
     InodeRange,
     Open,
     Opened,
+    RemoveXattr,
+    Rename,
+    SetAttr,
+    SetXattr,
     TakeInodes,
 )
 from manager.apply import OPERATIONS_MAX, apply_operations, changed_for_opens
 from manager.content import mark_dirty
-from manager.inodes import get_inode
+from manager.fences import Held, HeldElsewhere, Mutation, known_before
+from manager.inodes import get_inode, parent_of
 from manager.limits import check_count, check_number
 from manager.members import take_number
 from manager.policies import COPIES_MAX
 from manager.questions import describe_open
 from manager.schema import ranges, replicas
 from manager.sessions import NOT_WRITING, Session
+from manager.state import PRESENT, State
 from manager.store import Transaction
+from manager.tasks import draw_home
 from manager.term import Term
 
 CLOSINGS_MAX = 10_000
@@ -61,29 +70,101 @@ async def apply(term: Term, session: Session, request: Apply) -> Applied:
     if request.request_id < session.floor:
         raise Refused(f"request {request.request_id} has been acknowledged already", errno.ESTALE)
     session.floor = max(session.floor, request.acknowledged)
-    work = partial(apply_operations, state=term.state, session=session, request=request)
+    mutation = Mutation(session, monotonic_s())
     changing = changed_for_opens(request.operations)
-    if not changing:
-        return _with_tokens(term, session, request, await term.store.write(work))
-    with term.state.changing(session, changing):
-        return _with_tokens(term, session, request, await term.store.write_uncancelled(work))
+    try:
+        with term.state.changing(session, changing):
+            reply = await _apply_once_free(term, mutation, request)
+    finally:
+        term.state.fences.lift(mutation)
+    return _with_leases(term, mutation, request, reply)
 
 
-def _with_tokens(term: Term, session: Session, request: Apply, reply: Applied) -> Applied:
-    """The leases for files that the session has created. They are not part of the stored reply: a repeat gets fresh ones."""
-    created = [
-        node
+async def _apply_once_free(term: Term, mutation: Mutation, request: Apply) -> Applied:
+    """Applies the operations as soon as nobody else caches what they change.
+
+    What can be told without reading the catalog is asked for first; the rest is found in the transaction, which is then run
+    again.
+    """
+    state, session = term.state, mutation.session
+    known = [ino for operation in request.operations for ino in known_before(operation)]
+    held = state.fences.claim(mutation, known)
+    if held:
+        await state.recalls.take_back(held)
+    work = partial(apply_operations, state=state, mutation=mutation, request=request)
+    while True:
+        _check_still_wanted(term, session, request)
+        mutation.began_s = monotonic_s()
+        try:
+            return await term.store.write_uncancelled(work)
+        except HeldElsewhere as conflict:
+            await state.recalls.take_back(conflict.held)
+            await _await_present(term, conflict.absent)
+
+
+def _check_still_wanted(term: Term, session: Session, request: Apply) -> None:
+    """A request that waited may have been sent again meanwhile, over another connection, and be done and acknowledged."""
+    if not term.state.sessions.is_live(session):
+        raise NotManager("the session of this connection has ended: introduce yourself again")
+    if request.request_id < session.floor:
+        raise Refused(f"request {request.request_id} has been acknowledged already", errno.ESTALE)
+
+
+async def _await_present(term: Term, absent: frozenset[str]) -> None:
+    """Waits until these servers' mounts have presented themselves, or until what earlier terms let them cache has ended."""
+    state = term.state
+    with trio.move_on_at(term.caches_until) as waiting:
+        while absent & state.absent:
+            with state.bells.listening(PRESENT) as bell:
+                await bell.wait()
+                term.check_in_office()
+    if waiting.cancelled_caught:
+        for server in absent & state.absent:
+            state.presented(server)
+
+
+def _with_leases(term: Term, mutation: Mutation, request: Apply, reply: Applied) -> Applied:
+    """Leases for what the session has created or changed. They are not part of the stored reply: a repeat gets fresh tokens."""
+    session = mutation.session
+    now = monotonic_s()
+    tokens = [
+        term.state.grant(session, node, now)
         for operation, node in zip(request.operations, reply.nodes, strict=True)
         if type(operation) is Create and node is not None and node.home_volume
     ]
-    if not created:
+    grant = None
+    if session.watches and mutation.stamp is not None:
+        grant = _grant_own(term, mutation, request, reply, now)
+    if not tokens and grant is None:
         return reply
-    now = monotonic_s()
-    return Applied(reply.nodes, [term.state.grant(session, node, now) for node in created])
+    return msgspec.structs.replace(reply, tokens=tokens, grant=grant)
+
+
+def _grant_own(term: Term, mutation: Mutation, request: Apply, reply: Applied, now: float) -> Grant | None:
+    """What the session knows as it is now, since it made it so: the directories that it changed, and the nodes in the reply."""
+    session, granting = mutation.session, term.granting
+    serial = term.state.leases.next_serial()
+    granted: dict[int, None] = {}
+    newest = {node.ino: node for node in reply.nodes if node is not None}
+    for operation, node in zip(request.operations, reply.nodes, strict=True):
+        directory = getattr(operation, "new_parent", getattr(operation, "parent", 0))
+        nodes = [node] if node is not None and newest[node.ino] is node else []
+        if not directory and nodes:
+            directory = granting.directory_of(session, nodes[0])
+        names = not isinstance(operation, (SetAttr, SetXattr, RemoveXattr, Commit))
+        grant = granting.offer(session, directory, nodes, mutation.began_s, now, names=names, own=mutation, serial=serial)
+        if isinstance(operation, Rename) and operation.parent != operation.new_parent:
+            left = granting.offer(session, operation.parent, [], mutation.began_s, now, names=True, own=mutation, serial=serial)
+            granted |= dict.fromkeys([] if left is None else left.inodes)
+        granted |= dict.fromkeys([] if grant is None else grant.inodes)
+    return Grant(serial, term.state.leases.access_s, list(granted)) if granted else None
 
 
 async def open_inode(term: Term, session: Session, request: Open) -> Opened:
-    """Registers first and looks then, so that nobody reaps or settles the inode in between."""
+    """Registers first and looks then, so that nobody reaps or settles the inode in between.
+
+    For writing, others must stop caching it: from the registration on nobody is granted to.
+    """
     check_number(request.sequence, "sequence")
     state = term.state
     if request.ino in state.reaping:
@@ -93,13 +174,14 @@ async def open_inode(term: Term, session: Session, request: Open) -> Opened:
         row = await term.store.read(lambda connection: get_inode(connection, request.ino))
         if request.write and stat.S_ISDIR(row.mode):
             raise refused(errno.EISDIR)
+        if request.write:
+            await _be_only_writer(term, session, request.ino)
         must_mark = request.write and stat.S_ISREG(row.mode) and not row.dirty
         if must_mark or state.is_changing(request.ino):
-            await term.store.write(
-                partial(_mark_opened, ino=request.ino, write=request.write and bool(stat.S_ISREG(row.mode))), durable=must_mark
-            )
-        opened = await term.store.read(lambda connection: describe_open(connection, term, request.ino))
-        return msgspec.structs.replace(opened, token=state.grant(session, opened.node, monotonic_s()))
+            to_write = request.write and bool(stat.S_ISREG(row.mode))
+            work = partial(_mark_opened, state=state, session=session, ino=request.ino, write=to_write)
+            await term.store.write(work, durable=must_mark)
+        return await _describe_opened(term, session, request)
     except Refused:
         if new:
             unused = state.sessions.forget(session, request.ino)
@@ -107,8 +189,51 @@ async def open_inode(term: Term, session: Session, request: Open) -> Opened:
         raise
 
 
-def _mark_opened(tx: Transaction, *, ino: int, write: bool) -> None:
+async def _be_only_writer(term: Term, session: Session, ino: int) -> None:
+    """Waits until nobody else caches what the session, which is registered as a writer, is going to write."""
+    state = term.state
+    while True:
+        held = [Held(ino, number) for number in state.leases.caching(ino, monotonic_s(), besides=session)]
+        await state.recalls.take_back(held)
+        looking = await term.store.read(partial(state.looking_at, inodes=[ino])) if state.absent else frozenset()
+        if not looking:
+            return
+        await _await_present(term, looking)
+
+
+async def _describe_opened(term: Term, session: Session, request: Open) -> Opened:
+    """The answer to an `Open`; once everybody whose token names an earlier home knows that they must ask for it."""
+    state, granting = term.state, term.granting
+    while True:
+        began_s = monotonic_s()
+        opened, parent = await term.store.read(lambda connection: _describe(connection, term, session, request.ino))
+        epoch = opened.node.home_epoch
+        now = monotonic_s()
+        astray = state.astray(session, request.ino, epoch, now) if request.write else []
+        if not astray:
+            break
+        await state.recalls.take_back([Held(request.ino, number) for number in astray], home_epoch=epoch)
+    if granting.must_note(session, parent):
+        await granting.note(term.store, session, [parent])
+        now = monotonic_s()
+    token = state.grant(session, opened.node, now)
+    grant = granting.offer(session, parent, [opened.node], began_s, now)
+    return msgspec.structs.replace(opened, token=token, grant=grant)
+
+
+def _describe(connection: Connection, term: Term, session: Session, ino: int) -> tuple[Opened, int]:
+    """The inode as an `Open` answers it, and the directory under which it is noted, or may be."""
+    opened = describe_open(connection, term, ino)
+    directory = term.granting.directory_of(session, opened.node) if session.watches else 0
+    if session.watches and not directory:
+        directory = parent_of(connection, ino) or 0
+    return opened, directory
+
+
+def _mark_opened(tx: Transaction, *, state: State, session: Session, ino: int, write: bool) -> None:
+    """Before anybody can write: at a home on the writer's own server, if the file can have it there."""
     if write:
+        draw_home(tx, state, session, ino)
         mark_dirty(tx, ino)
 
 

@@ -136,6 +136,38 @@ replicas = Table(
     sqlite_with_rowid=False,
 )
 
+# Objects that were homes on a server that was declared lost, and may hold what nobody else had: the file fell back to an
+# older replica. Nothing is put over them and they are deleted by nobody; a row goes when the server is back and its agent has
+# looked. Rows outlive their inode, so there is no foreign key; they hold what the file was, for its conflict name.
+forsaken = Table(
+    "forsaken",
+    metadata,
+    Column("ino", Number, primary_key=True, autoincrement=False),
+    Column("volume", Number, primary_key=True, autoincrement=False),
+    _number("newer"),  # 1: its last commit is newer than what the file fell back to
+    Column("stamp_size", Number),  # of its last commit; the three are NULL together
+    Column("stamp_mtime_ns", Number),
+    Column("stamp_ctime_ns", Number),
+    _number("kept_size"),  # of what the file fell back to, with its checksum
+    Column("kept_checksum", LargeBinary, nullable=False, server_default=text("''")),
+    _number("mode"),
+    _number("uid"),
+    _number("gid"),
+    _number("parent"),
+    Column("name", LargeBinary, nullable=False, server_default=text("''")),
+    _number("conflict"),  # the inode that it becomes; 0: not known yet
+    Index(None, "volume", "ino"),
+    sqlite_with_rowid=False,
+)
+
+# Files that were kept under a conflict name, until they are removed.
+conflicts = Table(
+    "conflicts",
+    metadata,
+    Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("server", String(63), nullable=False),
+)
+
 # Servers that have ever introduced themselves or were added.
 servers = Table(
     "servers",
@@ -144,7 +176,7 @@ servers = Table(
     _number("joined_ns"),
     _number("mount_session"),  # the live mount's session, for the next manager's grace time; 0: none
     _number("agent_session"),  # the newest agent's session: an older one's claims are void; 0: none yet
-    Column("state", String(8), nullable=False, server_default="up"),  # up, down, left: cluster.membership.stored_state
+    Column("state", String(8), nullable=False, server_default="up"),  # up, down, lost, left: cluster.membership.stored_state
     _number("draining"),  # 1: wanted empty, whatever `state` says
     _number("since_ns"),  # when `state` or `draining` last changed; 0: never
     Column("manager", String(255), nullable=False, server_default=""),  # its candidate's host:port
@@ -277,6 +309,16 @@ applied = Table(
     Column("session", Number, primary_key=True, autoincrement=False),
     Column("request_id", Number, primary_key=True, autoincrement=False),
     Column("reply", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Directories in which the mount of a server may be caching names or what they stand for; a row is there before the first grant,
+# and deleted some time after the last one has ended. What a new manager goes by until the mounts have presented themselves.
+caching = Table(
+    "caching",
+    metadata,
+    Column("directory", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("server", String(63), primary_key=True),
     sqlite_with_rowid=False,
 )
 

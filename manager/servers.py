@@ -25,13 +25,15 @@ from cluster.messages import (
     ServerDetails,
     ServerInfo,
 )
+from manager.conflicts import conflict_paths
+from manager.forsaken import count_forsaken
 from manager.holdings import count_holdings, forget_some, forget_tasks, holds_anything
 from manager.members import Member, Members
-from manager.membership import change_standing, stored_standing
+from manager.membership import AWAY, change_standing, stored_standing
 from manager.orders import cancel_drains
 from manager.queue import count_tasks
 from manager.schema import invitations, ranges, servers
-from manager.sessions import CLI, Session
+from manager.sessions import CLI, MOUNT, Session
 from manager.store import Transaction
 from manager.term import Term
 
@@ -62,6 +64,7 @@ def server_info(term: Term, server: str, counts: Counts, now: float) -> ServerIn
         return info
     return msgspec.structs.replace(
         info,
+        counts=next((session.counts for session in sessions if session.role == MOUNT), None),
         state=str(member.state),
         since_ns=member.since_ns,
         wanted_empty=member.standing.wanted_empty,
@@ -85,6 +88,8 @@ async def get_server(term: Term, _session: Session, request: GetServer) -> Serve
             tasks={state: counts.get((request.server, state), 0) for state in (WAITING, CLAIMED, DEFERRED, DEAD)},
             is_manager=request.server == term.config.server,
             leases=leases,
+            forsaken=count_forsaken(connection, term.state.members.of_server(request.server)),
+            conflicts=conflict_paths(connection, request.server),
         )
 
     return await term.store.read_slowly(ask)
@@ -116,7 +121,7 @@ async def remove_server(term: Term, _session: Session, request: RemoveServer) ->
     _check_leaving(server, member, holdings)
     members.close(server)
     try:
-        forgotten = await _forget(term, server) if member.state is ServerState.DOWN else 0
+        forgotten = await _forget(term, server) if member.state in AWAY else 0
         while await term.store.write_uncancelled(partial(forget_tasks, state=term.state, server=server)):
             pass
         await term.store.write_uncancelled(partial(_leave, term=term, server=server), durable=True)
@@ -126,7 +131,7 @@ async def remove_server(term: Term, _session: Session, request: RemoveServer) ->
 
 
 def _check_leaving(server: str, member: Member, held: Holdings) -> None:
-    if member.state is not ServerState.DOWN and held.replicas:
+    if member.state not in AWAY and held.replicas:
         raise refused(
             errno.EBUSY,
             f"{server} is {member.state} and holds {held.replicas} replicas, {held.homes} of them as the home: "
@@ -135,8 +140,8 @@ def _check_leaving(server: str, member: Member, held: Holdings) -> None:
     if held.homes or held.sole:
         raise refused(
             errno.EBUSY,
-            f"{server} is down, and files need it: {held.homes} have their home there ({held.dirty} with changes that may be "
-            f"nowhere else), {held.sole} have no other current replica. Bring it back and godwit drain {server}, or wait "
+            f"{server} is {member.state}, and files need it: {held.homes} have their home there ({held.dirty} with changes that "
+            f"may be nowhere else), {held.sole} have no other current replica. Bring it back and godwit drain {server}, or wait "
             "until healing has moved them",
         )
 
@@ -157,7 +162,7 @@ async def _forget(term: Term, server: str) -> int:
 
 def _forget_some(tx: Transaction, term: Term, server: str, volume: int) -> int:
     standing = stored_standing(tx, server)
-    if standing.state is not ServerState.DOWN:
+    if standing.state not in AWAY:
         raise refused(errno.EBUSY, f"{server} has come back")
     count, needed = forget_some(tx, volume, _safe_volumes(term.state.members, server))
     if needed and not count:
@@ -175,10 +180,11 @@ def _leave(tx: Transaction, term: Term, server: str) -> None:
     tx.execute(delete(ranges).where(ranges.c.server == server))
     tx.execute(delete(invitations).where(invitations.c.server == server))
     cancel_drains(tx, term, server)
-    tx.after(lambda: _end_sessions(term, server))
+    tx.after(lambda: end_sessions(term, server))
 
 
-def _end_sessions(term: Term, server: str) -> None:
+def end_sessions(term: Term, server: str) -> None:
+    """Its processes are no members any more. The leases of its mount last until they end."""
     term.awaited.pop(server, None)
     for session in term.state.sessions.all():
         if session.server == server and session.role != CLI:
@@ -210,7 +216,7 @@ def _add(tx: Transaction, term: Term, server: str, digest: bytes, expires_s: flo
         _invite(tx, server, digest, expires_s)
         return INVITED
     standing = stored_standing(tx, server)
-    if standing.state is ServerState.LEFT:
+    if standing.state in (ServerState.LEFT, ServerState.LOST):
         change_standing(tx, term, server, Event.ADD)
         _invite(tx, server, digest, expires_s)
         return READMITTED

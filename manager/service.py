@@ -5,6 +5,7 @@ still be live and must not have introduced itself again over another connection 
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol
 
 from cluster.clock import monotonic_s
@@ -24,22 +25,29 @@ from cluster.messages import (
     DrainServer,
     ExtendClaims,
     FindStrays,
+    ForgetForsaken,
     GetPolicy,
     GetServer,
     GetStatus,
     GetWhere,
+    GiveBack,
     Heartbeat,
     Hello,
     Join,
+    KeepForsaken,
+    ListForsaken,
     ListLeases,
     ListMigrations,
     ListMoves,
     ListPolicies,
     ListTasks,
     ListUnsettled,
+    LoseServer,
+    NameForsaken,
     Open,
     Ping,
     PlanMigration,
+    RecallDone,
     RegisterVolumes,
     RemoveServer,
     ReportTasks,
@@ -49,17 +57,20 @@ from cluster.messages import (
     StepDown,
     Sync,
     TakeInodes,
+    WatchRecalls,
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, foresight, joining, leasing, opening, orders, servers
+from manager import admin, agents, conflicts, foresight, joining, leasing, losing, opening, orders, servers
+from manager.granting import GRANTING
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
-from manager.sessions import AGENT, Session
+from manager.sessions import AGENT, MOUNT, Session
 from manager.term import Term
 
 
-async def _heartbeat(term: Term, _session: Session, _request: Heartbeat) -> Beat:
+async def _heartbeat(term: Term, session: Session, request: Heartbeat) -> Beat:
+    session.counts = request.counts
     return Beat(term.number, monotonic_s())
 
 
@@ -84,6 +95,10 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     ExtendClaims: agents.extend_claims,
     ListUnsettled: agents.list_unsettled,
     FindStrays: agents.find_strays,
+    ListForsaken: conflicts.list_forsaken,
+    KeepForsaken: conflicts.keep_forsaken,
+    NameForsaken: conflicts.name_forsaken,
+    ForgetForsaken: conflicts.forget_forsaken,
     GetStatus: admin.get_status,
     ListTasks: admin.list_tasks,
     RetryTasks: admin.retry,
@@ -100,10 +115,29 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     StepDown: admin.step_down,
     GetServer: servers.get_server,
     RemoveServer: servers.remove_server,
+    LoseServer: losing.lose_server,
     AddServer: servers.add_server,
 }
+# Answered without waiting for anything at all: mounts that are asked for something depend on it.
+IMMEDIATE: dict[type, Callable[[Term, Session, Any], Any]] = {
+    RecallDone: leasing.recall_done,
+    GiveBack: leasing.give_back,
+}
 FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
-FOR_AGENTS = frozenset({RegisterVolumes, ClaimTasks, ReportTasks, ExtendClaims, ListUnsettled, FindStrays})
+FOR_AGENTS = frozenset(
+    {
+        RegisterVolumes,
+        ClaimTasks,
+        ReportTasks,
+        ExtendClaims,
+        ListUnsettled,
+        FindStrays,
+        ListForsaken,
+        KeepForsaken,
+        NameForsaken,
+        ForgetForsaken,
+    }
+)
 INO_MAX = 2**63 - 1
 
 
@@ -130,33 +164,52 @@ class Connection:
         self._introduction = 0
 
     def at_once(self, request: Any) -> Any:
-        """The reply to a question that the store can answer without waiting, else None."""
-        question = QUESTIONS.get(type(request))
+        """The reply to a request that can be answered without waiting, else None."""
+        kind = type(request)
+        immediate = IMMEDIATE.get(kind)
+        if immediate is not None:
+            term = self._term_in_office()
+            return immediate(term, self._check_session(term, request), request)
+        question = QUESTIONS.get(kind)
         if question is None:
-            return self._candidate.answer(request) if type(request) in FOR_CANDIDATES else None
+            return self._candidate.answer(request) if kind in FOR_CANDIDATES else None
         term = self._term_in_office()
         connection = term.store.read_connection
         if connection is None:
             return None
-        self._check_session(term, request)
-        return question(connection, term, request)
+        session = self._check_session(term, request)
+        if kind not in GRANTING:
+            return question(connection, term, request)
+        return leasing.answer_at_once(term, session, request, question, connection)
 
-    async def handle(self, request: Any, _body: bytes, _send: SendReply) -> Any:
+    async def handle(self, request: Any, _body: bytes, send: SendReply) -> Any:
         """The reply. Raises `NotManager` whenever somebody else may be the manager by now."""
-        if type(request) is Join and self._candidate.term is None:
+        kind = type(request)
+        if kind is Join and self._candidate.term is None:
             return self._candidate.answer(request)
         term = self._term_in_office()
-        if type(request) is Hello:
+        if kind is Hello:
             reply: Any = await self._introduce(term, request)
-        elif type(request) is Join:
+        elif kind is Join:
             reply = await joining.join(term, request)
-        elif (question := QUESTIONS.get(type(request))) is not None:
-            self._check_session(term, request)
-            reply = await term.store.read(lambda connection: question(connection, term, request))
         else:
-            reply = await HANDLERS[type(request)](term, self._check_session(term, request), request)
+            reply = await self._handle(term, self._check_session(term, request), request, send)
         self._term_in_office()
         return reply
+
+    async def _handle(self, term: Term, session: Session, request: Any, send: SendReply) -> Any:
+        kind = type(request)
+        immediate = IMMEDIATE.get(kind)
+        if immediate is not None:
+            return immediate(term, session, request)
+        if kind is WatchRecalls:
+            return await leasing.watch_recalls(term, session, partial(self._check_introduced, term), send)
+        question = QUESTIONS.get(kind)
+        if question is None:
+            return await HANDLERS[kind](term, session, request)
+        if kind in GRANTING:
+            return await leasing.answer(term, session, request, question)
+        return await term.store.read(lambda connection: question(connection, term, request))
 
     def _term_in_office(self) -> Term:
         term = self._candidate.term
@@ -174,15 +227,23 @@ class Connection:
         session = self._session
         if session is None:
             raise ProtocolError(f"{type(request).__name__} before Hello")
-        if self._term is not term or session.connection != self._introduction or not term.state.sessions.is_live(session):
-            raise NotManager("the session of this connection has ended: introduce yourself again")
+        self._check_introduced(term)
         if type(request) in FOR_AGENTS and session.role != AGENT:
             raise ProtocolError(f"a {session.role} asked what only agents ask")
         ino = getattr(request, "ino", 0)
         if not 0 <= ino <= INO_MAX:
             raise ProtocolError(f"inode number out of range: {ino}")
         session.heard_s = monotonic_s()
+        if session.role == MOUNT:
+            term.state.leases.counts.requests += 1
         return session
+
+    def _check_introduced(self, term: Term) -> None:
+        """`NotManager` when the connection does not stand for a live session of the term in office any more."""
+        session = self._session
+        is_live = session is not None and session.connection == self._introduction and term.state.sessions.is_live(session)
+        if self._term is not term or not is_live:
+            raise NotManager("the session of this connection has ended: introduce yourself again")
 
     def closed(self) -> None:
         """The connection has ended; the session lives on until its timeout."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cluster.errors import Fenced
+from cluster.messages import MountCounts
 
 REPLACED_MAX = 4096
 NOT_WRITING = -1
@@ -31,7 +32,8 @@ class Session:
     """One process. `connection` counts its introductions: requests that came over an older connection are void.
 
     `floor`: mutations with smaller ids have been acknowledged. `newest`: no reply with a larger id is stored. `trimmed`:
-    stored replies below it have been deleted.
+    stored replies below it have been deleted. `watches`: it can be told of recalls; else it is granted nothing to cache.
+    `counts`: what a mount last said of itself.
     """
 
     number: int
@@ -42,6 +44,8 @@ class Session:
     floor: int = 0
     newest: int = 0
     trimmed: int = 0
+    watches: bool = False
+    counts: MountCounts | None = None
     opens: dict[int, OpenState] = field(default_factory=dict)
 
 
@@ -92,6 +96,10 @@ class Sessions:
         """Forgets a session; the inodes that nobody has open now."""
         self._live.pop(session.number, None)
         return [ino for ino in list(session.opens) if self._drop(session, ino)]
+
+    def get(self, number: int) -> Session | None:
+        """The live session of that number."""
+        return self._live.get(number)
 
     def numbers(self) -> set[int]:
         return set(self._live)
@@ -162,8 +170,9 @@ class Sessions:
             self.open(session, ino, write=write, sequence=0)
         return unused
 
-    def is_open(self, ino: int) -> bool:
-        return ino in self._openers
+    def is_open(self, ino: int, *, besides: Session | None = None) -> bool:
+        """Whether any session (but *besides*) has it open."""
+        return any(opener is not besides for opener in list(self._openers.get(ino, ())))
 
     def has_open(self, number: int, ino: int) -> bool:
         """Whether the session of that number has the inode open."""

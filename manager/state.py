@@ -2,16 +2,21 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import trio
+from sqlalchemy import Connection
 
-from cluster.messages import Node
+from cluster.messages import Node, Operation
+from manager.caching import Notes, looking_at
+from manager.fences import RECALLED, Fences, HeldElsewhere, Mutation, Part
 from manager.leases import Leases
 from manager.members import Members
 from manager.policies import Policies
+from manager.recalls import Recalls
 from manager.sessions import NOT_WRITING, Session, Sessions
+from manager.store import Transaction
 
 COOKIE_TERM_BITS = 40
 
@@ -22,6 +27,7 @@ QUEUE = "queue"
 DOWN = "down"
 MIGRATE = "migrate"
 VOLUME_SCAN = "volume scan"
+PRESENT = "present"
 
 
 class Bells:
@@ -60,10 +66,14 @@ class Bells:
 class State:
     """The memory of one term. Bodies of transactions read it from the store's thread and change it only by `tx.after`."""
 
-    def __init__(self, term: int, sessions: Sessions, members: Members, policies: Policies, leases: Leases) -> None:
+    def __init__(self, term: int, sessions: Sessions, members: Members, policies: Policies, leases: Leases, notes: Notes) -> None:
         self.sessions = sessions
         self.members = members
         self.leases = leases
+        self.notes = notes
+        self.fences = Fences(leases)
+        self.recalls = Recalls(leases, sessions)
+        self.absent: frozenset[str] = frozenset()  # servers whose mounts may be caching, but have not presented themselves
         self.policies = policies
         self.bells = Bells()
         self.in_grace = term > 1
@@ -72,6 +82,7 @@ class State:
         self.reaping: set[int] = set()
         self.to_reap: list[int] = []
         self.has_moves = False  # whether any file may have moves: else nobody looks for them
+        self.has_forsaken = False  # whether any object is to be left alone: else nobody looks for them
         self._changing: Counter[int] = Counter()
         self._commit_sequences: dict[tuple[int, int], int] = {}  # the committer's opens for writing that a commit ends
         self._cookies = itertools.count(term << COOKIE_TERM_BITS | 1)
@@ -118,23 +129,65 @@ class State:
         """Whether nobody can be writing the inode (asked in the transaction that moves its home, with `dirty` clear)."""
         return not (self.in_grace or self.is_changing(ino) or self.is_written(ino))
 
+    def may_draw_home(self, ino: int, opener: Session) -> bool:
+        """The same for who opens it for writing; readers keep the home as well, as they may be reading there."""
+        if self.in_grace or self.is_changing(ino) or self.leases.is_written(ino, besides=opener):
+            return False
+        return not self.sessions.is_open(ino, besides=opener)
+
+    def astray(self, writer: Session, ino: int, home_epoch: int, now: float) -> list[int]:
+        """The sessions, but the writer's, that may be reading at an earlier home: who opened the inode before it moved."""
+        found = self.leases.astray(ino, home_epoch, now, besides=writer)
+        return [number for number in found if self.sessions.has_open(number, ino)]
+
     def is_written(self, ino: int) -> bool:
         """Whether anybody may be writing it: has it open for writing, or went away with a lease that has not ended."""
         return self.sessions.is_written(ino) or self.leases.is_written(ino)
 
-    def adopt_leases(self, session: Session, tokens: list[bytes], now: float) -> None:
+    def adopt_leases(self, session: Session, tokens: list[bytes], caching: list[int], now: float) -> None:
         """Takes over the leases that a mount has presented together with what it holds open."""
-        self.leases.adopt(session, tokens, lambda ino: self.sessions.write_sequence(session, ino) != NOT_WRITING, now)
+        self.leases.adopt(session, tokens, caching, lambda ino: self.sessions.write_sequence(session, ino) != NOT_WRITING, now)
+
+    def presented(self, server: str) -> None:
+        """The server's mount has said what it caches, or caches nothing any more."""
+        if server in self.absent:
+            self.absent -= {server}
+            self.bells.ring(PRESENT)
 
     def grant(self, session: Session, node: Node, now: float) -> bytes:
         """A lease for what the session has registered: to write, if it has the inode open for writing."""
         writer = self.sessions.write_sequence(session, node.ino) != NOT_WRITING
         return self.leases.grant(session, node, writer=writer, in_grace=self.in_grace, now=now)
 
+    def claim(self, tx: Transaction, mutation: Mutation, operation: Operation, parts: Mapping[Part, int]) -> None:
+        """Called by each operation when it knows what it changes, before it writes: fences that (see `manager.fences`).
+
+        Raises `HeldElsewhere` if others may be caching what `RECALLED` says.
+        """
+        wanted = RECALLED[type(operation)]
+        recalled = [ino for part, ino in parts.items() if part in wanted]
+        held = self.fences.claim(mutation, recalled, [ino for part, ino in parts.items() if part not in wanted])
+        absent = self.looking_at(tx.connection, recalled) if self.absent else self.absent
+        if held or absent:
+            raise HeldElsewhere(held, absent)
+
+    def looking_at(self, connection: Connection, inodes: Iterable[int]) -> frozenset[str]:
+        """Which of the absent servers may be caching one of the inodes, as far as the catalog can tell."""
+        return looking_at(connection, self.notes, self.members, inodes, self.absent)
+
+    def wake_all(self) -> None:
+        """The term is over: whoever waits for something finds that out."""
+        self.bells.ring_all()
+        self.recalls.end()
+
     def begin_moves(self) -> None:
         """A migration exists: from now on files are looked at for their moves, and whoever carries it out wakes."""
         self.has_moves = True
         self.bells.ring(MIGRATE)
+
+    def forsook(self) -> None:
+        """A file fell back to an older replica: from now on files are looked at for objects that are to be left alone."""
+        self.has_forsaken = True
 
     def lost_name(self, ino: int) -> None:
         """The last name of an inode is gone: it is reaped now, or when the last session closes it."""

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from cluster.clock import file_time_ns
 from cluster.messages import CLAIMED, COPY, DEAD, DELETE, WAITING
+from manager.forsaken import fall_back, forsaken_volumes, newest_replica
 from manager.homes import switch_home
 from manager.inodes import InodeRow, find_inode
 from manager.moves import choose_home
@@ -18,6 +19,7 @@ from manager.moving import active_moves, advance, effective_moves, file_gone, se
 from manager.placement import Action, Copy, Drop, Holding, Layout, Place, lay_out
 from manager.policies import Policy
 from manager.schema import replicas, tasks
+from manager.sessions import Session
 from manager.state import State
 from manager.statements import Hot
 from manager.store import Transaction
@@ -76,6 +78,34 @@ def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None 
     return _Alignment(tx, state, inode, policy.copies).run()
 
 
+def draw_home(tx: Transaction, state: State, session: Session, ino: int) -> None:
+    """Moves the home of a clean file to the server of who opens it for writing, if nobody else uses it and that can be the home.
+
+    That takes a current replica there, on a volume for which there is no task and which no move is going to leave.
+    """
+    inode = find_inode(tx.connection, ino)
+    home = None if inode is None else state.members.get(inode.home_volume)
+    if inode is None or inode.dirty or home is None or home.server == session.server:
+        return
+    own = set(state.members.of_server(session.server))
+    fit = {
+        volume
+        for volume, place in state.members.places().items()
+        if volume in own and place.up and place.counts and place.accepts
+    }
+    if not fit or not state.may_draw_home(ino, session):
+        return
+    fit -= {row.volume for row in _TASKS.all(tx.connection, {"ino": ino})}
+    fit -= {move.source for move in active_moves(tx, state, ino)}
+    current = [
+        row
+        for row in replicas_of(tx.connection, ino)
+        if row.volume in fit and row.version == inode.version and row.stamp_ctime_ns is not None and not row.fault
+    ]
+    if current:
+        switch_home(tx, inode, min(current, key=lambda row: row.volume))
+
+
 class _Alignment:
     """One look at one file: its replicas, tasks and moves, and where they belong."""
 
@@ -88,7 +118,8 @@ class _Alignment:
         self._queued = {row.volume: row for row in _TASKS.all(tx.connection, {"ino": inode.ino})}
         self._held = {row.volume: row for row in replicas_of(tx.connection, inode.ino)}
         self._going = {volume for volume, row in self._queued.items() if _is_going(row)}
-        self._places = _places_without(state.members.places(), self._going)
+        left_alone = forsaken_volumes(tx.connection, inode.ino) if state.has_forsaken else set()
+        self._places = _places_without(state.members.places(), self._going | left_alone)
         found = active_moves(tx, state, inode.ino)
         self._paused = any(move.paused for move in found)
         settle_going(tx, state, inode.ino, [move for move in found if move.source in self._going])
@@ -103,6 +134,8 @@ class _Alignment:
             new_home = self._choose_home(layout)
             if new_home:
                 self._inode = switch_home(self._tx, self._inode, self._held[new_home])
+                layout = self._lay_out()
+            elif self._state.members.is_lost(home) and self._fall_back():
                 layout = self._lay_out()
         self._queue(layout)
         return not self._is_held_up
@@ -145,6 +178,25 @@ class _Alignment:
             and volume not in self._queued
         }
         return choose_home(home=self._inode.home_volume, copies=self._copies, layout=layout, moves=self._moves, fit=fit)
+
+    def _fall_back(self) -> bool:
+        """Whether the file has its home on a server that is not lost now."""
+        lost = {volume for volume in self._held if self._state.members.is_lost(volume)} | self._going
+        replica = newest_replica(self._held, self._places, lost)
+        if replica is None:
+            return False
+        task = self._queued.get(replica.volume)
+        if not self._state.may_move_home(self._inode.ino) or (task is not None and task.state == CLAIMED):
+            self._is_held_up = True
+            return False
+        if task is not None:
+            _DELETE.run(self._tx.connection, {"b_task": self._queued.pop(replica.volume).task})
+        forsaken_home = self._inode.home_volume
+        self._inode = fall_back(self._tx, self._inode, replica)
+        self._tx.after(self._state.forsook)
+        self._places = _places_without(self._places, {forsaken_home})
+        self._held = {row.volume: row for row in replicas_of(self._tx.connection, self._inode.ino)}
+        return True
 
     def _queue(self, layout: Layout) -> None:
         current = [volume for volume, row in self._held.items() if self._is_current(row)]

@@ -10,9 +10,13 @@ from sqlalchemy import Connection, bindparam, delete, select
 
 from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
-from cluster.leases import Sealer, margin_s
+from cluster.errors import NotManager
+from cluster.leases import Sealer
+from manager.caching import Notes
 from manager.claims import Claims
 from manager.election import safe_until
+from manager.forsaken import has_forsaken
+from manager.granting import Granting
 from manager.inodes import find_inode
 from manager.leases import Leases
 from manager.liveness import Delays
@@ -51,7 +55,9 @@ class Term:
         self.awaited: dict[str, int] = {}
         self.leaving = trio.Event()
         self.grace_until = 0.0
+        self.caches_until = 0.0
         self.state: State
+        self.granting: Granting
 
     async def begin(self) -> None:
         """Loads what the memory starts with."""
@@ -60,18 +66,28 @@ class Term:
         delays = Delays(self.config.manager.suspect_s, self.config.manager.down_s)
         members = await self.store.read(lambda connection: Members(connection, now, delays))
         leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members)
-        self.state = State(self.number, sessions, members, Policies(), leases)
+        notes = await self.store.read(lambda connection: Notes(connection, now))
+        self.state = State(self.number, sessions, members, Policies(), leases, notes)
+        self.granting = Granting(self.state, leases)
         self.state.has_moves = await self.store.read(has_open_orders)
+        self.state.has_forsaken = await self.store.read(has_forsaken)
         self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)
         self.awaited = await self.store.read(_mounts)
-        access_s = self.config.manager.access_s
-        self.grace_until = now + max(self.config.manager.session_timeout_s, access_s + margin_s(access_s))
+        self.state.absent = frozenset(self.awaited) | frozenset(notes.servers())
+        # What was granted in earlier terms was asked for before this one began.
+        self.caches_until = monotonic_s() + leases.lasts_s
+        self.grace_until = now + max(self.config.manager.session_timeout_s, leases.lasts_s)
 
     @property
     def in_office(self) -> bool:
         return monotonic_s() < self.deadline
+
+    def check_in_office(self) -> None:
+        """Raises `NotManager` when another manager may exist: for whoever has waited."""
+        if not self.in_office:
+            raise NotManager(f"term {self.number} is over")
 
     def leave(self) -> None:
         """Asks for the end of the term, in order and soon."""
@@ -91,6 +107,20 @@ class Term:
     def end_session(self, session: Session) -> None:
         """A session is over: what it wrote stays dirty until an agent has looked at it, orphans may go."""
         self.unused(self.state.sessions.end(session))
+
+    def replaced(self, session: Session) -> None:
+        """A session's process is known to be dead: so are its leases, and whoever waits for its answers need not."""
+        self.end_session(session)
+        self.state.leases.end_session(session.number)
+        self.state.recalls.end_session(session.number)
+
+    def expire_leases(self, now: float) -> None:
+        """Forgets leases and recalls whose time is over, and whom of the mounts before this term one need not heed any more."""
+        self.state.leases.expire(now)
+        self.state.recalls.expire(now)
+        if now >= self.caches_until:
+            for server in self.state.absent:
+                self.state.presented(server)
 
     def unused(self, inodes: Iterable[int]) -> None:
         """Nobody has these open any more: hands the orphans among them to the reaper."""

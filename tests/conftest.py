@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.fence import lift_below
 from lab.lab import Lab
 from lab.state import PARTS
 
@@ -22,6 +23,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker, and lets `kill` end a run as Ctrl-C does: with the network taken down."""
     config.addinivalue_line("markers", "programs: real programs with their files on a mount")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def deletable(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lifts the fences in a test's directory, so that pytest can delete it."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    if folder is not None:
+        lift_below(str(folder))
 
 
 @pytest.fixture(scope="session")

@@ -21,18 +21,27 @@ from cluster.messages import (
     Begun,
     ClaimTasks,
     Commit,
+    Content,
     Described,
     Done,
     ExtendClaims,
     FindStrays,
+    ForgetForsaken,
+    ForsakenObject,
+    ForsakenObjects,
     GetAttr,
     Heartbeat,
     Hello,
+    InodeRange,
     Inodes,
+    KeepForsaken,
     LeaseTokens,
+    ListForsaken,
     ListUnsettled,
     ListVolumes,
     ManagerRequest,
+    NameForsaken,
+    NewName,
     Node,
     Operation,
     Ping,
@@ -59,6 +68,9 @@ def regular_file(ino: int, home_volume: int, **changes: Any) -> Node:
     return msgspec.structs.replace(node, **changes)
 
 
+CONFLICTS = 10_000  # what is forsaken of an inode becomes the one with so much a higher number
+
+
 class FakeManager:
     """State is public: tests set it up and look at it."""
 
@@ -67,6 +79,9 @@ class FakeManager:
         self.nodes: dict[int, Node] = {}
         self.unsettled: set[int] = set()
         self.strays: set[int] = set()
+        self.forsaken: dict[int, ForsakenObject] = {}
+        self.named: dict[int, tuple[int, Content]] = {}
+        self.hold_forsaken: type | None = None
         self.volumes: dict[str, Volume] = {}
         self.tasks: dict[str, list[Task]] = {}
         self.claims: dict[int, Task] = {}
@@ -180,6 +195,23 @@ class FakeManager:
             await self._changed.wait()
         return Inodes([ino for ino in request.inodes if ino in self.strays])
 
+    async def settle_forsaken(self, request: KeepForsaken | NameForsaken | ForgetForsaken) -> Any:
+        """One inode each; what a test holds up is neither done nor answered."""
+        while self.hold_forsaken is type(request):
+            await self._changed.wait()
+        item = self.forsaken.get(request.ino)
+        if item is None or item.volume != request.volume:
+            raise refused(2, f"inode {request.ino}")
+        if isinstance(request, KeepForsaken):
+            self.forsaken[request.ino] = msgspec.structs.replace(item, conflict=request.ino + CONFLICTS)
+            return InodeRange(request.ino + CONFLICTS, 1)
+        del self.forsaken[request.ino]
+        self.notify()
+        if isinstance(request, ForgetForsaken):
+            return Done()
+        self.named[request.ino] = (item.conflict, request.content)
+        return NewName(b"/kept")
+
     def apply(self, session: int, request: Apply) -> Applied:
         key = (session, request.request_id)
         if key not in self._replies:
@@ -284,6 +316,10 @@ class _Connection:
                 return Begun(manager.node(request.ino), 0)
             case ListUnsettled():
                 return Inodes(sorted(manager.unsettled)[: request.limit])
+            case ListForsaken():
+                return ForsakenObjects(list(manager.forsaken.values()))
+            case KeepForsaken() | NameForsaken() | ForgetForsaken():
+                return await manager.settle_forsaken(request)
             case FindStrays():
                 return await manager.find_strays(request)
             case _:

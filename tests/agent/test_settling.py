@@ -13,9 +13,11 @@ from agent.main import serve_agent
 from agent.strays import Grace
 from cluster.config import ServerConfig
 from cluster.errors import Fenced, GodwitError, Refused, Unavailable
-from cluster.messages import Welcome
+from cluster.fence import is_fenced
+from cluster.messages import DELETE, ReadObject, Welcome, WriteObject
 from tests.agent.fakemanager import regular_file
-from tests.agent.network import network, record_of, run, stamp_at
+from tests.agent.network import TIMEOUT_S, network, record_of, run, stamp_at
+from tests.agent.tokens import token_for
 
 
 def test_a_dirty_file_without_a_writer_is_committed(tmp_path: Path) -> None:
@@ -29,9 +31,45 @@ def test_a_dirty_file_without_a_writer_is_committed(tmp_path: Path) -> None:
             await net.manager.wait_for(lambda: not net.manager.unsettled, "settled")
             seven, eight = net.manager.nodes[7], net.manager.nodes[8]
             assert (seven.version, seven.size, seven.dirty) == (2, 11, False)
-            assert (eight.version, eight.size, eight.dirty) == (1, 9, False)
+            assert (eight.size, eight.dirty) == (9, False)
+            assert net.manager.stamp(8) == stamp_at(net.path("s1", 8)), "the fence has moved the ctime of what was not written"
             assert record_of(net.path("s1", 7)).version == 2
             assert net.manager.stamp(7) == stamp_at(net.path("s1", 7))
+
+    run(test)
+
+
+def test_what_a_silent_mount_has_open_is_fenced_until_somebody_writes_with_a_good_right(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            await net.file("s1", 7, b"first", dirty=True)
+            path = net.path("s1", 7)
+            silent = os.open(path, os.O_RDWR)
+            os.pwrite(silent, b"written", 0)
+            net.manager.unsettled.add(7)
+            await net.manager.wait_for(lambda: not net.manager.unsettled, "settled")
+            with pytest.raises(PermissionError):
+                os.pwrite(silent, b"too late", 0)
+            assert net.manager.stamp(7) == stamp_at(path)
+            volume = net.manager.volume_of("s1")
+            token = token_for(7)
+            channel = await net.channel("s1")
+            data = (await channel.exchange(ReadObject(7, volume, token, 0, 100), timeout_s=TIMEOUT_S)).body
+            assert data == b"written"
+            with pytest.raises(PermissionError):
+                os.pwrite(silent, b"too late", 0)
+            await channel.call(WriteObject(7, volume, token, 0), body=b"W", timeout_s=TIMEOUT_S)
+            assert os.pread(silent, 100, 0) == b"Written"
+            os.close(silent)
+            net.manager.nodes[7] = msgspec.structs.replace(net.manager.nodes[7], dirty=True)
+            net.manager.unsettled.add(7)
+            await net.manager.wait_for(lambda: not net.manager.unsettled, "settled again")
+            again = os.open(path, os.O_RDONLY)
+            assert is_fenced(again)
+            os.close(again)
+            await net.manager.report_of(net.manager.put("s1", DELETE, 7, volume))
+            assert not os.path.exists(path)
 
     run(test)
 

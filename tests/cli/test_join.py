@@ -16,7 +16,7 @@ from cluster.volume import VolumeLayout
 from lab import network, processes
 from lab.database import PROGRAMS
 from lab.lab import Lab
-from lab.launch import launch, wait_for_parts, wait_for_volumes
+from lab.launch import launch, program_of, wait_for_parts, wait_for_volumes
 from lab.mounts import detach
 from lab.state import PARTS, read_state
 from tests.network.conditions import wait_until
@@ -85,7 +85,7 @@ def started(lab: Lab) -> Iterator[Callable[[Path], None]]:
         parts = {}
         for part in PARTS:
             log = folder / f"{part}.log"
-            parts[part] = (launch(part, folder / "godwit.toml", log, machine(lab)), log)
+            parts[part] = (launch(program_of(part), folder / "godwit.toml", log, machine(lab)), log)
             running.append(parts[part][0])
         mounts.append(Path(config.mount.mountpoint))
         deadline_s = time.monotonic() + 60

@@ -12,6 +12,7 @@ from cluster.membership import (
     DOWN_WANTED_EMPTY,
     DRAINING,
     LEFT,
+    LOST,
     MEANINGS,
     STANDINGS,
     SUSPECT,
@@ -45,7 +46,7 @@ def test_the_table_knows_every_standing_and_every_state_has_a_meaning() -> None:
     assert set(MEANINGS) == set(ServerState) == {standing.state for standing in STANDINGS}
 
 
-@pytest.mark.parametrize("standing", [standing for standing in STANDINGS if standing != LEFT], ids=str)
+@pytest.mark.parametrize("standing", [standing for standing in STANDINGS if standing not in (LEFT, LOST)], ids=str)
 def test_time_may_pass_for_every_member(standing: Standing) -> None:
     """Reports and silence are legal at any time, and a repeat changes nothing more."""
     for event in FROM_TIME:
@@ -73,10 +74,12 @@ def test_what_each_way_leads_to() -> None:
     assert transition(DRAINING, Event.UNDRAIN) == UP
     assert transition(LEFT, Event.ADD) == SUSPECT
     assert TRANSITIONS[LEFT].keys() == {Event.ADD}
+    assert transition(LOST, Event.ADD) == SUSPECT
+    assert {standing for standing in STANDINGS if Event.LOSE in TRANSITIONS[standing]} == {DOWN, DOWN_WANTED_EMPTY, LOST}
     for standing in STANDINGS:
         if standing != LEFT:
             assert transition(standing, Event.REMOVE) == LEFT
-            assert Event.ADD not in TRANSITIONS[standing]
+            assert standing == LOST or Event.ADD not in TRANSITIONS[standing]
 
 
 def test_suspicion_changes_nothing_about_copies() -> None:

@@ -10,6 +10,7 @@ import trio.testing
 from cluster.errors import Refused, Unavailable
 from cluster.leases import READ, LeaseToken, Sealer
 from cluster.messages import AskLeases, LeaseTokens
+from fusefs.caching import Caching
 from fusefs.leases import Leases, Use
 
 ACCESS_S = 30.0
@@ -49,7 +50,7 @@ class Holder:
         self.session = Session()
         self.uses: dict[int, Use] = {}
         session: Any = self.session
-        self.leases = Leases(session, RENEW_S, TIMEOUT_S, lambda ino: self.uses.get(ino, IDLE))
+        self.leases = Leases(session, Caching(), RENEW_S, TIMEOUT_S, lambda ino: self.uses.get(ino, IDLE))
 
 
 def run(test: Callable[[Holder], Any]) -> None:

@@ -27,6 +27,7 @@ from cluster.messages import (
     Node,
     OpenInode,
     Operation,
+    Recall,
     RegisterVolumes,
     ReportTasks,
     Request,
@@ -35,6 +36,7 @@ from cluster.messages import (
     Task,
     TaskReport,
     VolumeState,
+    WatchRecalls,
     Welcome,
 )
 from manager.housekeeping import reap_loop, scan_loop
@@ -54,13 +56,15 @@ SECRET = "5e" * 32
 _sessions = itertools.count(1000)
 
 
-def config(url: str, server: str = "s1", *, session_timeout_s: float = 30.0, max_attempts: int = 3) -> ServerConfig:
+def config(
+    url: str, server: str = "s1", *, session_timeout_s: float = 30.0, max_attempts: int = 3, access_s: float = 15.0
+) -> ServerConfig:
     return ServerConfig(
         "test",
         server,
         SECRET,
         ["127.0.0.1:7601"],
-        ManagerConfig("127.0.0.1:7601", url, session_timeout_s=session_timeout_s, max_attempts=max_attempts),
+        ManagerConfig("127.0.0.1:7601", url, session_timeout_s=session_timeout_s, max_attempts=max_attempts, access_s=access_s),
         AgentConfig("127.0.0.1:7602"),
         MountConfig("/mnt/godwit"),
     )
@@ -73,10 +77,11 @@ class Peer:
         self.server, self.role, self.number = server, role, number
         self.connection = Connection(office, "test")
         self.ids = itertools.count(1)
+        self._outstanding: set[int] = set()
         self._inodes: itertools.count[int] | None = None
 
-    async def hello(self, opens: list[OpenInode] | None = None) -> Welcome:
-        return await self.ask(Hello(PROTOCOL, "test", self.server, self.role, self.number, opens or []))
+    async def hello(self, opens: list[OpenInode] | None = None, caching: list[int] | None = None) -> Welcome:
+        return await self.ask(Hello(PROTOCOL, "test", self.server, self.role, self.number, opens or [], [], caching or []))
 
     async def ask(self, request: Request[R]) -> R:
         async def send(_reply: Any, _body: Any) -> None:
@@ -84,10 +89,24 @@ class Peer:
 
         return cast(R, await self.connection.handle(request, b"", send))
 
-    async def apply(self, *operations: Operation) -> list[Node | None]:
+    async def watch(self, obey: Callable[[Recall], Awaitable[None]]) -> None:
+        """Has *obey* called with each recall, one after the other, until the manager tells no more."""
+
+        async def send(recall: Any, _body: Any) -> None:
+            await obey(recall)
+
+        await self.connection.handle(WatchRecalls(), b"", send)
+
+    async def applied(self, *operations: Operation) -> Applied:
         number = next(self.ids)
-        reply: Applied = await self.ask(Apply(number, number, list(operations)))
-        return reply.nodes
+        self._outstanding.add(number)
+        try:
+            return await self.ask(Apply(number, min(self._outstanding), list(operations)))
+        finally:
+            self._outstanding.discard(number)
+
+    async def apply(self, *operations: Operation) -> list[Node | None]:
+        return (await self.applied(*operations)).nodes
 
     async def one(self, operation: Operation) -> Node:
         (node,) = await self.apply(operation)

@@ -9,7 +9,7 @@ from cluster.messages import AskLeases, Close, Closing, Hello, LeaseRows, ListLe
 from manager.leases import Leases
 from tests.manager.office import SECRET, Office, Peer, in_office, small_network, until
 
-ACCESS_S = 30.0
+ACCESS_S = 15.0
 
 
 def tokens(sealed: list[bytes]) -> list[LeaseToken]:
@@ -47,6 +47,7 @@ def test_a_created_file_comes_with_its_token_also_when_the_reply_is_repeated(url
             made = await mount.make(b"file")
             assert leases_of(office).is_written(made.ino)
             (lease,) = leases_of(office).ending_first(ino=made.ino)
+            assert lease.token is not None
             assert lease.token.mode == WRITE
 
     trio.run(main)
@@ -59,7 +60,7 @@ def test_only_the_home_writes_alone(url: str) -> None:
             other = await office.peer("s2")
             assert (await opened(other, made.ino, write=True)).mode == SHARED
             (first, second) = leases_of(office).ending_first(ino=made.ino)
-            assert (first.token.holder, first.mode) == ("s1", SHARED), "lowered as soon as somebody else came"
+            assert (first.server, first.mode) == ("s1", SHARED)
             assert second.mode == SHARED
             assert (await asked(mount, made.ino))[0].mode == SHARED
 

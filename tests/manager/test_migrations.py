@@ -648,8 +648,10 @@ def test_the_home_of_a_server_that_is_down_for_long_moves_unless_the_file_is_dir
             clean, dirty = await files_with_copies(mount, agents, 2, on=2)
             await mount.ask(Open(dirty.ino, True, 50))
             other = await office.peer("s2")
+            await mount.ask(Open(clean.ino, False, 51))  # else the home would move to s2 with its writer
             await other.ask(Open(clean.ino, True, 1))
             await mount.commit(clean.ino, 2)
+            await mount.ask(Close([Closing(clean.ino, 52)]))
             await settle(agents)
             members = office.state.members
             lost = {number: place for number, place in members.places().items() if number == 1}

@@ -201,7 +201,7 @@ def test_mutations_are_applied_once(url: str) -> None:
             request = Apply(100, 50, [Unlink(1, b"a", NOW)])
             first: Applied = await mount.ask(request)
             again: Applied = await mount.ask(request)
-            assert first == again == Applied([None])
+            assert first == again == Applied([None], touched=[1, node.ino])
             with pytest.raises(Refused):
                 await mount.ask(Apply(101, 50, [Unlink(1, b"a", NOW)]))
             with pytest.raises(Refused):
@@ -214,14 +214,14 @@ def test_mutations_are_applied_once(url: str) -> None:
 def test_a_new_manager_knows_what_was_applied(url: str) -> None:
     async def main() -> None:
         async with small_network(url) as (_office, mount):
-            await mount.make(b"a")
+            node = await mount.make(b"a")
             request = Apply(100, 99, [Unlink(1, b"a", NOW)])
             await mount.ask(request)
         async with in_office(url, "s2") as office:
             same = await office.peer()
             same.number = mount.number
             await same.hello()
-            assert await same.ask(request) == Applied([None])
+            assert await same.ask(request) == Applied([None], touched=[1, node.ino])
 
     trio.run(main)
 

@@ -1,0 +1,126 @@
+"""Grants to cache: which answers bring one, and for what.
+
+The rules are in `Granting._may_cache`. The grant is made in the event loop, in the same step in which the answer leaves the
+handler, from a reading of the catalog that began at a known time: whatever has changed since then is not granted
+(`manager.fences`). Where the catalog does not note yet that the session's server caches in a directory, that is written first
+(`manager.caching`).
+"""
+
+import stat
+from collections.abc import Iterable
+from functools import partial
+from typing import TypeAlias
+
+import msgspec
+
+from cluster.messages import Described, Found, GetAttr, Grant, Listing, Lookup, Node, ReadDir
+from manager.caching import write_notes
+from manager.fences import Mutation
+from manager.leases import Leases
+from manager.sessions import NOT_WRITING, Session
+from manager.state import State
+from manager.store import Store
+
+GRANTING = frozenset({Lookup, GetAttr, ReadDir})
+
+Asked: TypeAlias = Lookup | GetAttr | ReadDir
+Answered: TypeAlias = Found | Described | Listing
+
+
+class Granting:
+    """Grants of one term."""
+
+    def __init__(self, state: State, leases: Leases) -> None:
+        self._state = state
+        self._leases = leases
+
+    def directory_of(self, session: Session, node: Node) -> int:
+        """Under which directory the inode is noted, or may be; 0 if only the catalog can tell."""
+        if self._state.notes.has(session.server, node.ino) or stat.S_ISDIR(node.mode):
+            return node.ino
+        lease = self._leases.get(node.ino, session.number)
+        return lease.directory if lease is not None and lease.cached_until_s else 0
+
+    def must_note(self, session: Session, directory: int) -> bool:
+        """Whether a note has to be written before anything there can be granted."""
+        return session.watches and bool(directory) and not self._state.notes.has(session.server, directory)
+
+    def offer(
+        self,
+        session: Session,
+        directory: int,
+        nodes: Iterable[Node],
+        began_s: float,
+        now: float,
+        *,
+        names: bool = False,
+        own: Mutation | None = None,
+        serial: int = 0,
+    ) -> Grant | None:
+        """A grant for those of *nodes*, which are in the directory or are it, that may be cached; with *names* for the directory.
+
+        They were read since *began_s*, or brought by *own*. *serial*: of an answer with several grants. None if there is nothing
+        to grant.
+        """
+        if not (directory and session.watches and self._state.notes.has(session.server, directory)):
+            return None
+        if not self._leases.has_room(session):
+            return None
+        fences = self._state.fences
+        with fences.lock:
+            granted = [node.ino for node in nodes if self._may_cache(session, node, began_s, now, own)]
+            if names and directory not in granted and fences.is_settled(directory, session, began_s, now, own):
+                granted.append(directory)
+            if not granted:
+                return None
+            serial = serial or self._leases.next_serial()
+            self._leases.let_cache(session, granted, directory, serial, now)
+        self._state.notes.used(session.server, directory, now)
+        return Grant(serial, self._leases.access_s, granted)
+
+    def _may_cache(self, session: Session, node: Node, began_s: float, now: float, own: Mutation | None) -> bool:
+        """Nobody is changing it, and nobody has since it was read; and nobody else can be writing its content."""
+        if not self._state.fences.is_settled(node.ino, session, began_s, now, own) or not node.nlink:
+            return False
+        if not stat.S_ISREG(node.mode):
+            return True
+        state = self._state
+        if state.sessions.is_written(node.ino, besides=session) or self._leases.is_written(node.ino, besides=session):
+            return False
+        return not node.dirty or self.writes_alone_at_home(session, node)
+
+    def writes_alone_at_home(self, session: Session, node: Node) -> bool:
+        """Whether what is not committed is the session's own, and at hand (if nobody else is writing)."""
+        if self._state.in_grace or self._state.sessions.write_sequence(session, node.ino) == NOT_WRITING:
+            return False
+        home = self._state.members.get(node.home_volume)
+        return home is not None and home.server == session.server
+
+    async def note(self, store: Store, session: Session, directories: Iterable[int]) -> None:
+        """Has it written down that the session's server caches in *directories*, if it is not."""
+        missing = [directory for directory in set(directories) if self.must_note(session, directory)]
+        if missing:
+            work = partial(write_notes, notes=self._state.notes, server=session.server, directories=missing)
+            await store.write(work, durable=True)
+
+    # ---------------------------------------------------------------------------------------------------- questions
+
+    def noted_under(self, session: Session, request: Asked, reply: Answered) -> int:
+        """The directory under which what the answer brings is noted, or may be; 0 if only the catalog can tell."""
+        if isinstance(request, Lookup):
+            return request.parent
+        if isinstance(request, ReadDir):
+            return request.ino
+        assert isinstance(reply, Described)
+        return self.directory_of(session, reply.node)
+
+    def with_grant(self, session: Session, directory: int, reply: Answered, began_s: float, now: float) -> Answered:
+        """The answer, with a grant for what it brings if there is one."""
+        nodes: Iterable[Node]
+        if isinstance(reply, Listing):
+            nodes = [entry.node for entry in reply.entries]
+        else:
+            nodes = () if reply.node is None else (reply.node,)
+        names = not isinstance(reply, Described)
+        grant = self.offer(session, directory, nodes, began_s, now, names=names)
+        return reply if grant is None else msgspec.structs.replace(reply, grant=grant)

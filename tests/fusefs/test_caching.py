@@ -1,0 +1,254 @@
+"""What may be kept: grants, floors, our own changes, names and listings, on a clock of the test's own."""
+
+from collections.abc import Callable
+
+import pytest
+
+from cluster.messages import Grant, Node, Recall
+from fusefs import caching as caching_module
+from fusefs.caching import Allowance, Caching, KeptListing, Listed, Seen
+
+ACCESS_S = 15.0
+DIRECTORY, FILE, OTHER = 10, 11, 12
+DIR_MODE, FILE_MODE = 0o040755, 0o100644
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Keeper:
+    """A `Caching` with a clock and a manager's serials."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.caching = Caching(self.clock)
+        self.serial = 0
+
+    def grant(self, *inodes: int) -> Grant:
+        self.serial += 1
+        return Grant(self.serial, ACCESS_S, list(inodes))
+
+    def take(self, *inodes: int) -> Allowance:
+        return self.caching.take(self.grant(*inodes), self.clock.now)
+
+    def recall(self, *inodes: int) -> Recall:
+        self.serial += 1
+        return Recall(1, self.serial, list(inodes))
+
+
+@pytest.fixture
+def keeper() -> Keeper:
+    return Keeper()
+
+
+def node(ino: int = FILE, *, size: int = 0) -> Node:
+    return Node(ino, DIR_MODE if ino == DIRECTORY else FILE_MODE, 1, 0, 0, 0, size, 0, 0, 0, 0, 0)
+
+
+def seen_in_directory(keeper: Keeper, allowed: Allowance, name: bytes = b"name") -> Seen:
+    return keeper.caching.seen(node(), allowed.until_s(FILE), DIRECTORY, name, allowed.until_s(DIRECTORY))
+
+
+def test_timeouts_are_what_is_left_since_before_the_question(keeper: Keeper) -> None:
+    asked_s = keeper.clock.now
+    grant = keeper.grant(DIRECTORY, FILE)
+    keeper.clock.now += 4
+    seen = seen_in_directory(keeper, keeper.caching.take(grant, asked_s))
+    assert (seen.entry_s, seen.attr_s) == (ACCESS_S - 4, ACCESS_S - 4)
+
+
+def test_each_inode_needs_its_own_grant(keeper: Keeper) -> None:
+    assert seen_in_directory(keeper, keeper.take(FILE))[1:] == (0.0, ACCESS_S)
+    assert seen_in_directory(keeper, keeper.take(DIRECTORY))[1:] == (ACCESS_S, 0.0)
+    assert seen_in_directory(keeper, keeper.caching.take(None, keeper.clock.now))[1:] == (0.0, 0.0)
+
+
+def test_nothing_is_kept_beyond_the_deadline(keeper: Keeper) -> None:
+    allowed = keeper.take(DIRECTORY, FILE)
+    keeper.caching.keep_node(node(), allowed)
+    keeper.clock.now += ACCESS_S - 0.001
+    assert keeper.caching.node(FILE) is not None
+    keeper.clock.now += 0.002
+    assert keeper.caching.node(FILE) is None
+    assert not keeper.caching.may_keep(FILE)
+    assert seen_in_directory(keeper, allowed)[1:] == (0.0, 0.0)
+
+
+def test_an_answer_from_before_a_recall_is_not_kept_whatever_arrives_first(keeper: Keeper) -> None:
+    before = keeper.grant(DIRECTORY, FILE)
+    asked_s = keeper.clock.now
+    keeper.caching.recalled(keeper.recall(FILE))
+    allowed = keeper.caching.take(before, asked_s)
+    keeper.caching.keep_node(node(), allowed)
+    assert allowed.until_s(FILE) == 0.0
+    assert keeper.caching.node(FILE) is None
+    assert allowed.until_s(DIRECTORY) > 0.0
+
+
+def test_a_recall_voids_an_answer_that_is_still_being_worked_on(keeper: Keeper) -> None:
+    allowed = keeper.take(DIRECTORY, FILE)
+    keeper.caching.recalled(keeper.recall(DIRECTORY))
+    assert seen_in_directory(keeper, allowed)[1:] == (0.0, ACCESS_S)
+
+
+def test_what_is_granted_after_a_recall_may_be_kept(keeper: Keeper) -> None:
+    keeper.caching.recalled(keeper.recall(FILE))
+    assert keeper.take(FILE).until_s(FILE) > 0.0
+
+
+def test_grants_of_an_earlier_manager_are_void_once_another_has_welcomed_us(keeper: Keeper) -> None:
+    allowed = keeper.take(FILE)
+    assert allowed.until_s(FILE) > 0.0
+    keeper.caching.welcomed(1)
+    assert allowed.until_s(FILE) == 0.0
+    assert keeper.take(FILE).until_s(FILE) == 0.0
+    keeper.serial = 1 << 40
+    assert keeper.take(FILE).until_s(FILE) > 0.0
+
+
+def test_what_was_asked_before_our_own_change_was_through_is_not_kept(keeper: Keeper) -> None:
+    asked_s = keeper.clock.now
+    lookup = keeper.grant(FILE)
+    keeper.clock.now += 1
+    own = keeper.caching.changed([FILE], keeper.grant(FILE), asked_s)
+    keeper.caching.keep_node(node(size=2), own)
+    late = keeper.caching.take(lookup, asked_s)
+    keeper.caching.keep_node(node(size=1), late)
+    assert late.until_s(FILE) == 0.0
+    kept = keeper.caching.node(FILE)
+    assert kept is not None
+    assert kept[0].size == 2
+    assert own.until_s(FILE) == asked_s + ACCESS_S
+
+
+def test_our_own_change_drops_what_is_kept_but_not_the_lease(keeper: Keeper) -> None:
+    allowed = keeper.take(DIRECTORY, FILE)
+    keeper.caching.keep_node(node(), allowed)
+    keeper.caching.keep_listing(DIRECTORY, KeptListing([Listed(3, b"name", node(), allowed)], 1, allowed))
+    keeper.caching.changed([DIRECTORY, FILE], None, keeper.clock.now)
+    assert keeper.caching.node(FILE) is None
+    assert keeper.caching.listing(DIRECTORY) is None
+    assert keeper.caching.may_keep(DIRECTORY)
+    assert sorted(keeper.caching.leased()) == [DIRECTORY, FILE]
+
+
+def test_a_renewal_prolongs_what_is_good_and_revives_nothing(keeper: Keeper) -> None:
+    keeper.caching.keep_node(node(), keeper.take(FILE))
+    keeper.clock.now += 10
+    keeper.caching.renewed(keeper.grant(FILE), keeper.clock.now)
+    keeper.clock.now += 10
+    assert keeper.caching.node(FILE) is not None
+    keeper.clock.now += ACCESS_S
+    keeper.caching.renewed(keeper.grant(FILE), keeper.clock.now)
+    assert keeper.caching.node(FILE) is None
+    assert keeper.caching.may_keep(FILE)
+
+
+def test_what_is_recalled_names_what_the_kernel_may_have(keeper: Keeper) -> None:
+    allowed = keeper.take(DIRECTORY, FILE)
+    seen_in_directory(keeper, allowed, b"one")
+    keeper.caching.seen(None, 0.0, DIRECTORY, b"absent", allowed.until_s(DIRECTORY))
+    (directory, file, unknown) = keeper.caching.recalled(keeper.recall(DIRECTORY, FILE, OTHER))
+    assert set(directory.names) == {b"one", b"absent"}
+    assert (file.names, file.parents) == ({}, {DIRECTORY})
+    assert (unknown.names, unknown.parents) == ({}, set())
+    assert keeper.caching.leased() == []
+
+
+def test_names_that_have_run_out_need_not_be_dropped(keeper: Keeper) -> None:
+    keeper.caching.limit_names(1.0)
+    assert seen_in_directory(keeper, keeper.take(DIRECTORY), b"old").entry_s == 1.0
+    keeper.clock.now += 2
+    seen_in_directory(keeper, keeper.take(DIRECTORY), b"new")
+    assert set(keeper.caching.recalled(keeper.recall(DIRECTORY))[0].names) == {b"new"}
+
+
+def test_a_renamed_entry_is_believed_under_its_new_name(keeper: Keeper) -> None:
+    seen_in_directory(keeper, keeper.take(DIRECTORY, OTHER), b"old")
+    assert keeper.caching.moved_name((DIRECTORY, b"old"), (OTHER, b"new"), exchange=False) == 0.0
+    assert keeper.caching.given_ino(DIRECTORY, b"old") is None
+    assert set(keeper.caching.recalled(keeper.recall(OTHER))[0].names) == {b"new"}
+
+
+def test_a_renamed_entry_whose_new_directory_is_not_leased_must_be_forgotten(keeper: Keeper) -> None:
+    seen = seen_in_directory(keeper, keeper.take(DIRECTORY), b"old")
+    until_s = keeper.clock.now + seen.entry_s
+    assert keeper.caching.moved_name((DIRECTORY, b"old"), (OTHER, b"new"), exchange=False) == until_s
+
+
+def test_exchanged_entries_keep_their_times(keeper: Keeper) -> None:
+    allowed = keeper.take(DIRECTORY, FILE, OTHER)
+    seen_in_directory(keeper, allowed, b"one")
+    keeper.caching.seen(None, 0.0, OTHER, b"two", allowed.until_s(OTHER))
+    assert keeper.caching.moved_name((DIRECTORY, b"one"), (OTHER, b"two"), exchange=True) == 0.0
+    assert keeper.caching.given_ino(DIRECTORY, b"one") == 0
+    assert keeper.caching.given_ino(OTHER, b"two") == FILE
+
+
+def test_the_bound_of_names_is_kept_and_makes_room_for_new_ones(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching_module, "NAMES_MAX", 3)
+    allowed = keeper.take(DIRECTORY)
+    given = [seen_in_directory(keeper, allowed, b"%d" % number).entry_s > 0 for number in range(5)]
+    assert given == [True, True, True, False, False]
+    keeper.clock.now += ACCESS_S + 1
+    assert seen_in_directory(keeper, keeper.take(DIRECTORY), b"later").entry_s > 0
+
+
+def test_what_was_granted_longest_ago_is_given_back_unless_it_is_open(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching_module, "CACHED_MAX", 5)
+    monkeypatch.setattr(caching_module, "GIVE_BACK_MANY", 2)
+    for ino in range(20, 26):
+        keeper.take(ino)
+    given_up, serial = keeper.caching.give_back(lambda ino: ino == 20)
+    assert [item.ino for item in given_up] == [21, 22]
+    assert serial == keeper.serial
+    assert not keeper.caching.may_keep(21)
+    assert keeper.caching.may_keep(20)
+    assert keeper.caching.give_back(lambda _ino: False) == ([], 0)
+
+
+def test_a_new_manager_is_told_of_what_the_kernel_is_still_forgetting(keeper: Keeper) -> None:
+    keeper.take(FILE)
+    given_up = keeper.caching.recalled(keeper.recall(FILE))
+    with keeper.caching.leaving(given_up):
+        assert keeper.caching.leased() == [FILE]
+    assert keeper.caching.leased() == []
+
+
+def test_expired_leases_are_forgotten_with_their_floors(keeper: Keeper) -> None:
+    keeper.take(FILE)
+    keeper.clock.now += 5
+    keeper.take(OTHER)
+    keeper.caching.recalled(keeper.recall(DIRECTORY))
+    keeper.clock.now += ACCESS_S - 4
+    assert [item.ino for item in keeper.caching.expired()] == [FILE]
+    keeper.clock.now += ACCESS_S
+    assert [item.ino for item in keeper.caching.expired()] == [OTHER]
+    assert len(keeper.caching) == 0
+
+
+ORDERS: dict[str, Callable[[Keeper, Grant, float], Allowance]] = {
+    "recall first": lambda keeper, grant, asked_s: (
+        keeper.caching.recalled(keeper.recall(FILE)),
+        keeper.caching.take(grant, asked_s),
+    )[1],
+    "answer first": lambda keeper, grant, asked_s: (
+        keeper.caching.take(grant, asked_s),
+        keeper.caching.recalled(keeper.recall(FILE)),
+    )[0],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_listing_is_kept_only_if_nothing_was_recalled_since_its_first_page(keeper: Keeper, order: str) -> None:
+    allowed = ORDERS[order](keeper, keeper.grant(DIRECTORY, FILE), keeper.clock.now)
+    keeper.caching.keep_listing(DIRECTORY, KeptListing([], 1, allowed))
+    assert keeper.caching.listing(DIRECTORY) is not None
+    keeper.caching.recalled(keeper.recall(DIRECTORY))
+    keeper.caching.keep_listing(DIRECTORY, KeptListing([], 1, allowed))
+    assert keeper.caching.listing(DIRECTORY) is None
