@@ -1,6 +1,7 @@
 """Which answers let a mount cache what, and when not."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,8 @@ from manager.service import Connection as Served
 from manager.sessions import Session
 from tests.manager.caching import CachingMount, caching_mount, granted, quiet
 from tests.manager.office import NOW, SECRET, Office, small_network
+
+DOCUMENT = Path(__file__, "../../../docs/leases.md").resolve()
 
 FILE = 0o100644
 
@@ -310,3 +313,4 @@ def test_the_table_of_recalls_names_every_operation() -> None:
     table = as_markdown()
     for name in ("Create", "Link", "Unlink", "Rmdir", "Rename", "SetAttr", "SetXattr", "RemoveXattr", "Open", "Commit"):
         assert f"| `{name}`" in table
+    assert table in DOCUMENT.read_text(), "docs/leases.md quotes it"

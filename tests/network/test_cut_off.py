@@ -29,7 +29,7 @@ WHOLE_AGAIN_S = 5.0
 SLACK_S = 2.0  # for a machine that has other things to do
 OVERRIDES = {
     "mount": {"request_timeout_s": REQUEST_TIMEOUT_S, "commit_s": 1.0, "renew_s": 0.7},
-    "manager": {"access_s": ACCESS_S, "term_s": 2.0, "session_timeout_s": 6.0},
+    "manager": {"access_s": ACCESS_S, "term_s": 2.0, "session_timeout_s": 6.0, "claim_timeout_s": 5.0},
 }
 
 
