@@ -15,6 +15,7 @@ time after its invocation or never. Three observations keep it fast:
   observations, allows whatever the other does.
 """
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,7 +28,7 @@ Configuration = tuple[State, Done]
 Event = tuple[int, int, int]  # time, 0 for an invocation and 1 for a return, index of the step
 
 CHECKPOINT_EVENTS = 40
-EXPLAINING_CONFIGURATIONS = 300  # beyond it, what would have to be looked at to leave something out is left in
+EXPLAINING_STEPS = 2000  # what takes more to be shown needless is left in an explanation
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,10 @@ def _events(steps: Sequence[Step]) -> Iterator[Event]:
             yield step.returned_ns, 1, index
 
 
+class _TooMuch(Exception):
+    """An explanation would take too long to shorten."""
+
+
 class _Search:
     """The configurations that are possible after the events so far."""
 
@@ -100,6 +105,7 @@ class _Search:
         self.configurations: set[Configuration] = {(model.initial(), frozenset())}
         self.pending: dict[int, Step] = {}
         self.checkpoints: list[tuple[int, set[Configuration], dict[int, Step]]] = []
+        self._left: float = math.inf
 
     def run(self, events: Sequence[Event]) -> int | None:
         """The position of the first event that is not possible."""
@@ -113,12 +119,11 @@ class _Search:
     def fails(self, configurations: set[Configuration], pending: dict[int, Step], events: Iterable[Event]) -> bool:
         """Whether the events are certainly not possible after a checkpoint."""
         self.configurations, self.pending = configurations, dict(pending)
-        for event in events:
-            if not self.goes_on(event):
-                return True
-            if len(self.configurations) > EXPLAINING_CONFIGURATIONS:
-                return False
-        return False
+        self._left = EXPLAINING_STEPS
+        try:
+            return not all(self.goes_on(event) for event in events)
+        except _TooMuch:
+            return False
 
     def goes_on(self, event: Event) -> bool:
         _time, is_return, index = event
@@ -164,6 +169,9 @@ class _Search:
         stack = [start]
         while stack:
             state, done = stack.pop()
+            self._left -= 1
+            if self._left < 0:
+                raise _TooMuch
             for index in changes:
                 if index in done:
                     continue

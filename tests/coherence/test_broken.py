@@ -71,28 +71,28 @@ def stat_while_cut_off(lab: Lab, folder: str, logs: Path) -> Report:
     for each in DIRECTORIES:
         os.makedirs(lab.mount("s1") / folder / each)
     changing = Actor(0, "s1", lab.mount("s1") / folder, logs / "0")
-    file = changing.open("a/n0", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    with changing.opened("a/n0", os.O_RDWR | os.O_CREAT | os.O_EXCL) as made:
+        assert made is not None
+    file = changing.open("a/n0", os.O_RDONLY)  # of what is open for writing, nobody else may cache anything
     assert file is not None
-    # By its descriptor, s3 has the directory without looking it up again and without having it open.
-    directory = os.open(lab.mount("s3") / folder / "a", os.O_PATH | os.O_DIRECTORY)
+    looking = Actor(1, "s3", lab.mount("s3") / folder, logs / "1")
+    seen = looking.open("a/n0", os.O_PATH)  # not open for the mount: its lease is not renewed
+    assert seen is not None
     flag = slow_flag(lab.config_path("s3"))
     try:
-        (logs.parent / "seen").mkdir()
-        (logs.parent / "seen" / "a").symlink_to(f"/proc/{os.getpid()}/fd/{directory}")
-        looking = Actor(1, "s3", logs.parent / "seen", logs / "1")
-        time.sleep(QUIET_S)
+        time.sleep(ACCESS_S + QUIET_S)  # whatever s3 kept of the file has run out
         flag.touch()
-        looking.stat("a/n0")
+        looking.fstat(seen)
         lab.cut("s3")
         changing.chmod(file, NEW_MODE | 0o111)
         until_s = time.monotonic() + SLOW_S
         while not looking.last_errno and time.monotonic() < until_s:
-            looking.stat("a/n0")
+            looking.fstat(seen)
             time.sleep(0.02)
     finally:
         flag.unlink(missing_ok=True)
         lab.mend("s3")
-        os.close(directory)
+        seen.close()
         file.close()
     return check_history([operation for log in sorted(logs.iterdir()) for operation in parse(log)], 1)
 
