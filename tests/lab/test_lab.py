@@ -1,5 +1,6 @@
 """A lab of its own, with the real parts: up, faults, down, and nothing left behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -92,8 +93,9 @@ def test_a_killed_mount_is_replaced(lab: Lab) -> None:
     assert not lab.is_running("s2", "mount")
     assert lab.is_running("s2", "agent")
     assert is_fuse_mount(lab.mount("s2"))
-    with pytest.raises(OSError, match="not connected"):
+    with pytest.raises(OSError) as raised:  # noqa: PT011 - which of two is a matter of when the process has quite ended
         os.listdir(lab.mount("s2"))
+    assert raised.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     with pytest.raises(Refused, match="s2 mount is not running"):
         lab.kill("s2", "mount")
     lab.start("s2", "mount")
