@@ -66,12 +66,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Contradiction:
-    """`failed` cannot have returned what it did, given `others`. `core`: what is left when all that does not matter is left
+    """No order explains what `failed` returned, given the others in `core`: what is left when all that does not matter is left
     out."""
 
     failed: Operation
     core: list[Operation]
-    others: list[Operation]
 
 
 def check(model: Model, steps: Sequence[Step]) -> Contradiction | None:
@@ -248,5 +247,4 @@ def _explain(search: _Search, events: Sequence[Event], failed_at: int) -> Contra
         if len(fewer) < len(window) and search.fails(configurations, left, fewer):
             window, pending = fewer, left
     needed = [search.steps[index].operation for _time, is_return, index in window if is_return]
-    near = [search.steps[index].operation for _time, is_return, index in events[start : failed_at + 1] if not is_return]
-    return Contradiction(search.steps[failed].operation, needed, near)
+    return Contradiction(search.steps[failed].operation, needed)
