@@ -2,13 +2,15 @@
 
 A new manager does not know who caches what until the mounts have presented themselves. With the notes it knows, for those that
 have not, where they may be looking: only a change there has to wait. So a note is durable before the first grant for a
-directory or what is in it. Everything that a mount caches is noted under the inode itself or one of the directories
-that have a name for it, which `Lease.directory` names; who takes such a name away is noted under the inode itself, in the
-same transaction.
+directory or what is in it. Everything that a mount caches is noted under the inode itself or, unless it is a directory, one of
+the directories that have a name for it, which `Lease.directory` names; who takes such a name away is noted under the inode
+itself, in the same transaction. (Were directories noted under their parents, nobody could make a file anywhere in a directory
+while a server is missing that has been looking at its parent.)
 
 Noted servers are kept in memory. They are changed in the event loop only, and may be asked from the store's thread.
 """
 
+import stat
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -151,6 +153,8 @@ def looking_at(
         if row.nlink == 0:
             return absent
         looking.update(notes.at(ino), _home_of_dirty(row, members))
+        if stat.S_ISDIR(row.mode):
+            continue
         for directory in parents_of(connection, ino):
             looking.update(notes.at(directory))
     return absent & looking

@@ -27,6 +27,18 @@ Asked: TypeAlias = Lookup | GetAttr | ReadDir
 Answered: TypeAlias = Found | Described | Listing
 
 
+def nodes_in(reply: Answered) -> list[Node]:
+    """What the answer brings."""
+    if isinstance(reply, Listing):
+        return [entry.node for entry in reply.entries]
+    return [] if reply.node is None else [reply.node]
+
+
+def directories_in(reply: Answered) -> list[int]:
+    """The directories among what the answer brings."""
+    return [node.ino for node in nodes_in(reply) if stat.S_ISDIR(node.mode)]
+
+
 class Granting:
     """Grants of one term."""
 
@@ -41,9 +53,13 @@ class Granting:
         lease = self._leases.get(node.ino, session.number)
         return lease.directory if lease is not None and lease.cached_until_s else 0
 
-    def must_note(self, session: Session, directory: int) -> bool:
-        """Whether a note has to be written before anything there can be granted."""
-        return session.watches and bool(directory) and not self._state.notes.has(session.server, directory)
+    def must_note(self, session: Session, directories: Iterable[int]) -> bool:
+        """Whether a note has to be written before everything there can be granted."""
+        return session.watches and bool(self._missing(session, directories))
+
+    def _missing(self, session: Session, directories: Iterable[int]) -> list[int]:
+        notes = self._state.notes
+        return [directory for directory in directories if directory and not notes.has(session.server, directory)]
 
     def offer(
         self,
@@ -59,8 +75,8 @@ class Granting:
     ) -> Grant | None:
         """A grant for those of *nodes*, which are in the directory or are it, that may be cached; with *names* for the directory.
 
-        They were read since *began_s*, or brought by *own*. *serial*: of an answer with several grants. None if there is nothing
-        to grant.
+        Directories among them are noted under themselves. They were read since *began_s*, or brought by *own*. *serial*: of an
+        answer with several grants. None if there is nothing to grant.
         """
         if not (directory and session.watches and self._state.notes.has(session.server, directory)):
             return None
@@ -68,15 +84,23 @@ class Granting:
             return None
         fences = self._state.fences
         with fences.lock:
-            granted = [node.ino for node in nodes if self._may_cache(session, node, began_s, now, own)]
+            granted: list[int] = []
+            themselves: list[int] = []
+            for node in nodes:
+                if self._may_cache(session, node, began_s, now, own):
+                    (themselves if stat.S_ISDIR(node.mode) and node.ino != directory else granted).append(node.ino)
+            themselves = [ino for ino in themselves if self._state.notes.has(session.server, ino)]
             if names and directory not in granted and fences.is_settled(directory, session, began_s, now, own):
                 granted.append(directory)
-            if not granted:
+            if not granted and not themselves:
                 return None
             serial = serial or self._leases.next_serial()
             self._leases.let_cache(session, granted, directory, serial, now)
-        self._state.notes.used(session.server, directory, now)
-        return Grant(serial, self._leases.access_s, granted)
+            for ino in themselves:
+                self._leases.let_cache(session, [ino], ino, serial, now)
+        for noted in (directory, *themselves):
+            self._state.notes.used(session.server, noted, now)
+        return Grant(serial, self._leases.access_s, granted + themselves)
 
     def _may_cache(self, session: Session, node: Node, began_s: float, now: float, own: Mutation | None) -> bool:
         """Nobody is changing it, and nobody has since it was read; and nobody else can be writing its content."""
@@ -100,8 +124,8 @@ class Granting:
 
     async def note(self, store: Store, session: Session, directories: Iterable[int]) -> None:
         """Has it written down that the session's server caches in *directories*, if it is not."""
-        missing = [directory for directory in set(directories) if self.must_note(session, directory)]
-        if missing:
+        missing = self._missing(session, set(directories))
+        if missing and session.watches:
             work = partial(write_notes, notes=self._state.notes, server=session.server, directories=missing)
             await store.write(work, durable=True)
 
@@ -118,11 +142,7 @@ class Granting:
 
     def with_grant(self, session: Session, directory: int, reply: Answered, began_s: float, now: float) -> Answered:
         """The answer, with a grant for what it brings if there is one."""
-        nodes: Iterable[Node]
-        if isinstance(reply, Listing):
-            nodes = [entry.node for entry in reply.entries]
-        else:
-            nodes = () if reply.node is None else (reply.node,)
+        nodes = nodes_in(reply)
         names = not isinstance(reply, Described)
         grant = self.offer(session, directory, nodes, began_s, now, names=names)
         return reply if grant is None else msgspec.structs.replace(reply, grant=grant)

@@ -23,7 +23,7 @@ from cluster.messages import (
     RecallDone,
 )
 from cluster.rpc import SendReply
-from manager.granting import Answered, Asked
+from manager.granting import Answered, Asked, directories_in
 from manager.inodes import NODE_COLUMNS, find_inode, node_of, parent_of, path_of
 from manager.leases import Lease
 from manager.limits import check_count, check_number
@@ -62,7 +62,7 @@ def answer_at_once(
     directory = granting.noted_under(session, request, reply)
     if not directory and isinstance(reply, Described):
         directory = parent_of(connection, reply.node.ino) or 0
-    if granting.must_note(session, directory):
+    if granting.must_note(session, [directory, *directories_in(reply)]):
         return None
     return granting.with_grant(session, directory, reply, began_s, began_s)
 
@@ -80,7 +80,7 @@ async def answer(term: Term, session: Session, request: Asked, question: Callabl
     if not directory and isinstance(reply, Described):
         ino = reply.node.ino
         directory = await term.store.read(lambda connection: parent_of(connection, ino) or 0)
-    await granting.note(term.store, session, [directory])
+    await granting.note(term.store, session, [directory, *directories_in(reply)])
     return granting.with_grant(session, directory, reply, began_s, monotonic_s())
 
 

@@ -185,7 +185,7 @@ async def _describe_opened(term: Term, session: Session, request: Open) -> Opene
         if not astray:
             break
         await state.recalls.take_back([Held(request.ino, number) for number in astray], home_epoch=epoch)
-    if granting.must_note(session, parent):
+    if granting.must_note(session, [parent]):
         await granting.note(term.store, session, [parent])
         now = monotonic_s()
     token = state.grant(session, opened.node, now)
