@@ -37,16 +37,17 @@ def test_only_where_a_missing_mount_may_be_looking_a_change_waits_for_a_new_mana
     async def main() -> None:
         async with small_network(url, access_s=ACCESS_S) as (office, writer):
             seen, inside, other = await writer.mkdir(b"seen"), await writer.mkdir(b"inside"), await writer.mkdir(b"other")
-            below = await writer.mkdir(b"below", inside.ino)
+            below, beside = await writer.mkdir(b"below", inside.ino), await writer.mkdir(b"beside", inside.ino)
             await quiet()
             async with caching_mount(office, "s2") as mount:
                 await mount.caches(seen.ino)
                 await mount.lookup(b"below", inside.ino)
-                assert await noted(office) == {("s2", seen.ino), ("s2", inside.ino)}
+                assert await noted(office) == {("s2", seen.ino), ("s2", inside.ino), ("s2", below.ino)}
         async with in_office(url, "s2", access_s=ACCESS_S) as office:
             await follow(writer, office)
             assert office.state.absent == {"s2"}
             assert await takes_s(writer, other.ino) < 1
+            assert await takes_s(writer, beside.ino) < 1, "its parent was looked at, not it"
             began = monotonic_s()
             assert await takes_s(writer, below.ino) > 0.5
             assert monotonic_s() - began < ACCESS_S + 2
