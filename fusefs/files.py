@@ -11,18 +11,20 @@ from typing import TypeVar
 import trio
 
 from cluster.clock import file_time_ns
-from cluster.errors import Fenced, GodwitError, Refused, Unavailable, refused
+from cluster.errors import Fenced, GodwitError, Refused, refused
 from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, RemoveXattr, SetAttr, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.caching import Caching, Seen
 from fusefs.changes import Changed, Changes
+from fusefs.homes import Homes, check_home
 from fusefs.inodes import InodeNumbers
-from fusefs.leases import Held, Leases
-from fusefs.objects import Buffer, LocalObject, Object, RemoteObject, check_replica
+from fusefs.leases import Leases
+from fusefs.objects import Buffer, LocalObject, Object
 from fusefs.openfiles import OpenInode
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
+from fusefs.reading import Reader
 from fusefs.settling import Settler
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ class Files:
         numbers: InodeNumbers,
         leases: Leases,
         caching: Caching,
+        homes: Homes,
+        reader: Reader,
         changes: Changes,
         paths: LastKnownPaths,
         timeout_s: float,
@@ -73,6 +77,8 @@ class Files:
         self._session = session
         self._leases = leases
         self._caching = caching
+        self._homes = homes
+        self._reader = reader
         self._changes = changes
         self._peers = peers
         self._settler = settler
@@ -104,11 +110,11 @@ class Files:
 
     async def _open_locked(self, state: OpenInode, flags: int, uid: int, *, write: bool) -> tuple[int, bool]:
         state.check()
-        if state.node.dirty or (write and not await self._may_become_home(state)):
-            await self._reach_home(state)
+        if state.node.dirty or (write and not await self._homes.may_be_here(state)):
+            await self._homes.reach(state)
         await self._register(state, write=write)
         if write:
-            await self._reach_home(state)  # the home may have moved until we were registered, from when on it does not
+            await self._homes.reach(state)  # the home may have moved until we were registered, from when on it does not
         number = self._open_files.open_handle(state, write=write, append=bool(flags & os.O_APPEND))
         if flags & os.O_TRUNC:
             try:
@@ -118,16 +124,6 @@ class Files:
                 self._open_files.release_handle(number)
                 raise
         return number, self._pages.opening(state.node)
-
-    async def _may_become_home(self, state: OpenInode) -> bool:
-        """Whether the manager can make this server the home of the clean file: it has a current replica."""
-        if state.home is not None or not stat.S_ISREG(state.node.mode):
-            return False
-        await self._locate(state)
-        if state.node.dirty:
-            return False
-        current = [replica.volume for replica in state.replicas if replica.version == state.node.version]
-        return any([self._peers.is_local(await self._peers.volume(volume)) for volume in current])
 
     async def _drop_privileges(self, state: OpenInode, uid: int) -> None:
         """What the kernel does for other changes of content, but leaves to the file system for `O_TRUNC`."""
@@ -147,40 +143,6 @@ class Files:
         if kept != mode:
             changed = await self._changes.apply(SetAttr(state.ino, file_time_ns(), mode=kept), state.ino)
             state.node = changed.made
-
-    async def _reach_home(self, state: OpenInode) -> Object:
-        """The home's object. Raises `Unavailable` if its server stays away, before the catalog is told of a writer."""
-        while True:
-            try:
-                return await self._reach(state)
-            except Unavailable:
-                raise
-            except GodwitError:
-                # The home may have moved since we were told where it is: then its old object is gone.
-                if not await self._has_moved(state):
-                    raise
-
-    async def _reach(self, state: OpenInode) -> Object:
-        node = state.node
-        fenced = state.registered_write and state.home is not None and state.home.is_fenced
-        if state.home is not None and state.home_epoch == node.home_epoch and not fenced:
-            return state.home
-        if state.home is not None:
-            state.home.close()
-            state.home = None
-        state.home_epoch = node.home_epoch
-        volume = await self._peers.volume(node.home_volume)
-        if self._peers.is_local(volume):
-            to_write = state.registered_write
-            state.home = LocalObject.open_home(volume.path, node.ino, self._session, self._timeout_s, to_write=to_write)
-        else:
-            home = self._remote(node)
-            await home.reach()
-            state.home = home
-        return state.home
-
-    def _remote(self, node: Node) -> RemoteObject:
-        return RemoteObject(self._peers, self._leases, node, volume=node.home_volume, timeout_s=self._timeout_s)
 
     async def _register(self, state: OpenInode, *, write: bool) -> None:
         if not state.registered or (write and not state.registered_write):
@@ -257,7 +219,7 @@ class Files:
         self._leases.granted(token, asked_s)
         self._paths.saw(node.ino, parent, name)
         state = self._open_files.enter(node)
-        state.home, state.home_epoch = home or self._remote(node), node.home_epoch
+        state.home, state.home_epoch = home or self._homes.remote(node), node.home_epoch
         state.registered = state.registered_write = True
         state.caps = False
         state.changed = True
@@ -274,108 +236,13 @@ class Files:
         state = self._open_files.handle(number).inode
         state.check()
         try:
-            return await self._read(state, offset, length)
+            return await self._reader.read(state, offset, length)
         except (Fenced, Refused):
-            if not await self._has_moved(state):
+            if not await self._homes.has_moved(state):
                 raise
         if state.registered_write:
             await self._regain(state, state.home)
-        return await self._read(state, offset, length)
-
-    async def _has_moved(self, state: OpenInode) -> bool:
-        """Whether the manager says that the inode's home is another than we thought."""
-        before = state.home_epoch or state.node.home_epoch
-        await self._ask_anew(state)
-        return state.node.home_epoch != before
-
-    async def _ask_anew(self, state: OpenInode) -> None:
-        state.doubted = False  # before the question: who recalls the inode meanwhile doubts the answer
-        state.saw((await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).node)
-
-    async def _read(self, state: OpenInode, offset: int, length: int) -> Buffer:
-        held = await self._leases.hold(state.ino)
-        if isinstance(state.home, LocalObject):
-            _check_home(state, held)
-            return await state.home.read(offset, length)
-        if state.doubted:
-            await self._ask_anew(state)
-        volume = await self._peers.volume(state.node.home_volume)
-        if self._peers.is_local(volume):
-            return await self._read_local_home(state, offset, length)
-        replica = None if state.node.dirty else await self._own_replica(state)
-        # A replica may be read only while the manager would have to ask for the lease back before the file could change.
-        if replica is not None and not state.doubted and self._caching.may_keep(state.ino):
-            return await replica.read(offset, length)
-        return await self._read_remote(state, offset, length)
-
-    async def _read_local_home(self, state: OpenInode, offset: int, length: int) -> Buffer:
-        try:
-            home = await self._reach_home(state)
-        except GodwitError:
-            if state.node.dirty:
-                raise
-            return await self._read_any_replica(state, offset, length)
-        return await home.read(offset, length)
-
-    async def _read_remote(self, state: OpenInode, offset: int, length: int) -> Buffer:
-        home = self._remote(state.node)
-        if state.node.dirty:
-            return await home.read(offset, length)
-        try:
-            if (await self._peers.volume(state.node.home_volume)).up:
-                return await home.read_once(offset, length)
-        except Unavailable as error:
-            log.info("the home of inode %d is away, reading another replica: %s", state.ino, error)
-        return await self._read_any_replica(state, offset, length)
-
-    async def _own_replica(self, state: OpenInode) -> LocalObject | None:
-        """A current replica on this server's disks, checked at every read against the stamp in the catalog."""
-        await self._locate(state)
-        for replica in state.replicas:
-            volume = await self._peers.volume(replica.volume)
-            if replica.version != state.node.version or not self._peers.is_local(volume):
-                continue
-            try:
-                if state.replica is None or state.replica_version != replica.version:
-                    if state.replica is not None:
-                        state.replica.close()
-                        state.replica = None
-                    state.replica = LocalObject.open(volume.path, state.ino, os.O_RDONLY, self._session, self._timeout_s)
-                    state.replica_version = replica.version
-                check_replica(state.replica, replica.stamp, state.ino)
-            except GodwitError:
-                continue
-            return state.replica
-        return None
-
-    async def _locate(self, state: OpenInode) -> None:
-        if state.located_version == state.node.version:
-            return
-        opened = await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)
-        state.saw(opened.node)
-        state.replicas = opened.replicas
-        state.located_version = opened.node.version
-
-    async def _read_any_replica(self, state: OpenInode, offset: int, length: int) -> Buffer:
-        """From whatever current replica can be had, the home being away and the file not dirty."""
-        node = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).node
-        state.saw(node)
-        if node.dirty or node.version != state.node.version:
-            raise Unavailable(f"the home of inode {state.ino} is away, and the file is being written there")
-        if (own := await self._own_replica(state)) is not None:
-            return await own.read(offset, length)
-        failure: GodwitError = Unavailable(f"no server with a current replica of inode {state.ino} can be reached")
-        for replica in state.replicas:
-            if replica.volume == node.home_volume or replica.stamp is None:
-                continue
-            remote = RemoteObject(
-                self._peers, self._leases, node, volume=replica.volume, stamp=replica.stamp, timeout_s=self._timeout_s
-            )
-            try:
-                return await remote.read(offset, length)
-            except GodwitError as error:
-                failure = error
-        raise failure
+        return await self._reader.read(state, offset, length)
 
     # ---------------------------------------------------------------- writing
 
@@ -396,7 +263,7 @@ class Files:
         if home is not None:
             try:
                 held = await self._leases.hold(state.ino)
-                _check_home(state, held)
+                check_home(state, held)
                 state.changed = True
                 done = await act(home)
             except Fenced as error:
@@ -410,7 +277,7 @@ class Files:
                 if not repeatable:
                     raise Fenced(f"inode {state.ino} got another home while something was appended at the old one")
         new_home = await self._regain(state, home)
-        _check_home(state, await self._leases.hold(state.ino))
+        check_home(state, await self._leases.hold(state.ino))
         state.changed = True
         return await act(new_home)
 
@@ -423,7 +290,7 @@ class Files:
             state.check()
             if state.home is None or state.home is lost:
                 await self._ask_to_open(state, write=True)
-            return await self._reach_home(state)
+            return await self._homes.reach(state)
 
     async def truncate(self, ino: int, size: int) -> None:
         """Sets the length, whether or not the file is open."""
@@ -439,8 +306,8 @@ class Files:
 
     async def _truncate(self, state: OpenInode, size: int) -> None:
         state.check()
-        home = await self._reach_home(state)
-        _check_home(state, await self._leases.hold(state.ino))
+        home = await self._homes.reach(state)
+        check_home(state, await self._leases.hold(state.ino))
         state.changed = True
         await home.truncate(size)
 
@@ -451,7 +318,7 @@ class Files:
             return await state.home.set_times(change)
         volume = await self._peers.volume(node.home_volume)
         if not self._peers.is_local(volume):
-            return await self._remote(node).set_times(change)
+            return await self._homes.remote(node).set_times(change)
         home = LocalObject.open_home(volume.path, node.ino, self._session, self._timeout_s)
         try:
             return await home.set_times(change)
@@ -482,9 +349,3 @@ class Files:
             if state.changed:
                 await self._settler.commit(state, final=False)
             return state.node.version
-
-
-def _check_home(state: OpenInode, held: Held) -> None:
-    """Raises `Fenced` if the home has moved on while this mount was cut off with the file open."""
-    if held.token.home_epoch > state.home_epoch:
-        raise Fenced(f"the home of inode {state.ino} moved while this mount had it open and was cut off")

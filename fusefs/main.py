@@ -20,6 +20,7 @@ from fusefs.caching import Caching
 from fusefs.changes import Changes
 from fusefs.directories import Directories
 from fusefs.files import Files
+from fusefs.homes import Homes
 from fusefs.inodes import InodeNumbers
 from fusefs.leases import Leases
 from fusefs.namespace import Namespace
@@ -27,6 +28,7 @@ from fusefs.notify import KernelCache
 from fusefs.opens import Opens
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
+from fusefs.reading import Reader
 from fusefs.recalls import SHORT_NAMES_S, Recalls
 from fusefs.settling import Settler
 
@@ -161,7 +163,9 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     leases = Leases(session, caching, config.mount.renew_s, timeout_s, settler.open_files.use_of)
     attributes = Attributes(session, peers, leases, settler.open_files, timeout_s)
     numbers = InodeNumbers(session, timeout_s)
-    files = Files(session, peers, settler, attributes, numbers, leases, caching, changes, paths, timeout_s)
+    homes = Homes(session, peers, leases, timeout_s)
+    reader = Reader(session, peers, leases, caching, homes, timeout_s)
+    files = Files(session, peers, settler, attributes, numbers, leases, caching, homes, reader, changes, paths, timeout_s)
     directories = Directories(session, files, opens, caching, attributes, paths, timeout_s)
     namespace = Namespace(
         session, caching, changes, attributes, settler.open_files, files, directories, numbers, paths, timeout_s

@@ -1,0 +1,110 @@
+"""Reading: at the home, from a replica on this server, or from whatever current replica can be had."""
+
+import logging
+import os
+
+from cluster.errors import GodwitError, Unavailable
+from cluster.messages import Locate
+from cluster.session import ManagerSession
+from fusefs.caching import Caching
+from fusefs.homes import Homes, check_home
+from fusefs.leases import Leases
+from fusefs.objects import Buffer, LocalObject, RemoteObject, check_replica
+from fusefs.openfiles import OpenInode
+from fusefs.peers import Peers
+
+log = logging.getLogger(__name__)
+
+
+class Reader:
+    """Reads the content of open inodes."""
+
+    def __init__(
+        self, session: ManagerSession, peers: Peers, leases: Leases, caching: Caching, homes: Homes, timeout_s: float
+    ) -> None:
+        self._session = session
+        self._peers = peers
+        self._leases = leases
+        self._caching = caching
+        self._homes = homes
+        self._timeout_s = timeout_s
+
+    async def read(self, state: OpenInode, offset: int, length: int) -> Buffer:
+        held = await self._leases.hold(state.ino)
+        if isinstance(state.home, LocalObject):
+            check_home(state, held)
+            return await state.home.read(offset, length)
+        if state.doubted:
+            await self._homes.ask_anew(state)
+        volume = await self._peers.volume(state.node.home_volume)
+        if self._peers.is_local(volume):
+            return await self._read_local_home(state, offset, length)
+        replica = await self._own_replica(state) if self._is_settled(state) else None
+        if replica is not None and self._is_settled(state):
+            return await replica.read(offset, length)
+        return await self._read_remote(state, offset, length)
+
+    def _is_settled(self, state: OpenInode) -> bool:
+        """Whether the content is what the catalog says, and the manager would ask for the lease back before that changed."""
+        return not state.node.dirty and not state.doubted and self._caching.may_keep(state.ino)
+
+    async def _read_local_home(self, state: OpenInode, offset: int, length: int) -> Buffer:
+        try:
+            home = await self._homes.reach(state)
+        except GodwitError:
+            if state.node.dirty:
+                raise
+            return await self._read_any_replica(state, offset, length)
+        return await home.read(offset, length)
+
+    async def _read_remote(self, state: OpenInode, offset: int, length: int) -> Buffer:
+        home = self._homes.remote(state.node)
+        if state.node.dirty:
+            return await home.read(offset, length)
+        try:
+            if (await self._peers.volume(state.node.home_volume)).up:
+                return await home.read_once(offset, length)
+        except Unavailable as error:
+            log.info("the home of inode %d is away, reading another replica: %s", state.ino, error)
+        return await self._read_any_replica(state, offset, length)
+
+    async def _own_replica(self, state: OpenInode) -> LocalObject | None:
+        """A current replica on this server's disks, checked at every read against the stamp in the catalog."""
+        await self._homes.locate(state)
+        for replica in state.replicas:
+            volume = await self._peers.volume(replica.volume)
+            if replica.version != state.node.version or not self._peers.is_local(volume):
+                continue
+            try:
+                if state.replica is None or state.replica_version != replica.version:
+                    if state.replica is not None:
+                        state.replica.close()
+                        state.replica = None
+                    state.replica = LocalObject.open(volume.path, state.ino, os.O_RDONLY, self._session, self._timeout_s)
+                    state.replica_version = replica.version
+                check_replica(state.replica, replica.stamp, state.ino)
+            except GodwitError:
+                continue
+            return state.replica
+        return None
+
+    async def _read_any_replica(self, state: OpenInode, offset: int, length: int) -> Buffer:
+        """From whatever current replica can be had, the home being away and the file not dirty."""
+        node = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).node
+        state.saw(node)
+        if node.dirty or node.version != state.node.version:
+            raise Unavailable(f"the home of inode {state.ino} is away, and the file is being written there")
+        if (own := await self._own_replica(state)) is not None:
+            return await own.read(offset, length)
+        failure: GodwitError = Unavailable(f"no server with a current replica of inode {state.ino} can be reached")
+        for replica in state.replicas:
+            if replica.volume == node.home_volume or replica.stamp is None:
+                continue
+            remote = RemoteObject(
+                self._peers, self._leases, node, volume=replica.volume, stamp=replica.stamp, timeout_s=self._timeout_s
+            )
+            try:
+                return await remote.read(offset, length)
+            except GodwitError as error:
+                failure = error
+        raise failure
