@@ -29,9 +29,7 @@ MOUNTS = 3
 WHAT = [*["read"] * 3, *["change"] * 2, *["answer"] * 2, *["pass"] * 2, "give back", "replace", "long pass"]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(
-            ["read", "read", "read", "change", "change", "answer", "answer", "give back", "replace", "pass", "pass", "long pass"]
-        ),
+        st.sampled_from(WHAT),
         st.integers(0, MOUNTS - 1),
         st.integers(1, INODES),
         st.booleans(),
