@@ -25,6 +25,7 @@ ANSWER_ENTRIES = 256  # about what fits into one answer to the kernel
 DOT_COOKIE = 1
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
 QUIET_S = 2.0  # a directory that is open for longer is registered
+REGISTER_S = 1.0  # before its lease would end
 
 
 class Directories:
@@ -62,9 +63,10 @@ class Directories:
 
     def _open_quietly(self, ino: int) -> OpenDirectory | None:
         kept, listing = self._caching.node(ino), self._caching.listing(ino)
-        if kept is None or listing is None or listing.allowed.until_s(ino) < trio.current_time() + 2 * QUIET_S:
+        now = trio.current_time()
+        if kept is None or listing is None or listing.allowed.until_s(ino) <= now + REGISTER_S:
             return None
-        return self._opens.open_quietly(kept[0])
+        return self._opens.open_quietly(kept[0], min(now + QUIET_S, listing.allowed.until_s(ino) - REGISTER_S))
 
     async def register(self, ino: int) -> None:
         """Has the manager know of all handles of a directory that is about to be removed by ourselves."""
@@ -75,9 +77,9 @@ class Directories:
     async def register_loop(self) -> None:
         """Registers what stays open, long before its lease could end, until cancelled."""
         while True:
-            await trio.sleep(QUIET_S / 4)
+            await trio.sleep(REGISTER_S / 4)
             for directory in self._opens.quiet():
-                if trio.current_time() - directory.opened_s > QUIET_S:
+                if trio.current_time() >= directory.quiet_until_s:
                     try:
                         await self.register(directory.ino)
                     except GodwitError:

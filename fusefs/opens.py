@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import trio
-
 from cluster.messages import Node
 from cluster.messages import OpenInode as Registration
 from fusefs.caching import DOTDOT_COOKIE, LISTED_MAX, NOTHING, Allowance, Listed
@@ -13,7 +11,7 @@ from fusefs.openfiles import OpenFiles
 
 @dataclass(eq=False)
 class OpenDirectory:
-    """One open directory. `handle`: of the registration at the manager, 0 while there is none.
+    """One open directory. `handle`: of the registration at the manager, 0 while there is none, until `quiet_until_s` at most.
 
     `entries`: what has been fetched, in the order of the cookies, all of it from the beginning if `from_start`; nothing follows
     them if `end`. `allowed` came with the first of them. `whole`: it is a listing that was kept, whose nodes may be out of date.
@@ -21,7 +19,7 @@ class OpenDirectory:
 
     node: Node
     handle: int = 0
-    opened_s: float = field(default_factory=trio.current_time)
+    quiet_until_s: float = 0.0
     parent: int = 0
     entries: list[Listed] = field(default_factory=list)
     allowed: Allowance = NOTHING
@@ -64,8 +62,8 @@ class Opens:
         self._open_files = open_files
         self._quiet: dict[int, list[OpenDirectory]] = {}
 
-    def open_quietly(self, node: Node) -> OpenDirectory:
-        directory = OpenDirectory(node)
+    def open_quietly(self, node: Node, until_s: float) -> OpenDirectory:
+        directory = OpenDirectory(node, quiet_until_s=until_s)
         self._quiet.setdefault(node.ino, []).append(directory)
         return directory
 
