@@ -1,6 +1,5 @@
 """Which network a command means, and where a path leads into it."""
 
-import errno
 import os
 import stat
 from pathlib import Path
@@ -14,8 +13,8 @@ from cli.conversation import Asker
 from cli.names import find_inode
 from cli.target import Target, find_target, only_lab, split_at_mount
 from cluster.config import dump_config
-from cluster.errors import Refused, Unavailable, refused
-from cluster.messages import Blob, Lookup, Node, ReadLink
+from cluster.errors import Refused, Unavailable
+from cluster.messages import Blob, Found, Lookup, Node, ReadLink
 from lab import registry
 from lab.lab import Lab
 from lab.network import Network
@@ -141,9 +140,9 @@ class Namespace:
         assert isinstance(request, Lookup)
         found = self._table.get((request.parent, request.name))
         if found is None:
-            raise refused(errno.ENOENT)
+            return Found(None)
         kind = stat.S_IFLNK if found[1] else stat.S_IFDIR
-        return Node(found[0], kind | 0o755, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        return Found(Node(found[0], kind | 0o755, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0))
 
 
 def inode_of(path: str) -> int:

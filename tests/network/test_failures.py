@@ -26,8 +26,8 @@ from tests.network.conditions import godwit, wait_for_copies, wait_for_replicas,
 REQUEST_TIMEOUT_S = 8.0
 SESSION_TIMEOUT_S = 6.0
 OVERRIDES = {
-    "mount": {"request_timeout_s": REQUEST_TIMEOUT_S, "commit_s": 1.0},
-    "manager": {"term_s": 2.0, "session_timeout_s": SESSION_TIMEOUT_S},
+    "mount": {"request_timeout_s": REQUEST_TIMEOUT_S, "commit_s": 1.0, "renew_s": 1.0},
+    "manager": {"term_s": 2.0, "session_timeout_s": SESSION_TIMEOUT_S, "access_s": 3.0},
 }
 
 MakeLab = Callable[[], Lab]
