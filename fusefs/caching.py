@@ -275,23 +275,27 @@ class Caching:
         """What to tell the kernel, which keeps it as long as is said here. The reply follows without an await."""
         now = self._now()
         ino = 0 if node is None else node.ino
-        entry_s = min(entry_until_s - now, self._names_s)
-        if entry_s <= 0 or not self._note_name(parent, name, GivenName(now + entry_s, ino)):
+        until_s = min(entry_until_s, now + self._names_s)
+        entry_s = until_s - now
+        if entry_s <= 0 or not self._note_name(parent, name, until_s, ino):
             entry_s = 0.0
         attr_s = max(0.0, attr_until_s - now)
         if attr_s and parent and (cached := self._cached.get(ino)) is not None:
             cached.parents.add(parent)
         return Seen(node, entry_s, attr_s)
 
-    def _note_name(self, parent: int, name: bytes, given: GivenName) -> bool:
+    def _note_name(self, parent: int, name: bytes, until_s: float, ino: int) -> bool:
         cached = self._cached.get(parent)
         if cached is None:
             return False
-        if name not in cached.names:
+        known = cached.names.get(name)
+        if known is None:
             if self._names >= NAMES_MAX and not self._forget_names():
                 return False
             self._names += 1
-        cached.names[name] = given
+        elif known.until_s == until_s and known.ino == ino:
+            return True
+        cached.names[name] = GivenName(until_s, ino)
         return True
 
     def _forget_names(self) -> bool:
@@ -317,7 +321,7 @@ class Caching:
         if given is None or given.until_s <= self._now():
             return 0.0
         holder = self._cached.get(name[0])
-        covered = holder is not None and holder.deadline_s >= given.until_s and self._note_name(*name, given)
+        covered = holder is not None and holder.deadline_s >= given.until_s and self._note_name(*name, *given)
         return 0.0 if covered else given.until_s
 
     def removed_name(self, parent: int, name: bytes) -> GivenName | None:

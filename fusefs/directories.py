@@ -8,6 +8,7 @@ import itertools
 import os
 import stat
 from bisect import bisect_right
+from collections.abc import Iterator
 
 import trio
 
@@ -94,10 +95,10 @@ class Directories:
 
     # ------------------------------------------------------------------------------------------------------ pages
 
-    async def page(self, number: int, after: int) -> list[tuple[bytes, int, Seen]]:
+    async def page(self, number: int, after: int) -> Iterator[tuple[bytes, int, Seen]]:
         """Names, cookies greater than *after*, and what the kernel is told of each; empty when the listing has ended there.
 
-        The answer follows without an await.
+        To be gone through, as far as the answer has room, and answered without an await.
         """
         directory = self._open[number]
         try:
@@ -108,14 +109,17 @@ class Directories:
         except Refused as error:
             if error.errno not in GONE:
                 raise
-            return []
+            return iter(())
+        return self._told(directory, after, entries, present)
+
+    def _told(
+        self, directory: OpenDirectory, after: int, entries: list[Listed], present: list[tuple[Node, Allowance]]
+    ) -> Iterator[tuple[bytes, int, Seen]]:
         dots = [(b".", DOT_COOKIE, directory.ino), (b"..", DOTDOT_COOKIE, directory.parent)]
-        told = [(name, cookie, Seen(_directory(ino))) for name, cookie, ino in dots if cookie > after]
-        until_s = directory.until_s()
-        for listed, (node, allowed) in zip(entries, present, strict=True):
-            seen = self._caching.seen(node, allowed.until_s(node.ino), directory.ino, listed.name, until_s)
-            told.append((listed.name, listed.cookie, seen))
-        return told
+        yield from ((name, cookie, Seen(_directory(ino))) for name, cookie, ino in dots if cookie > after)
+        until_s, seen, parent = directory.until_s(), self._caching.seen, directory.ino
+        for (cookie, name, _node, _allowed), (node, allowed) in zip(entries, present, strict=True):
+            yield name, cookie, seen(node, allowed.until_s(node.ino), parent, name, until_s)
 
     async def _begin(self, directory: OpenDirectory) -> None:
         """From the beginning: from what is kept, if it is good at this moment, else by asking."""
