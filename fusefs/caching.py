@@ -253,6 +253,19 @@ class Caching:
             return None
         return cached.node, cached.node_allowed
 
+    def fresh(self, entries: list[Listed], now: float) -> list[tuple[Node, float]] | None:
+        """The nodes of all *entries*, and until when each may be kept; None if one is not kept, or is a file being written."""
+        found = []
+        for listed in entries:
+            cached = self._cached.get(listed.node.ino)
+            if cached is None or cached.node is None or cached.node_allowed is None:
+                return None
+            until_s = cached.node_allowed.until_s(listed.node.ino)
+            if until_s <= now or cached.node.dirty:
+                return None
+            found.append((cached.node, until_s))
+        return found
+
     def keep_listing(self, ino: int, listing: KeptListing) -> None:
         """Keeps the whole listing of a directory, if it may."""
         if listing.allowed.until_s(ino) and (cached := self._cached.get(ino)) is not None:

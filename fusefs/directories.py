@@ -113,13 +113,13 @@ class Directories:
         return self._told(directory, after, entries, present)
 
     def _told(
-        self, directory: OpenDirectory, after: int, entries: list[Listed], present: list[tuple[Node, Allowance]]
+        self, directory: OpenDirectory, after: int, entries: list[Listed], present: list[tuple[Node, float]]
     ) -> Iterator[tuple[bytes, int, Seen]]:
         dots = [(b".", DOT_COOKIE, directory.ino), (b"..", DOTDOT_COOKIE, directory.parent)]
         yield from ((name, cookie, Seen(_directory(ino))) for name, cookie, ino in dots if cookie > after)
         until_s, seen, parent = directory.until_s(), self._caching.seen, directory.ino
-        for (cookie, name, _node, _allowed), (node, allowed) in zip(entries, present, strict=True):
-            yield name, cookie, seen(node, allowed.until_s(node.ino), parent, name, until_s)
+        for (cookie, name, _node, _allowed), (node, attr_until_s) in zip(entries, present, strict=True):
+            yield name, cookie, seen(node, attr_until_s, parent, name, until_s)
 
     async def _begin(self, directory: OpenDirectory) -> None:
         """From the beginning: from what is kept, if it is good at this moment, else by asking."""
@@ -158,8 +158,13 @@ class Directories:
         if directory.end and directory.from_start and directory.parent:
             self._caching.keep_listing(directory.ino, KeptListing(directory.entries, directory.parent, directory.allowed))
 
-    async def _present(self, directory: OpenDirectory, entries: list[Listed]) -> list[tuple[Node, Allowance]]:
-        """The present attributes of each: the kernel takes them over, so stale ones could cut a mapped file short."""
+    async def _present(self, directory: OpenDirectory, entries: list[Listed]) -> list[tuple[Node, float]]:
+        """The present attributes of each, and until when they may be kept: the kernel takes them over, so stale ones could cut
+        a mapped file short."""
+        now = trio.current_time()
+        known = self._caching.fresh(entries, now) if directory.whole else None
+        if known is not None:
+            return known
         found = []
         for listed in entries:
             kept = self._caching.node(listed.node.ino)
@@ -169,7 +174,7 @@ class Directories:
             if node.dirty and stat.S_ISREG(node.mode):
                 node = await self._attributes.live(node)
             found.append((node, allowed))
-        return found
+        return [(node, allowed.until_s(node.ino)) for node, allowed in found]
 
     async def _describe(self, listed: Listed) -> tuple[Node, Allowance]:
         """An entry of a listing that is good, though what was known of the inode is not any more."""

@@ -1,5 +1,6 @@
 """The mount process: puts the parts together, mounts, answers the kernel, and unmounts in order."""
 
+import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 MIN_TASKS = 8
 MAX_TASKS = 256
 DRAIN_TIMEOUT_S = 10.0
+GC_THRESHOLD = 50_000  # objects; the interpreter's default is 700
 GIVE_BACK_TIMEOUT_S = 2.0
 READ_AHEAD_KIB = 1024
 
@@ -44,6 +46,8 @@ READ_AHEAD_KIB = 1024
 async def run_mount(config: ServerConfig, until: Callable[[], Awaitable[None]]) -> None:
     """Mounts the namespace and serves it until *until* returns or it is unmounted; what was closed is committed before it
     ends."""
+    # What is kept are many small objects without cycles: looking through them again and again would cost more than it frees.
+    gc.set_threshold(GC_THRESHOLD)
     background = trio.CancelScope(shield=True)
     with _only_mount(config):
         await _run(config, until, background)
