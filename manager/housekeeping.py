@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 REAP_BATCH = 64
+ORPHAN_S = 1.0  # between looking up a name and opening it, it may have been taken away
 SCAN_BATCH = 64
 SCAN_PAUSE_S = 0.005  # between batches, so that requests go first
 FORGET_REPLIES_S = 3600.0
@@ -90,14 +91,19 @@ async def reap_loop(term: Term) -> None:
     state = term.state
     while True:
         with state.bells.listening(REAP) as bell:
-            if not state.to_reap:
+            if not state.orphaned:
                 await bell.wait()
-        doomed, state.to_reap = state.to_reap[:REAP_BATCH], state.to_reap[REAP_BATCH:]
+        if not state.orphaned:
+            continue
+        oldest_s = next(iter(state.orphaned.values()))
+        await trio.sleep_until(oldest_s + ORPHAN_S)
+        doomed = state.take_doomed(monotonic_s() - ORPHAN_S, REAP_BATCH)
         try:
             await term.store.write(partial(reap, state=state, doomed=doomed))
         except NotManager:
             log.warning("the catalog does not answer: orphans wait")
-            state.to_reap += doomed
+            state.reaping.difference_update(doomed)
+            state.orphaned |= dict.fromkeys(doomed, 0.0)
             await trio.sleep(TICK_S)
             continue
         state.reaping.difference_update(doomed)

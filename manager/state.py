@@ -1,13 +1,14 @@
 """What a manager knows besides the catalog. It dies with the term; whatever matters is presented or found again."""
 
 import itertools
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import trio
 from sqlalchemy import Connection
 
+from cluster.clock import monotonic_s
 from cluster.messages import Node, Operation
 from manager.caching import Notes, looking_at
 from manager.fences import RECALLED, Fences, HeldElsewhere, Mutation, Part
@@ -80,7 +81,7 @@ class State:
         self.next_ino = 0
         self.unlinked: set[int] = set()  # orphans that are open; the others are found when the grace time ends
         self.reaping: set[int] = set()
-        self.to_reap: list[int] = []
+        self.orphaned: OrderedDict[int, float] = OrderedDict()  # that nobody has open, and since when
         self.has_moves = False  # whether any file may have moves: else nobody looks for them
         self.has_forsaken = False  # whether any object is to be left alone: else nobody looks for them
         self._changing: Counter[int] = Counter()
@@ -202,9 +203,26 @@ class State:
         if self.sessions.is_open(ino):
             self.unlinked.add(ino)
         elif not self.in_grace:
-            self.to_reap.append(ino)
-            self.reaping.add(ino)
+            self.orphaned[ino] = monotonic_s()
             self.bells.ring(REAP)
+
+    def take_doomed(self, before: float, limit: int) -> list[int]:
+        """The orphans that are to be reaped now: nobody has them open, and whose last name went before that time.
+
+        Who has looked a name up opens what it meant a moment later: that is an open file, then, not a stale one.
+        """
+        doomed: list[int] = []
+        while self.orphaned and len(doomed) < limit:
+            ino, since_s = next(iter(self.orphaned.items()))
+            if since_s > before:
+                break
+            del self.orphaned[ino]
+            if self.sessions.is_open(ino):
+                self.unlinked.add(ino)
+            else:
+                doomed.append(ino)
+        self.reaping.update(doomed)
+        return doomed
 
     def register_creator(self, session: Session, ino: int) -> None:
         """What a session creates it has open for writing; a `Close` with any sequence above 0 ends that."""

@@ -136,7 +136,7 @@ class Term:
         while True:
             page = await self.store.read(partial(_orphans, after=after))
             for ino in page:
-                if ino not in self.state.reaping and ino not in self.state.unlinked:
+                if ino not in self.state.reaping and ino not in self.state.unlinked and ino not in self.state.orphaned:
                     self.state.lost_name(ino)
             if len(page) < SWEEP_PAGE:
                 return

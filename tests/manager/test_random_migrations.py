@@ -3,6 +3,7 @@
 After each step the catalog must be one from which nothing can be lost; in the end everything has come to rest.
 """
 
+import math
 import random
 from functools import partial
 
@@ -226,7 +227,7 @@ class World:
     async def reap(self) -> None:
         """What the manager's own loop does with files that have no name any more."""
         state = self.office.state
-        doomed, state.to_reap = state.to_reap, []
+        doomed = state.take_doomed(math.inf, len(state.orphaned))
         await self.office.store.write(partial(reap, state=state, doomed=doomed))
         state.reaping.difference_update(doomed)
 
