@@ -53,6 +53,15 @@ def all_names(workers: int) -> list[str]:
     return [*CHANGING, *STAYING, *(own_name(worker) for worker in range(workers + 1))]
 
 
+def close(descriptor: int) -> None:
+    """Ends a descriptor, also one of a mount that was killed, whose end the kernel cannot tell anybody."""
+    try:
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise
+
+
 class Actor:
     """The system calls of one worker on one mount. Methods raise nothing that the file system says: it is in the log."""
 
@@ -124,7 +133,7 @@ class Actor:
         if self._do(kind, work, name=name):
             return opened[0]
         for file in opened:
-            os.close(file.descriptor)
+            close(file.descriptor)
         return None
 
     def fstat(self, file: "Opened") -> Attributes | None:
@@ -172,7 +181,7 @@ class Actor:
                 with mmap.mmap(descriptor, CELLS * CELL_BYTES, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
                     return {"ino": ino, "cells": cells_in(mapped[:], 0, CELLS)}
             finally:
-                os.close(descriptor)
+                close(descriptor)
 
         self._do("readmapped", work, name=name, count=CELLS)
 
@@ -250,7 +259,7 @@ class Opened:
     def close(self) -> None:
         """What close(2) says is for nobody: every write has had its own answer."""
         try:
-            os.close(self.descriptor)
+            close(self.descriptor)
         except OSError:
             return
 
