@@ -85,9 +85,6 @@ def print_details(details: ServerDetails) -> None:
         print_line(f"conflict: {as_shown(path)}")
 
 
-app.command("drain")(drain)
-
-
 @app.command("remove")
 def remove_server(
     name: NameArgument, root: RootOption = None, timeout: TimeoutOption = REMOVE_TIMEOUT_S, as_json: JsonOption = False

@@ -28,6 +28,7 @@ WRITE = "write"
 SHARED = "shared"
 MAY_WRITE = frozenset({WRITE, SHARED})
 
+SERIAL_TERM_BITS = 40  # serials are `term << SERIAL_TERM_BITS | number`, so that they grow over all terms
 SEAL_BYTES = 32
 MARGIN = 0.05  # of the access time, and at least `MARGIN_MIN_S`: how much longer the manager waits than the holder acts
 MARGIN_MIN_S = 0.25

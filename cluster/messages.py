@@ -21,6 +21,8 @@ ROOT_INO = 1
 NAME_MAX = 255
 XATTR_VALUE_MAX = 65536
 SYMLINK_MAX = 4095
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
 
 COPY = "copy"
 DELETE = "delete"
@@ -439,7 +441,7 @@ class Rmdir(Message, frozen=True, array_like=True, tag="rmdir"):
 
 
 class Rename(Message, frozen=True, array_like=True, tag="rename"):
-    """rename(2) with the flags `RENAME_NOREPLACE` (1) or `RENAME_EXCHANGE` (2)."""
+    """rename(2) with the flags `RENAME_NOREPLACE` or `RENAME_EXCHANGE`, or 0."""
 
     parent: int
     name: bytes

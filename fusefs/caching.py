@@ -20,15 +20,13 @@ from typing import NamedTuple, Protocol
 
 import trio
 
+from cluster.leases import SERIAL_TERM_BITS
 from cluster.messages import Grant, Node, Recall
 
-TERM_SHIFT = 40  # serials are `term << TERM_SHIFT | number`
 CACHED_MAX = 100_000  # inodes; beyond, those that were granted longest ago are given back
 GIVE_BACK_MANY = 1000
 NAMES_MAX = 200_000  # names that the kernel holds; beyond, it is given no more until some have run out
 LOOK_AGAIN_S = 1.0
-LISTED_MAX = 20_000  # entries of a listing that is kept
-DOTDOT_COOKIE = 2  # the entries of a directory follow `.` and `..`
 
 
 class Seen(NamedTuple):
@@ -159,7 +157,7 @@ class Caching:
 
     def welcomed(self, term: int) -> None:
         """A manager has welcomed this mount: grants of earlier terms that are still under way are void."""
-        self._first_serial = max(self._first_serial, term << TERM_SHIFT)
+        self._first_serial = max(self._first_serial, term << SERIAL_TERM_BITS)
 
     def take(self, grant: Grant | None, asked_s: float) -> Allowance:
         """The allowance that an answer brought to what was asked at *asked_s*."""

@@ -16,9 +16,9 @@ from cluster.errors import GodwitError, Refused
 from cluster.messages import GetAttr, GetParent, Node, ReadDir, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
-from fusefs.caching import DOTDOT_COOKIE, NOTHING, Allowance, Caching, KeptListing, Listed, Seen
+from fusefs.caching import NOTHING, Allowance, Caching, KeptListing, Listed, Seen
 from fusefs.files import Files
-from fusefs.opens import OpenDirectory, Opens
+from fusefs.opens import DOTDOT_COOKIE, OpenDirectory, Opens
 from fusefs.paths import LastKnownPaths
 
 PAGE_ENTRIES = 512

@@ -12,7 +12,7 @@ import trio
 
 from cluster.clock import file_time_ns
 from cluster.errors import Fenced, GodwitError, Refused, refused
-from cluster.messages import AwaitCopies, Create, CreateObject, Locate, Lookup, Node, Open, RemoveXattr, SetAttr, Sync
+from cluster.messages import AwaitCopies, Create, CreateObject, Lookup, Node, Open, RemoveXattr, SetAttr, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.caching import Caching, Seen
@@ -106,7 +106,7 @@ class Files:
 
     async def _node(self, ino: int) -> Node:
         kept = self._caching.node(ino)
-        return kept[0] if kept else (await self._session.call(Locate(ino), timeout_s=self._timeout_s)).node
+        return kept[0] if kept else (await self._homes.ask(ino)).node
 
     async def _open_locked(self, state: OpenInode, flags: int, uid: int, *, write: bool) -> tuple[int, bool]:
         state.check()
@@ -337,7 +337,7 @@ class Files:
             version = await self._sync_at(await self._regain(state, state.home), state, data_only=data_only)
         await self._session.call(Sync(), timeout_s=self._timeout_s)
         if state.sync_copies is None:
-            state.sync_copies = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).sync_copies
+            state.sync_copies = (await self._homes.ask(state.ino)).sync_copies
         if state.sync_copies > 1:
             request = AwaitCopies(state.ino, version, state.sync_copies, self._timeout_s)
             await self._session.call(request, timeout_s=self._timeout_s + 1)

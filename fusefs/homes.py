@@ -3,7 +3,7 @@
 import stat
 
 from cluster.errors import Fenced, GodwitError, Unavailable
-from cluster.messages import Locate, Node
+from cluster.messages import Locate, Node, Opened, Replica
 from cluster.session import ManagerSession
 from fusefs.leases import Held, Leases
 from fusefs.objects import LocalObject, Object, RemoteObject
@@ -51,8 +51,14 @@ class Homes:
             state.home = home
         return state.home
 
-    def remote(self, node: Node) -> RemoteObject:
-        return RemoteObject(self._peers, self._leases, node, volume=node.home_volume, timeout_s=self._timeout_s)
+    def remote(self, node: Node, replica: Replica | None = None) -> RemoteObject:
+        """The home's object at another server; with *replica*, which has a stamp, that one."""
+        volume, stamp = (node.home_volume, None) if replica is None else (replica.volume, replica.stamp)
+        return RemoteObject(self._peers, self._leases, node, volume=volume, stamp=stamp, timeout_s=self._timeout_s)
+
+    async def ask(self, ino: int) -> Opened:
+        """Where the manager says that the inode is."""
+        return await self._session.call(Locate(ino), timeout_s=self._timeout_s)
 
     async def has_moved(self, state: OpenInode) -> bool:
         """Whether the manager says that the inode's home is another than we thought."""
@@ -62,12 +68,12 @@ class Homes:
 
     async def ask_anew(self, state: OpenInode) -> None:
         state.doubted = False  # before the question: who recalls the inode meanwhile doubts the answer
-        state.saw((await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).node)
+        state.saw((await self.ask(state.ino)).node)
 
     async def locate(self, state: OpenInode) -> None:
         if state.located_version == state.node.version:
             return
-        opened = await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)
+        opened = await self.ask(state.ino)
         state.saw(opened.node)
         state.replicas = opened.replicas
         state.located_version = opened.node.version

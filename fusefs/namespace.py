@@ -9,6 +9,7 @@ from cluster.clock import file_time_ns
 from cluster.errors import Refused
 from cluster.messages import (
     NAME_MAX,
+    RENAME_EXCHANGE,
     Create,
     GetAttr,
     GetSpace,
@@ -35,8 +36,6 @@ from fusefs.files import SECURITY_CAPABILITY, Files
 from fusefs.inodes import InodeNumbers
 from fusefs.openfiles import OpenFiles
 from fusefs.paths import LastKnownPaths
-
-RENAME_EXCHANGE = 2
 
 
 class Namespace:

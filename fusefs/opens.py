@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 
 from cluster.messages import Node
 from cluster.messages import OpenInode as Registration
-from fusefs.caching import DOTDOT_COOKIE, LISTED_MAX, NOTHING, Allowance, Listed
+from fusefs.caching import NOTHING, Allowance, Listed
 from fusefs.openfiles import OpenFiles
+
+LISTED_MAX = 20_000  # entries of a listing that is kept
+DOTDOT_COOKIE = 2  # the entries of a directory follow `.` and `..`
 
 
 @dataclass(eq=False)

@@ -4,12 +4,11 @@ import logging
 import os
 
 from cluster.errors import GodwitError, Unavailable
-from cluster.messages import Locate
 from cluster.session import ManagerSession
 from fusefs.caching import Caching
 from fusefs.homes import Homes, check_home
 from fusefs.leases import Leases
-from fusefs.objects import Buffer, LocalObject, RemoteObject, check_replica
+from fusefs.objects import Buffer, LocalObject, check_replica
 from fusefs.openfiles import OpenInode
 from fusefs.peers import Peers
 
@@ -90,7 +89,7 @@ class Reader:
 
     async def _read_any_replica(self, state: OpenInode, offset: int, length: int) -> Buffer:
         """From whatever current replica can be had, the home being away and the file not dirty."""
-        node = (await self._session.call(Locate(state.ino), timeout_s=self._timeout_s)).node
+        node = (await self._homes.ask(state.ino)).node
         state.saw(node)
         if node.dirty or node.version != state.node.version:
             raise Unavailable(f"the home of inode {state.ino} is away, and the file is being written there")
@@ -100,11 +99,8 @@ class Reader:
         for replica in state.replicas:
             if replica.volume == node.home_volume or replica.stamp is None:
                 continue
-            remote = RemoteObject(
-                self._peers, self._leases, node, volume=replica.volume, stamp=replica.stamp, timeout_s=self._timeout_s
-            )
             try:
-                return await remote.read(offset, length)
+                return await self._homes.remote(node, replica).read(offset, length)
             except GodwitError as error:
                 failure = error
         raise failure

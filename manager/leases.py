@@ -13,15 +13,14 @@ Changed in the event loop only; `is_written`, `caching` and `get` may also be as
 import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from cluster.errors import TokenRefused
-from cluster.leases import READ, SHARED, WRITE, LeaseToken, Sealer, margin_s, mode_for
+from cluster.leases import READ, SERIAL_TERM_BITS, SHARED, WRITE, LeaseToken, Sealer, margin_s, mode_for
 from cluster.messages import LeaseCounts, Node
 from manager.members import Members
 from manager.sessions import Session
 
-SERIAL_TERM_BITS = 40
 TABLE_MAX = 500_000  # beyond, nobody is granted anything to cache
 CACHED_MAX = 100_000  # the same for one session
 
@@ -71,16 +70,7 @@ class Counts:
     requests: int = 0
 
     def message(self) -> LeaseCounts:
-        return LeaseCounts(
-            granted=self.granted,
-            renewed=self.renewed,
-            expired=self.expired,
-            refused=self.refused,
-            recalled=self.recalled,
-            waited_out=self.waited_out,
-            given_back=self.given_back,
-            requests=self.requests,
-        )
+        return LeaseCounts(**asdict(self))
 
 
 class Leases:

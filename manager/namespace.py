@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import bindparam, delete, insert, select, update
 
 from cluster.errors import refused
-from cluster.messages import SYMLINK_MAX, Create, Link, Node, Rename, Rmdir, Unlink
+from cluster.messages import RENAME_EXCHANGE, RENAME_NOREPLACE, SYMLINK_MAX, Create, Link, Node, Rename, Rmdir, Unlink
 from manager import acl
 from manager.attributes import read_acl
 from manager.caching import note_itself, note_new
@@ -42,8 +42,6 @@ from manager.tasks import align_inode
 LINK_MAX = 65000
 DIRECTORY_BYTES = 4096
 DIRECTORY_BLOCKS = 8
-RENAME_NOREPLACE = 1
-RENAME_EXCHANGE = 2
 RDEV_MAX = 2**32 - 1
 
 _TYPES = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})

@@ -7,6 +7,7 @@ import trio
 
 from cluster.errors import Fenced, Refused, Unavailable
 from cluster.messages import (
+    RENAME_NOREPLACE,
     ROOT_INO,
     AwaitCopies,
     BeginCommit,
@@ -40,7 +41,6 @@ from cluster.messages import (
     Where,
 )
 from manager.housekeeping import tick_loop
-from manager.namespace import RENAME_NOREPLACE
 from tests.manager.office import GIB, NOW, Office, Peer, in_office, small_network, until
 
 
