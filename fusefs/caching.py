@@ -11,9 +11,8 @@ is no await.
 """
 
 import math
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -147,7 +146,7 @@ class Caching:
         self._access_s = 0.0
         self._names = 0
         self._look_again_s = 0.0
-        self._leaving: Counter[int] = Counter()
+        self._leaving: dict[int, list[GivenUp]] = {}  # given up, but the kernel may still have some of it
 
     def limit_names(self, names_s: float) -> None:
         """For how long at most the kernel is given a name."""
@@ -214,17 +213,6 @@ class Caching:
         """All inodes of which something may be cached here at this moment, for a new manager."""
         now = self._now()
         return [ino for ino, cached in self._cached.items() if cached.deadline_s > now] + list(self._leaving)
-
-    @contextmanager
-    def leaving(self, given_up: Iterable[GivenUp]) -> Iterator[None]:
-        """While inside, the kernel may still have something of what was given up."""
-        inodes = [item.ino for item in given_up]
-        self._leaving.update(inodes)
-        try:
-            yield
-        finally:
-            self._leaving.subtract(inodes)
-            self._leaving = +self._leaving
 
     def __len__(self) -> int:
         return len(self._cached)
@@ -336,11 +324,14 @@ class Caching:
         return 0.0 if covered else given.until_s
 
     def removed_name(self, parent: int, name: bytes) -> GivenName | None:
-        """The kernel does not have a name any more."""
+        """The kernel does not have a name any more; what it had, or may have had if that is just being taken away."""
         cached = self._cached.get(parent)
         given = None if cached is None else cached.names.pop(name, None)
-        self._names -= given is not None
-        return given
+        if given is not None:
+            self._names -= 1
+            return given
+        going = [item.names[name] for item in self._leaving.get(parent, ()) if name in item.names]
+        return max(going, default=None)
 
     def given_ino(self, parent: int, name: bytes) -> int | None:
         """The inode of a name as the kernel was told, 0 if it was told that there is none; None if that is not known."""
@@ -351,11 +342,24 @@ class Caching:
     # --------------------------------------------------------------------------------------------------- ending
 
     def recalled(self, recall: Recall) -> list[GivenUp]:
-        """Nothing of these may be kept from this moment on; what the kernel may still have of it."""
+        """Nothing of these may be kept from this moment on; what the kernel may still have of it, until `left`."""
         self.newest_serial = max(self.newest_serial, recall.serial)
-        for ino in recall.inodes:
-            self._raise_floor(ino, recall.serial, 0.0)
-        return [self._give_up(ino) for ino in recall.inodes]
+        return self._leave(recall.inodes, recall.serial)
+
+    def _leave(self, inodes: Iterable[int], serial: int) -> list[GivenUp]:
+        for ino in inodes:
+            self._raise_floor(ino, serial, 0.0)
+        given_up = [self._give_up(ino) for ino in inodes]
+        for item in given_up:
+            self._leaving.setdefault(item.ino, []).append(item)
+        return given_up
+
+    def left(self, given_up: Iterable[GivenUp]) -> None:
+        """The kernel has nothing of this any more."""
+        for item in given_up:
+            going = self._leaving[item.ino] = [other for other in self._leaving[item.ino] if other is not item]
+            if not going:
+                del self._leaving[item.ino]
 
     def _give_up(self, ino: int) -> GivenUp:
         cached = self._cached.pop(ino, None) or Cached()
@@ -377,16 +381,12 @@ class Caching:
         self._names = 0
 
     def give_back(self, is_open: Callable[[int], bool]) -> tuple[list[GivenUp], int]:
-        """What to give back so that the bound is kept, of what was granted longest ago, and the serial up to which it ends."""
+        """What to give back so that the bound is kept, of what was granted longest ago, and the serial up to which it ends. The
+        kernel may still have some of it, until `left`."""
         if len(self._cached) <= CACHED_MAX:
             return [], 0
         oldest = [ino for ino in self._cached if not is_open(ino)][:GIVE_BACK_MANY]
-        return self._end(oldest), self.newest_serial
-
-    def _end(self, inodes: list[int]) -> list[GivenUp]:
-        for ino in inodes:
-            self._raise_floor(ino, self.newest_serial, 0.0)
-        return [self._give_up(ino) for ino in inodes]
+        return self._leave(oldest, self.newest_serial), self.newest_serial
 
     def expired(self) -> list[GivenUp]:
         """Forgets what has run out; the kernel's timeouts have, too, but not its pages of what is open and mapped."""

@@ -30,6 +30,7 @@ R = TypeVar("R")
 SHORT_NAMES_S = 1.0
 LATER_S = 0.1  # the kernel counts a timeout from when it takes the answer
 THREADS = 16
+WAITERS = 256  # as many as there may be changes of our own under way
 CHECK_S = 0.25
 GIVE_BACK_TOGETHER = 5000
 ONE_BY_ONE_MAX = 5000  # names; more are faster looked up again than dropped
@@ -76,7 +77,7 @@ class Recalls:
         self._changing: Counter[int] = Counter()
         self._waiting: dict[int, set[trio.Event]] = {}  # for the directory's lock; set when a change of our own begins there
         self._threads = trio.CapacityLimiter(THREADS)
-        self._waiters = trio.CapacityLimiter(THREADS)  # for locks of directories: the others must not run out because of them
+        self._waiters = trio.CapacityLimiter(WAITERS)  # for locks of directories: the others must not run out because of them
         self.obeyed = 0
 
     # ------------------------------------------------------------------------------------------------ own changes
@@ -116,8 +117,10 @@ class Recalls:
 
     async def _take_away(self, given_up: list[GivenUp]) -> None:
         """Returns when the kernel has nothing of these any more, and will not get anything from answers that we gave before."""
-        with self._caching.leaving(given_up):
+        try:
             await self._take_from_kernel(given_up)
+        finally:
+            self._caching.left(given_up)
 
     async def _take_from_kernel(self, given_up: list[GivenUp]) -> None:
         unknown = await self._in_thread(self._drop_inodes, [item.ino for item in given_up])
@@ -136,9 +139,11 @@ class Recalls:
 
     async def _drop_names(self, directory: int, names: Iterable[bytes], until_s: float) -> None:
         each = list(names)
-        if len(each) <= ONE_BY_ONE_MAX and await self._under_lock(directory, self._drop_each, directory, each):
-            return
-        await self.outlive(until_s)
+        many = len(each) > ONE_BY_ONE_MAX
+        # Of many only the lock is waited for: a listing that is on its way into the kernel is not covered by voiding.
+        dropped = await self._under_lock(directory, self._drop_each, directory, [NO_NAME] if many else each)
+        if many or not dropped:
+            await self.outlive(until_s)
 
     def _drop_each(self, directory: int, names: list[bytes]) -> None:
         for name in names:

@@ -13,6 +13,9 @@ What is checked, of a history of calls with their times, and why no right file s
   steps. For a cell with parts of several writes it is enough that one of them was there at some time during the read.
   A read that comes to the end of a file which is being cut meanwhile may give zeros for what is not there any more: the
   kernel asks FUSE for pages up to the end that it knows, and fills with zeros what does not come.
+  A write that goes through the page cache can be read on its own server before it is done at the home, and there a write of
+  another server may still come before it. So what is read of a write that is under way on the same mount, together with one of
+  another mount, says nothing about their order.
 - **Logs** (`appends`).
 
 Each of these is linearizable by itself, and so all together are (linearizability is local). What failed with an errno that
@@ -102,6 +105,7 @@ class _Sorter:
         self._registers: dict[tuple[str, int, int], list[Step]] = defaultdict(list)
         self._cuts: dict[int, list[Operation]] = defaultdict(list)
         self._growths: dict[int, list[Operation]] = defaultdict(list)
+        self._written: dict[int, Operation] = {}
 
     def objects(self) -> Iterator[tuple[str, tuple[Model, list[Step]]]]:
         """Each with its steps, and what to call it."""
@@ -111,6 +115,8 @@ class _Sorter:
             label = f"cell {number} of inode {ino}" if kind == "cell" else f"{kind} of inode {ino}"
             if kind == "size":
                 steps = [step for step in steps if not (step.observes and self._is_half_written(ino, step))]
+            if kind == "cell":
+                steps = [step for step in steps if not (step.observes and self._is_early(ino, step))]
             if kind == "cell" and ino in self._cuts:
                 steps = [self._perhaps_cut(ino, number, step) for step in steps]
             yield label, (models.Register(initial[kind]), steps)
@@ -123,6 +129,15 @@ class _Sorter:
             and _overlaps(write, seen.operation)
             for write in self._growths[ino]
         )
+
+    def _is_early(self, ino: int, seen: Step) -> bool:
+        """Whether what was read may have been only in the reader's own page cache, in no order yet with another mount's write."""
+        reader = seen.operation
+        for value in cast(tuple[int, ...], seen.what[1]):
+            write = self._written.get(value)
+            if write is not None and write.mount == reader.mount and _overlaps(write, reader):
+                return any(other.mount != write.mount and _overlaps(other, write) for other in self._growths[ino])
+        return False
 
     def _perhaps_cut(self, ino: int, number: int, step: Step) -> Step:
         """A hole that was seen while the file was being cut there may have been its end."""
@@ -262,6 +277,7 @@ class _Sorter:
         call = operation.call
         end = call.first + call.count
         self._growths[call.ino].append(operation)
+        self._written[call.value] = operation
         self._change(operation, "size", call.ino, 0, ("reach", end * CELL_BYTES))
         for number in range(end):
             what = ("set", call.value) if number >= call.first else ("reach", ZERO)

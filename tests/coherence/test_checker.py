@@ -17,10 +17,12 @@ class Story:
         self.operations: list[Operation] = []
         self.did("create", 0, 1, name="a/n0", gave={"ino": INO})
 
-    def did(self, kind: str, began: int, ended: int | None, *, gave: dict[str, Any] | None = None, **call: Any) -> Operation:
+    def did(
+        self, kind: str, began: int, ended: int | None, *, mount: str = "s1", gave: dict[str, Any] | None = None, **call: Any
+    ) -> Operation:
         number = len(self.operations) + 1
         outcome = None if ended is None else Outcome(number, ended, **(gave or {}))
-        operation = Operation(number % 2 + 1, "s1", Call(number, began, kind, **call), outcome)
+        operation = Operation(number % 2 + 1, mount, Call(number, began, kind, **call), outcome)
         self.operations.append(operation)
         return operation
 
@@ -62,6 +64,16 @@ def test_reads_beside_a_write_may_see_either_until_one_has_seen_the_new() -> Non
     assert not story.judged().findings
     old = story.did("read", 50, 51, ino=INO, count=1, gave=content(5))
     assert story.blames(new, old)
+
+
+def test_what_is_read_early_on_the_writers_own_server_may_be_overtaken_by_another_servers_write() -> None:
+    for reader, wrong in (("s1", False), ("s3", True)):
+        story = Story()
+        story.did("write", 10, 40, **written(5))
+        story.did("read", 15, 16, mount=reader, ino=INO, count=1, gave=content(5))
+        story.did("write", 20, 30, mount="s2", **written(6))
+        story.did("read", 50, 51, mount="s2", ino=INO, count=1, gave=content(5))
+        assert bool(story.judged().findings) == wrong
 
 
 def test_a_write_that_failed_may_come_late_or_never_but_not_early() -> None:

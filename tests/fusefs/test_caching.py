@@ -157,7 +157,6 @@ def test_what_is_recalled_names_what_the_kernel_may_have(keeper: Keeper) -> None
     assert set(directory.names) == {b"one", b"absent"}
     assert (file.names, file.parents) == ({}, {DIRECTORY})
     assert (unknown.names, unknown.parents) == ({}, set())
-    assert keeper.caching.leased() == []
 
 
 def test_names_that_have_run_out_need_not_be_dropped(keeper: Keeper) -> None:
@@ -179,6 +178,16 @@ def test_a_renamed_entry_whose_new_directory_is_not_leased_must_be_forgotten(kee
     seen = seen_in_directory(keeper, keeper.take(DIRECTORY), b"old")
     until_s = keeper.clock.now + seen.entry_s
     assert keeper.caching.moved_name((DIRECTORY, b"old"), (OTHER, b"new"), exchange=False) == until_s
+
+
+def test_a_name_that_is_just_being_taken_away_may_be_renamed_before_the_kernel_has_dropped_it(keeper: Keeper) -> None:
+    seen = seen_in_directory(keeper, keeper.take(DIRECTORY), b"old")
+    until_s = keeper.clock.now + seen.entry_s
+    given_up = keeper.caching.recalled(keeper.recall(DIRECTORY))
+    names = (DIRECTORY, b"old"), (OTHER, b"new")
+    assert keeper.caching.moved_name(*names, exchange=False) == until_s
+    keeper.caching.left(given_up)
+    assert keeper.caching.moved_name(*names, exchange=False) == 0.0
 
 
 def test_exchanged_entries_keep_their_times(keeper: Keeper) -> None:
@@ -215,8 +224,11 @@ def test_what_was_granted_longest_ago_is_given_back_unless_it_is_open(keeper: Ke
 def test_a_new_manager_is_told_of_what_the_kernel_is_still_forgetting(keeper: Keeper) -> None:
     keeper.take(FILE)
     given_up = keeper.caching.recalled(keeper.recall(FILE))
-    with keeper.caching.leaving(given_up):
-        assert keeper.caching.leased() == [FILE]
+    again = keeper.caching.recalled(keeper.recall(FILE))
+    assert keeper.caching.leased() == [FILE]
+    keeper.caching.left(given_up)
+    assert keeper.caching.leased() == [FILE]
+    keeper.caching.left(again)
     assert keeper.caching.leased() == []
 
 
