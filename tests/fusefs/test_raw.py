@@ -1,0 +1,57 @@
+"""Requests that are answered past pyfuse3: decoded, interrupted, refused."""
+
+import errno
+import struct
+
+import trio
+import trio.testing
+
+from cluster.errors import refused
+from fusefs.raw import Opcode, Raw, RawRequests, parse
+
+
+def message(opcode: int, unique: int, body: bytes, *, extensions: int = 0) -> bytes:
+    return struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, 7, 1000, 1001, 42, extensions, 0) + body
+
+
+def test_a_request_is_decoded_without_its_extensions() -> None:
+    assert parse(message(46, 9, b"x" * 24, extensions=1)) == Raw(46, 9, 7, 1000, 1001, 42, b"x" * 16)
+
+
+def test_answers_errors_and_interrupts() -> None:
+    replies: dict[int, tuple[int, bytes]] = {}
+
+    def reply(whole: bytes) -> None:
+        length, code, unique = struct.unpack_from("<IiQ", whole)
+        assert length == len(whole)
+        replies[unique] = code, whole[16:]
+
+    async def seek(request: Raw) -> bytes:
+        return request.body[::-1]
+
+    async def refuse(_request: Raw) -> bytes:
+        raise refused(errno.EOPNOTSUPP)
+
+    async def fail(_request: Raw) -> bytes:
+        raise ZeroDivisionError
+
+    async def wait(_request: Raw) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            handlers = {Opcode.LSEEK: seek, Opcode.FALLOCATE: refuse, Opcode.GETLK: fail, Opcode.SETLKW: wait}
+            raw = RawRequests(handlers, nursery, reply)
+            raw.received(message(Opcode.LSEEK, 1, b"ab"))
+            raw.received(message(Opcode.FALLOCATE, 2, b""))
+            raw.received(message(Opcode.GETLK, 3, b""))
+            raw.received(message(Opcode.SETLKW, 4, b""))
+            await trio.testing.wait_all_tasks_blocked()
+            assert 4 not in replies
+            raw.received(message(Opcode.INTERRUPT, 5, struct.pack("<Q", 4)))
+            raw.received(message(Opcode.INTERRUPT, 6, struct.pack("<Q", 77)))
+            assert raw.requests == 4
+
+    trio.run(main)
+    assert replies == {1: (0, b"ba"), 2: (-errno.EOPNOTSUPP, b""), 3: (-errno.EIO, b""), 4: (-errno.EINTR, b"")}
