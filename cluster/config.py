@@ -57,13 +57,15 @@ class MountConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `request_timeout_s`: how long an application may wait for a manager or another server before it gets EIO.
     `commit_s`: how often a file that stays open for writing is committed. `renew_s`: the time after which the holder of a
-    lease token decides whether to renew it.
+    lease token decides whether to renew it. `passthrough`: whether the kernel may itself read and
+    write the objects on this server's disks, where it can.
     """
 
     mountpoint: str
     request_timeout_s: Seconds = 60.0
     commit_s: Seconds = 5.0
     renew_s: Seconds = 5.0
+    passthrough: bool = True
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,7 +3,6 @@
 import errno
 import functools
 import logging
-import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -15,9 +14,10 @@ from cluster.errors import GodwitError
 from cluster.messages import NAME_MAX, Node, SetAttr
 from fusefs.caching import Seen
 from fusefs.directories import Directories
-from fusefs.files import Files
+from fusefs.files import Files, ToldKernel
 from fusefs.namespace import Namespace
 from fusefs.objects import Buffer
+from fusefs.openfiles import Way
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +85,10 @@ def _attributes(node: Node) -> pyfuse3.EntryAttributes:
     return entry
 
 
-def file_info(number: int, flags: int, *, keep_pages: bool) -> pyfuse3.FileInfo:
-    """The reply to an open.
-
-    Appending goes around the page cache: through it, the kernel splits a write where it believes a page to end, and the
-    parts could come apart between those of other servers. (Such a descriptor cannot be mapped as shared.)
-    """
-    appending = bool(flags & os.O_APPEND) and flags & os.O_ACCMODE != os.O_RDONLY
-    return pyfuse3.FileInfo(fh=number, keep_cache=keep_pages, direct_io=appending)
+def file_info(told: ToldKernel) -> pyfuse3.FileInfo:
+    """The reply to an open."""
+    keep = told.keep_pages and told.way is Way.CACHED
+    return pyfuse3.FileInfo(fh=told.number, keep_cache=keep, direct_io=told.way is Way.DIRECT)
 
 
 class GodwitOperations(pyfuse3.Operations):
@@ -138,7 +134,7 @@ class GodwitOperations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
         size = attr.st_size if fields.update_size else None
-        return encode(await self._namespace.setattr(change, size))
+        return encode(await self._namespace.setattr(change, size, ctx.uid))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Inode numbers need no state here: nothing is to be forgotten."""
@@ -196,15 +192,15 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        number, keep = await self._files.open(inode, flags, ctx.uid)
-        return file_info(number, flags, keep_pages=keep)
+        number = await self._files.open(inode, flags, ctx.uid)
+        return file_info(self._files.tell_kernel(number))
 
     @guarded
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        number, seen, keep = await self._files.create(parent_inode, name, mode, ctx.uid, ctx.gid, flags)
-        return file_info(number, flags, keep_pages=keep), encode(seen)
+        number, seen = await self._files.create(parent_inode, name, mode, ctx.uid, ctx.gid, flags)
+        return file_info(self._files.tell_kernel(number)), encode(seen)
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # takes any buffer
@@ -254,7 +250,7 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._namespace.getxattr(inode, name)
+        return await self._namespace.getxattr(inode, name, ctx.uid)
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:

@@ -146,6 +146,7 @@ class Caching:
         self._access_s = 0.0
         self._names = 0
         self._look_again_s = 0.0
+        self.is_written_past: Callable[[int], bool] = lambda _ino: False  # written without this mount seeing it
         self._leaving: dict[int, list[GivenUp]] = {}  # given up, but the kernel may still have some of it
 
     def limit_names(self, names_s: float) -> None:
@@ -278,7 +279,7 @@ class Caching:
         entry_s = until_s - now
         if entry_s <= 0 or not self._note_name(parent, name, until_s, ino):
             entry_s = 0.0
-        attr_s = max(0.0, attr_until_s - now)
+        attr_s = 0.0 if self.is_written_past(ino) else max(0.0, attr_until_s - now)
         if attr_s and parent and (cached := self._cached.get(ino)) is not None:
             cached.parents.add(parent)
         return Seen(node, entry_s, attr_s)

@@ -56,7 +56,7 @@ class Directories:
         """A handle. The manager knows of it or must recall its lease first: what is removed meanwhile lives until the release."""
         directory = self._open_quietly(ino)
         if directory is None:
-            handle, _ = await self._files.open(ino, os.O_RDONLY)
+            handle = await self._files.open(ino, os.O_RDONLY)
             directory = self._opens.opened(handle)
         number = next(self._numbers)
         self._open[number] = directory
@@ -72,7 +72,7 @@ class Directories:
     async def register(self, ino: int) -> None:
         """Has the manager know of all handles of a directory that is about to be removed by ourselves."""
         for directory in self._opens.quiet(ino) if ino else ():
-            handle, _ = await self._files.open(ino, os.O_RDONLY)
+            handle = await self._files.open(ino, os.O_RDONLY)
             self._opens.registered(directory, handle)
 
     async def register_loop(self) -> None:

@@ -6,7 +6,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -21,9 +21,11 @@ from fusefs.homes import Homes, check_home
 from fusefs.inodes import InodeNumbers
 from fusefs.leases import Leases
 from fusefs.objects import Buffer, LocalObject, Object
-from fusefs.openfiles import OpenInode
+from fusefs.openfiles import OpenInode, Way
+from fusefs.passthrough import Passthrough
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
+from fusefs.privileges import has_set_id, without_set_id
 from fusefs.reading import Reader
 from fusefs.settling import Settler
 
@@ -56,6 +58,14 @@ class KernelPages:
         return known == node.version
 
 
+class ToldKernel(NamedTuple):
+    """What the kernel is told of a handle: how it is to use it, and whether it may keep the pages that it has."""
+
+    number: int
+    way: Way
+    keep_pages: bool
+
+
 class Files:
     """The operations of the overlay on open files. All raise `GodwitError`."""
 
@@ -71,6 +81,7 @@ class Files:
         homes: Homes,
         reader: Reader,
         changes: Changes,
+        passthrough: Passthrough,
         paths: LastKnownPaths,
         timeout_s: float,
     ) -> None:
@@ -80,6 +91,7 @@ class Files:
         self._homes = homes
         self._reader = reader
         self._changes = changes
+        self._passthrough = passthrough
         self._peers = peers
         self._settler = settler
         self._open_files = settler.open_files
@@ -91,8 +103,14 @@ class Files:
 
     # ---------------------------------------------------------------- opening
 
-    async def open(self, ino: int, flags: int, uid: int = 0) -> tuple[int, bool]:
-        """A handle for *uid*, and whether the kernel may keep the pages that it has."""
+    def tell_kernel(self, number: int) -> ToldKernel:
+        """What the kernel is told of a new handle; to be answered without an await."""
+        handle = self._open_files.handle(number)
+        way = self._passthrough.opened(number, handle)
+        return ToldKernel(number, way, keep_pages=self._pages.opening(handle.inode.node))
+
+    async def open(self, ino: int, flags: int, uid: int = 0) -> int:
+        """A handle for *uid*."""
         write = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         while True:
             state = self._open_files.get(ino) or self._open_files.enter(await self._node(ino))
@@ -108,13 +126,15 @@ class Files:
         kept = self._caching.node(ino)
         return kept[0] if kept else (await self._homes.ask(ino)).node
 
-    async def _open_locked(self, state: OpenInode, flags: int, uid: int, *, write: bool) -> tuple[int, bool]:
+    async def _open_locked(self, state: OpenInode, flags: int, uid: int, *, write: bool) -> int:
         state.check()
         if state.node.dirty or (write and not await self._homes.may_be_here(state)):
             await self._homes.reach(state)
         await self._register(state, write=write)
         if write:
             await self._homes.reach(state)  # the home may have moved until we were registered, from when on it does not
+        else:
+            await self._homes.reach_here(state)
         number = self._open_files.open_handle(state, write=write, append=bool(flags & os.O_APPEND))
         if flags & os.O_TRUNC:
             try:
@@ -123,7 +143,7 @@ class Files:
             except GodwitError:
                 self._open_files.release_handle(number)
                 raise
-        return number, self._pages.opening(state.node)
+        return number
 
     async def _drop_privileges(self, state: OpenInode, uid: int) -> None:
         """What the kernel does for other changes of content, but leaves to the file system for `O_TRUNC`."""
@@ -136,12 +156,9 @@ class Files:
             state.caps = False
         if uid == 0:
             return
-        mode = stat.S_IMODE(state.node.mode)
-        kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
-            kept &= ~stat.S_ISGID
-        if kept != mode:
-            changed = await self._changes.apply(SetAttr(state.ino, file_time_ns(), mode=kept), state.ino)
+        if has_set_id(state.node.mode):
+            change = SetAttr(state.ino, file_time_ns(), mode=without_set_id(state.node.mode))
+            changed = await self._changes.apply(change, state.ino)
             state.node = changed.made
 
     async def _register(self, state: OpenInode, *, write: bool) -> None:
@@ -166,7 +183,7 @@ class Files:
         state.caps = opened.caps
         state.sync_copies = opened.sync_copies
 
-    async def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int) -> tuple[int, Seen, bool]:
+    async def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, flags: int) -> tuple[int, Seen]:
         """Makes a regular file and opens it; an existing one is opened unless *flags* has `O_EXCL`."""
         with self._changes.under_way(parent):
             while True:
@@ -179,17 +196,17 @@ class Files:
                     if existing is not None:
                         return existing
                 else:
-                    return number, self._changes.seen(made, parent, name), self._pages.opening(made.made)
+                    return number, self._changes.seen(made, parent, name)
 
-    async def _open_existing(self, parent: int, name: bytes, uid: int, flags: int) -> tuple[int, Seen, bool] | None:
+    async def _open_existing(self, parent: int, name: bytes, uid: int, flags: int) -> tuple[int, Seen] | None:
         """Opens the file whose name was taken; None if it is gone by now."""
         node = (await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)).node
         if node is None:
             return None
         if not stat.S_ISREG(node.mode):
             raise refused(errno.EISDIR if stat.S_ISDIR(node.mode) else errno.EEXIST)
-        number, keep = await self.open(node.ino, flags, uid)
-        return number, Seen(await self._attributes.live(node)), keep
+        number = await self.open(node.ino, flags, uid)
+        return number, Seen(await self._attributes.live(node))
 
     async def make_regular(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Seen:
         """mknod(2) of a regular file: a create that is closed at once."""
@@ -226,8 +243,8 @@ class Files:
         return self._open_files.open_handle(state, write=True, append=append), made
 
     def release(self, number: int) -> None:
-        """Ends a handle. What was written is committed in the background."""
-        self._open_files.release_handle(number)
+        """Ends a handle that the kernel gave up. What was written is committed in the background."""
+        self._passthrough.released(self._open_files.release_handle(number))
 
     # ---------------------------------------------------------------- reading
 
@@ -241,7 +258,7 @@ class Files:
             if not await self._homes.has_moved(state):
                 raise
         if state.registered_write:
-            await self._regain(state, state.home)
+            await self.regain(state, state.home)
         return await self._reader.read(state, offset, length)
 
     # ---------------------------------------------------------------- writing
@@ -271,17 +288,17 @@ class Files:
             else:
                 if home.is_remote or trio.current_time() < held.deadline_s:
                     return done
-                await self._regain(state, home)
+                await self.regain(state, home)
                 if state.home_epoch == epoch:
                     return done
                 if not repeatable:
                     raise Fenced(f"inode {state.ino} got another home while something was appended at the old one")
-        new_home = await self._regain(state, home)
+        new_home = await self.regain(state, home)
         check_home(state, await self._leases.hold(state.ino))
         state.changed = True
         return await act(new_home)
 
-    async def _regain(self, state: OpenInode, lost: Object | None) -> Object:
+    async def regain(self, state: OpenInode, lost: Object | None) -> Object:
         """The home in the place of *lost*, for an inode that is open for writing here: registered anew, wherever it is now.
 
         Nothing that was acknowledged is missing there, since a home moves only when all of it is committed.
@@ -298,7 +315,7 @@ class Files:
         if state is not None and state.writers:
             await self._change(state, lambda home: home.truncate(size))
             return
-        number, _ = await self.open(ino, os.O_WRONLY)
+        number = await self.open(ino, os.O_WRONLY)
         try:
             await self._change(self._open_files.handle(number).inode, lambda home: home.truncate(size))
         finally:
@@ -334,7 +351,7 @@ class Files:
         try:
             version = await self._sync_at(state.home, state, data_only=data_only)
         except Fenced:
-            version = await self._sync_at(await self._regain(state, state.home), state, data_only=data_only)
+            version = await self._sync_at(await self.regain(state, state.home), state, data_only=data_only)
         await self._session.call(Sync(), timeout_s=self._timeout_s)
         if state.sync_copies is None:
             state.sync_copies = (await self._homes.ask(state.ino)).sync_copies
@@ -346,6 +363,6 @@ class Files:
         """The version that is durable at its home and committed."""
         await home.sync(data_only=data_only)
         async with state.lock:
-            if state.changed:
+            if state.has_changed():
                 await self._settler.commit(state, final=False)
             return state.node.version

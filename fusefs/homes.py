@@ -1,5 +1,6 @@
 """Where the content of an inode is at the moment: its home's object, and the replicas that the catalog knows."""
 
+import logging
 import stat
 
 from cluster.errors import Fenced, GodwitError, Unavailable
@@ -9,6 +10,8 @@ from fusefs.leases import Held, Leases
 from fusefs.objects import LocalObject, Object, RemoteObject
 from fusefs.openfiles import OpenInode
 from fusefs.peers import Peers
+
+log = logging.getLogger(__name__)
 
 
 class Homes:
@@ -31,6 +34,15 @@ class Homes:
                 # The home may have moved since we were told where it is: then its old object is gone.
                 if not await self.has_moved(state):
                     raise
+
+    async def reach_here(self, state: OpenInode) -> None:
+        """Opens the home's object if it is on this server's disk; if that fails, reads say so, or find other replicas."""
+        if not stat.S_ISREG(state.node.mode) or not self._peers.is_local(await self._peers.volume(state.node.home_volume)):
+            return
+        try:
+            await self.reach(state)
+        except GodwitError as error:
+            log.info("inode %d is opened without its home's object: %s", state.ino, error)
 
     async def _reach_known(self, state: OpenInode) -> Object:
         node = state.node

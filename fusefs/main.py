@@ -19,6 +19,7 @@ from fusefs.adapter import GodwitOperations
 from fusefs.attributes import Attributes
 from fusefs.caching import Caching
 from fusefs.changes import Changes
+from fusefs.channel import Channel, InitFlag
 from fusefs.directories import Directories
 from fusefs.files import Files
 from fusefs.homes import Homes
@@ -27,8 +28,10 @@ from fusefs.leases import Leases
 from fusefs.namespace import Namespace
 from fusefs.notify import KernelCache
 from fusefs.opens import Opens
+from fusefs.passthrough import Passthrough
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
+from fusefs.raw import RawRequests
 from fusefs.reading import Reader
 from fusefs.recalls import SHORT_NAMES_S, Recalls
 from fusefs.settling import Settler
@@ -133,12 +136,14 @@ class _Mount:
     recalls: Recalls
     caching: Caching
     kernel: KernelCache
+    channel: Channel
 
 
 def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     """The parts of a mount, their background tasks started in *nursery*."""
     timeout_s = config.mount.request_timeout_s
-    paths, caching, kernel = LastKnownPaths(), Caching(), KernelCache()
+    paths, caching, channel = LastKnownPaths(), Caching(), Channel()
+    kernel = KernelCache(channel)
 
     def welcomed(welcome: Welcome) -> None:
         caching.welcomed(welcome.term)
@@ -160,6 +165,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
         on_recall=lambda recall: recalls.obey(recall),
     )
     settler = Settler(session, caching, paths, timeout_s, config.mount.commit_s)
+    caching.is_written_past = settler.open_files.is_written_past
     opens = Opens(settler.open_files)
     recalls = Recalls(session, caching, kernel, opens, nursery, timeout_s)
     changes = Changes(session, caching, recalls, timeout_s)
@@ -169,16 +175,27 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     numbers = InodeNumbers(session, timeout_s)
     homes = Homes(session, peers, leases, timeout_s)
     reader = Reader(session, peers, leases, caching, homes, timeout_s)
-    files = Files(session, peers, settler, attributes, numbers, leases, caching, homes, reader, changes, paths, timeout_s)
+    passthrough = Passthrough(channel)
+    files = Files(
+        session, peers, settler, attributes, numbers, leases, caching, homes, reader, changes, passthrough, paths, timeout_s
+    )
     directories = Directories(session, files, opens, caching, attributes, paths, timeout_s)
     namespace = Namespace(
-        session, caching, changes, attributes, settler.open_files, files, directories, numbers, paths, timeout_s
+        session, caching, changes, attributes, settler.open_files, files, directories, numbers, channel, paths, timeout_s
     )
     operations = GodwitOperations(namespace, files, directories)
+    raw = RawRequests({}, nursery, channel.reply)
+    channel.prepare(_wanted(config), raw.opcodes, raw.received)
     loops = peers.refresh_loop, settler.run, settler.commit_loop, leases.renew_loop, recalls.end_loop, directories.register_loop
     for task in (session.run, *loops):
         nursery.start_soon(task)
-    return _Mount(operations, settler, recalls, caching, kernel)
+    return _Mount(operations, settler, recalls, caching, kernel, channel)
+
+
+def _wanted(config: ServerConfig) -> InitFlag:
+    """What the kernel is asked for."""
+    wanted = InitFlag.HANDLE_KILLPRIV_V2 | InitFlag.DIRECT_IO_ALLOW_MMAP
+    return wanted | InitFlag.PASSTHROUGH if config.mount.passthrough else wanted
 
 
 @asynccontextmanager
@@ -194,6 +211,7 @@ async def _mounted(mount: _Mount, config: ServerConfig) -> AsyncIterator[None]:
     mountpoint = config.mount.mountpoint
     pyfuse3.init(mount.operations, mountpoint, options)
     _set_read_ahead(mountpoint)
+    mount.channel.mounted()
     mount.kernel.mounted()
     if not mount.kernel.can_void_names:
         mount.caching.limit_names(SHORT_NAMES_S)
@@ -202,7 +220,7 @@ async def _mounted(mount: _Mount, config: ServerConfig) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        mount.kernel.unmounting()
+        mount.channel.unmounting()
         pyfuse3.close(unmount=True)
         log.info("unmounted %s", mountpoint)
 

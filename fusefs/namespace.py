@@ -2,7 +2,9 @@
 
 import errno
 import os
+import stat
 
+import msgspec
 import trio
 
 from cluster.clock import file_time_ns
@@ -31,11 +33,13 @@ from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.caching import NOTHING, Allowance, Caching, Seen
 from fusefs.changes import Changes
+from fusefs.channel import Channel, InitFlag
 from fusefs.directories import Directories
 from fusefs.files import SECURITY_CAPABILITY, Files
 from fusefs.inodes import InodeNumbers
 from fusefs.openfiles import OpenFiles
 from fusefs.paths import LastKnownPaths
+from fusefs.privileges import has_set_id, without_set_id
 
 
 class Namespace:
@@ -51,6 +55,7 @@ class Namespace:
         files: Files,
         directories: Directories,
         numbers: InodeNumbers,
+        channel: Channel,
         paths: LastKnownPaths,
         timeout_s: float,
     ) -> None:
@@ -62,6 +67,7 @@ class Namespace:
         self._files = files
         self._directories = directories
         self._numbers = numbers
+        self._channel = channel
         self._paths = paths
         self._timeout_s = timeout_s
 
@@ -119,8 +125,10 @@ class Namespace:
 
     # --------------------------------------------------------------------------------------------------- changes
 
-    async def setattr(self, change: SetAttr, size: int | None) -> Seen:
-        """Changes attributes and, if *size* is given, the length of the file, which goes first."""
+    async def setattr(self, change: SetAttr, size: int | None, uid: int) -> Seen:
+        """Changes attributes for *uid* and, if *size* is given, the length of the file, which goes first."""
+        if self._drops_set_id():
+            change = await self._without_set_id(change, size, uid)
         if size is not None:
             await self._files.truncate(change.ino, size)
         if change.mode is change.uid is change.gid is change.atime_ns is change.mtime_ns is None:
@@ -131,6 +139,23 @@ class Namespace:
             node = await self._files.set_times(node, change)
         present = await self._attributes.live(node)
         return self._caching.seen(present, changed.allowed.until_s(change.ino))
+
+    def _drops_set_id(self) -> bool:
+        return InitFlag.HANDLE_KILLPRIV_V2 in self._channel.granted
+
+    async def _without_set_id(self, change: SetAttr, size: int | None, uid: int) -> SetAttr:
+        """The change with what Linux does besides: another owner, or a truncation that is not root's, takes the set-id bits."""
+        owner = change.uid is not None or change.gid is not None
+        if change.mode is not None or not (owner or (size is not None and uid != 0)):
+            return change
+        mode = (await self._node(change.ino))[0].mode
+        drops = stat.S_ISREG(mode) and has_set_id(mode)
+        return msgspec.structs.replace(change, mode=without_set_id(mode)) if drops else change
+
+    async def _drop_set_id(self, ino: int) -> None:
+        mode = (await self._node(ino))[0].mode
+        if has_set_id(mode):
+            await self._changes.apply(SetAttr(ino, file_time_ns(), mode=without_set_id(mode)), ino)
 
     async def make(self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes = b"") -> Seen:
         """Makes anything but a regular file: a directory, a symbolic link, a device, a pipe or a socket."""
@@ -176,16 +201,20 @@ class Namespace:
 
     # ----------------------------------------------------------------------------------------- extended attributes
 
-    async def getxattr(self, ino: int, name: bytes) -> bytes:
-        """An attribute's value; raises `Refused` with ENODATA if there is none.
+    async def getxattr(self, ino: int, name: bytes, uid: int) -> bytes:
+        """An attribute's value for *uid*; raises `Refused` with ENODATA if there is none.
 
-        The kernel asks for the capabilities before every `write`. Who has the file open for writing knows that there
-        are none: the manager does not let another mount set them meanwhile.
+        The kernel asks for the capabilities before a `write`: before every one while there are set-id bits, which a write takes
+        away (unless it is root's), also one that the mount does not see otherwise. Who has the file open for writing knows
+        that there are no capabilities: the manager does not let another mount set them meanwhile.
         """
         if name == SECURITY_CAPABILITY:
             state = self._open_files.get(ino)
-            if state is not None and state.registered_write and not state.caps:
-                raise Refused(os.strerror(errno.ENODATA), errno.ENODATA)
+            if state is not None and state.registered_write:
+                if self._drops_set_id() and uid != 0:
+                    await self._drop_set_id(ino)
+                if not state.caps:
+                    raise Refused(os.strerror(errno.ENODATA), errno.ENODATA)
         return (await self._session.call(GetXattr(ino, name), timeout_s=self._timeout_s)).value
 
     async def setxattr(self, ino: int, name: bytes, value: bytes) -> None:

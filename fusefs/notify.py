@@ -7,36 +7,32 @@ import struct
 
 import pyfuse3
 
+from fusefs.channel import Channel
+
 log = logging.getLogger(__name__)
 
 _INC_EPOCH = struct.pack("<IiQ", 16, 8, 0)  # struct fuse_out_header: length, FUSE_NOTIFY_INC_EPOCH (Linux 6.16), no request
 
 
 class KernelCache:
-    """The kernel's cache of this mount. All functions block as long as they say, and run in threads.
-
-    Nothing is cached before `mounted` and after `unmounting`.
+    """The kernel's cache of this mount, in which there is nothing while *channel* has no device. All functions block as long as
+    they say, and run in threads.
     """
 
-    def __init__(self) -> None:
-        self._device = -1
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self.can_void_names = False
 
     def mounted(self) -> None:
-        """To be called when pyfuse3 has mounted."""
-        self._device = _find_device()
+        """To be called when the channel is mounted."""
         self.can_void_names = self.void_names()
-
-    def unmounting(self) -> None:
-        """To be called before pyfuse3 unmounts."""
-        self._device = -1
 
     def drop_inode(self, ino: int) -> bool:
         """Drops attributes and pages; dirty mapped pages are written first. False if the kernel does not know the inode.
 
         Waits for reads and writes of the inode that are under way.
         """
-        if self._device < 0:
+        if self._channel.device < 0:
             return False
         try:
             pyfuse3.invalidate_inode(ino)
@@ -46,7 +42,7 @@ class KernelCache:
 
     def drop_name(self, parent: int, name: bytes) -> None:
         """Drops a name, if the kernel has it. Waits for everything that is under way in the directory."""
-        if self._device < 0:
+        if self._channel.device < 0:
             return
         try:
             pyfuse3.invalidate_entry(parent, name)
@@ -56,23 +52,12 @@ class KernelCache:
     def void_names(self) -> bool:
         """Voids all names of the mount at once and waits for nothing; names that are being looked up at the moment are
         covered. False if the kernel cannot do it."""
-        if self._device < 0:
+        if self._channel.device < 0:
             return True
         try:
-            os.write(self._device, _INC_EPOCH)
+            os.write(self._channel.device, _INC_EPOCH)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             return False
         return True
-
-
-def _find_device() -> int:
-    """The descriptor of /dev/fuse that pyfuse3 uses: it does not tell."""
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{descriptor}") == "/dev/fuse":
-                return int(descriptor)
-        except FileNotFoundError:
-            continue  # the listing's own
-    raise RuntimeError("nothing is mounted by this process")

@@ -140,6 +140,11 @@ class LocalObject:
     def is_fenced(self) -> bool:
         return not is_writable(self._descriptor)
 
+    @property
+    def descriptor(self) -> int:
+        """For the kernel's use, as long as the object is not closed."""
+        return self._descriptor
+
     def stamp(self) -> Stamp:
         return stamp_of(os.fstat(self._descriptor))
 

@@ -10,6 +10,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 
 import trio
 
@@ -22,6 +23,14 @@ from fusefs.objects import LocalObject, Object
 log = logging.getLogger(__name__)
 
 
+class Way(Enum):
+    """How the kernel reads and writes through a handle."""
+
+    CACHED = "through its page cache, which asks the mount"
+    DIRECT = "by asking the mount each time"
+    PASSED = "on the home's object, past the mount"
+
+
 @dataclass(eq=False)
 class OpenInode:
     """One inode that is open on this mount.
@@ -29,7 +38,9 @@ class OpenInode:
     `node` is the newest answer of the manager. `home` is the object through which it is written, under `home_epoch`; while
     the inode is open for writing here, its home does not move. `replica` is a current copy on this server's disk, valid for
     `replica_version`. `sync_copies` is the policy's, None until it is known. `changed`: written since the last commit that
-    was begun. `doubted`: `node` is not what the manager would say now, so it has to be asked before `node` is relied on.
+    was begun (as far as the mount saw it, see `has_changed`). `doubted`: `node` is not what the manager would say now, so it
+    has to be asked before `node` is relied on. `way`: of `way_handles` handles, while there are any that are not `DIRECT`; with
+    `PASSED`, `backing_id` is the kernel's number for the object `backing` (device and inode).
     """
 
     node: Node
@@ -49,6 +60,10 @@ class OpenInode:
     lost: bool = False
     doubted: bool = False
     settle_failures: int = 0
+    way: Way | None = None
+    way_handles: int = 0
+    backing_id: int = 0
+    backing: tuple[int, int] = (0, 0)
     lock: trio.Lock = field(default_factory=trio.Lock)
 
     @property
@@ -74,6 +89,17 @@ class OpenInode:
             self.home.close()
             self.home = None
 
+    @property
+    def is_written_past(self) -> bool:
+        """Whether it may be written without this mount seeing it."""
+        return self.way is Way.PASSED and self.registered_write
+
+    def has_changed(self) -> bool:
+        """Whether there is something to commit."""
+        if self.changed or not self.is_written_past or not isinstance(self.home, LocalObject):
+            return self.changed
+        return self.home.stamp().ctime_ns != self.node.object_ctime_ns
+
     def check(self) -> None:
         """Raises `Refused` if the inode went away while this mount was cut off."""
         if self.lost:
@@ -89,11 +115,12 @@ class OpenInode:
 
 @dataclass(eq=False)
 class Handle:
-    """One open file description of the kernel."""
+    """One open file description of the kernel. `way` is None for what the kernel does not know."""
 
     inode: OpenInode
     write: bool
     append: bool
+    way: Way | None = None
 
 
 class OpenFiles:
@@ -153,7 +180,16 @@ class OpenFiles:
 
     def being_written(self) -> list[OpenInode]:
         """The inodes that are open for writing and have changed since their last commit."""
-        return [state for state in self._inodes.values() if state.changed and state.writers]
+        return [state for state in self._inodes.values() if state.writers and state.has_changed()]
+
+    def written_past(self) -> list[OpenInode]:
+        """The inodes that may be written without this mount seeing it."""
+        return [state for state in self._inodes.values() if state.is_written_past]
+
+    def is_written_past(self, ino: int) -> bool:
+        """Whether the inode may be written without this mount seeing it."""
+        state = self._inodes.get(ino)
+        return state is not None and state.is_written_past
 
     def leave(self, state: OpenInode) -> None:
         """Forgets an inode that has no handle any more."""
@@ -184,8 +220,8 @@ class OpenFiles:
         for number in list(self._handles):
             self.release_handle(number)
 
-    def release_handle(self, number: int) -> None:
-        """Ends a handle; what it wrote is committed in the background."""
+    def release_handle(self, number: int) -> Handle:
+        """Ends a handle, which it returns; what it wrote is committed in the background."""
         handle = self._handles.pop(number)
         state = handle.inode
         if handle.write:
@@ -193,6 +229,7 @@ class OpenFiles:
         else:
             state.readers -= 1
         self.settle_soon(state)
+        return handle
 
     def settle_soon(self, state: OpenInode) -> None:
         """Brings registration and catalog in line with the handles that are left, in the background."""

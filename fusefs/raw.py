@@ -59,12 +59,17 @@ def parse(message: bytes) -> Raw:
 class RawRequests:
     """Runs a task in *nursery* for each request, and *reply* with the whole answer."""
 
-    def __init__(self, handlers: Mapping[int, Handler], nursery: trio.Nursery, reply: Callable[[bytes], None]) -> None:
+    def __init__(self, handlers: Mapping[Opcode, Handler], nursery: trio.Nursery, reply: Callable[[bytes], None]) -> None:
         self._handlers = handlers
         self._nursery = nursery
         self._reply = reply
         self._under_way: dict[int, trio.CancelScope] = {}
         self.requests = 0
+
+    @property
+    def opcodes(self) -> list[Opcode]:
+        """What it has handlers for."""
+        return list(self._handlers)
 
     def received(self, message: bytes) -> None:
         """Takes a message; does not block."""
@@ -82,7 +87,7 @@ class RawRequests:
         code, payload = errno.EINTR, b""
         try:
             with self._under_way[request.unique]:
-                payload = await self._handlers[request.opcode](request)
+                payload = await self._handlers[Opcode(request.opcode)](request)
                 code = 0
         except GodwitError as error:
             code = error.errno

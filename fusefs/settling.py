@@ -191,7 +191,7 @@ class Settler:
             for state in self._open_files.being_written():
                 try:
                     async with state.lock:
-                        if self._open_files.get(state.ino) is state and state.changed and state.home is not None:
+                        if self._open_files.get(state.ino) is state and state.home is not None and state.has_changed():
                             await self.commit(state, final=False)
                 except GodwitError as error:
                     log.warning("inode %d stays dirty: %s", state.ino, error)

@@ -1,0 +1,166 @@
+"""The message stream between the kernel and libfuse, with what Godwit adds to it: see docs/passthrough.md.
+
+`load` must run before pyfuse3 is imported for the first time (importing any module of `fusefs` does it). Where the extension was
+not built, or pyfuse3 uses a libfuse that it does not know, nothing is added: the mount works through ordinary reads and writes.
+"""
+
+import errno
+import fcntl
+import importlib
+import logging
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterable
+from enum import IntFlag
+from types import ModuleType
+
+log = logging.getLogger(__name__)
+
+_BACKING_OPEN = 0x4010E501  # _IOW(FUSE_DEV_IOC_MAGIC, 1, struct fuse_backing_map)
+_BACKING_CLOSE = 0x4004E502
+_BACKING_MAP = struct.Struct("=iIQ")  # descriptor, flags, padding
+_BACKING_ID = struct.Struct("=I")
+
+
+class InitFlag(IntFlag):
+    """Flags of FUSE_INIT that libfuse does not ask for."""
+
+    POSIX_LOCKS = 1 << 1
+    FLOCK_LOCKS = 1 << 10
+    HANDLE_KILLPRIV_V2 = 1 << 28
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
+    PASSTHROUGH = 1 << 37
+
+
+class OpenFlag(IntFlag):
+    """Flags of the reply to an open."""
+
+    DIRECT_IO = 1 << 0
+    KEEP_CACHE = 1 << 1
+    CACHE_DIR = 1 << 3
+    PASSTHROUGH = 1 << 7
+
+
+def load() -> ModuleType | None:
+    """The extension, with its symbols visible to what is loaded later; None if it was not built."""
+    before = sys.getdlopenflags()
+    sys.setdlopenflags(before | os.RTLD_GLOBAL)
+    try:
+        return importlib.import_module("fusefs._channel")
+    except ImportError:
+        return None
+    finally:
+        sys.setdlopenflags(before)
+
+
+_extension = load()
+
+
+class Channel:
+    """One mount's stream. `prepare` comes before pyfuse3 mounts, `mounted` after it, `unmounting` before it unmounts.
+
+    `device`: the descriptor of /dev/fuse while something is mounted, else -1. `why_not`: why files are not passed through, empty
+    if they are.
+    """
+
+    def __init__(self) -> None:
+        self.why_not = "nothing is mounted"
+        self.device = -1
+        self._granted = InitFlag(0)
+        self._wanted = InitFlag(0)
+
+    def prepare(self, wanted: InitFlag, taken: Iterable[int], on_request: Callable[[bytes], None]) -> None:
+        """*wanted*: what the kernel is asked for; *taken*: the opcodes of requests that go to *on_request* as whole messages."""
+        self._wanted = wanted
+        if _extension is not None:
+            _extension.prepare(on_request, int(wanted), sum(1 << opcode for opcode in taken))
+
+    def mounted(self) -> None:
+        """To be called when pyfuse3 has mounted."""
+        self.device = _find_device()
+        if not self._wanted & InitFlag.PASSTHROUGH:
+            self.why_not = "it is turned off in the configuration"
+        elif _extension is None:
+            self.why_not = "the extension fusefs._channel was not built"
+        elif _extension.state()[0] < 0:
+            self.why_not = "this libfuse is not known to the extension"
+        else:
+            self.why_not = ""
+
+    def unmounting(self) -> None:
+        """To be called before pyfuse3 unmounts."""
+        self.device = -1
+
+    @property
+    def granted(self) -> InitFlag:
+        """What the kernel grants; nothing before its first request has been answered."""
+        if not self._granted and self.device >= 0 and _extension is not None:
+            _, offered, granted = _extension.state()
+            self._granted = InitFlag(granted)
+            if offered and InitFlag.PASSTHROUGH in self._wanted and InitFlag.PASSTHROUGH not in self._granted:
+                self.why_not = self.why_not or "this kernel cannot do it (Linux 6.9 and later can)"
+        return self._granted
+
+    # -------------------------------------------------------------------------------------------------- replies
+
+    def open_backing(self, descriptor: int) -> int:
+        """A backing id for the file behind *descriptor*; 0 if files cannot be passed through, which is said once."""
+        if self.why_not or InitFlag.PASSTHROUGH not in self.granted:
+            return 0
+        request = bytearray(_BACKING_MAP.pack(descriptor, 0, 0))
+        try:
+            backing_id: int = fcntl.ioctl(self.device, _BACKING_OPEN, request, True)
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ELOOP, errno.EOPNOTSUPP, errno.EINVAL):
+                self.why_not = _WHY_NOT.get(error.errno, os.strerror(error.errno))
+                log.warning("files go through the mount process: %s", self.why_not)
+            else:
+                log.warning("a file goes through the mount process: %s", error)
+            return 0
+        return backing_id
+
+    def close_backing(self, backing_id: int) -> None:
+        """The id is not needed any more; what is open by it goes on."""
+        if self.device >= 0:
+            fcntl.ioctl(self.device, _BACKING_CLOSE, _BACKING_ID.pack(backing_id))
+
+    def will_open(self, handle: int, flags: OpenFlag, backing_id: int = 0, *, directory: bool = False) -> None:
+        """What to add to the reply that returns *handle*, which follows at once."""
+        if _extension is not None and flags:
+            _extension.will_open(directory, handle, int(flags), backing_id)
+
+    def watch_flush(self, ino: int, wanted: bool) -> None:
+        """Whether closes of this inode's descriptors are handed over."""
+        if _extension is not None:
+            _extension.watch_flush(ino, wanted)
+
+    def reply(self, message: bytes) -> None:
+        """Answers a request that was handed over."""
+        assert _extension is not None
+        _extension.answered(int.from_bytes(message[8:16], "little"))
+
+        if self.device < 0:
+            return
+        try:
+            os.write(self.device, message)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # it does not wait any more, or there is no mount any more
+                raise
+
+
+_WHY_NOT = {
+    errno.EPERM: "this process may not do it (it needs CAP_SYS_ADMIN)",
+    errno.ELOOP: "the volume is on a stacked file system",
+}
+
+
+def _find_device() -> int:
+    """The descriptor of /dev/fuse that pyfuse3 uses: it does not tell."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{descriptor}") == "/dev/fuse":
+                return int(descriptor)
+        except FileNotFoundError:
+            continue  # the listing's own
+    raise RuntimeError("nothing is mounted by this process")

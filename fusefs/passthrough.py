@@ -1,0 +1,69 @@
+"""How the kernel reads and writes each open file: on the home's object itself where that is on this server's disk.
+
+The kernel's rules (fs/fuse/iomode.c): page-cached and passed-through handles of one inode exclude each other, all passed-through
+ones share one backing id, and `DIRECT` ones go with either. So the first handle decides, until the last of its kind is released.
+What is passed through cannot be taken back: the manager leaves the home where it is as long as its server has the file open.
+"""
+
+import os
+
+from fusefs.channel import Channel, InitFlag, OpenFlag
+from fusefs.objects import LocalObject
+from fusefs.openfiles import Handle, OpenInode, Way
+
+
+class Passthrough:
+    """Decides for each handle that the kernel is about to get."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def opened(self, number: int, handle: Handle) -> Way:
+        """How the kernel is to use this handle, of which it hears at once."""
+        state = handle.inode
+        way = handle.way = self._choose(state, handle)
+        if way is not Way.DIRECT:
+            state.way = way
+            state.way_handles += 1
+        if way is Way.PASSED:
+            self._channel.will_open(number, OpenFlag.PASSTHROUGH, state.backing_id)
+        return way
+
+    def _choose(self, state: OpenInode, handle: Handle) -> Way:
+        home = state.home if isinstance(state.home, LocalObject) else None
+        if state.way is Way.PASSED:
+            return Way.PASSED if home is not None and _identity(home) == state.backing else Way.DIRECT
+        if state.way is None and home is not None and self._register(state, home):
+            return Way.PASSED
+        return Way.DIRECT if self._goes_around(handle, home) else Way.CACHED
+
+    def _register(self, state: OpenInode, home: LocalObject) -> bool:
+        state.backing_id = self._channel.open_backing(home.descriptor)
+        state.backing = _identity(home)
+        return state.backing_id > 0
+
+    def _goes_around(self, handle: Handle, home: LocalObject | None) -> bool:
+        """Appending goes around the page cache: through it, the kernel splits a write where it believes a page to end, and the
+        parts could come apart between those of other servers. So does writing to another server, whose order with the writes of
+        others is known only there; if the kernel can map such files.
+        """
+        if handle.append:
+            return True
+        return handle.write and home is None and InitFlag.DIRECT_IO_ALLOW_MMAP in self._channel.granted
+
+    def released(self, handle: Handle) -> None:
+        """The kernel has given the handle up."""
+        state = handle.inode
+        if handle.way in (None, Way.DIRECT):
+            return
+        state.way_handles -= 1
+        if state.way_handles:
+            return
+        if state.way is Way.PASSED:
+            self._channel.close_backing(state.backing_id)
+        state.way = None
+
+
+def _identity(home: LocalObject) -> tuple[int, int]:
+    status = os.fstat(home.descriptor)
+    return status.st_dev, status.st_ino
