@@ -135,13 +135,34 @@ def print_servers(infos: list[ServerInfo], manager: str) -> None:
         mark = "*" if info.server == manager else ""
         head = (info.server + mark, _standing(info), _seen(info.last_seen_s), " ".join(sorted(info.roles)) or "-")
         cached = "-" if info.counts is None else info.counts.caching
-        tail = (cached, info.waiting_tasks, info.dead_tasks, info.release or "-", len(info.problems) or "-")
+        tail = (
+            _way_of_files(info.counts),
+            cached,
+            info.waiting_tasks,
+            info.dead_tasks,
+            info.release or "-",
+            len(info.problems) or "-",
+        )
         for volume in info.volumes:
             space = f"{as_bytes(volume.free_bytes)} of {as_bytes(volume.total_bytes)}"
             rows.append((*head, volume.volume, space, volume.path, *tail))
         if not info.volumes:
             rows.append((*head, "-", "-", "-", *tail))
-    columns = ("SERVER", "STATE", "SEEN", "ROLES", "VOLUME", "FREE", "PATH", "CACHED", "WAITING", "DEAD", "RELEASE", "PROBLEMS")
+    columns = (
+        "SERVER",
+        "STATE",
+        "SEEN",
+        "ROLES",
+        "VOLUME",
+        "FREE",
+        "PATH",
+        "FILES",
+        "CACHED",
+        "WAITING",
+        "DEAD",
+        "RELEASE",
+        "PROBLEMS",
+    )
     print_table(columns, rows, right=("VOLUME", "FREE", "CACHED", "WAITING", "DEAD", "PROBLEMS"))
 
 
@@ -184,6 +205,7 @@ def counts_object(counts: MountCounts) -> dict[str, object]:
         "manager_requests": counts.manager_requests,
         "recalls": counts.recalls,
         "caching": counts.caching,
+        "why_not_passed": counts.why_not_passed,
     }
 
 
@@ -244,6 +266,7 @@ def _facts(details: ServerDetails) -> list[tuple[str, object]]:
         ("forsaken", f"{details.forsaken} objects, of files that fell back when it was declared lost"),
         ("leases", f"its mount holds {details.leases}"),
         ("mount", _done_by(info.counts)),
+        ("files", _files_of(info.counts)),
         ("queue", ", ".join(f"{count} {state}" for state, count in details.tasks.items())),
     ]
 
@@ -251,6 +274,19 @@ def _facts(details: ServerDetails) -> list[tuple[str, object]]:
 def _held(held: Holdings) -> str:
     homes = f"home of {held.homes}" + (f" ({held.dirty} being written)" if held.dirty else "")
     return f"{held.replicas} replicas, {held.current} current, {as_bytes(held.bytes)}; {homes}"
+
+
+def _way_of_files(counts: MountCounts | None) -> str:
+    if counts is None:
+        return "-"
+    return "fallback" if counts.why_not_passed else "passthrough"
+
+
+def _files_of(counts: MountCounts | None) -> str:
+    """How the mount's kernel reads and writes the objects on this server's disks."""
+    if counts is None:
+        return "-"
+    return f"through the mount process: {counts.why_not_passed}" if counts.why_not_passed else "passed through to the kernel"
 
 
 def _done_by(counts: MountCounts | None) -> str:

@@ -263,12 +263,14 @@ class Join(Request[Joined | Elsewhere], frozen=True, array_like=True, tag="join"
 
 class MountCounts(Message, frozen=True, array_like=True):
     """What a mount process has done since its start: requests that the kernel made of it, that it made of managers, and recalls
-    that it obeyed; `caching` is how many inodes it holds a lease to cache at the moment."""
+    that it obeyed; `caching` is how many inodes it holds a lease to cache at the moment. `why_not_passed`: why the kernel does
+    not read and write the objects on this server's disks itself, empty if it does."""
 
     kernel_requests: int = 0
     manager_requests: int = 0
     recalls: int = 0
     caching: int = 0
+    why_not_passed: str = ""
 
 
 class Heartbeat(Request[Beat], frozen=True, array_like=True, tag="heartbeat"):

@@ -92,6 +92,11 @@ class Leases:
         held.used = True
         return held
 
+    def deadline_s(self, ino: int) -> float:
+        """Until when there is a good token, on trio's clock; 0 if there is none. The question is no use of it."""
+        held = self._held.get(ino)
+        return 0.0 if held is None else held.deadline_s
+
     async def hold(self, ino: int) -> Held:
         """A good token; asks for one if there is none. Raises `Refused` (ESTALE) or `Unavailable`."""
         held = self.good(ino)

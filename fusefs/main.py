@@ -22,6 +22,7 @@ from fusefs.changes import Changes
 from fusefs.channel import Channel, InitFlag
 from fusefs.directories import Directories
 from fusefs.files import Files
+from fusefs.guarding import Guard
 from fusefs.homes import Homes
 from fusefs.inodes import InodeNumbers
 from fusefs.leases import Leases
@@ -150,7 +151,8 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
         settler.open_files.mark_lost(welcome.lost)
 
     def counts() -> MountCounts:
-        return MountCounts(operations.requests, session.requests, recalls.obeyed, len(caching.leased()))
+        requests = operations.requests + raw.requests
+        return MountCounts(requests, session.requests, recalls.obeyed, len(caching.leased()), channel.why_not)
 
     session = ManagerSession(
         managers=config.managers,
@@ -183,10 +185,19 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     namespace = Namespace(
         session, caching, changes, attributes, settler.open_files, files, directories, numbers, channel, paths, timeout_s
     )
+    guard = Guard(settler.open_files, leases, files.regain, nursery)
     operations = GodwitOperations(namespace, files, directories)
     raw = RawRequests({}, nursery, channel.reply)
     channel.prepare(_wanted(config), raw.opcodes, raw.received)
-    loops = peers.refresh_loop, settler.run, settler.commit_loop, leases.renew_loop, recalls.end_loop, directories.register_loop
+    loops = (
+        peers.refresh_loop,
+        settler.run,
+        settler.commit_loop,
+        leases.renew_loop,
+        recalls.end_loop,
+        directories.register_loop,
+        guard.run,
+    )
     for task in (session.run, *loops):
         nursery.start_soon(task)
     return _Mount(operations, settler, recalls, caching, kernel, channel)

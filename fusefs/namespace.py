@@ -149,7 +149,7 @@ class Namespace:
         if change.mode is not None or not (owner or (size is not None and uid != 0)):
             return change
         mode = (await self._node(change.ino))[0].mode
-        drops = stat.S_ISREG(mode) and has_set_id(mode)
+        drops = not stat.S_ISDIR(mode) and has_set_id(mode)
         return msgspec.structs.replace(change, mode=without_set_id(mode)) if drops else change
 
     async def _drop_set_id(self, ino: int) -> None:

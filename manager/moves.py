@@ -46,7 +46,7 @@ class Event(StrEnum):
 MEANINGS = {
     Event.START: "a place in the migration's window is free",
     Event.COPIES_MISSING: "the target's copy, or one that the policy wants besides the source, is not current (any more)",
-    Event.IN_USE: "all copies are there, but the source is the home and is open for writing, or not committed",
+    Event.IN_USE: "all copies are there, but the source is the home, and the file is open there or for writing, or not committed",
     Event.CLEAR: "all copies are there, and the source is not the home (any more)",
     Event.DELETED: "the source's agent has moved the object to the trash",
     Event.GAVE_UP: "a task of the file is dead, or the target has no room",
@@ -163,7 +163,7 @@ def decide(move: Move, *, home: int, copies: int, layout: Layout, is_current: Co
     if layout.secured < copies:
         return Step(Event.COPIES_MISSING)
     if move.source == home:
-        return Step(Event.IN_USE, "the file is open for writing, or not committed")
+        return Step(Event.IN_USE, "the file is open for writing, or at its home, or not committed")
     return Step(Event.CLEAR)
 
 

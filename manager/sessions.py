@@ -174,6 +174,10 @@ class Sessions:
         """Whether any session (but *besides*) has it open."""
         return any(opener is not besides for opener in list(self._openers.get(ino, ())))
 
+    def is_open_at(self, ino: int, server: str) -> bool:
+        """Whether a session of the server has it open."""
+        return any(opener.server == server for opener in list(self._openers.get(ino, ())))
+
     def has_open(self, number: int, ino: int) -> bool:
         """Whether the session of that number has the inode open."""
         session = self._live.get(number)

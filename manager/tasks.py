@@ -164,7 +164,7 @@ class _Alignment:
     def _choose_home(self, layout: Layout) -> int:
         if self._inode.dirty:
             return 0
-        if not self._state.may_move_home(self._inode.ino):
+        if not self._state.may_move_home(self._inode.ino) or self._is_read_at_home():
             self._is_held_up = True
             return 0
         fit = {
@@ -178,6 +178,10 @@ class _Alignment:
             and volume not in self._queued
         }
         return choose_home(home=self._inode.home_volume, copies=self._copies, layout=layout, moves=self._moves, fit=fit)
+
+    def _is_read_at_home(self) -> bool:
+        home = self._state.members.get(self._inode.home_volume)
+        return home is not None and self._state.is_open_at(self._inode.ino, home.server)
 
     def _fall_back(self) -> bool:
         """Whether the file has its home on a server that is not lost now."""

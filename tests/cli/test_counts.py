@@ -12,7 +12,7 @@ from cluster.messages import Holdings, LeaseCounts, LeaseRow, LeaseRows, MountCo
 
 ROW = LeaseRow(7, b"/a b", READ, "s2", "s1", 1, 2, 3, 4, 5, 6, 62.0, 9.54, is_open=False)
 COUNTS = LeaseCounts(11, 12, 13, 14, recalled=15, waited_out=16, given_back=17, requests=18)
-MOUNT = MountCounts(kernel_requests=21, manager_requests=22, recalls=23, caching=24)
+MOUNT = MountCounts(kernel_requests=21, manager_requests=22, recalls=23, caching=24, why_not_passed="no reason")
 INFO = ServerInfo("s1", ["mount"], [], 0, 0, 0.4, counts=MOUNT)
 SILENT = msgspec.structs.replace(INFO, server="s2", counts=None)
 
@@ -68,7 +68,13 @@ def test_what_a_mount_has_done(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.split(maxsplit=1)[1] == (
         "asked 21 times by its kernel, asked managers 22 times, obeyed 23 recalls, caches 24 inodes"
     )
-    assert details_object(details)["counts"] == {"kernel_requests": 21, "manager_requests": 22, "recalls": 23, "caching": 24}
+    assert details_object(details)["counts"] == {
+        "kernel_requests": 21,
+        "manager_requests": 22,
+        "recalls": 23,
+        "caching": 24,
+        "why_not_passed": "no reason",
+    }
 
 
 def test_servers_say_how_much_their_mounts_cache(capsys: pytest.CaptureFixture[str]) -> None:
