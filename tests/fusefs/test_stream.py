@@ -1,0 +1,194 @@
+"""The extension's message stream alone, under AddressSanitizer: right messages, truncated ones, and many at random."""
+
+import random
+import struct
+import subprocess
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from fusefs.channel import InitFlag, OpenFlag
+
+NATIVE = Path(__file__).parents[2] / "fusefs" / "native"
+DRIVER = Path(__file__).parent / "native" / "stream_driver.c"
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
+
+OPEN, FLUSH, INIT, OPENDIR, SETLKW, CREATE, INTERRUPT, FALLOCATE, LSEEK = 14, 25, 26, 27, 33, 35, 36, 43, 46
+TAKEN = (FLUSH, SETLKW, FALLOCATE, LSEEK)
+WANTED = InitFlag.PASSTHROUGH | InitFlag.FLOCK_LOCKS
+INIT_EXT = 1 << 30
+WRITEBACK = 1 << 16
+OUT_BYTES = 16
+
+Command = tuple[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stream with its driver, built with the sanitizers."""
+    program = tmp_path_factory.mktemp("stream") / "driver"
+    sanitize = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sources = [str(DRIVER), str(NATIVE / "stream.c")]
+    subprocess.run(["gcc", "-std=c11", *WARNINGS, *sanitize, "-I", str(NATIVE), *sources, "-o", str(program)], check=True)
+    return program
+
+
+def play(driver: Path, commands: Iterable[Command]) -> list[str]:
+    """What comes of each command; the last line counts what is left."""
+    stream = b"".join(letter.encode() + struct.pack("<I", len(data)) + data for letter, data in commands)
+    taken = sum(1 << opcode for opcode in TAKEN)
+    done = subprocess.run([driver, str(int(WANTED)), str(taken)], input=stream, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().splitlines()
+
+
+def request(opcode: int, unique: int, body: bytes = b"", *, ino: int = 7) -> Command:
+    return "R", struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, ino, 0, 0, 1, 0, 0) + body
+
+
+def reply(unique: int, body: bytes = b"", *, error: int = 0) -> Command:
+    return "P", struct.pack("<IiQ", OUT_BYTES + len(body), error, unique) + body
+
+
+def will_open(handle: int, flags: int, backing_id: int = 0, *, directory: bool = False) -> Command:
+    return "O", struct.pack("<IIIIQ", directory, flags, backing_id, 0, handle)
+
+
+def init_request(flags: int, flags2: int, unique: int = 1) -> Command:
+    return request(INIT, unique, struct.pack("<IIIII", 7, 45, 131072, flags, flags2) + bytes(44))
+
+
+def init_reply(flags: int = 0, flags2: int = 0, unique: int = 1) -> Command:
+    return reply(unique, struct.pack("<IIIIHHIIHHIII", 7, 36, 131072, flags, 12, 9, 1 << 20, 1, 256, 0, flags2, 0, 0) + bytes(20))
+
+
+def body_of(line: str) -> bytes:
+    return bytes.fromhex(line.split()[1])[OUT_BYTES:]
+
+
+ALL = (INIT_EXT | InitFlag.FLOCK_LOCKS, InitFlag.PASSTHROUGH >> 32)
+
+
+@pytest.mark.parametrize(
+    ("offered", "given", "expected"),
+    [
+        pytest.param(ALL, (1, 0), (INIT_EXT | InitFlag.FLOCK_LOCKS | 1, InitFlag.PASSTHROUGH >> 32, 1), id="everything"),
+        pytest.param((InitFlag.FLOCK_LOCKS, 0), (1, 0), (InitFlag.FLOCK_LOCKS | 1, 0, 0), id="an old kernel"),
+        pytest.param((INIT_EXT, 0), (1, 0), (1, 0, 0), id="a kernel without passthrough"),
+        pytest.param(ALL, (WRITEBACK, 0), (WRITEBACK | InitFlag.FLOCK_LOCKS, 0, 0), id="beside the writeback cache"),
+        pytest.param(ALL, (1, 64), (INIT_EXT | InitFlag.FLOCK_LOCKS | 1, InitFlag.PASSTHROUGH >> 32, 1), id="flags of nobody"),
+    ],
+)
+def test_the_kernel_is_asked_for_what_it_offers(
+    driver: Path, offered: tuple[int, int], given: tuple[int, int], expected: tuple[int, int, int]
+) -> None:
+    _, line, _ = play(driver, [init_request(*offered), init_reply(*given)])
+    fields = struct.unpack_from("<IIIIHHIIHHII", body_of(line))
+    assert (fields[3], fields[10], fields[11]) == expected
+
+
+def opened(handle: int) -> bytes:
+    return struct.pack("<QII", handle, 0, 0)
+
+
+def test_replies_to_opens_get_their_flags_and_backing_ids(driver: Path) -> None:
+    entry = bytes(128)
+    lines = play(
+        driver,
+        [
+            request(OPEN, 10),
+            request(CREATE, 11),
+            request(OPENDIR, 12),
+            request(OPEN, 13),
+            request(OPEN, 14),
+            will_open(5, OpenFlag.PASSTHROUGH, 77),
+            will_open(6, OpenFlag.PASSTHROUGH, 78),
+            will_open(5, OpenFlag.CACHE_DIR, directory=True),
+            reply(12, opened(5)),
+            reply(11, entry + opened(6)),
+            reply(10, opened(5)),
+            reply(13, opened(5)),
+            reply(14, error=-2),
+            reply(10, opened(5)),
+        ],
+    )
+    told = [struct.unpack("<QII", body_of(line)[-16:]) for line in lines[8:12]]
+    assert told == [(5, OpenFlag.CACHE_DIR, 0), (6, OpenFlag.PASSTHROUGH, 78), (5, OpenFlag.PASSTHROUGH, 77), (5, 0, 0)]
+    assert [line.split()[0] for line in lines[8:14]] == ["changed", "changed", "changed", "same", "same", "same"]
+    assert lines[-1].startswith("asked 0 opens 0")
+
+
+def test_requests_are_taken_and_their_interrupts_with_them(driver: Path) -> None:
+    interrupt = struct.pack("<Q", 20)
+    lines = play(
+        driver,
+        [
+            request(SETLKW, 20, bytes(48)),
+            request(INTERRUPT, 21, interrupt),
+            request(INTERRUPT, 22, struct.pack("<Q", 99)),
+            ("A", interrupt),
+            request(INTERRUPT, 23, interrupt),
+            request(OPEN + 1, 24),
+            request(200, 25),
+        ],
+    )
+    assert lines[:7] == ["take", "take", "pass", "ok", "pass", "pass", "pass"]
+
+
+def test_a_flush_is_answered_at_once_unless_somebody_wants_it(driver: Path) -> None:
+    def watch(wanted: int) -> Command:
+        return "F", struct.pack("<QII", 7, wanted, 0)
+
+    lines = play(
+        driver, [request(FLUSH, 30), watch(1), request(FLUSH, 31), request(FLUSH, 32, ino=8), watch(0), request(FLUSH, 33)]
+    )
+    answers = ["answer " + struct.pack("<IiQ", OUT_BYTES, 0, unique).hex() for unique in (30, 32, 33)]
+    assert [lines[0], lines[2], lines[3], lines[5]] == [answers[0], "take", answers[1], answers[2]]
+
+
+@pytest.mark.parametrize("length", [0, 1, 39, 40, 47, 55, 59])
+def test_truncated_requests_go_to_libfuse(driver: Path, length: int) -> None:
+    letter, whole = init_request(*ALL)
+    interrupted = request(INTERRUPT, 2, b"1234")
+    assert play(driver, [(letter, whole[:length]), interrupted])[:2] == ["pass", "pass"]
+
+
+def test_truncated_replies_go_out_as_they_are(driver: Path) -> None:
+    for message, body in ((init_request(*ALL), init_reply()[1]), (request(OPEN, 1), reply(1, opened(5))[1])):
+        for length in range(len(body)):
+            lines = play(driver, [message, will_open(5, 128, 3), ("P", body[:length])])
+            assert lines[2] == f"same {body[:length].hex()}"
+
+
+def test_messages_at_random(driver: Path) -> None:
+    for seed in range(20):
+        play(driver, random_commands(random.Random(seed)))
+
+
+def random_commands(rng: random.Random) -> Iterable[Command]:
+    """Requests and replies that nearly fit together, some with bytes changed, added or cut off."""
+    opcodes = (OPEN, FLUSH, INIT, OPENDIR, SETLKW, CREATE, INTERRUPT, FALLOCATE, LSEEK, 0, 63, 64, 4096)
+    for _ in range(2000):
+        unique, size = rng.randrange(50), rng.choice((0, 4, 8, 15, 16, 20, 40, 64, 143, 144, 200, 300))
+        body = rng.randbytes(size)
+        letter, message = rng.choice(
+            [
+                request(rng.choice(opcodes), unique, body, ino=rng.randrange(20)),
+                reply(unique, rng.choice([body, bytes(128) + opened(rng.randrange(30)), opened(rng.randrange(30))])),
+                will_open(rng.randrange(30), rng.randrange(256), rng.randrange(9), directory=rng.random() < 0.3),
+                ("F", struct.pack("<QII", rng.randrange(1000), rng.random() < 0.7, 0)),
+                ("A", struct.pack("<Q", unique)),
+            ]
+        )
+        if letter in "RP" and rng.random() < 0.2:
+            letter = rng.choice((letter, "W")) if letter == "P" else letter
+            message = message[: rng.randrange(len(message) + 1)] + rng.randbytes(rng.choice((0, 0, 1, 9)))
+        yield letter, message
+
+
+def test_what_python_loads_is_built_without_warnings(tmp_path: Path) -> None:
+    include = sysconfig.get_paths()["include"]
+    command = ["gcc", "-std=c11", "-D_GNU_SOURCE", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{include}", "-c"]
+    subprocess.run([*command, NATIVE / "module.c", "-o", tmp_path / "module.o"], check=True)
