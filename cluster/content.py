@@ -7,6 +7,8 @@ Mounts and agents both write objects and both commit. The order of commits of on
 import errno
 import fcntl
 import os
+import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -22,6 +24,12 @@ ApplyOne = Callable[[Operation], Awaitable[Node]]
 
 LOCK_RETRY_MIN_S = 0.001
 LOCK_RETRY_MAX_S = 0.02
+TICK_S = 0.001
+REALTIME_COARSE = 5  # of linux/time.h: the clock of files' times, where they are coarse
+
+FINE_TIMES = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (6, 13)
+"""Whether a change that follows a look at a file's times always moves them (multigrain timestamps). Before, what is changed within
+one tick of the kernel's clock, up to 10 ms, looks the same."""
 
 
 def content_of(status: os.stat_result) -> Content:
@@ -90,7 +98,7 @@ async def commit_object(
     is harmless.
     """
     while True:
-        commit = prepare_commit(descriptor, node, path, final=final, begun=begun, fenced=fenced)
+        commit = await prepare_commit(descriptor, node, path, final=final, begun=begun, fenced=fenced)
         try:
             return await apply(commit)
         except Refused as error:
@@ -100,7 +108,9 @@ async def commit_object(
             node = msgspec.structs.replace(node, version=commit.version + 1, object_ctime_ns=0)
 
 
-def prepare_commit(descriptor: int, node: Node, path: bytes, *, final: bool, begun: int = 0, fenced: bool = False) -> Commit:
+async def prepare_commit(
+    descriptor: int, node: Node, path: bytes, *, final: bool, begun: int = 0, fenced: bool = False
+) -> Commit:
     """The commit of the object's present content, whose record is written. The caller holds the object's lock.
 
     The record of a *fenced* object is written with the fence lifted: what anybody writes meanwhile is in the commit, since
@@ -130,5 +140,13 @@ def prepare_commit(descriptor: int, node: Node, path: bytes, *, final: bool, beg
         )
         if fenced:
             fence(descriptor)
+        if not FINE_TIMES:
+            await _next_tick(os.fstat(descriptor).st_ctime_ns)
         content = content_of(os.fstat(descriptor))
     return Commit(node.ino, node.home_epoch, version, content, final, begun)
+
+
+async def _next_tick(ctime_ns: int) -> None:
+    """Waits until what is changed from now on gets another change time."""
+    while time.clock_gettime_ns(REALTIME_COARSE) <= ctime_ns:
+        await trio.sleep(TICK_S)

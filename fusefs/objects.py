@@ -208,7 +208,7 @@ class LocalObject:
         """The final commit of the object as it is; its lock is held inside, until the catalog has answered."""
         try:
             async with object_lock(self._path) as descriptor:
-                yield prepare_commit(descriptor, node, path, final=True)
+                yield await prepare_commit(descriptor, node, path, final=True)
         except OSError as error:
             raise _disk_error(error, f"committing {self._path}") from error
 

@@ -2,13 +2,15 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
 
-from cluster.content import commit_object, content_of, object_lock, overlay, visible_ctime_ns
+from cluster import content as content_module
+from cluster.content import REALTIME_COARSE, commit_object, content_of, object_lock, overlay, visible_ctime_ns
 from cluster.errors import Fenced, Refused, refused
 from cluster.messages import Commit, Content, Node, Operation
 from cluster.volume import read_record
@@ -78,6 +80,24 @@ def test_without_a_change_only_the_end_is_told(path: str) -> None:
     commit(path, catalog, node, final=True)
     assert catalog.commits[-1] == Commit(7, 2, 1, None, True)
     assert os.stat(path).st_ctime_ns == before
+
+
+def test_where_times_are_coarse_a_commit_ends_after_the_tick_that_it_shows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content_module, "FINE_TIMES", False)
+    catalog = Catalog(NODE)
+    ticks = []
+
+    async def apply(operation: Operation) -> Node:
+        ticks.append(time.clock_gettime_ns(REALTIME_COARSE))
+        return await catalog.apply(operation)
+
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        trio.run(lambda: commit_object(descriptor, NODE, b"", final=True, apply=apply))
+    finally:
+        os.close(descriptor)
+    assert catalog.commits[0].content is not None
+    assert ticks[0] > catalog.commits[0].content.ctime_ns
 
 
 def test_a_commit_with_old_knowledge_finds_the_next_version(path: str) -> None:
