@@ -28,8 +28,8 @@ TICK_S = 0.001
 REALTIME_COARSE = 5  # of linux/time.h: the clock of files' times, where they are coarse
 
 FINE_TIMES = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (6, 13)
-"""Whether a change that follows a look at a file's times always moves them (multigrain timestamps). Before, what is changed within
-one tick of the kernel's clock, up to 10 ms, looks the same."""
+"""Whether a change that follows a look at a file's times always moves them (multigrain timestamps). Before, what is changed
+within one tick of the kernel's clock, up to 10 ms, looks the same."""
 
 
 def content_of(status: os.stat_result) -> Content:

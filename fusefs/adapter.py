@@ -13,6 +13,7 @@ from cluster.clock import file_time_ns
 from cluster.errors import GodwitError
 from cluster.messages import NAME_MAX, Node, SetAttr
 from fusefs.caching import Seen
+from fusefs.channel import Channel, OpenFlag
 from fusefs.directories import Directories
 from fusefs.files import Files, ToldKernel
 from fusefs.namespace import Namespace
@@ -98,12 +99,13 @@ class GodwitOperations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(self, namespace: Namespace, files: Files, directories: Directories) -> None:
+    def __init__(self, namespace: Namespace, files: Files, directories: Directories, channel: Channel) -> None:
         super().__init__()
         self.requests = 0
         self._namespace = namespace
         self._files = files
         self._directories = directories
+        self._channel = channel
 
     # ---------------------------------------------------------- names and attributes
 
@@ -226,7 +228,10 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        return await self._directories.opendir(inode)
+        number = await self._directories.opendir(inode)
+        keep = self._directories.may_keep(number)
+        self._channel.will_open(number, OpenFlag.CACHE_DIR | (OpenFlag.KEEP_CACHE if keep else OpenFlag(0)), directory=True)
+        return number
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:

@@ -8,6 +8,7 @@ import itertools
 import os
 import stat
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import trio
@@ -26,6 +27,7 @@ ANSWER_ENTRIES = 256  # about what fits into one answer to the kernel
 DOT_COOKIE = 1
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
 QUIET_S = 2.0  # a directory that is open for longer is registered
+TOLD_MAX = 10_000
 REGISTER_S = 1.0  # before its lease would end
 
 
@@ -50,6 +52,7 @@ class Directories:
         self._paths = paths
         self._timeout_s = timeout_s
         self._open: dict[int, OpenDirectory] = {}
+        self._told_until_s: OrderedDict[int, float] = OrderedDict()  # directories whose listings the kernel has, with their nodes
         self._numbers = itertools.count(1)
 
     async def opendir(self, ino: int) -> int:
@@ -61,6 +64,19 @@ class Directories:
         number = next(self._numbers)
         self._open[number] = directory
         return number
+
+    def may_keep(self, number: int) -> bool:
+        """Whether the listing that the kernel has cached of an open directory is good, and so is what it has of the entries: else
+        it asks for them all again at once."""
+        return self._told_until_s.get(self._open[number].ino, 0.0) > trio.current_time()
+
+    def _tells(self, directory: OpenDirectory) -> None:
+        """The kernel is told the listing from its beginning."""
+        now, told = trio.current_time(), self._told_until_s
+        told.pop(directory.ino, None)
+        told[directory.ino] = directory.until_s()
+        while told and (len(told) > TOLD_MAX or next(iter(told.values())) <= now):
+            told.popitem(last=False)
 
     def _open_quietly(self, ino: int) -> OpenDirectory | None:
         kept, listing = self._caching.node(ino), self._caching.listing(ino)
@@ -117,6 +133,8 @@ class Directories:
     ) -> Iterator[tuple[bytes, int, Seen]]:
         dots = [(b".", DOT_COOKIE, directory.ino), (b"..", DOTDOT_COOKIE, directory.parent)]
         yield from ((name, cookie, Seen(_directory(ino))) for name, cookie, ino in dots if cookie > after)
+        if after < DOTDOT_COOKIE:
+            self._tells(directory)
         until_s, seen, parent = directory.until_s(), self._caching.seen, directory.ino
         for (cookie, name, _node, _allowed), (node, attr_until_s) in zip(entries, present, strict=True):
             yield name, cookie, seen(node, attr_until_s, parent, name, until_s)

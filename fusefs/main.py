@@ -186,7 +186,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
         session, caching, changes, attributes, settler.open_files, files, directories, numbers, channel, paths, timeout_s
     )
     guard = Guard(settler.open_files, leases, files.regain, nursery)
-    operations = GodwitOperations(namespace, files, directories)
+    operations = GodwitOperations(namespace, files, directories, channel)
     raw = RawRequests({}, nursery, channel.reply)
     channel.prepare(_wanted(config), raw.opcodes, raw.received)
     loops = (
