@@ -20,21 +20,26 @@ from agent.trash import TrashPurger
 from agent.volumes import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.content import commit_object, content_of, object_lock, overlay, stamp_of
-from cluster.errors import Changed, Fenced, TokenRefused, Undone, from_os_error, refused
+from cluster.errors import Changed, Fenced, GodwitError, TokenRefused, Undone, from_os_error, refused
+from cluster.extents import allocate, copy, seek
 from cluster.fence import is_fenced, is_writable, lift
 from cluster.leases import LeaseToken, TokenGate
 from cluster.messages import (
     AgentRequest,
+    AllocateObject,
     BeginCommit,
     CommitObject,
+    CopyObject,
     CreateObject,
     Data,
     Done,
     Node,
     ObjectStat,
     Operation,
+    Position,
     PullObject,
     ReadObject,
+    SeekObject,
     SetAttr,
     SetObjectTimes,
     Stamp,
@@ -54,11 +59,23 @@ OPEN_OBJECTS = 512
 IO_MAX_BYTES = 4 * 1024 * 1024
 INLINE_WRITE_BYTES = 64 * 1024
 OFFSET_MAX = 2**63 - 1
+MODE_MAX = 2**31 - 1
 LAST_REPLIES_S = 0.05
 """What is answered has still to be sent, by the connection's own tasks."""
 MANAGER_TIMEOUT_S = 10.0
 
-HomeRequest = StatObject | ReadObject | WriteObject | TruncateObject | SyncObject | SetObjectTimes | CommitObject
+HomeRequest = (
+    StatObject
+    | ReadObject
+    | WriteObject
+    | TruncateObject
+    | AllocateObject
+    | SeekObject
+    | CopyObject
+    | SyncObject
+    | SetObjectTimes
+    | CommitObject
+)
 ObjectRequest = HomeRequest | CreateObject
 
 
@@ -89,6 +106,9 @@ class DataServer:
             ReadObject: self._read,
             WriteObject: self._write,
             TruncateObject: self._truncate,
+            AllocateObject: self._allocate,
+            SeekObject: self._seek,
+            CopyObject: self._copy,
             SyncObject: self._sync,
             SetObjectTimes: self._set_times,
             CommitObject: self._commit,
@@ -150,33 +170,26 @@ class DataServer:
     async def _read(self, request: ReadObject, _body: bytes) -> Answer:
         offset, length = request.offset, request.length
         _require_range("read", offset, length)
-        token = self._token(request)
-        async with self._object(request) as descriptor:
-            if request.stamp is None:
-                _require_epoch(descriptor, token)
-            else:
-                _require_stamp(descriptor, request.stamp)
+        async with self._readable(request) as descriptor:
             data = _read_cached(descriptor, offset, length)
             if data is None:
                 data = await self._in_thread(request, os.pread, descriptor, length, offset)
-            if request.stamp is not None:
-                _require_stamp(descriptor, request.stamp)
             return Answer(Data(), data)
 
     async def _write(self, request: WriteObject, body: bytes) -> Written:
         _require_range("write", request.offset, len(body))
-        volume = self._volumes.require(request.volume)
         async with self._home_object(request, to_write=True) as descriptor:
-            try:
-                return Written(await self._write_once(descriptor, request, body))
-            except OSError as error:
-                if error.errno != errno.ENOSPC or not await self._trash.make_room(volume):
-                    raise
-            return Written(await self._write_once(descriptor, request, body))
+            write = partial(os.pwritev, descriptor, [body], request.offset, os.RWF_APPEND if request.append else 0)
+            return Written(await self._making_room(request, write, inline=len(body) <= INLINE_WRITE_BYTES))
 
-    async def _write_once(self, descriptor: int, request: WriteObject, body: bytes) -> int:
-        write = partial(os.pwritev, descriptor, [body], request.offset, os.RWF_APPEND if request.append else 0)
-        return write() if len(body) <= INLINE_WRITE_BYTES else await self._in_thread(request, write)
+    async def _making_room(self, request: HomeRequest, act: Callable[[], R], *, inline: bool = False) -> R:
+        """What *act* returns; if the volume is full, after the trash has been emptied."""
+        try:
+            return act() if inline else await self._in_thread(request, act)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not await self._trash.make_room(self._volume(request)):
+                raise
+        return act() if inline else await self._in_thread(request, act)
 
     async def _truncate(self, request: TruncateObject, _body: bytes) -> Done:
         if not 0 <= request.size <= OFFSET_MAX:
@@ -184,6 +197,34 @@ class DataServer:
         async with self._home_object(request, to_write=True) as descriptor:
             await self._in_thread(request, os.ftruncate, descriptor, request.size)
         return Done()
+
+    async def _allocate(self, request: AllocateObject, _body: bytes) -> Done:
+        offset, length = request.offset, request.length
+        _require_range("allocation", offset, length, OFFSET_MAX)
+        if not 0 <= request.mode <= MODE_MAX:
+            raise refused(errno.EOPNOTSUPP, f"mode {request.mode}")
+        async with self._home_object(request, to_write=True) as descriptor:
+            await self._making_room(request, partial(allocate, descriptor, request.mode, offset, length))
+        return Done()
+
+    async def _seek(self, request: SeekObject, _body: bytes) -> Position:
+        _require_range("seek", request.offset, 0)
+        if request.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise refused(errno.EINVAL, f"whence {request.whence}")
+        async with self._home_object(request) as descriptor:
+            return Position(await self._in_thread(request, seek, descriptor, request.offset, request.whence))
+
+    async def _copy(self, request: CopyObject, _body: bytes) -> Written:
+        source = request.source
+        _require_range("copy", request.offset, source.length, OFFSET_MAX)
+        _require_range("copy", source.offset, source.length, OFFSET_MAX)
+        async with self._home_object(request, to_write=True) as target:
+            try:
+                async with self._readable(source) as descriptor:
+                    act = partial(copy, descriptor, target, source.offset, request.offset, source.length)
+                    return Written(await self._making_room(request, act))
+            except GodwitError as error:
+                raise refused(errno.EXDEV, f"inode {source.ino} on volume {source.volume}: {error}") from error
 
     async def _sync(self, request: SyncObject, _body: bytes) -> Done:
         async with self._home_object(request) as descriptor:
@@ -247,6 +288,19 @@ class DataServer:
             yield descriptor
 
     @asynccontextmanager
+    async def _readable(self, request: ReadObject) -> AsyncIterator[int]:
+        """The home's object, or a replica that is the one with the request's stamp before and after."""
+        token = self._token(request)
+        async with self._object(request) as descriptor:
+            if request.stamp is None:
+                _require_epoch(descriptor, token)
+                yield descriptor
+            else:
+                _require_stamp(descriptor, request.stamp)
+                yield descriptor
+                _require_stamp(descriptor, request.stamp)
+
+    @asynccontextmanager
     async def _home_object(self, request: HomeRequest, *, to_write: bool = False) -> AsyncIterator[int]:
         token = self._token(request, to_write=to_write)
         async with self._object(request) as descriptor:
@@ -271,8 +325,8 @@ class DataServer:
         return self._gate.check(request.token, request.ino, monotonic_s(), to_write=to_write)
 
 
-def _require_range(what: str, offset: int, length: int) -> None:
-    if not (0 <= length <= IO_MAX_BYTES and 0 <= offset <= OFFSET_MAX - length):
+def _require_range(what: str, offset: int, length: int, most: int = IO_MAX_BYTES) -> None:
+    if not (0 <= length <= most and 0 <= offset <= OFFSET_MAX - length):
         raise refused(errno.EINVAL, f"{what} of {length} bytes at {offset}")
 
 

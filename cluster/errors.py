@@ -105,7 +105,8 @@ _KINDS: dict[str, type[GodwitError]] = {
 }
 
 
-_CALLERS_FAULT = frozenset({e.EINVAL, e.EFBIG, e.EOPNOTSUPP, e.ENXIO, e.ENOENT})  # ENOENT: the object of a file that went
+# ENOENT: the object of a file that went
+_CALLERS_FAULT = frozenset({e.EINVAL, e.EFBIG, e.EOPNOTSUPP, e.ENXIO, e.EXDEV, e.ENOENT})
 
 
 def refused(errno: int, what: str = "") -> Refused:

@@ -972,6 +972,46 @@ class TruncateObject(Request[Done], frozen=True, array_like=True, tag="truncateo
     size: int
 
 
+class AllocateObject(Request[Done], frozen=True, array_like=True, tag="allocateobject"):
+    """fallocate(2) of the home's object."""
+
+    ino: int
+    volume: int
+    token: bytes
+    mode: int
+    offset: int
+    length: int
+
+
+class Position(Message, frozen=True, array_like=True, tag="position"):
+    """`offset` is None where nothing of what was sought follows."""
+
+    offset: int | None
+
+
+class SeekObject(Request[Position], frozen=True, array_like=True, tag="seekobject"):
+    """Where data or a hole of the home's object begins; `whence` is lseek's `SEEK_DATA` or `SEEK_HOLE`."""
+
+    ino: int
+    volume: int
+    token: bytes
+    offset: int
+    whence: int
+
+
+class CopyObject(Request[Written], frozen=True, array_like=True, tag="copyobject"):
+    """Writes at `offset` what a read of `source`, an object of the same server, would give; maybe less of it.
+
+    Refused with EXDEV if the source cannot be read like that, for whatever reason: then it is read and written as usual.
+    """
+
+    ino: int
+    volume: int
+    token: bytes
+    offset: int
+    source: ReadObject
+
+
 class SyncObject(Request[Done], frozen=True, array_like=True, tag="syncobject"):
     """fsync of the home's object."""
 
@@ -1520,6 +1560,9 @@ AgentRequest = (
     | ReadObject
     | WriteObject
     | TruncateObject
+    | AllocateObject
+    | SeekObject
+    | CopyObject
     | SyncObject
     | SetObjectTimes
     | CommitObject
@@ -1557,6 +1600,7 @@ Reply = (
     | ObjectStat
     | Data
     | Written
+    | Position
     | PullHeader
     | Chunk
     | PullEnd

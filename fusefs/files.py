@@ -251,26 +251,30 @@ class Files:
     async def read(self, number: int, offset: int, length: int) -> Buffer:
         """Bytes of the newest content that had been written when the kernel asked for the attributes before this."""
         state = self._open_files.handle(number).inode
+        return await self.reading(state, lambda: self._reader.read(state, offset, length))
+
+    async def reading(self, state: OpenInode, act: Callable[[], Awaitable[R]]) -> R:
+        """What *act*, which uses the reader, returns; once more if the home turns out to have moved."""
         state.check()
         try:
-            return await self._reader.read(state, offset, length)
+            return await act()
         except (Fenced, Refused):
             if not await self._homes.has_moved(state):
                 raise
         if state.registered_write:
             await self.regain(state, state.home)
-        return await self._reader.read(state, offset, length)
+        return await act()
 
     # ---------------------------------------------------------------- writing
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Writes at *offset*, or at the end if the handle was opened with `O_APPEND`; returns how much was written."""
         handle = self._open_files.handle(number)
-        return await self._change(
+        return await self.change(
             handle.inode, lambda home: home.write(offset, data, append=handle.append), repeatable=not handle.append
         )
 
-    async def _change(self, state: OpenInode, act: Callable[[Object], Awaitable[R]], *, repeatable: bool = True) -> R:
+    async def change(self, state: OpenInode, act: Callable[[Object], Awaitable[R]], *, repeatable: bool = True) -> R:
         """What *act* returns at the home; if this mount was away meanwhile, at the home that is the right one now.
 
         What was done at this server's disk when the lease had ended counts only if the home is still there.
@@ -313,11 +317,11 @@ class Files:
         """Sets the length, whether or not the file is open."""
         state = self._open_files.get(ino)
         if state is not None and state.writers:
-            await self._change(state, lambda home: home.truncate(size))
+            await self.change(state, lambda home: home.truncate(size))
             return
         number = await self.open(ino, os.O_WRONLY)
         try:
-            await self._change(self._open_files.handle(number).inode, lambda home: home.truncate(size))
+            await self.change(self._open_files.handle(number).inode, lambda home: home.truncate(size))
         finally:
             self._open_files.release_handle(number)
 

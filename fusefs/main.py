@@ -21,6 +21,7 @@ from fusefs.caching import Caching
 from fusefs.changes import Changes
 from fusefs.channel import Channel, InitFlag
 from fusefs.directories import Directories
+from fusefs.extents import Extents
 from fusefs.files import Files
 from fusefs.guarding import Guard
 from fusefs.homes import Homes
@@ -187,7 +188,8 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     )
     guard = Guard(settler.open_files, leases, files.regain, nursery)
     operations = GodwitOperations(namespace, files, directories, channel)
-    raw = RawRequests({}, nursery, channel.reply)
+    extents = Extents(files, settler.open_files, homes, reader, kernel.drop_inode)
+    raw = RawRequests(extents.handlers(), nursery, channel.reply)
     channel.prepare(_wanted(config), raw.opcodes, raw.received)
     loops = (
         peers.refresh_loop,

@@ -6,22 +6,26 @@ Both kinds have the same methods, so that the overlay does not care which it has
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import trio
 
 from cluster.content import commit_object, content_of, object_lock, prepare_commit, stamp_of
-from cluster.errors import Changed, Fenced, GodwitError, TokenRefused, Unavailable, Undone, from_os_error
+from cluster.errors import Changed, Fenced, GodwitError, TokenRefused, Unavailable, Undone, from_os_error, refused
+from cluster.extents import allocate, copy, is_repeatable, seek
 from cluster.fence import is_writable, lift, open_object_at
 from cluster.messages import (
+    AllocateObject,
     Commit,
     CommitObject,
     Content,
+    CopyObject,
     Node,
     ReadObject,
     Request,
+    SeekObject,
     SetAttr,
     SetObjectTimes,
     Stamp,
@@ -60,6 +64,17 @@ class Object(Protocol):
     async def write(self, offset: int, data: bytes, *, append: bool) -> int: ...
 
     async def truncate(self, size: int) -> None: ...
+
+    async def allocate(self, mode: int, offset: int, length: int) -> None: ...
+
+    async def seek(self, offset: int, whence: int) -> int | None:
+        """Where data or a hole begins; None if nothing of the kind follows."""
+
+    async def copy_from(self, source: "Object", start: int, offset: int, length: int) -> int:
+        """Copies from *start* of the source to *offset*, without the bytes coming here; returns how much, 0 at the end.
+
+        Refused with EXDEV if that cannot be done with this source.
+        """
 
     async def sync(self, *, data_only: bool) -> None: ...
 
@@ -190,6 +205,18 @@ class LocalObject:
     async def truncate(self, size: int) -> None:
         await self._in_thread("truncating", os.ftruncate, self._descriptor, size)
 
+    async def allocate(self, mode: int, offset: int, length: int) -> None:
+        await self._in_thread("allocating", allocate, self._descriptor, mode, offset, length)
+
+    async def seek(self, offset: int, whence: int) -> int | None:
+        return await self._in_thread("seeking in", seek, self._descriptor, offset, whence)
+
+    async def copy_from(self, source: Object, start: int, offset: int, length: int) -> int:
+        if not isinstance(source, LocalObject) or source._closing:
+            raise refused(errno.EXDEV)
+        with source._in_use():
+            return await self._in_thread("copying to", copy, source._descriptor, self._descriptor, start, offset, length)
+
     async def sync(self, *, data_only: bool) -> None:
         await self._in_thread("syncing", os.fdatasync if data_only else os.fsync, self._descriptor)
 
@@ -235,11 +262,17 @@ class LocalObject:
                 self._append_descriptor = -1
 
     async def _in_thread(self, what: str, function: Callable[..., R], *args: object) -> R:
-        self._users += 1
         try:
-            return await trio.to_thread.run_sync(function, *args)
+            with self._in_use():
+                return await trio.to_thread.run_sync(function, *args)
         except OSError as error:
             raise _disk_error(error, f"{what} {self._path}") from error
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        self._users += 1
+        try:
+            yield
         finally:
             self._users -= 1
             if self._closing:
@@ -289,6 +322,39 @@ class RemoteObject:
 
     async def truncate(self, size: int) -> None:
         await self._persist(lambda: self._ask(lambda token: TruncateObject(self._ino, self._volume, token, size)))
+
+    async def allocate(self, mode: int, offset: int, length: int) -> None:
+        once = not is_repeatable(mode)
+
+        async def attempt() -> None:
+            await self._exchange(lambda token: AllocateObject(self._ino, self._volume, token, mode, offset, length), once=once)
+
+        await self._persist(attempt, repeatable=not once)
+
+    async def seek(self, offset: int, whence: int) -> int | None:
+        return await self._persist(lambda: self.seek_once(offset, whence))
+
+    async def seek_once(self, offset: int, whence: int) -> int | None:
+        """As `seek`, but gives up when the server cannot be reached at the first attempt."""
+        return (await self._ask(lambda token: SeekObject(self._ino, self._volume, token, offset, whence))).offset
+
+    async def copy_from(self, source: Object, start: int, offset: int, length: int) -> int:
+        if not isinstance(source, RemoteObject) or not await self._peers.same_server(self._volume, source._volume):
+            raise refused(errno.EXDEV)
+
+        async def attempt() -> int:
+            read = await source.reading(start, length)
+            return (await self._ask(lambda token: CopyObject(self._ino, self._volume, token, offset, read))).count
+
+        return await self._persist(attempt)
+
+    async def reading(self, offset: int, length: int) -> ReadObject:
+        """The request with which the agent there may be asked for these bytes. Refused with EXDEV if the home has moved."""
+        try:
+            held = await self._current_lease()
+        except Fenced as error:
+            raise refused(errno.EXDEV, str(error)) from error
+        return ReadObject(self._ino, self._volume, held.sealed, offset, length, self._stamp)
 
     async def sync(self, *, data_only: bool) -> None:  # noqa: ARG002 - the agent always syncs both
         await self._persist(lambda: self._ask(lambda token: SyncObject(self._ino, self._volume, token)))

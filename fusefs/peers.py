@@ -61,6 +61,10 @@ class Peers:
         """Whether its objects are on this server's own disks."""
         return volume.server == self._server
 
+    async def same_server(self, one: int, other: int) -> bool:
+        """Whether two volumes, by their numbers, are of one server."""
+        return (await self.volume(one)).server == (await self.volume(other)).server
+
     async def home_for_new_file(self) -> Volume:
         """The volume on which a new file gets its home; raises `NoSpace` if there is none.
 

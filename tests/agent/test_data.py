@@ -14,10 +14,13 @@ from agent.dataserver import IO_MAX_BYTES, OPEN_OBJECTS
 from cluster.errors import Changed, Fenced, Refused, TokenRefused, Unavailable
 from cluster.leases import READ
 from cluster.messages import (
+    AllocateObject,
     CommitObject,
+    CopyObject,
     CreateObject,
     ReadObject,
     Request,
+    SeekObject,
     SetObjectTimes,
     Stamp,
     StatObject,
@@ -145,6 +148,9 @@ def home_requests(volume: int, token: bytes) -> list[Request[Any]]:
         ReadObject(7, volume, token, 0, 10),
         WriteObject(7, volume, token, 0),
         TruncateObject(7, volume, token, 0),
+        AllocateObject(7, volume, token, 0, 0, 10),
+        SeekObject(7, volume, token, 0, os.SEEK_DATA),
+        CopyObject(7, volume, token, 0, ReadObject(7, volume, token, 0, 10)),
         SyncObject(7, volume, token),
         SetObjectTimes(7, volume, token, 0, 0),
         CommitObject(7, volume, token, final=True),
@@ -204,6 +210,11 @@ def test_a_token_to_read_is_no_right_to_write(tmp_path: Path) -> None:
                 await channel.call(WriteObject(7, volume, token, 0), timeout_s=TIMEOUT_S)
             with pytest.raises(TokenRefused, match="no right to write"):
                 await channel.call(TruncateObject(7, volume, token, 0), timeout_s=TIMEOUT_S)
+            with pytest.raises(TokenRefused, match="no right to write"):
+                await channel.call(AllocateObject(7, volume, token, 0, 0, 100), timeout_s=TIMEOUT_S)
+            copy = CopyObject(7, volume, token, 7, ReadObject(7, volume, token, 0, 7))
+            with pytest.raises(TokenRefused, match="no right to write"):
+                await channel.call(copy, timeout_s=TIMEOUT_S)
             assert (await channel.call(StatObject(7, volume, token), timeout_s=TIMEOUT_S)).content.size == 7
 
     run(test)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import NoSpace
-from cluster.messages import CreateObject, WriteObject
+from cluster.messages import AllocateObject, CreateObject, WriteObject
 from tests.agent.network import TIMEOUT_S, Network, network, run
 from tests.agent.tokens import token_for
 
@@ -90,5 +90,22 @@ def test_writes_take_the_room_of_the_trash_and_then_say_that_it_is_full(tmp_path
             assert problem.errno == 28
             assert written > 6 * MIB
             assert os.stat(net.path("s2", 7)).st_size == written
+
+    run(test)
+
+
+def test_what_cannot_be_allocated_takes_the_room_of_the_trash_or_is_refused(tmp_path: Path, small_disk: str) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            volume = await both(net, small_disk)
+            channel = await net.channel("s2")
+            fill(net, "3.9999999999999999999", 5 * MIB)
+            await channel.call(CreateObject(7, volume), timeout_s=TIMEOUT_S)
+            await channel.call(WriteObject(7, volume, token_for(7), 0), body=b"content", timeout_s=TIMEOUT_S)
+            await channel.call(AllocateObject(7, volume, token_for(7), 0, 0, 6 * MIB), timeout_s=TIMEOUT_S)
+            with pytest.raises(NoSpace) as problem:
+                await channel.call(AllocateObject(7, volume, token_for(7), 0, 0, 9 * MIB), timeout_s=TIMEOUT_S)
+            assert problem.value.errno == 28
+            assert net.content("s2", 7) == b"content" + bytes(6 * MIB - 7)
 
     run(test)

@@ -11,7 +11,10 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # of linux/falloc.h
+
 libc = ctypes.CDLL(None, use_errno=True)
+libc.fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,10 @@ def renameat2(old: bytes, new: bytes, flags: int) -> None:
     if libc.renameat2(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), old)
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), of which the Python standard library has only mode 0."""
+    if libc.fallocate(descriptor, mode, offset, length) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

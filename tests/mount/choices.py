@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from tests.mount.acting import ANNA, BERT, ROOT
+from tests.mount.acting import ANNA, BERT, KEEP_SIZE, PUNCH_HOLE, ROOT, ZERO_RANGE
 
 NAMES = (b"a", b"b", b"c", b"\xff\xfe", "ä\n€".encode(), b"n" * 255, b"N" * 256)
 TARGETS = (b"a", b"b", b"../a", b"../b", b"a/c", b".", b"..", b"nowhere", b"t" * 1000)
@@ -17,6 +17,7 @@ GROUPS = (-1, 0, 4001, 5000)
 OFFSETS = (0, 1, 100, 4095, 4096, 10_000, 131_072, 1_000_000, 5_000_000)
 LENGTHS = (0, 1, 10, 100, 4096, 5000, 70_000, 140_000)
 SIZES = (0, 1, 99, 4095, 4096, 10_000, 1 << 20, 5_000_000)
+ALLOCATIONS = (0, KEEP_SIZE, PUNCH_HOLE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE, 0x1000)
 TIMES_NS = (0, 1, 999_999_999, 1_234_567_890_123_456_789, 1_111_111_111 * 10**9, 4_294_967_296 * 10**9 + 7)
 XATTR_NAMES = (b"user.a", b"user.b", b"user.", b"trusted.t", b"security.godwit", b"system.nothing", b"nonsense", b"bad.name")
 XATTR_LENGTHS = (0, 1, 30, 300)
@@ -76,6 +77,7 @@ owners = st.sampled_from(OWNERS)
 groups = st.sampled_from(GROUPS)
 offsets = st.sampled_from(OFFSETS)
 sizes = st.sampled_from(SIZES)
+allocations = st.sampled_from(ALLOCATIONS)
 times = st.none() | st.tuples(st.sampled_from(TIMES_NS), st.sampled_from(TIMES_NS))
 data = st.builds(lambda byte, length: bytes([byte]) * length, st.integers(97, 122), st.sampled_from(LENGTHS))
 xattr_names = st.sampled_from(XATTR_NAMES)

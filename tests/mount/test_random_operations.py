@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from tests.mount import choices
-from tests.mount.acting import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT, User, renameat2
+from tests.mount.acting import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT, User, fallocate, renameat2
 from tests.mount.choices import Where
-from tests.mount.pair import Pair
+from tests.mount.extents import extents_from
+from tests.mount.pair import Pair, Side
 from tests.mount.trees import attributes, xattrs
 
 OPERATIONS = 10_000
@@ -120,6 +121,27 @@ class RandomOperations(RuleBasedStateMachine):
     @rule(index=choices.slots, size=choices.sizes, user=choices.users)
     def ftruncate(self, index: int, size: int, user: User) -> None:
         self.pair.with_descriptor(index, f"ftruncate to {size}", lambda fd: os.ftruncate(fd, size), user)
+
+    @precondition(some_open)
+    @rule(index=choices.slots, mode=choices.allocations, offset=choices.offsets, length=choices.sizes, user=choices.users)
+    def fallocate(self, index: int, mode: int, offset: int, length: int, user: User) -> None:
+        label = f"fallocate mode {mode:#x}, {length} at {offset}"
+        self.pair.with_descriptor(index, label, lambda fd: fallocate(fd, mode, offset, length), user)
+
+    @precondition(some_open)
+    @rule(index=choices.slots, offset=choices.offsets)
+    def seek_data_and_holes(self, index: int, offset: int) -> None:
+        self.pair.with_descriptor(index, f"seek data and holes from {offset}", lambda fd: extents_from(fd, offset))
+
+    @precondition(some_open)
+    @rule(read=choices.slots, written=choices.slots, start=choices.offsets, offset=choices.offsets, length=choices.sizes)
+    def copy_range(self, read: int, written: int, start: int, offset: int, length: int) -> None:
+        one, other = read % self.pair.open_count, written % self.pair.open_count
+
+        def call(side: Side) -> int:
+            return os.copy_file_range(side.descriptors[one], side.descriptors[other], length, start, offset)
+
+        self.pair.both(f"copy {length} from {start} of descriptor {one} to {offset} of {other}", call)
 
     @precondition(some_open)
     @rule(index=choices.slots, data_only=st.booleans())

@@ -1,0 +1,48 @@
+"""Where a file has blocks and where holes: the system calls, for mounts and agents alike.
+
+All functions block and raise `OSError`. What a mode means, and which there are, is the backing file system's affair.
+"""
+
+import ctypes
+import errno
+import os
+
+COPY_MAX_BYTES = 16 * 1024 * 1024
+"""As much is copied by one call, so that no thread and no connection is held for long."""
+
+_COLLAPSE_RANGE = 0x08  # of linux/falloc.h
+_INSERT_RANGE = 0x20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64
+
+
+def allocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), of which the standard library has only mode 0."""
+    if _fallocate(descriptor, mode, offset, length) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def is_repeatable(mode: int) -> bool:
+    """Whether allocating twice is the same as once: not where what lies behind is moved."""
+    return not mode & (_COLLAPSE_RANGE | _INSERT_RANGE)
+
+
+def seek(descriptor: int, offset: int, whence: int) -> int | None:
+    """Where data or a hole begins, at *offset* or behind; None if nothing of the kind follows. Moves the descriptor's offset."""
+    try:
+        return os.lseek(descriptor, offset, whence)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise
+
+
+def copy(source: int, target: int, start: int, offset: int, length: int) -> int:
+    """Copies at most `COPY_MAX_BYTES` within the kernel, sharing blocks if the file system can; returns how many, 0 at the end.
+
+    EXDEV: the kernel does not copy between these two.
+    """
+    return os.copy_file_range(source, target, min(length, COPY_MAX_BYTES), start, offset)
