@@ -59,6 +59,12 @@ PAUSE = "pause"
 RESUME = "resume"
 CANCEL = "cancel"
 
+# What becomes of a request for a lock.
+LOCK_GRANTED = 0
+LOCK_HELD = 1
+LOCK_WAITING = 2
+LOCK_END = 2**63 - 1  # the last byte that a file can have: a lock up to there is one to the end
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all structs on the wire."""
@@ -190,7 +196,8 @@ class OpenInode(Message, frozen=True, array_like=True):
 class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
     """The manager's answer to `Hello`. `lost` names the presented inodes that no longer exist; `now_s` is as in `Beat`.
 
-    `managers`: the addresses of the candidates of all servers that belong to the network.
+    `managers`: the addresses of the candidates of all servers that belong to the network. `unlocked` names the inodes on which
+    the session has no locks any more, although it presented some. Locks last until `access_s` after the last exchange.
     """
 
     term: int
@@ -199,6 +206,8 @@ class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
     lost: list[int]
     now_s: float = 0.0
     managers: list[str] = []
+    unlocked: list[int] = []
+    access_s: float = 0.0
 
 
 class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
@@ -206,7 +215,8 @@ class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
 
     `role` is `mount`, `agent` or `cli`; `session` is a random number that the process draws at its start and keeps over
     reconnections; a new session of the same server and role replaces the older one. A mount presents what it holds
-    open, the lease tokens for it, and the inodes that it or its kernel may still be caching, so that a new manager knows them.
+    open, the lease tokens for it, the inodes that it or its kernel may still be caching, and the locks of its processes, so that
+    a new manager knows them. Of the locks, this is all that it has; requests for others are made anew.
     """
 
     protocol: int
@@ -217,6 +227,7 @@ class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):
     opens: list[OpenInode] = []
     tokens: list[bytes] = []
     caching: list[int] = []
+    locks: list[HeldLocks] = []
 
 
 class Beat(Message, frozen=True, array_like=True, tag="beat"):
@@ -392,6 +403,95 @@ class GiveBack(Request[Done], frozen=True, array_like=True, tag="giveback"):
 
     inodes: list[int]
     serial: int
+
+
+# ------------------------------------------------------------------------------------------------------- locks
+
+
+class LockSpan(Message, frozen=True, array_like=True):
+    """A range of bytes that is locked, both ends included: for writing, or shared for reading."""
+
+    start: int
+    end: int
+    write: bool
+
+
+class HeldLocks(Message, frozen=True, array_like=True):
+    """What one owner on a mount has locked of an inode. `owner` is the kernel's number: a process, or an open file.
+
+    `whole`: by flock(2), which knows no ranges and excludes no record locks. `spans` are sorted and do not overlap.
+    """
+
+    ino: int
+    whole: bool
+    owner: int
+    pid: int
+    spans: list[LockSpan]
+
+
+class LockAnswer(Message, frozen=True, array_like=True, tag="lockanswer"):
+    """`outcome`: `LOCK_GRANTED`, `LOCK_HELD` by somebody else, or `LOCK_WAITING`: to be asked again, with the same ticket."""
+
+    outcome: int
+
+
+class SetLock(Request[LockAnswer], frozen=True, array_like=True, tag="setlock"):
+    """Locks `span`, in the place of whatever the owner has locked of it.
+
+    `ticket` is a number that the session draws for what it wants; who asks again with it keeps the place in the queue, until the
+    session introduces itself again. Without `wait`, the answer is `LOCK_WAITING` only while a new manager does not know all
+    locks yet. Refused with EDEADLK (record locks only) or ENOLCK. A repeat finds what is locked already.
+    """
+
+    ino: int
+    whole: bool
+    owner: int
+    pid: int
+    span: LockSpan
+    ticket: int
+    wait: bool
+
+
+class Unlock(Request[Done], frozen=True, array_like=True, tag="unlock"):
+    """From `start` to `end` the owner has at most `kept` locked from now on, and does not wait for `ticket` any more."""
+
+    ino: int
+    whole: bool
+    owner: int
+    start: int
+    end: int
+    kept: list[LockSpan] = []
+    ticket: int = 0
+
+
+class WokenLocks(Message, frozen=True, array_like=True, tag="wokenlocks"):
+    """Asking again is worth while for these tickets; `serial` is for the next question."""
+
+    serial: int
+    tickets: list[int]
+
+
+class AwaitLocks(Request[WokenLocks], frozen=True, array_like=True, tag="awaitlocks"):
+    """Waits for up to `wait_s` seconds until the session's tickets can be asked for again that it was not told of at `after`."""
+
+    after: int
+    wait_s: float
+
+
+class LockConflict(Message, frozen=True, array_like=True, tag="lockconflict"):
+    """A lock that is in the way, of a process of `server`; no span if there is none."""
+
+    span: LockSpan | None
+    server: str = ""
+    pid: int = 0
+
+
+class AskConflict(Request[LockConflict], frozen=True, array_like=True, tag="askconflict"):
+    """What keeps an owner from setting a record lock."""
+
+    ino: int
+    owner: int
+    span: LockSpan
 
 
 # ---------------------------------------------------------------------------------------- namespace: operations
@@ -1212,6 +1312,34 @@ class ListLeases(Request[LeaseRows], frozen=True, array_like=True, tag="listleas
     limit: int = 1000
 
 
+class LockRow(Message, frozen=True, array_like=True):
+    """A lock as people see it, held or waited for, by a process of `holder`; `whole` as in `HeldLocks`."""
+
+    ino: int
+    path: bytes
+    whole: bool
+    span: LockSpan
+    holder: str
+    pid: int
+    waiting: bool
+    since_s: float
+
+
+class LockRows(Message, frozen=True, array_like=True, tag="lockrows"):
+    """`total` counts all that match, of which at most `limit` are in `locks`."""
+
+    locks: list[LockRow]
+    total: int
+
+
+class ListLocks(Request[LockRows], frozen=True, array_like=True, tag="listlocks"):
+    """Locks and who waits for them, by inode; an empty server and inode 0 match all."""
+
+    server: str = ""
+    ino: int = 0
+    limit: int = 1000
+
+
 class PolicyRow(Message, frozen=True, array_like=True, tag="policyrow"):
     """A directory's policy. `ino` is where it is set; for an inherited one, an ancestor of what was asked for."""
 
@@ -1519,6 +1647,10 @@ ManagerRequest = (
     | WatchRecalls
     | RecallDone
     | GiveBack
+    | SetLock
+    | Unlock
+    | AskConflict
+    | AwaitLocks
     | AwaitCopies
     | RegisterVolumes
     | ClaimTasks
@@ -1534,6 +1666,7 @@ ManagerRequest = (
     | ListTasks
     | RetryTasks
     | ListLeases
+    | ListLocks
     | GetPolicy
     | SetPolicy
     | ListPolicies
@@ -1609,6 +1742,10 @@ Reply = (
     | TaskRows
     | Count
     | LeaseRows
+    | LockAnswer
+    | LockConflict
+    | WokenLocks
+    | LockRows
     | PolicyRow
     | PolicyRows
     | Where

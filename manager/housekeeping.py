@@ -38,7 +38,7 @@ async def tick_loop(term: Term) -> None:
     """Everything that happens because time has passed."""
     while True:
         now = monotonic_s()
-        await _end_sessions(term, now)
+        await end_sessions(term, now)
         _hear_agents(term)
         await tick_members(term, now)
         if term.state.in_grace and (not term.awaited or now >= term.grace_until):
@@ -51,8 +51,11 @@ async def tick_loop(term: Term) -> None:
         await trio.sleep(TICK_S)
 
 
-async def _end_sessions(term: Term, now: float) -> None:
+async def end_sessions(term: Term, now: float) -> None:
+    """Forgets sessions that have been silent for too long."""
     for session in term.state.sessions.silent(now):
+        if term.state.locks.holds(session.number):
+            continue  # it believes in its locks for an access time, so the next manager has to wait for it
         log.info("the %s of %s is silent: its session ends", session.role, session.server)
         term.end_session(session)
         if session.role == MOUNT:

@@ -14,6 +14,7 @@ from cluster.messages import PROTOCOL, Hello, Welcome
 from manager.apply import newest_reply
 from manager.content import mark_dirty
 from manager.limits import check_count
+from manager.locking import check_presented
 from manager.queue import release_claims
 from manager.schema import applied, inodes, ranges, servers
 from manager.sessions import AGENT, CLI, MOUNT, Session
@@ -36,6 +37,7 @@ def check_hello(hello: Hello, cluster: str) -> None:
     check_count(len(hello.opens), OPENS_MAX, "open inodes")
     check_count(len(hello.tokens), OPENS_MAX, "lease tokens")
     check_count(len(hello.caching), OPENS_MAX, "cached inodes")
+    check_presented(hello.locks)
 
 
 async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
@@ -54,6 +56,9 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     state.adopt_leases(session, hello.tokens, hello.caching if hello.role == MOUNT else [], monotonic_s())
     for other in replaced:
         term.replaced(other)
+    unlocked: list[int] = []
+    if session.role == MOUNT:
+        unlocked = state.locks.introduced(session, hello.locks, adopt=session.server in state.absent)
     work = partial(_introduce, term=term, session=session, replaced=[other.number for other in replaced], opens=presented)
     known = await term.store.write(work)
     session.newest = max(session.newest, known.newest)
@@ -63,8 +68,17 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     if session.role == MOUNT:
         term.awaited.pop(session.server, None)
         state.presented(session.server)
-    timeout_s = term.config.manager.session_timeout_s
-    return session, Welcome(term.number, term.config.server, timeout_s, sorted(lost), monotonic_s(), state.members.managers())
+    config, managers = term.config, state.members.managers()
+    return session, Welcome(
+        term.number,
+        config.server,
+        config.manager.session_timeout_s,
+        sorted(lost),
+        monotonic_s(),
+        managers,
+        unlocked,
+        config.manager.access_s,
+    )
 
 
 def _admit(term: Term, server: str) -> None:

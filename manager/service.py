@@ -13,10 +13,12 @@ from cluster.errors import NotManager, ProtocolError
 from cluster.messages import (
     AddServer,
     Apply,
+    AskConflict,
     AskHearing,
     AskLeases,
     AskOffice,
     AwaitCopies,
+    AwaitLocks,
     Beat,
     ChangeMigration,
     ClaimTasks,
@@ -37,6 +39,7 @@ from cluster.messages import (
     KeepForsaken,
     ListForsaken,
     ListLeases,
+    ListLocks,
     ListMigrations,
     ListMoves,
     ListPolicies,
@@ -52,16 +55,18 @@ from cluster.messages import (
     RemoveServer,
     ReportTasks,
     RetryTasks,
+    SetLock,
     SetPolicy,
     StartMigration,
     StepDown,
     Sync,
     TakeInodes,
+    Unlock,
     WatchRecalls,
     Welcome,
 )
 from cluster.rpc import SendReply
-from manager import admin, agents, conflicts, foresight, joining, leasing, losing, opening, orders, servers
+from manager import admin, agents, conflicts, foresight, joining, leasing, locking, losing, opening, orders, servers
 from manager.granting import GRANTING
 from manager.introductions import check_hello, introduce
 from manager.questions import QUESTIONS
@@ -89,6 +94,9 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     AwaitCopies: opening.await_copies,
     AskLeases: leasing.ask_leases,
     ListLeases: leasing.list_leases,
+    AwaitLocks: locking.await_locks,
+    AskConflict: locking.ask_conflict,
+    ListLocks: locking.list_locks,
     RegisterVolumes: agents.register_volumes,
     ClaimTasks: agents.claim,
     ReportTasks: agents.report,
@@ -118,10 +126,13 @@ HANDLERS: dict[type, Callable[[Term, Session, Any], Awaitable[Any]]] = {
     LoseServer: losing.lose_server,
     AddServer: servers.add_server,
 }
-# Answered without waiting for anything at all: mounts that are asked for something depend on it.
+# Answered without waiting for anything at all: mounts that are asked for something depend on it, and locks are set and ended in
+# the order in which that was asked.
 IMMEDIATE: dict[type, Callable[[Term, Session, Any], Any]] = {
     RecallDone: leasing.recall_done,
     GiveBack: leasing.give_back,
+    SetLock: locking.set_lock,
+    Unlock: locking.unlock,
 }
 FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
 FOR_AGENTS = frozenset(

@@ -13,6 +13,7 @@ from cluster.messages import Node, Operation
 from manager.caching import Notes, looking_at
 from manager.fences import RECALLED, Fences, HeldElsewhere, Mutation, Part
 from manager.leases import Leases
+from manager.locks import Locks
 from manager.members import Members
 from manager.policies import Policies
 from manager.recalls import Recalls
@@ -74,6 +75,7 @@ class State:
         self.notes = notes
         self.fences = Fences(leases)
         self.recalls = Recalls(leases, sessions)
+        self.locks = Locks(term, leases.lasts_s, lambda: not self.absent)
         self.absent: frozenset[str] = frozenset()  # servers whose mounts may be caching, but have not presented themselves
         self.policies = policies
         self.bells = Bells()
@@ -163,6 +165,8 @@ class State:
         if server in self.absent:
             self.absent -= {server}
             self.bells.ring(PRESENT)
+            if not self.absent:
+                self.locks.settle()
 
     def grant(self, session: Session, node: Node, now: float) -> bytes:
         """A lease for what the session has registered: to write, if it has the inode open for writing."""
@@ -193,6 +197,7 @@ class State:
         """The term is over: whoever waits for something finds that out."""
         self.bells.ring_all()
         self.recalls.end()
+        self.locks.end()
 
     def begin_moves(self) -> None:
         """A migration exists: from now on files are looked at for their moves, and whoever carries it out wakes."""

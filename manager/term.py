@@ -109,15 +109,17 @@ class Term:
         self.unused(self.state.sessions.end(session))
 
     def replaced(self, session: Session) -> None:
-        """A session's process is known to be dead: so are its leases, and whoever waits for its answers need not."""
+        """A session's process is known to be dead: so are its leases and locks, and whoever waits for its answers need not."""
         self.end_session(session)
         self.state.leases.end_session(session.number)
         self.state.recalls.end_session(session.number)
+        self.state.locks.end_session(session.number)
 
     def expire_leases(self, now: float) -> None:
-        """Forgets leases and recalls whose time is over, and whom of the mounts before this term one need not heed any more."""
+        """Forgets leases, recalls and locks whose time is over, and whom of the mounts before this term nobody need heed."""
         self.state.leases.expire(now)
         self.state.recalls.expire(now)
+        self.state.locks.expire()
         if now >= self.caches_until:
             for server in self.state.absent:
                 self.state.presented(server)
