@@ -6,7 +6,24 @@ from typing import Annotated
 
 import typer
 
-from cli import drain, init, join, lab, leases, manager, migrate, migrations, policy, queue, run, servers, status, units, where
+from cli import (
+    drain,
+    init,
+    join,
+    lab,
+    leases,
+    locks,
+    manager,
+    migrate,
+    migrations,
+    policy,
+    queue,
+    run,
+    servers,
+    status,
+    units,
+    where,
+)
 from cluster.errors import GodwitError, Unavailable
 
 EXIT_FAILURE = 1
@@ -47,6 +64,7 @@ app.command("migrate")(migrate.migrate)
 app.command("drain")(drain.drain)
 app.add_typer(migrations.app, name="migrations")
 app.add_typer(leases.app, name="leases")
+app.add_typer(locks.app, name="locks")
 app.add_typer(lab.app, name="lab")
 app.add_typer(run.app, name="run")
 

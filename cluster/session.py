@@ -22,6 +22,7 @@ from cluster.messages import (
     Applied,
     Apply,
     Heartbeat,
+    HeldLocks,
     Hello,
     MountCounts,
     Node,
@@ -59,6 +60,7 @@ class ManagerSession:
         opens: Callable[[], list[OpenInode]] = list,
         tokens: Callable[[], list[bytes]] = list,
         caching: Callable[[], list[int]] = list,
+        locks: Callable[[], list[HeldLocks]] = list,
         counts: Callable[[], MountCounts | None] = lambda: None,
         on_welcome: Callable[[Welcome], None] = lambda _welcome: None,
         on_recall: Callable[[Recall], None] | None = None,
@@ -75,6 +77,7 @@ class ManagerSession:
         self._opens = opens
         self._tokens = tokens
         self._caching = caching
+        self._locks = locks
         self._counts = counts
         self._on_welcome = on_welcome
         self._on_recall = on_recall
@@ -146,7 +149,7 @@ class ManagerSession:
 
     async def _introduce(self, channel: Channel) -> Welcome:
         before = trio.current_time()
-        held = self._opens(), self._tokens(), self._caching()
+        held = self._opens(), self._tokens(), self._caching(), self._locks()
         hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, *held)
         welcome = await channel.call(hello, timeout_s=INTRODUCTION_TIMEOUT_S)
         self.last_contact_s = before

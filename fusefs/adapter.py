@@ -99,13 +99,22 @@ class GodwitOperations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(self, namespace: Namespace, files: Files, directories: Directories, channel: Channel) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        files: Files,
+        directories: Directories,
+        channel: Channel,
+        released: Callable[[int], None],
+    ) -> None:
+        """*released* is told of each handle of a file that the kernel has given up."""
         super().__init__()
         self.requests = 0
         self._namespace = namespace
         self._files = files
         self._directories = directories
         self._channel = channel
+        self._released = released
 
     # ---------------------------------------------------------- names and attributes
 
@@ -223,6 +232,7 @@ class GodwitOperations(pyfuse3.Operations):
     @guarded
     async def release(self, fh: int) -> None:
         self._files.release(fh)
+        self._released(fh)
 
     # ---------------------------------------------------------- directories
 

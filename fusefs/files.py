@@ -283,7 +283,7 @@ class Files:
         home, epoch = state.home, state.home_epoch
         if home is not None:
             try:
-                held = await self._leases.hold(state.ino)
+                held = await self._leases.hold_for_content(state.ino)
                 check_home(state, held)
                 state.changed = True
                 done = await act(home)
@@ -298,7 +298,7 @@ class Files:
                 if not repeatable:
                     raise Fenced(f"inode {state.ino} got another home while something was appended at the old one")
         new_home = await self.regain(state, home)
-        check_home(state, await self._leases.hold(state.ino))
+        check_home(state, await self._leases.hold_for_content(state.ino))
         state.changed = True
         return await act(new_home)
 
@@ -328,7 +328,7 @@ class Files:
     async def _truncate(self, state: OpenInode, size: int) -> None:
         state.check()
         home = await self._homes.reach(state)
-        check_home(state, await self._leases.hold(state.ino))
+        check_home(state, await self._leases.hold_for_content(state.ino))
         state.changed = True
         await home.truncate(size)
 

@@ -49,16 +49,26 @@ class Use:
 
 
 class Leases:
-    """All tokens of the mount. *use_of* says what an inode is used for when its timer fires."""
+    """All tokens of the mount. *use_of* says what an inode is used for when its timer fires.
+
+    *check* raises for an inode whose content may not be read or written here, although there is a token (`fusefs.locks`).
+    """
 
     def __init__(
-        self, session: ManagerSession, caching: Caching, renew_s: float, timeout_s: float, use_of: Callable[[int], Use]
+        self,
+        session: ManagerSession,
+        caching: Caching,
+        renew_s: float,
+        timeout_s: float,
+        use_of: Callable[[int], Use],
+        check: Callable[[int], None],
     ) -> None:
         self._session = session
         self._caching = caching
         self._renew_s = renew_s
         self._timeout_s = timeout_s
         self._use_of = use_of
+        self.check_content = check
         self._held: OrderedDict[int, Held] = OrderedDict()  # in order of their timers, which all run equally long
         self._asking: dict[int, trio.Event] = {}
 
@@ -101,6 +111,12 @@ class Leases:
         """A good token; asks for one if there is none. Raises `Refused` (ESTALE) or `Unavailable`."""
         held = self.good(ino)
         return await self._get(ino) if held is None else held
+
+    async def hold_for_content(self, ino: int) -> Held:
+        """As `hold`, to read or write."""
+        held = await self.hold(ino)
+        self.check_content(ino)
+        return held
 
     async def _get(self, ino: int) -> Held:
         deadline_s = trio.current_time() + self._timeout_s

@@ -27,6 +27,7 @@ from fusefs.guarding import Guard
 from fusefs.homes import Homes
 from fusefs.inodes import InodeNumbers
 from fusefs.leases import Leases
+from fusefs.locks import Locks
 from fusefs.namespace import Namespace
 from fusefs.notify import KernelCache
 from fusefs.opens import Opens
@@ -150,6 +151,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     def welcomed(welcome: Welcome) -> None:
         caching.welcomed(welcome.term)
         settler.open_files.mark_lost(welcome.lost)
+        locks.welcomed(welcome)
 
     def counts() -> MountCounts:
         requests = operations.requests + raw.requests
@@ -163,6 +165,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
         opens=lambda: opens.registrations(),
         tokens=lambda: leases.presented(),
         caching=caching.leased,
+        locks=lambda: locks.presented(),
         counts=counts,
         on_welcome=welcomed,
         on_recall=lambda recall: recalls.obey(recall),
@@ -173,7 +176,8 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     recalls = Recalls(session, caching, kernel, opens, nursery, timeout_s)
     changes = Changes(session, caching, recalls, timeout_s)
     peers = Peers(session, config.server, nursery, timeout_s)
-    leases = Leases(session, caching, config.mount.renew_s, timeout_s, settler.open_files.use_of)
+    locks = Locks(session, config.server, caching, kernel, nursery, timeout_s, channel.watch_flush)
+    leases = Leases(session, caching, config.mount.renew_s, timeout_s, settler.open_files.use_of, locks.check)
     attributes = Attributes(session, peers, leases, settler.open_files, timeout_s)
     numbers = InodeNumbers(session, timeout_s)
     homes = Homes(session, peers, leases, timeout_s)
@@ -187,9 +191,9 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
         session, caching, changes, attributes, settler.open_files, files, directories, numbers, channel, paths, timeout_s
     )
     guard = Guard(settler.open_files, leases, files.regain, nursery)
-    operations = GodwitOperations(namespace, files, directories, channel)
+    operations = GodwitOperations(namespace, files, directories, channel, locks.released)
     extents = Extents(files, settler.open_files, homes, reader, kernel.drop_inode)
-    raw = RawRequests(extents.handlers(), nursery, channel.reply)
+    raw = RawRequests({**extents.handlers(), **locks.handlers()}, nursery, channel.reply)
     channel.prepare(_wanted(config), raw.opcodes, raw.received)
     loops = (
         peers.refresh_loop,
@@ -199,6 +203,8 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
         recalls.end_loop,
         directories.register_loop,
         guard.run,
+        locks.expire_loop,
+        locks.wake_loop,
     )
     for task in (session.run, *loops):
         nursery.start_soon(task)
@@ -207,7 +213,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
 
 def _wanted(config: ServerConfig) -> InitFlag:
     """What the kernel is asked for."""
-    wanted = InitFlag.HANDLE_KILLPRIV_V2 | InitFlag.DIRECT_IO_ALLOW_MMAP
+    wanted = InitFlag.HANDLE_KILLPRIV_V2 | InitFlag.DIRECT_IO_ALLOW_MMAP | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS
     return wanted | InitFlag.PASSTHROUGH if config.mount.passthrough else wanted
 
 

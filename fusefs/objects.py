@@ -48,6 +48,7 @@ Buffer = bytes | memoryview
 
 INLINE_WRITE_BYTES = 64 * 1024
 RETRY_S = 0.25
+_NO_CONTENT = (StatObject, SyncObject, CommitObject, SetObjectTimes)  # neither read nor write it
 
 
 class Object(Protocol):
@@ -386,8 +387,11 @@ class RemoteObject:
         held = await self._current_lease()
         pause_s = 0.0
         while True:
+            request = make(held.sealed)
+            if not isinstance(request, _NO_CONTENT):
+                self._leases.check_content(self._ino)
             try:
-                return await self._peers.exchange(self._volume, make(held.sealed), body=body, once=once)
+                return await self._peers.exchange(self._volume, request, body=body, once=once)
             except TokenRefused as error:
                 if trio.current_time() + pause_s > deadline:
                     raise Unavailable(f"the agent with volume {self._volume} took no lease token: {error}") from error

@@ -52,7 +52,7 @@ class Reader:
 
     async def local(self, state: OpenInode) -> LocalObject | None:
         """The object on this server's disks that has the content at this moment: the home's, or a current replica."""
-        held = await self._leases.hold(state.ino)
+        held = await self._leases.hold_for_content(state.ino)
         if isinstance(state.home, LocalObject):
             check_home(state, held)
             return state.home

@@ -50,7 +50,7 @@ class Holder:
         self.session = Session()
         self.uses: dict[int, Use] = {}
         session: Any = self.session
-        self.leases = Leases(session, Caching(), RENEW_S, TIMEOUT_S, lambda ino: self.uses.get(ino, IDLE))
+        self.leases = Leases(session, Caching(), RENEW_S, TIMEOUT_S, lambda ino: self.uses.get(ino, IDLE), lambda _ino: None)
 
 
 def run(test: Callable[[Holder], Any]) -> None:
