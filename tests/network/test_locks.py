@@ -25,7 +25,7 @@ OVERRIDES = {
     "manager": {"access_s": ACCESS_S, "term_s": 2.0, "session_timeout_s": 8.0},
 }
 INCREMENTS = 300
-TRANSACTIONS = int(os.environ.get("GODWIT_TEST_TRANSACTIONS", "100"))
+TRANSACTIONS = 150
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +247,32 @@ def test_who_is_cut_off_loses_its_lock_and_writes_no_more(lab: Lab) -> None:
     waiter.end()
     wait_until(lambda: lock_at_once(path["s3"]) == 0, "s3 locks again once the file was closed there", 20)
     assert path["s3"].read_bytes() == b"after!"
+
+
+def test_who_has_lost_its_lock_at_the_home_itself_writes_no_more(lab: Lab) -> None:
+    """There the kernel writes past the mount, so that the object is fenced."""
+    path = made(lab, b"before", server="s3")
+    holder = held("record", path["s3"])
+    lab.cut("s3")
+    try:
+        wait_until(lambda: lock_of(lab, path["s1"]) is None, "the manager has given the lock up", 30)
+        wait_until(lambda: holder.does("write late!!") != "done", "writes fail", 10)
+    finally:
+        lab.mend("s3")
+    waiter = held("record", path["s2"])
+    assert waiter.does("write after!") == "done"
+    wait_until(lambda: holder.does("write late!!").startswith("failed"), "they fail again although others write", 10)
+    holder.end()
+    waiter.end()
+    wait_until(lambda: lock_at_once(path["s3"]) == 0, "s3 locks again once the file was closed there", 20)
+    path["s3"].write_bytes(b"again")
+    assert path["s2"].read_bytes() == b"again"
+
+
+def lock_of(lab: Lab, path: Path) -> dict[str, Any] | None:
+    """The lock on a file, whose name s1 can look up at least."""
+    found = locks(lab, path)
+    return found[0] if found else None
 
 
 def test_a_signal_interrupts_who_waits(lab: Lab) -> None:
