@@ -310,12 +310,16 @@ class Locks:
 
     async def _take_back(self, key: Key, span: LockSpan, *, ticket: int = 0, release: bool = False) -> None:
         """Returns when the manager knows that the owner has nothing locked in the range but what we know of; with *release*,
-        nothing at all. Goes on in the background if it is cancelled, or raises `Unavailable`."""
+        nothing at all; or when all locks of this mount have ended. Goes on in the background if it is cancelled, or raises
+        `Unavailable`.
+        """
         done = self._begin_to_take_back(key, span, ticket=ticket, release=release)
-        with trio.move_on_after(self._timeout_s):
-            await done.wait()
-            return
-        raise Unavailable(f"the manager has not heard within {self._timeout_s:g} s what was unlocked of inode {key.ino}")
+        until_s = trio.current_time() + self._timeout_s
+        while not done.is_set() and not self._has_ended() and trio.current_time() < until_s:
+            with trio.move_on_at(min(until_s, self._session.last_contact_s + self._access_s)):
+                await done.wait()
+        if not done.is_set() and not self._has_ended():
+            raise Unavailable(f"the manager has not heard within {self._timeout_s:g} s what was unlocked of inode {key.ino}")
 
     def _begin_to_take_back(self, key: Key, span: LockSpan, *, ticket: int = 0, release: bool = False) -> trio.Event:
         done = trio.Event()

@@ -346,6 +346,20 @@ def test_a_release_while_the_manager_is_away_is_heard_later() -> None:
     run(test)
 
 
+def test_closing_does_not_wait_for_a_manager_for_longer_than_the_locks_last() -> None:
+    async def test(manager: Manager, first: Mount, second: Mount) -> None:
+        await first.set()
+        first.cut()
+        began_s = trio.current_time()
+        await first.flush()
+        assert trio.current_time() - began_s < ACCESS_S + 1
+        first.mend()
+        await second.set(wait=True)
+        assert manager.rows() == [(2, 1, False)]
+
+    run(test)
+
+
 def test_open_file_locks_end_with_the_file_although_no_close_names_their_owner() -> None:
     """Their owner is the open file, which no `FLUSH` has for its owner."""
 

@@ -167,6 +167,24 @@ def test_no_increment_is_lost_between_servers(lab: Lab) -> None:
     assert path["s1"].read_bytes() == b"%08d" % (3 * INCREMENTS)
 
 
+def test_who_gets_a_lock_reads_what_was_written_although_size_and_time_are_the_same(lab: Lab) -> None:
+    path = made(lab, b"old")
+    writer, reader = os.open(path["s1"], os.O_RDWR), os.open(path["s2"], os.O_RDONLY)
+    try:
+        for content in (b"one", b"two", b"six"):
+            os.pread(reader, 3, 0)
+            fcntl.flock(writer, fcntl.LOCK_EX)
+            os.pwrite(writer, content, 0)
+            os.utime(writer, ns=(0, 10**18))
+            fcntl.flock(writer, fcntl.LOCK_UN)
+            fcntl.flock(reader, fcntl.LOCK_SH)
+            assert os.pread(reader, 3, 0) == content
+            fcntl.flock(reader, fcntl.LOCK_UN)
+    finally:
+        os.close(writer)
+        os.close(reader)
+
+
 def test_two_servers_write_one_database(lab: Lab) -> None:
     folder = fresh(lab.mount("s1"))
     with closing(sqlite3.connect(folder / "db", isolation_level=None)) as connection:
