@@ -52,6 +52,7 @@ AWAIT_S = 10.0
 RETRY_S = 0.2
 INTERRUPTED_S = 1.0  # what is taken back is mostly taken back before the process hears that it was interrupted
 IDLE_S = 0.5
+THREADS = 16
 
 
 class Key(NamedTuple):
@@ -125,6 +126,7 @@ class Locks:
         self._waiting: dict[int, trio.Event] = {}  # by ticket: set when it is worth while to ask again
         self._tickets = itertools.count(1)
         self._somebody_waits = trio.Event()
+        self._threads = trio.CapacityLimiter(THREADS)  # they may wait for a home that is away: others must not run out of them
 
     def handlers(self) -> dict[Opcode, Handler]:
         """For `RawRequests`."""
@@ -277,7 +279,7 @@ class Locks:
             return
         with trio.CancelScope(shield=True):
             try:
-                await trio.to_thread.run_sync(self._kernel.drop_inode, key.ino)
+                await trio.to_thread.run_sync(self._kernel.drop_inode, key.ino, limiter=self._threads)
             except OSError as error:
                 self._begin_to_take_back(key, LockSpan(0, LOCK_END, write=False), release=True)
                 raise Unavailable(f"the kernel's pages of inode {key.ino} are not dropped: {error}") from error
