@@ -50,7 +50,8 @@ class Manager:
 
 
 class Session:
-    """What the mount's session is to its locks; hears of the manager every second while it `answers`.
+    """What the mount's session is to its locks; hears of the manager every second while it `answers`, and asks it once it has
+    introduced itself.
 
     `loses`: the next replies are lost on their way.
     """
@@ -60,6 +61,7 @@ class Session:
         self.number = number
         self.answers = trio.Event()
         self.answers.set()
+        self.introduced = trio.Event()
         self.loses = 0
         self.last_contact_s = -1e9
         self.asked: list[Any] = []
@@ -71,18 +73,15 @@ class Session:
         return self.manager.sessions[self.number]
 
     async def run(self) -> None:
-        connected = False
         while True:
-            if not self.answers.is_set():
-                connected = False
-                await self.answers.wait()
+            await self.answers.wait()
             asked_s = trio.current_time()
             self.session.heard_s = asked_s
-            if not connected:
+            if not self.introduced.is_set():
                 unlocked = self.manager.table.introduced(self.session, self.locks.presented(), adopt=False)
                 self.last_contact_s = asked_s
                 self.locks.welcomed(Welcome(1, "s1", 30.0, [], unlocked=unlocked, access_s=ACCESS_S))
-                connected = True
+                self.introduced.set()
             self.last_contact_s = asked_s
             self.manager.table.expire()
             await trio.sleep(1)
@@ -91,7 +90,7 @@ class Session:
         self.asked.append(request)
         with trio.move_on_after(timeout_s):
             await trio.lowlevel.checkpoint()
-            await self.answers.wait()
+            await self.introduced.wait()
             reply = await self._answer(request)
             if not self.loses:
                 return reply
@@ -184,6 +183,7 @@ class Mount:
 
     def cut(self) -> None:
         self.session.answers = trio.Event()
+        self.session.introduced = trio.Event()
 
     def mend(self) -> None:
         self.session.answers.set()
