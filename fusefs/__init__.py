@@ -1,3 +1,3 @@
 """The mount: kernel requests → overlay semantics → the manager's catalog and the objects of this or another server."""
 
-from fusefs import channel as _channel  # noqa: F401 - has to come before pyfuse3
+import fusefs.channel  # noqa: F401 - has to come before pyfuse3
