@@ -12,9 +12,10 @@ from cluster.content import stamp_of
 from cluster.messages import Stamp
 from cluster.volume import ObjectRecord, read_record
 
-CHUNK_BYTES = 1024 * 1024
-CHECK_BYTES = 4 * CHUNK_BYTES
-FORGET_BYTES = 16 * CHUNK_BYTES
+CHUNK_BYTES = 256 * 1024
+"""Whole blocks of `SumBlocks`; small enough to stay in a core's cache while it is read, digested and sent."""
+CHECK_BYTES = 4 * 1024 * 1024
+FORGET_BYTES = 16 * 1024 * 1024
 
 
 class Altered(Exception):

@@ -21,7 +21,7 @@ from cluster.wire import DEAD_PEER_S, Wire
 
 TURN_BYTES = 32 * 1024 * 1024
 PATIENCE_MS = 20
-BUFFER_BYTES = 1024 * 1024
+BUFFER_BYTES = 256 * 1024
 
 NextBody = Callable[[], bytes | memoryview | None]
 """The next body, which stays as it is until the next call; None at the end. Blocks."""

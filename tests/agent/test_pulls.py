@@ -16,7 +16,7 @@ from cluster.volume import write_record
 from tests.agent.network import Network, digest, network, record_of, run, stamp_at
 from tests.agent.tokens import token_for
 
-LARGE = 48 * CHUNK_BYTES
+LARGE = 48 * 1024 * 1024
 """More than the buffers between a source and a reader that has stopped."""
 
 
