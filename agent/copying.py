@@ -6,28 +6,26 @@ Whatever happens ends in a report: an error that only stands in a log is lost to
 import errno
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
-import trio
-from blake3 import blake3
 
 from agent.diskwork import DiskWork, Found
 from agent.objects import ObjectKey, OpenObjects
-from agent.peers import PeerChannels, VolumeDirectory, pull
+from agent.peers import VolumeDirectory
 from agent.reading import Altered, Verified, verify_object
-from agent.staging import Publication, StagedFile
+from agent.receiving import Receiver
 from agent.strays import Arrivals
 from agent.trash import TrashPurger
-from cluster.errors import Changed, Corrupt, GodwitError, ProtocolError, TokenRefused, Unavailable
-from cluster.messages import COPY, DELETE, AskLeases, GetAttr, PullEnd, PullObject, Replica, Stamp, Task, TaskReport, Volume
+from agent.volumes import VolumeTable
+from cluster.errors import Changed, Corrupt, GodwitError, TokenRefused, Unavailable
+from cluster.messages import COPY, DELETE, AskLeases, GetAttr, PullObject, Replica, Stamp, Task, TaskReport
 from cluster.session import ManagerSession
-from cluster.volume import ObjectRecord, display_path, sync_directory
+from cluster.volume import sync_directory
 
 log = logging.getLogger(__name__)
 
-SMALL_BYTES = 256 * 1024
-WRITEBACK_BYTES = 32 * 1024 * 1024
 MANAGER_TIMEOUT_S = 15.0
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -48,16 +46,18 @@ class Attempts:
         *,
         works: Callable[[int], DiskWork],
         session: ManagerSession,
+        volumes: VolumeTable,
         directory: VolumeDirectory,
-        channels: PeerChannels,
+        receiver: Receiver,
         objects: OpenObjects,
         trash: TrashPurger,
         arrivals: Arrivals,
     ) -> None:
         self._works = works
         self._session = session
+        self._volumes = volumes
         self._directory = directory
-        self._channels = channels
+        self._receiver = receiver
         self._objects = objects
         self._trash = trash
         self._arrivals = arrivals
@@ -91,7 +91,7 @@ class Attempts:
             copied = await self._confirm(task, found, work)
             if copied is not None:
                 return done(task, copied)
-        return await self._copy_from_any(task, work)
+        return await self._copy_from_any(task, work, stale=found is not None)
 
     async def _confirm(self, task: Task, found: Found, work: DiskWork) -> Copied | None:
         """What is there already, if it is what the task wants: the work of an attempt that died before its report."""
@@ -116,12 +116,12 @@ class Attempts:
         self._arrivals.note(ObjectKey(task.volume, task.ino))
         return Copied(record.version, verified.checksum, verified.stamp)
 
-    async def _copy_from_any(self, task: Task, work: DiskWork) -> TaskReport:
+    async def _copy_from_any(self, task: Task, work: DiskWork, *, stale: bool) -> TaskReport:
         problems: list[str] = []
         blamed, blame = 0, ""
         for source in await self._in_order(task.sources):
             try:
-                copied = await self._copy_making_room(task, source, work)
+                copied = await self._copy_making_room(task, source, work, stale=stale)
             except Changed as error:
                 return TaskReport(task.task, task.claim, "changed", str(error), source_volume=blamed, source_error=blame)
             except Corrupt as error:
@@ -138,30 +138,33 @@ class Attempts:
         return retry(task, "; ".join(problems) or "there is no source for this copy", blamed, blame)
 
     async def _in_order(self, sources: Sequence[Replica]) -> list[Replica]:
-        """Sources best first, those on servers that the manager does not hear last."""
+        """Sources best first, but those of this server before all, and those on servers that the manager does not hear last."""
         up = {source.volume: await self._directory.is_up(source.volume) for source in sources}
-        return sorted(sources, key=lambda source: not up[source.volume])
+        return sorted(sources, key=lambda source: (not up[source.volume], not self._is_here(source.volume)))
 
-    async def _copy_making_room(self, task: Task, source: Replica, work: DiskWork) -> Copied:
+    def _is_here(self, volume: int) -> bool:
+        return self._volumes.get(volume) is not None
+
+    async def _copy_making_room(self, task: Task, source: Replica, work: DiskWork, *, stale: bool) -> Copied:
         try:
-            return await self._copy_from(task, source, work)
+            return await self._copy_from(task, source, work, stale=stale)
         except OSError as error:
             if error.errno not in OUT_OF_SPACE or not await self._trash.make_room(work.volume):
                 raise
-        return await self._copy_from(task, source, work)
+        return await self._copy_from(task, source, work, stale=stale)
 
-    async def _copy_from(self, task: Task, source: Replica, work: DiskWork) -> Copied:
+    async def _copy_from(self, task: Task, source: Replica, work: DiskWork, *, stale: bool) -> Copied:
         """Raises what the source answers, and `OSError` for the disks of this server only."""
         if source.stamp is None:
             raise Unavailable("the catalog does not know its stamp")
-        peer = await self._directory.find(source.volume)
+        peer = None if self._is_here(source.volume) else await self._directory.find(source.volume)
         request = PullObject(task.ino, source.volume, source.version, source.stamp, task.token)
-        receive = self._receive_small if source.stamp.size <= SMALL_BYTES else self._receive_large
+        receive = partial(self._receiver.receive, task, peer=peer, work=work, stale=stale)
         try:
-            publication = await receive(task, request, peer, work)
+            publication = await receive(request=request)
         except TokenRefused:
             # The task has waited here for longer than its pass is good, or the manager is a new one.
-            publication = await receive(task, await self._with_new_pass(request), peer, work)
+            publication = await receive(request=await self._with_new_pass(request))
         checksum = bytes.fromhex(publication.record.checksum)
         stamp = await work.publish.submit(publication)
         key = ObjectKey(task.volume, task.ino)
@@ -172,71 +175,6 @@ class Attempts:
     async def _with_new_pass(self, request: PullObject) -> PullObject:
         (token,) = (await self._session.call(AskLeases([request.ino]), timeout_s=MANAGER_TIMEOUT_S)).tokens
         return msgspec.structs.replace(request, token=token)
-
-    async def _receive_small(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
-        parts: list[bytes] = []
-
-        async def keep(data: bytes) -> None:
-            parts.append(data)
-
-        end = await pull(await self._channels.shared(peer.address), request, keep)
-        content = b"".join(parts)
-        _require_digest(task, request, end, blake3(content).digest())
-        return Publication(work.volume, _record_for(task, request, end), content)
-
-    async def _receive_large(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
-        staged = await work.in_thread(StagedFile, work.volume, task.ino)
-        hasher = blake3()
-        unstarted = 0
-
-        def take(data: bytes) -> None:
-            nonlocal unstarted
-            hasher.update(data)
-            staged.append(data)
-            unstarted += len(data)
-            if unstarted >= WRITEBACK_BYTES:
-                staged.start_writeback()
-                unstarted = 0
-
-        def finish(record: ObjectRecord) -> None:
-            staged.complete(record)
-            staged.sync()
-
-        try:
-            async with self._channels.own(peer.address) as channel:
-                end = await pull(channel, request, lambda data: work.in_thread(take, data))
-            _require_digest(task, request, end, hasher.digest())
-            record = _record_for(task, request, end)
-            await work.in_thread(finish, record)
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await work.in_thread(staged.discard)
-            raise
-        return Publication(work.volume, record, staged)
-
-
-def _require_digest(task: Task, request: PullObject, end: PullEnd, received: bytes) -> None:
-    if received != end.checksum:
-        raise ProtocolError(f"inode {task.ino} arrived with the digest {received.hex()}, sent was {end.checksum.hex()}")
-    if task.checksum and request.version == task.version and task.checksum != received:
-        raise Corrupt(
-            f"inode {task.ino} on volume {request.volume}, version {request.version}: "
-            f"the content's digest is {received.hex()}, the catalog's {task.checksum.hex()}"
-        )
-
-
-def _record_for(task: Task, request: PullObject, end: PullEnd) -> ObjectRecord:
-    return ObjectRecord(
-        ino=task.ino,
-        version=request.version,
-        home_epoch=task.home_epoch,
-        checksum=end.checksum.hex(),
-        path=display_path(task.path),
-        mode=task.mode,
-        uid=task.uid,
-        gid=task.gid,
-        mtime_ns=request.stamp.mtime_ns,
-    )
 
 
 def done(task: Task, copied: Copied, blamed: int = 0, blame: str = "") -> TaskReport:

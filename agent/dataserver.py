@@ -44,12 +44,13 @@ from cluster.messages import (
     SetObjectTimes,
     Stamp,
     StatObject,
+    SumBlocks,
     SyncObject,
     TruncateObject,
     WriteObject,
     Written,
 )
-from cluster.rpc import Answer, SendReply
+from cluster.rpc import Answer, Replies
 from cluster.session import ManagerSession
 from cluster.volume import read_record
 
@@ -117,12 +118,12 @@ class DataServer:
     def at_once(self, request: AgentRequest) -> None:
         """Every request here may have to wait for a disk."""
 
-    async def handle(self, request: AgentRequest, body: bytes, send: SendReply) -> Any:
+    async def handle(self, request: AgentRequest, body: bytes, send: Replies) -> Any:
         if self._stopping:
             raise Undone("this agent is stopping")
         self._under_way += 1
         try:
-            if isinstance(request, PullObject):
+            if isinstance(request, PullObject | SumBlocks):
                 return await self._pulls.serve(request, send)
             if not 0 < request.ino <= OFFSET_MAX:
                 raise refused(errno.EINVAL, f"inode {request.ino}")

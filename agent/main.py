@@ -15,6 +15,7 @@ from agent.locks import KeyedLocks
 from agent.objects import OpenObjects
 from agent.peers import PeerChannels, VolumeDirectory
 from agent.pulls import PullServer
+from agent.receiving import Receiver
 from agent.registration import Registration
 from agent.reports import Reporter
 from agent.settler import Settler
@@ -73,8 +74,9 @@ class Agent:
         attempts = Attempts(
             works=self._work_on,
             session=self._session,
+            volumes=volumes,
             directory=VolumeDirectory(self._session),
-            channels=PeerChannels(nursery),
+            receiver=Receiver(PeerChannels(nursery), pulls),
             objects=self._objects,
             trash=self._trash,
             arrivals=arrivals,

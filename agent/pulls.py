@@ -1,50 +1,84 @@
-"""The source's side of a copy: a whole object, only if it is what the catalog says it is.
+"""The source's side of a copy: an object, parts of one or digests of its blocks, only if it is what the catalog says it is.
 
 Nothing here writes to the object: even setting its record would change the stamp by which it is known.
 """
 
 import errno
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 
-from agent.reading import Altered, ObjectReader
+from agent.blocks import BlockSums
+from agent.reading import Altered, ObjectReader, Unreadable
 from agent.volumes import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.errors import Changed, Corrupt, Refused, refused
 from cluster.leases import TokenGate
-from cluster.messages import Chunk, GetAttr, PullEnd, PullHeader, PullObject
-from cluster.rpc import SendReply
+from cluster.messages import RANGES_MAX, SUM_BLOCK_BYTES, SUM_BYTES, Chunk, GetAttr, PullEnd, PullHeader, PullObject, SumBlocks
+from cluster.rpc import Replies
 from cluster.session import ManagerSession
 
 SETTLED_NS = 50_000_000
 """Before Linux 6.13 a file's times move in steps of up to 10 ms: a second change within a step leaves no trace."""
+SMALL_BYTES = 256 * 1024
+"""What is not longer goes over a connection that others use, too."""
 MANAGER_TIMEOUT_S = 10.0
 INO_MAX = 2**63
 
 
 class PullServer:
-    """Serves `PullObject`."""
+    """Serves `PullObject` and `SumBlocks`."""
 
     def __init__(self, volumes: VolumeTable, session: ManagerSession, gate: TokenGate) -> None:
         self._volumes = volumes
         self._session = session
         self._gate = gate
 
-    async def serve(self, request: PullObject, send: SendReply) -> PullEnd:
+    async def serve(self, request: PullObject | SumBlocks, send: Replies) -> PullEnd:
         """Sends header and chunks and returns the end. Raises `Changed` or `Corrupt`, possibly after some chunks."""
         volume = self._volumes.require(request.volume)
+        ranges = request.ranges if isinstance(request, PullObject) else []
         if not 0 < request.ino < INO_MAX or request.stamp.size < 0:
             raise refused(errno.EINVAL, f"inode {request.ino}, {request.stamp.size} bytes")
+        if not are_within(ranges, request.stamp.size):
+            raise refused(errno.EINVAL, f"{len(ranges)} parts of inode {request.ino} that are not in order")
         self._gate.check(request.token, request.ino, monotonic_s())
+        async with self.reading(request, ranges) as reader:
+            if isinstance(request, SumBlocks):
+                sums = BlockSums(reader)
+                await send(PullHeader(sum_bytes(request.stamp.size)))
+                await send.bodies(Chunk(), sums.next_body, volume.bulk_io)
+            else:
+                await send(PullHeader(reader.bytes))
+                if reader.bytes > SMALL_BYTES:
+                    await send.bodies(Chunk(), lambda: None if reader.finished else reader.read(), volume.bulk_io)
+                else:
+                    while not reader.finished:
+                        await send(Chunk(), await trio.to_thread.run_sync(reader.read, limiter=volume.bulk_io))
+            if not ranges:
+                require_recorded(reader, request, reader.digest())
+            return PullEnd(reader.digest())
+
+    @asynccontextmanager
+    async def reading(
+        self, request: PullObject | SumBlocks, ranges: Sequence[tuple[int, int]] = ()
+    ) -> AsyncIterator[ObjectReader]:
+        """A reader of an object of this server; what it raises within the block becomes `Changed` or `Corrupt`."""
+        volume = self._volumes.require(request.volume)
         await _outlast_the_clock_step(request.stamp.ctime_ns)
         try:
-            return await _send_object(volume, request, send)
+            reader = await trio.to_thread.run_sync(_reader_of(volume, request, ranges), limiter=volume.bulk_io)
+            try:
+                yield reader
+            finally:
+                reader.close()
         except Altered as altered:
             raise await self._explained(request, altered) from altered
-        except OSError as error:
+        except Unreadable as error:
             raise Corrupt(f"cannot read inode {request.ino} on volume {request.volume}: {error.strerror}") from error
 
-    async def _explained(self, request: PullObject, altered: Altered) -> Changed | Corrupt | Refused:
+    async def _explained(self, request: PullObject | SumBlocks, altered: Altered) -> Changed | Corrupt | Refused:
         what = f"inode {request.ino} on volume {request.volume}, version {request.version}: {altered}"
         if altered.version > request.version:
             return Changed(f"{what}; version {altered.version} is there now")
@@ -57,39 +91,37 @@ class PullServer:
         return Corrupt(what)
 
 
-async def _send_object(volume: LocalVolume, request: PullObject, send: SendReply) -> PullEnd:
-    path = volume.layout.object_path(request.ino)
-
-    def start() -> tuple[ObjectReader, bytes]:
-        reader = ObjectReader(path, request.stamp)
-        try:
-            return reader, reader.read()
-        except BaseException:
-            reader.close()
-            raise
-
-    reader, data = await trio.to_thread.run_sync(start, limiter=volume.bulk_io)
-    try:
-        await send(PullHeader(request.stamp.size), b"")
-        if data:
-            await send(Chunk(), data)
-        while not reader.finished:
-            data = await trio.to_thread.run_sync(reader.read, limiter=volume.bulk_io)
-            await send(Chunk(), data)
-        return PullEnd(_checked_digest(reader, request))
-    finally:
-        reader.close()
+def are_within(ranges: Sequence[tuple[int, int]], size: int) -> bool:
+    """Whether these are parts of *size* bytes, one behind the other, and not too many."""
+    end = 0
+    for offset, length in ranges:
+        if offset < end or length <= 0 or offset + length > size:
+            return False
+        end = offset + length
+    return len(ranges) <= RANGES_MAX
 
 
-def _checked_digest(reader: ObjectReader, request: PullObject) -> bytes:
-    digest = reader.digest()
+def sum_bytes(size: int) -> int:
+    """How long the digests of all blocks of *size* bytes are."""
+    return -(-size // SUM_BLOCK_BYTES) * SUM_BYTES
+
+
+def require_recorded(reader: ObjectReader, request: PullObject | SumBlocks, digest: bytes) -> None:
+    """Raises `Corrupt` if the object's record says that its content has another digest."""
     record = reader.record()
     if record and record.version == request.version and record.checksum and record.checksum != digest.hex():
         raise Corrupt(
             f"inode {request.ino} on volume {request.volume}, version {request.version}: "
             f"the content's digest is {digest.hex()}, its record says {record.checksum}"
         )
-    return digest
+
+
+def _reader_of(
+    volume: LocalVolume, request: PullObject | SumBlocks, ranges: Sequence[tuple[int, int]]
+) -> Callable[[], ObjectReader]:
+    path = volume.layout.object_path(request.ino)
+    snapshots = str(volume.layout.staging) if request.stamp.size > SMALL_BYTES else ""
+    return lambda: ObjectReader(path, request.stamp, ranges=ranges, snapshots=snapshots)
 
 
 async def _outlast_the_clock_step(changed_ns: int) -> None:

@@ -1,16 +1,21 @@
-"""Reading whole objects with their digest, sure that they did not change meanwhile. Everything here blocks."""
+"""Reading objects with their digest, sure that they did not change meanwhile. Everything here blocks."""
 
+import mmap
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from blake3 import blake3
 
+from agent.reflinks import snapshot
 from cluster.content import stamp_of
 from cluster.messages import Stamp
 from cluster.volume import ObjectRecord, read_record
 
-CHUNK_BYTES = 1024 * 1024
-CHECK_BYTES = 4 * CHUNK_BYTES
+CHUNK_BYTES = 256 * 1024
+"""Whole blocks of `SumBlocks`; small enough to stay in a core's cache while it is read, digested and sent."""
+CHECK_BYTES = 4 * 1024 * 1024
+FORGET_BYTES = 16 * 1024 * 1024
 
 
 class Altered(Exception):
@@ -21,40 +26,81 @@ class Altered(Exception):
         self.version = version
 
 
-class ObjectReader:
-    """Gives the chunks of one object while its stamp stays *stamp*; raises `Altered` as soon as it is another."""
+class Unreadable(OSError):
+    """The disk does not give the object."""
 
-    def __init__(self, path: str, stamp: Stamp) -> None:
+
+class ObjectReader:
+    """Gives the chunks of one object while its stamp stays *stamp*; raises `Altered` as soon as it is another, or `Unreadable`.
+
+    *ranges* (offset, length) are what is read of it, by default all. *snapshots* is a directory of the same file system: if
+    that makes reflinks, `content`, the descriptor that is read, is a snapshot, and the object may be written meanwhile.
+    """
+
+    def __init__(self, path: str, stamp: Stamp, *, ranges: Sequence[tuple[int, int]] = (), snapshots: str = "") -> None:
         self._path = path
         self._stamp = stamp
-        self._offset = 0
-        self._checked = 0
+        self._ranges = list(ranges or [(0, stamp.size)])
+        self.bytes = sum(length for _, length in self._ranges)
+        self._range = 0
+        self._within = 0
+        self._left = self.bytes
+        self._unchecked = 0
         self._hash = blake3()
+        self._buffer = memoryview(mmap.mmap(-1, max(1, min(CHUNK_BYTES, self.bytes))))
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             raise Altered(f"{path} does not exist", 0) from None
+        except OSError as error:
+            raise Unreadable(error.errno, error.strerror) from error
+        self.content = self._descriptor
         try:
-            self._check()
+            self.check()
+            if snapshots:
+                self._take_snapshot(snapshots)
         except BaseException:
             self.close()
             raise
 
+    def _take_snapshot(self, directory: str) -> None:
+        taken = snapshot(self._descriptor, directory)
+        if taken is None:
+            return
+        try:
+            self.check()
+        except BaseException:
+            os.close(taken)
+            raise
+        self.content = taken
+
     @property
     def finished(self) -> bool:
         """Whether all bytes were read, and the object was still the same afterwards."""
-        return self._offset == self._stamp.size
+        return self._left == 0
 
-    def read(self) -> bytes:
-        """The next chunk, empty only for an empty object."""
-        data = os.pread(self._descriptor, min(CHUNK_BYTES, self._stamp.size - self._offset), self._offset)
+    def read(self) -> memoryview:
+        """The next chunk, which is good until the next call; not to be called when all is `finished`."""
+        start, length = self._ranges[self._range]
+        offset = start + self._within
+        data = self._buffer[: self._read_at(offset, min(CHUNK_BYTES, length - self._within))]
         self._hash.update(data)
-        self._offset += len(data)
-        if self.finished or not data or self._offset - self._checked >= CHECK_BYTES:
-            self._check()
+        self._left -= len(data)
+        self._within += len(data)
+        self._unchecked += len(data)
+        if self._within == length and self._range + 1 < len(self._ranges):
+            self._range, self._within = self._range + 1, 0
+        if self.finished or not data or self._unchecked >= CHECK_BYTES:
+            self.check()
         if not data and not self.finished:
-            raise Altered(f"{self._path} ends at {self._offset} of {self._stamp.size} bytes", self._version())
+            raise Altered(f"{self._path} ends at {offset} of {self._stamp.size} bytes", self._version())
         return data
+
+    def _read_at(self, offset: int, length: int) -> int:
+        try:
+            return os.preadv(self.content, [self._buffer[:length]], offset)
+        except OSError as error:
+            raise Unreadable(error.errno, error.strerror) from error
 
     def digest(self) -> bytes:
         return self._hash.digest()
@@ -62,14 +108,19 @@ class ObjectReader:
     def record(self) -> ObjectRecord | None:
         return read_record(self._descriptor)
 
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-    def _check(self) -> None:
-        self._checked = self._offset
+    def check(self) -> None:
+        """Raises `Altered` if what is read is not what it was."""
+        self._unchecked = 0
+        if self.content != self._descriptor:
+            return
         found = stamp_of(os.fstat(self._descriptor))
         if found != self._stamp:
             raise Altered(f"{self._path} has the stamp {_text(found)} instead of {_text(self._stamp)}", self._version())
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+        if self.content != self._descriptor:
+            os.close(self.content)
 
     def _version(self) -> int:
         record = self.record()
@@ -84,7 +135,7 @@ class Verified(NamedTuple):
 
 
 def verify_object(path: str) -> Verified:
-    """Reads a whole object; raises `Altered` if it changes meanwhile."""
+    """Reads a whole object; raises `Altered` if it changes meanwhile, or `OSError`."""
     stamp = stamp_of(os.stat(path, follow_symlinks=False))
     reader = ObjectReader(path, stamp)
     try:
@@ -93,6 +144,25 @@ def verify_object(path: str) -> Verified:
         return Verified(reader.digest(), stamp)
     finally:
         reader.close()
+
+
+def digest_of(descriptor: int) -> bytes:
+    """The digest of a whole file that nobody changes, and that nobody is about to read again."""
+    hasher = blake3()
+    buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES))
+    offset = 0
+    while count := os.preadv(descriptor, [buffer], offset):
+        hasher.update(buffer[:count])
+        forget_read(descriptor, offset, count)
+        offset += count
+    return hasher.digest()
+
+
+def forget_read(descriptor: int, offset: int, count: int) -> None:
+    """Now and then gives up the pages of what was read up to *offset* + *count*: the next ones take their memory."""
+    end = offset + count
+    if offset // FORGET_BYTES != end // FORGET_BYTES:
+        os.posix_fadvise(descriptor, 0, end, os.POSIX_FADV_DONTNEED)
 
 
 def _text(stamp: Stamp) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+from agent.reflinks import clone
 from agent.volumes import LocalVolume
 from cluster.content import stamp_of
 from cluster.fence import despite_fence
@@ -17,23 +18,29 @@ from cluster.messages import Stamp
 from cluster.volume import ObjectRecord, sync_directory, write_record
 
 HOLE_BYTES = 64 * 1024
+WRITEBACK_BYTES = 32 * 1024 * 1024
 _ZEROS = bytes(HOLE_BYTES)
 
 
-def runs_of_data(data: bytes, offset: int) -> list[tuple[int, int]]:
+def runs_of_data(data: bytes | memoryview, offset: int) -> list[tuple[int, int]]:
     """The parts (start, end) of *data* to be written when it lies at *offset*; aligned blocks of zeros are left out."""
+    view = memoryview(data)
     runs: list[tuple[int, int]] = []
     start = 0
-    while start < len(data):
-        end = min(len(data), start + HOLE_BYTES - (offset + start) % HOLE_BYTES)
-        whole = end - start == HOLE_BYTES
-        if not (whole and data.startswith(_ZEROS, start)):
+    while start < len(view):
+        end = min(len(view), start + HOLE_BYTES - (offset + start) % HOLE_BYTES)
+        if not _is_hole(view[start:end]):
             if runs and runs[-1][1] == start:
                 runs[-1] = (runs[-1][0], end)
             else:
                 runs.append((start, end))
         start = end
     return runs
+
+
+def _is_hole(block: memoryview) -> bool:
+    # The ends first: they tell most blocks apart without a copy.
+    return len(block) == HOLE_BYTES and block[0] == 0 and block[-1] == 0 and bytes(block) == _ZEROS
 
 
 class StagedFile:
@@ -44,21 +51,41 @@ class StagedFile:
         self.path = f"{volume.layout.staging}/{ino}.{secrets.token_hex(6)}"
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self.size = 0
+        self._cloned = False
+        self._unstarted = 0
 
-    def append(self, data: bytes) -> None:
+    def clone(self, source: int, size: int) -> bool:
+        """Begins as a reflink of *source*, cut to at most *size* bytes, if the file system can; whether it did."""
+        if not clone(source, self.descriptor):
+            return False
+        self._cloned = True
+        self.size = min(size, os.fstat(self.descriptor).st_size)
+        os.ftruncate(self.descriptor, self.size)
+        return True
+
+    def append(self, data: bytes | memoryview) -> None:
         """Adds the next bytes; blocks of zeros stay holes."""
+        self.put(data, self.size)
+
+    def put(self, data: bytes | memoryview, offset: int) -> None:
+        """Writes at *offset*, where nothing was written yet but what was cloned; the disk begins with it now and then."""
         view = memoryview(data)
-        for start, end in runs_of_data(data, self.size):
+        runs = [(0, len(view))] if self._cloned else runs_of_data(view, offset)
+        for start, end in runs:
             while start < end:
-                start += os.pwrite(self.descriptor, view[start:end], self.size + start)
-        self.size += len(data)
+                start += os.pwrite(self.descriptor, view[start:end], offset + start)
+        self.size = max(self.size, offset + len(view))
+        self._unstarted += len(view)
+        if self._unstarted >= WRITEBACK_BYTES:
+            self.start_writeback()
 
     def start_writeback(self) -> None:
-        """Lets the disk begin; on dirty pages `POSIX_FADV_DONTNEED` does nothing but that."""
+        """Lets the disk begin, and gives up the pages that are on it: memory is for those who read and write files here."""
         os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        self._unstarted = 0
 
     def complete(self, record: ObjectRecord) -> None:
-        """Sets the length, the record and the file's time; nothing may be appended any more."""
+        """Sets the length, the record and the file's time; nothing may be written any more."""
         os.ftruncate(self.descriptor, self.size)
         write_record(self.descriptor, record)
         os.utime(self.descriptor, ns=(record.mtime_ns, record.mtime_ns))

@@ -8,8 +8,9 @@ import logging
 
 import trio
 
-from agent.copying import SMALL_BYTES, Attempts
+from agent.copying import Attempts
 from agent.locks import KeyedLocks
+from agent.pulls import SMALL_BYTES
 from agent.reports import Reporter
 from agent.workers import Outcome, run_worker
 from cluster.errors import GodwitError

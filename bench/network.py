@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
+import subprocess
 import time
 from pathlib import Path
 
 from bench.metadata import create_files, read_files
-from bench.sample import Elsewhere, Ground, Sample, per_second
-from bench.throughput import read_file, write_file
+from bench.sample import MB, Elsewhere, Ground, Sample, per_second
+from bench.throughput import BLOCK, opened, read_file, write_file
 
 
 def remote_read(ground: Ground) -> Sample:
@@ -44,6 +45,58 @@ def copies_of_large_file(ground: Ground) -> Sample:
     large = dataclasses.replace(ground.load, file_bytes=ground.load.copied_bytes, limit_s=ground.load.patience_s)
     write_file(large, directory / "large", synced=False)
     return _until_current(ground, directory, ground.load.copied_bytes)
+
+
+def bulk_copy(ground: Ground) -> Sample:
+    """A large file that is durable on s1 gets a copy elsewhere, durable and checked; without a network: cp and sync beside it.
+
+    The file is cut to nothing in the end: that frees the disks at once.
+    """
+    directory = ground.directory / "bulk"
+    directory.mkdir()
+    if ground.elsewhere is not None:
+        ground.elsewhere.set_copies(directory, 1)
+    source = directory / "large"
+    _write_whole(ground, source, ground.load.bulk_bytes)
+    if ground.elsewhere is None:
+        elapsed = _copied_and_synced(source, directory / "copy")
+    else:
+        ground.elsewhere.wait_until_current(directory, ground.load.copies_s)
+        start = time.monotonic()
+        ground.elsewhere.set_copies(directory, 2)
+        elapsed = ground.elsewhere.wait_until_current(directory, ground.load.copies_s) - start
+    for path in directory.iterdir():
+        os.truncate(path, 0)
+    return Sample(ground.load.bulk_bytes / MB / elapsed, ground.load.bulk_bytes, elapsed)
+
+
+def changed_part(ground: Ground) -> Sample:
+    """What share of a large file that has a copy is sent when 1 MiB in it was written, in per cent."""
+    elsewhere = _elsewhere(ground)
+    directory = ground.directory / "changed"
+    directory.mkdir()
+    elsewhere.set_copies(directory, 2)
+    path, size = directory / "large", ground.load.copied_bytes
+    _write_whole(ground, path, size)
+    elsewhere.wait_until_current(directory, ground.load.copies_s)
+    before, start = elsewhere.sent_bytes(), time.monotonic()
+    with opened(path, os.O_WRONLY) as descriptor:
+        os.pwrite(descriptor, bytes(BLOCK), size // 3)
+    elapsed = elsewhere.wait_until_current(directory, ground.load.copies_s) - start
+    sent = elsewhere.sent_bytes() - before
+    return Sample(100 * sent / size, sent, elapsed)
+
+
+def _write_whole(ground: Ground, path: Path, size: int) -> None:
+    load = dataclasses.replace(ground.load, file_bytes=size, limit_s=ground.load.patience_s)
+    write_file(load, path, synced=True)
+
+
+def _copied_and_synced(source: Path, target: Path) -> float:
+    start = time.monotonic()
+    subprocess.run(("cp", "--reflink=never", "--", source, target), check=True)
+    subprocess.run(("sync", "--", target), check=True)
+    return time.monotonic() - start
 
 
 def _until_current(ground: Ground, directory: Path, count: int) -> Sample:

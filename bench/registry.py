@@ -9,12 +9,12 @@ from bench.sample import Measure
 
 HIGHER = "higher"
 LOWER = "lower"
-MB_S, OPS_S, FILES_S, S = "MB/s", "ops/s", "files/s", "s"
+MB_S, OPS_S, FILES_S, S, PER_CENT = "MB/s", "ops/s", "files/s", "s", "%"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """`metric` and `unit` name the figure; a rate is the better the higher, a time (unit s) the lower.
+    """`metric` and `unit` name the figure; a rate is the better the higher, a time (unit s) or a share (%) the lower.
 
     `at_the_end`: it deletes a lot, after which ext4 is slow for some seconds, so all of its rounds come after all others.
     """
@@ -26,7 +26,7 @@ class Measurement:
 
     @property
     def better(self) -> str:
-        return LOWER if self.unit == S else HIGHER
+        return LOWER if self.unit in (S, PER_CENT) else HIGHER
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,12 @@ GROUPS = (
             Measurement("remote open+read+close", FILES_S, network.remote_small_files),
             Measurement("copies current, 2,000 × 4 KiB", S, network.copies_of_small_files),
             Measurement("copies current, 512 MiB", S, network.copies_of_large_file),
+            Measurement("sent after 1 MiB of 512 changed", PER_CENT, network.changed_part),
         ),
         needs_network=True,
         chained=False,
     ),
+    Group("bulk", (Measurement("bulk copy 4 GiB, synced", MB_S, network.bulk_copy),)),
 )
 
 

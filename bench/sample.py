@@ -44,6 +44,7 @@ class Load:
     remote_files: int = 1000
     copied_files: int = 2000
     copied_bytes: int = 512 << 20
+    bulk_bytes: int = 4 << 30
     limit_s: float = 4.0
     program_s: float = 90.0
     copies_s: float = 90.0
@@ -61,6 +62,7 @@ QUICK = Load(
     remote_files=50,
     copied_files=100,
     copied_bytes=16 << 20,
+    bulk_bytes=32 << 20,
     limit_s=1.0,
     program_s=60.0,
     copies_s=60.0,
@@ -75,6 +77,9 @@ class Elsewhere(Protocol):
 
     def set_copies(self, directory: Path, copies: int) -> None:
         """Gives a directory a policy of its own."""
+
+    def sent_bytes(self) -> int:
+        """How many bytes this server has sent over the network."""
 
     def wait_until_current(self, directory: Path, timeout_s: float) -> float:
         """When (monotonic) each file in *directory* had all the current copies that its policy asks for.

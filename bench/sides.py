@@ -54,7 +54,7 @@ def mounted_side(mount: Path, name: str) -> Side:
 
 def lab_side(lab: Lab, name: str) -> Side:
     """The mount of a lab's first server, with its second server as elsewhere."""
-    there = LabElsewhere(lab_target(lab), lab.mount(HERE), lab.mount(THERE))
+    there = LabElsewhere(lab_target(lab), lab.mount(HERE), lab.mount(THERE), lab.pid(HERE, "agent"))
     return _made(Side(MOUNTED, lab.mount(HERE) / name, there.settle, there))
 
 
@@ -64,12 +64,13 @@ def _made(side: Side) -> Side:
 
 
 class LabElsewhere:
-    """Implements `Elsewhere` for a lab, with questions to its manager."""
+    """Implements `Elsewhere` for a lab, with questions to its manager; *process* is one of this server's."""
 
-    def __init__(self, target: Target, here: Path, there: Path) -> None:
+    def __init__(self, target: Target, here: Path, there: Path, process: int) -> None:
         self._target = target
         self._here = here
         self._there = there
+        self._process = process
 
     def seen_there(self, directory: Path) -> Path:
         return self._there / directory.relative_to(self._here)
@@ -81,6 +82,12 @@ class LabElsewhere:
             await asker(SetPolicy(ino, copies=copies))
 
         talk(self._target, ASK_TIMEOUT_S, ask)
+
+    def sent_bytes(self) -> int:
+        """Counted by the network devices of this server's namespace, so whatever any of its processes sends."""
+        lines = Path(f"/proc/{self._process}/net/dev").read_text().splitlines()[2:]
+        devices = dict(line.split(":") for line in lines)
+        return sum(int(counts.split()[8]) for name, counts in devices.items() if name.strip() != "lo")
 
     def settle(self) -> None:
         """Waits until no task is waiting or running, at most `SETTLE_S`."""

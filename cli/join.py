@@ -32,7 +32,8 @@ from cli.target import JsonOption, TimeoutOption
 from cluster.config import DEFAULT_CONFIG, ServerConfig
 from cluster.errors import Unavailable
 from cluster.messages import PROTOCOL, Join, Joined
-from cluster.rpc import ask_once, parse_address
+from cluster.rpc import ask_once
+from cluster.wire import parse_address
 
 MACHINE_ID = Path("/etc/machine-id")
 JOIN_TIMEOUT_S = 30.0

@@ -29,9 +29,22 @@ class Frame(NamedTuple):
 
 def pack(number: int, head: bytes, body: bytes | memoryview = b"") -> bytes:
     """The bytes of one frame. Raises `ProtocolError` for a message that no receiver would take."""
-    if len(head) > HEAD_MAX_BYTES or len(body) > BODY_MAX_BYTES:
-        raise ProtocolError(f"message too large to send: head {len(head)} bytes, body {len(body)} bytes")
-    return b"".join((HEADER.pack(len(head), len(body), number), head, body))
+    return b"".join((pack_head(number, head, len(body)), body))
+
+
+def pack_head(number: int, head: bytes, body_bytes: int) -> bytes:
+    """As `pack`, up to where the body begins."""
+    if len(head) > HEAD_MAX_BYTES or body_bytes > BODY_MAX_BYTES:
+        raise ProtocolError(f"message too large to send: head {len(head)} bytes, body {body_bytes} bytes")
+    return HEADER.pack(len(head), body_bytes, number) + head
+
+
+def lengths_of(buffer: bytes | bytearray | memoryview, position: int = 0) -> tuple[int, int, int]:
+    """Length of head, length of body and number from the header at *position*. Raises `ProtocolError`."""
+    head_bytes, body_bytes, number = HEADER.unpack_from(buffer, position)
+    if head_bytes > HEAD_MAX_BYTES or body_bytes > BODY_MAX_BYTES:
+        raise ProtocolError(f"frame too large: head {head_bytes} bytes, body {body_bytes} bytes")
+    return head_bytes, body_bytes, number
 
 
 class FrameParser:
@@ -49,9 +62,7 @@ class FrameParser:
         position = 0
         try:
             while len(self._buffer) - position >= HEADER.size:
-                head_bytes, body_bytes, number = HEADER.unpack_from(self._buffer, position)
-                if head_bytes > HEAD_MAX_BYTES or body_bytes > BODY_MAX_BYTES:
-                    raise ProtocolError(f"frame too large: head {head_bytes} bytes, body {body_bytes} bytes")
+                head_bytes, body_bytes, number = lengths_of(self._buffer, position)
                 start = position + HEADER.size
                 end = start + head_bytes + body_bytes
                 if len(self._buffer) < end:

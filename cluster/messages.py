@@ -1142,8 +1142,14 @@ class CommitObject(Request[Node], frozen=True, array_like=True, tag="commitobjec
     final: bool
 
 
+SUM_BLOCK_BYTES = 128 * 1024
+"""What `SumBlocks` gives a digest for; the last block of an object may be shorter."""
+SUM_BYTES = 32
+RANGES_MAX = 16 * 1024
+
+
 class PullHeader(Message, frozen=True, array_like=True, tag="pullheader"):
-    """First reply to `PullObject`; `size` bytes follow in `Chunk` replies."""
+    """First reply to `PullObject` and `SumBlocks`; `size` bytes follow in `Chunk` replies."""
 
     size: int
 
@@ -1153,17 +1159,31 @@ class Chunk(Message, frozen=True, array_like=True, tag="chunk"):
 
 
 class PullEnd(Message, frozen=True, array_like=True, tag="pullend"):
-    """All bytes were sent and the object did not change meanwhile; `checksum` is the BLAKE3 digest of what was sent."""
+    """All bytes were sent and the object did not change meanwhile; `checksum` is the BLAKE3 digest of what was sent.
+
+    In the answer to `SumBlocks` it is the digest of the object.
+    """
 
     checksum: bytes
 
 
 class PullObject(Request[PullEnd], frozen=True, array_like=True, tag="pullobject"):
-    """The whole content of a replica: `PullHeader`, `Chunk` …, `PullEnd`, or a `Failure` at any point.
+    """The content of a replica: `PullHeader`, `Chunk` …, `PullEnd`, or a `Failure` at any point.
 
     The source serves it only if its object's stamp is `stamp` before and after: otherwise `Changed` if a newer version is
-    being written there, else `Corrupt`.
+    being written there, else `Corrupt`. `ranges`: these pairs of offset and length only, at most `RANGES_MAX`, ascending.
     """
+
+    ino: int
+    volume: int
+    version: int
+    stamp: Stamp
+    token: bytes
+    ranges: list[tuple[int, int]] = []
+
+
+class SumBlocks(Request[PullEnd], frozen=True, array_like=True, tag="sumblocks"):
+    """As `PullObject`, but the BLAKE3 digests of the replica's blocks, one behind the other, in the place of its content."""
 
     ino: int
     volume: int
@@ -1700,6 +1720,7 @@ AgentRequest = (
     | SetObjectTimes
     | CommitObject
     | PullObject
+    | SumBlocks
 )
 
 Reply = (

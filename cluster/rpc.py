@@ -7,7 +7,6 @@ call waits without a deadline. Garbage closes the connection it came over and is
 
 import errno
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,10 +15,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 import msgspec
 import trio
 
+from cluster.bulk import NextBody, send_bodies
 from cluster.errors import GodwitError, ProtocolError, Unavailable, Undone, from_failure
-from cluster.frames import PREFACE, Frame, FrameParser, pack
+from cluster.frames import Frame, FrameParser, pack
 from cluster.messages import Failure, Reply, Request
-from cluster.wire import Wire
+from cluster.wire import Wire, connect_wire, parse_address
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,6 @@ class Answer(NamedTuple):
 
     reply: Any
     body: bytes
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """`host:port` as a pair; raises `ValueError` with what is wrong."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise ValueError(f"{text!r} is not an address of the form host:port")
-    return host.strip("[]"), int(port)
 
 
 class _Replies:
@@ -185,15 +177,7 @@ class Channel:
 
 async def connect(address: str, nursery: trio.Nursery, *, timeout_s: float) -> Channel:
     """Connects to `host:port`; the channel's receiver runs in *nursery*. Raises `Undone`."""
-    host, port = parse_address(address)
-    try:
-        with trio.fail_after(timeout_s):
-            wire = Wire(await trio.open_tcp_stream(host, port, happy_eyeballs_delay=math.inf), address)
-            await wire.send(PREFACE)
-    except (OSError, trio.TooSlowError, Unavailable) as error:
-        reason = f"no connection within {timeout_s:g} s" if isinstance(error, trio.TooSlowError) else str(error)
-        raise Undone(f"cannot reach {address}: {reason}") from error
-    channel = Channel(wire)
+    channel = Channel(await connect_wire(address, timeout_s=timeout_s))
     nursery.start_soon(channel.receive_loop)
     return channel
 
@@ -221,13 +205,28 @@ async def ask_once(address: str, request: Request[R], *, timeout_s: float) -> R:
 SendReply = Callable[[Any, bytes | memoryview], Awaitable[None]]
 
 
+class Replies:
+    """Sends replies to one request; it is a `SendReply`."""
+
+    def __init__(self, wire: Wire, number: int) -> None:
+        self._wire = wire
+        self._number = number
+
+    async def __call__(self, reply: Any, body: bytes | memoryview = b"") -> None:
+        await self._wire.send(pack(self._number, _encode(reply), body))
+
+    async def bodies(self, reply: Any, next_body: NextBody, limiter: trio.CapacityLimiter) -> None:
+        """Sends *reply* with one body after the other, see `send_bodies`: other replies of the connection wait for the end."""
+        await send_bodies(self._wire, self._number, reply, next_body, limiter)
+
+
 class Handler(Protocol):
     """The answering end of one connection."""
 
     def at_once(self, request: Any) -> Any:
         """The reply to a request that needs no waiting, or None: then `handle` is asked. Raises `GodwitError` to refuse."""
 
-    async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
+    async def handle(self, request: Any, body: bytes, send: Replies) -> Any:
         """Answers one request: returns the reply, or an `Answer` with a body; raises `GodwitError` to refuse.
 
         *send* sends replies before the last one, for requests that are answered by several.
@@ -294,9 +293,7 @@ class _ServedConnection:
         return None
 
     async def _answer(self, number: int, request: Any, body: bytes) -> None:
-        async def send(reply: Any, reply_body: bytes | memoryview = b"") -> None:
-            await self._wire.send(pack(number, _encode(reply), reply_body))
-
+        send = Replies(self._wire, number)
         try:
             result = await self._result(request, body, send)
             if self._wire.closed:
@@ -324,7 +321,7 @@ class _ServedConnection:
         log.exception("unexpected error while handling %s from %s", type(request).__name__, self._wire.peer)
         return Failure(GodwitError.kind, errno.EIO, "unexpected error, see the server's log")
 
-    async def _result(self, request: Any, body: bytes, send: SendReply) -> Answer:
+    async def _result(self, request: Any, body: bytes, send: Replies) -> Answer:
         try:
             result = await self._handler.handle(request, body, send)
         except GodwitError as error:

@@ -5,12 +5,15 @@ system call. A `Wire` sends at once what the kernel takes and waits only when it
 tasks when a peer keeps it busy.
 """
 
+import math
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from cluster.errors import Unavailable
+from cluster.errors import Unavailable, Undone
+from cluster.frames import PREFACE
 
 DEAD_PEER_S = 15.0
 
@@ -27,6 +30,7 @@ class Wire:
         # Silence of a peer that has unsent data of ours breaks the connection instead of waiting for minutes.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAD_PEER_S * 1000))
         self._sending = trio.Lock()
+        self._lent = False
         self._drained = True  # nothing is likely to be there: waiting comes before reading
 
     async def send(self, data: bytes) -> None:
@@ -96,6 +100,34 @@ class Wire:
         except OSError:
             return True
 
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[socket.socket]:
+        """The socket for threads, which does not block them, and on which nobody else sends meanwhile.
+
+        It is a descriptor of its own: closing the wire ends the connection, but leaves its number to the thread.
+        """
+        async with self._sending:
+            if self.closed:
+                raise Unavailable(f"the connection to {self.peer} is closed")
+            self._lent = True
+            try:
+                with self._socket.dup() as lent:
+                    yield lent
+            finally:
+                self._lent = False
+
+    async def writable_within(self, seconds: float) -> bool:
+        """Waits until the peer takes more; whether it did so in time."""
+        with trio.move_on_after(seconds) as scope:
+            await self._wait(trio.lowlevel.wait_writable)
+        return not scope.cancelled_caught
+
+    async def readable_within(self, seconds: float) -> bool:
+        """Waits until there is something to receive, or the end; whether it came in time."""
+        with trio.move_on_after(seconds) as scope:
+            await self._wait(trio.lowlevel.wait_readable)
+        return not scope.cancelled_caught
+
     async def _wait(self, ready: Callable[[socket.socket], Awaitable[None]]) -> None:
         try:
             await ready(self._socket)
@@ -107,4 +139,28 @@ class Wire:
         if not self.closed:
             self.closed = True
             trio.lowlevel.notify_closing(self._socket)
+            if self._lent:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`host:port` as a pair; raises `ValueError` with what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not an address of the form host:port")
+    return host.strip("[]"), int(port)
+
+
+async def connect_wire(address: str, *, timeout_s: float) -> Wire:
+    """Connects to `host:port` and sends the preface. Raises `Undone`."""
+    host, port = parse_address(address)
+    try:
+        with trio.fail_after(timeout_s):
+            wire = Wire(await trio.open_tcp_stream(host, port, happy_eyeballs_delay=math.inf), address)
+            await wire.send(PREFACE)
+            return wire
+    except (OSError, trio.TooSlowError, Unavailable) as error:
+        reason = f"no connection within {timeout_s:g} s" if isinstance(error, trio.TooSlowError) else str(error)
+        raise Undone(f"cannot reach {address}: {reason}") from error

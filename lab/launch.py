@@ -13,7 +13,7 @@ from cli.conversation import Asker, converse
 from cluster.config import ServerConfig
 from cluster.errors import GodwitError, Unavailable
 from cluster.messages import GetStatus, Status
-from cluster.rpc import parse_address
+from cluster.wire import parse_address
 from lab.mounts import answers
 from lab.network import enter
 from lab.processes import ProcessId, is_alive, is_listening, spawn

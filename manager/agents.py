@@ -25,7 +25,7 @@ from cluster.messages import (
     Tasks,
     VolumeState,
 )
-from cluster.rpc import parse_address
+from cluster.wire import parse_address
 from manager.limits import TEXT_MAX, check_count, check_number, clean_text
 from manager.members import identify, store_volumes
 from manager.namespace import queue_scan

@@ -15,7 +15,7 @@ from cluster.config import ManagerConfig, MountConfig, ServerConfig
 from cluster.errors import ProtocolError, Refused
 from cluster.invitations import digest_of
 from cluster.messages import PROTOCOL, Join, Joined
-from cluster.rpc import parse_address
+from cluster.wire import parse_address
 from manager.schema import invitations, servers
 from manager.store import Transaction
 from manager.term import Term

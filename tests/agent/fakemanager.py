@@ -94,6 +94,7 @@ class FakeManager:
         self.fence = ""
         self.term = 1
         self.session_timeout_s = 0.0
+        self.addresses: dict[str, str] = {}
         self.down: set[str] = set()
         self.left: set[str] = set()
         self.hellos = 0
@@ -155,7 +156,8 @@ class FakeManager:
         return Registered(numbers, self.settled_ns)
 
     def as_listed(self, volume: Volume) -> Volume:
-        return msgspec.structs.replace(volume, up=volume.server not in self.down)
+        address = self.addresses.get(volume.server, volume.address)
+        return msgspec.structs.replace(volume, up=volume.server not in self.down, address=address)
 
     async def claim(self, server: str, request: ClaimTasks) -> Tasks:
         with trio.move_on_after(request.wait_s):

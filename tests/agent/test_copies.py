@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import trio
 
-from agent.copying import SMALL_BYTES
+from agent.pulls import SMALL_BYTES
 from agent.taskqueue import is_small
 from cluster.messages import COPY, DELETE, Replica, Stamp, Task, WriteObject
 from tests.agent.network import TIMEOUT_S, Network, digest, free_address, network, record_of, run, stamp_at

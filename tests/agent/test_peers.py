@@ -1,6 +1,6 @@
 """What a pull takes from a peer, and what it does about one that cannot be reached or makes no sense."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,10 +9,12 @@ import pytest
 import trio
 
 from agent import peers
-from agent.peers import PeerChannels, pull
+from agent.peers import PeerChannels, pull, pull_bulk
+from cluster.bulk import BulkConnection
 from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Unavailable
 from cluster.messages import AgentRequest, Chunk, Done, PullEnd, PullHeader, PullObject, Stamp
 from cluster.rpc import Channel, SendReply, connect, listen
+from cluster.wire import connect_wire
 from tests.agent.network import TIMEOUT_S, free_address, run
 
 REQUEST = PullObject(7, 1, 1, Stamp(10, 0, 0), b"")
@@ -71,7 +73,7 @@ NONSENSE: list[Script] = [
 async def received(script: Script) -> tuple[bytes, Channel]:
     content = b""
 
-    async def take(data: bytes) -> None:
+    def take(data: bytes) -> None:
         nonlocal content
         content += data
 
@@ -83,7 +85,7 @@ async def received(script: Script) -> tuple[bytes, Channel]:
 @pytest.mark.parametrize("script", NONSENSE, ids=range(len(NONSENSE)))
 def test_nonsense_closes_the_connection(script: Script) -> None:
     async def test() -> None:
-        async def take(data: bytes) -> None:
+        def take(data: bytes) -> None:
             assert len(data) <= 10
 
         async with channel_to(script) as channel:
@@ -94,31 +96,61 @@ def test_nonsense_closes_the_connection(script: Script) -> None:
     run(test)
 
 
-def test_exactly_the_announced_bytes_are_taken() -> None:
+async def received_in_bulk(script: Script) -> bytes:
+    content = b""
+
+    def take(data: memoryview) -> None:
+        nonlocal content
+        content += data
+        assert len(content) <= 10
+
+    async with channel_to(script) as channel:
+        wire = await connect_wire(channel.peer, timeout_s=TIMEOUT_S)
+        try:
+            assert await pull_bulk(BulkConnection(wire), REQUEST, 10, take, trio.CapacityLimiter(1)) == END
+        finally:
+            wire.close()
+    return content
+
+
+@pytest.mark.parametrize("script", NONSENSE, ids=range(len(NONSENSE)))
+def test_nonsense_is_refused_in_bulk_too(script: Script) -> None:
     async def test() -> None:
-        content, _ = await received([HEADER, (Chunk(), b"abcd"), (Chunk(), b"efghij"), (END, b"")])
-        assert content == b"abcdefghij"
+        with pytest.raises(BaseExceptionGroup) as problem:
+            await received_in_bulk(script)
+        assert problem.group_contains(ProtocolError)
 
     run(test)
 
 
+def test_exactly_the_announced_bytes_are_taken() -> None:
+    async def test() -> None:
+        content, _ = await received([HEADER, (Chunk(), b"abcd"), (Chunk(), b"efghij"), (END, b"")])
+        assert content == b"abcdefghij"
+        assert await received_in_bulk([HEADER, (Chunk(), b"abcd"), (Chunk(), b"efghij"), (END, b"")]) == content
+
+    run(test)
+
+
+@pytest.mark.parametrize("receive", [received, received_in_bulk])
 @pytest.mark.parametrize("error", [Fenced("no"), NotManager("no"), Unavailable("no")])
-def test_no_answer_of_a_peer_ends_this_agent(error: GodwitError) -> None:
+def test_no_answer_of_a_peer_ends_this_agent(error: GodwitError, receive: Callable[[Script], Awaitable[Any]]) -> None:
     async def test() -> None:
         with pytest.raises(BaseExceptionGroup) as problem:
-            await received([HEADER, error])
+            await receive([HEADER, error])
         assert problem.group_contains(Unavailable)
         assert not problem.group_contains((Fenced, NotManager))
 
     run(test)
 
 
-def test_a_silent_source_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("receive", [received, received_in_bulk])
+def test_a_silent_source_is_given_up(monkeypatch: pytest.MonkeyPatch, receive: Callable[[Script], Awaitable[Any]]) -> None:
     monkeypatch.setattr(peers, "STALL_S", 0.05)
 
     async def test() -> None:
         with pytest.raises(BaseExceptionGroup) as problem:
-            await received([HEADER, (Chunk(), b"abcd")])
+            await receive([HEADER, (Chunk(), b"abcd")])
         assert problem.group_contains(Unavailable, match="sent nothing")
 
     run(test)

@@ -7,15 +7,16 @@ import msgspec
 import pytest
 import trio
 
+from agent import reflinks
 from agent.reading import CHUNK_BYTES
 from cluster.content import content_of
 from cluster.errors import Changed, Corrupt, GodwitError, Refused
-from cluster.messages import Chunk, PullEnd, PullHeader, PullObject
+from cluster.messages import RANGES_MAX, SUM_BLOCK_BYTES, Chunk, PullEnd, PullHeader, PullObject, SumBlocks
 from cluster.volume import write_record
 from tests.agent.network import Network, digest, network, record_of, run, stamp_at
 from tests.agent.tokens import token_for
 
-LARGE = 48 * CHUNK_BYTES
+LARGE = 48 * 1024 * 1024
 """More than the buffers between a source and a reader that has stopped."""
 
 
@@ -89,6 +90,32 @@ def test_damage_is_corrupt_and_never_served(tmp_path: Path) -> None:
     run(test)
 
 
+def test_parts_and_sums_are_served_of_what_was_asked_for_only(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            content = os.urandom(3 * SUM_BLOCK_BYTES + 5)
+            await net.file("s1", 7, content)
+            request = request_for(net, 7)
+            parts = [(0, 10), (10, 1), (SUM_BLOCK_BYTES, 2 * SUM_BLOCK_BYTES + 5)]
+            expected = content[:11] + content[SUM_BLOCK_BYTES:]
+            assert await pulled(net, msgspec.structs.replace(request, ranges=parts)) == expected
+            channel = await net.channel("s1")
+            sums = SumBlocks(request.ino, request.volume, request.version, request.stamp, request.token)
+            async with channel.open_stream(sums) as replies:
+                answers = [await anext(replies) for _ in range(3)]
+            blocks = [content[start : start + SUM_BLOCK_BYTES] for start in range(0, len(content), SUM_BLOCK_BYTES)]
+            digests = b"".join(digest(block) for block in blocks)
+            assert answers[0].reply == PullHeader(len(digests))
+            assert answers[1].body == digests
+            assert answers[2].reply == PullEnd(digest(content))
+            channel.close()
+            for nonsense in ([(5, 0)], [(-1, 5)], [(10, 5), (14, 5)], [(len(content), 1)], [(0, 1)] * (RANGES_MAX + 1)):
+                assert type(await problem_with(net, msgspec.structs.replace(request, ranges=nonsense))) is Refused
+
+    run(test)
+
+
 def test_a_newer_version_or_a_dirty_inode_is_a_change(tmp_path: Path) -> None:
     async def test() -> None:
         async with network(tmp_path) as net:
@@ -110,7 +137,9 @@ def test_a_newer_version_or_a_dirty_inode_is_a_change(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_write_while_it_is_sent_is_a_change(tmp_path: Path) -> None:
+def test_a_write_while_it_is_sent_is_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reflinks, "FICLONE", 0)  # no file system knows that
+
     async def test() -> None:
         async with network(tmp_path) as net:
             await net.start("s1")

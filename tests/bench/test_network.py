@@ -18,6 +18,7 @@ class OneDirectory:
 
     def __init__(self, late_s: float = 0.0) -> None:
         self.copies: list[tuple[str, int]] = []
+        self.sent = 0
         self._late_s = late_s
 
     def seen_there(self, directory: Path) -> Path:
@@ -25,6 +26,10 @@ class OneDirectory:
 
     def set_copies(self, directory: Path, copies: int) -> None:
         self.copies.append((directory.name, copies))
+
+    def sent_bytes(self) -> int:
+        self.sent += 160_000
+        return self.sent
 
     def wait_until_current(self, directory: Path, timeout_s: float) -> float:
         assert any(directory.iterdir())
@@ -41,7 +46,25 @@ def test_all_measurements_of_a_network_give_a_figure(tmp_path: Path) -> None:
     (group,) = (group for group in GROUPS if group.needs_network)
     for measurement in group.measurements:
         assert measurement.measure(ground(tmp_path, elsewhere)).value > 0, measurement.metric
-    assert elsewhere.copies == [("remote-large", 1), ("remote-small", 1)]
+    assert elsewhere.copies == [("remote-large", 1), ("remote-small", 1), ("changed", 2)]
+
+
+def test_a_bulk_copy_is_made_by_the_network_or_by_cp(tmp_path: Path) -> None:
+    for name, elsewhere in (("network", OneDirectory(late_s=2.0)), ("native", None)):
+        directory = tmp_path / name
+        directory.mkdir()
+        sample = network.bulk_copy(ground(directory, elsewhere))
+        assert sample.count == QUICK.bulk_bytes
+        assert sample.value == pytest.approx(QUICK.bulk_bytes / 1e6 / sample.seconds)
+        assert all(path.stat().st_size == 0 for path in (directory / "bulk").iterdir())
+        if elsewhere is not None:
+            assert sample.seconds >= 2.0
+            assert elsewhere.copies == [("bulk", 1), ("bulk", 2)]
+
+
+def test_the_share_that_is_sent_is_of_the_whole_file(tmp_path: Path) -> None:
+    sample = network.changed_part(ground(tmp_path, OneDirectory()))
+    assert sample.value == pytest.approx(100 * 160_000 / QUICK.copied_bytes)
 
 
 def test_the_wait_for_copies_counts_from_the_last_write(tmp_path: Path) -> None:

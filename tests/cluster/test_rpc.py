@@ -34,7 +34,8 @@ from cluster.messages import (
     WriteObject,
     Written,
 )
-from cluster.rpc import Answer, Channel, SendReply, connect, listen, parse_address
+from cluster.rpc import Answer, Channel, SendReply, connect, listen
+from cluster.wire import parse_address
 
 TIMEOUT_S = 5.0
 PULL = PullObject(1, 1, 1, Stamp(0, 0, 0), b"")

@@ -18,8 +18,8 @@ import pytest
 from blake3 import blake3
 
 from cluster.frames import PREFACE
-from cluster.rpc import parse_address
 from cluster.volume import VolumeLayout
+from cluster.wire import parse_address
 from lab.lab import Lab
 from tests.network.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
 
