@@ -1,20 +1,33 @@
-"""What all tests share: one storage network of three servers for the whole session, and fresh directories on its mounts."""
+"""What all tests share: storage networks of three servers for the whole session, and fresh directories on their mounts.
+
+Of tests that run on several workers (pytest-xdist), those in `ALONE` run one after the other on one worker, when the others
+are done.
+"""
 
 import itertools
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.fence import lift_below
 from lab.lab import Lab
 from lab.state import PARTS
+from tests.modes import FALLBACK, PASSTHROUGH, TURNED_OFF, assert_mode, need_passthrough
 
 numbers = itertools.count(1)
+
+ALONE = tuple(
+    f"tests/{part}" for part in ("cli/test_join.py", "coherence/", "lab/", "mount/", "network/", "programs/", "vagrant/")
+)
+"""Where the machine's time is part of the test: labs, mounts, namespaces, real programs."""
+TOLD = "told"
 
 UNEXPECTED = (b"Traceback (most recent call last)", b"unexpected error in")
 
@@ -23,6 +36,45 @@ def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker, and lets `kill` end a run as Ctrl-C does: with the network taken down."""
     config.addinivalue_line("markers", "programs: real programs with their files on a mount")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a worker: what runs alone is one group, and the last. (Groups are begun in the order of their first tests.)"""
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=runs_alone)
+    for item in items:
+        if runs_alone(item):
+            item.add_marker(pytest.mark.xdist_group("alone"))
+
+
+def runs_alone(item: pytest.Item) -> bool:
+    return item.nodeid.startswith(ALONE)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have told of themselves, wherever they ran."""
+    reports = [
+        report for reports in terminalreporter.stats.values() for report in reports if isinstance(report, pytest.TestReport)
+    ]
+    told = [
+        (report.nodeid, text)
+        for report in reports
+        if report.when == "call"
+        for key, text in report.user_properties
+        if key == TOLD
+    ]
+    if told:
+        terminalreporter.section("what tests tell")
+    for nodeid, text in told:
+        terminalreporter.line(f"{nodeid}: {text}")
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Says something that the end of the run shows, beside the test's name."""
+    return lambda text: record_property(TOLD, text)
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +86,8 @@ def deletable(request: pytest.FixtureRequest) -> Iterator[None]:
         lift_below(str(folder))
 
 
-@pytest.fixture(scope="session")
-def network() -> Iterator[Lab]:
+@contextmanager
+def temporary_lab(overrides: Mapping[str, Mapping[str, Any]]) -> Iterator[Lab]:
     """A storage network of three servers with one volume each; taken down and deleted at the end, whatever happened."""
     if os.geteuid() != 0:
         pytest.skip("mounts and network namespaces need root: run the tests with sudo")
@@ -43,13 +95,50 @@ def network() -> Iterator[Lab]:
         pytest.skip("this machine has no /dev/fuse: load the kernel module with modprobe fuse")
     root = tempfile.mkdtemp(prefix="godwit-tests-")
     os.chmod(root, 0o755)
-    lab = Lab.create(root, servers=3, volumes=1)
+    lab = Lab.create(root, servers=3, volumes=1, overrides=overrides)
     try:
         lab.up()
         yield lab
     finally:
         lab.down(purge=True)
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def by_default() -> Iterator[Lab]:
+    """The storage network of most tests, with the configuration as it is by default."""
+    with temporary_lab({}) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def passthrough(by_default: Lab) -> Iterator[Lab]:
+    """The same, whose mounts pass files through: before the tests, and still after them."""
+    need_passthrough()
+    assert_mode(by_default, PASSTHROUGH)
+    yield by_default
+    assert_mode(by_default, PASSTHROUGH)
+
+
+@pytest.fixture(scope="session")
+def fallback() -> Iterator[Lab]:
+    """One whose mounts read and write all files themselves."""
+    with temporary_lab(TURNED_OFF) as lab:
+        assert_mode(lab, FALLBACK)
+        yield lab
+
+
+@pytest.fixture
+def mode() -> str:
+    """The name of the fixture that has the network; `both_modes` takes its place."""
+    return "by_default"
+
+
+@pytest.fixture
+def network(request: pytest.FixtureRequest, mode: str) -> Lab:
+    """The session's storage network."""
+    lab: Lab = request.getfixturevalue(mode)
+    return lab
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ What is checked, of a history of calls with their times, and why no right file s
   kernel asks FUSE for pages up to the end that it knows, and fills with zeros what does not come.
   A write that goes through the page cache can be read on its own server before it is done at the home, and there a write of
   another server may still come before it. So what is read of a write that is under way on the same mount, together with one of
-  another mount, says nothing about their order.
+  another mount, says nothing about their order (`early`). Where files are passed through, nothing is written to the page cache
+  of a mount, and this is not allowed for.
 - **Logs** (`appends`).
 
 Each of these is linearizable by itself, and so all together are (linearizability is local). What failed with an errno that
@@ -63,12 +64,15 @@ def _text(finding: Finding) -> str:
     return "\n".join([f"{finding.what}:", *(f"    {line}" for line in lines[-SHOWN:])])
 
 
-def check_history(operations: Sequence[Operation], workers: int) -> Report:
-    """All that is wrong in the calls of *workers* workers and of the one that made the files."""
+def check_history(operations: Sequence[Operation], workers: int, *, early: bool = True) -> Report:
+    """All that is wrong in the calls of *workers* workers and of the one that made the files.
+
+    *early*: whether mounts write through page caches, where what is written can be read before it is done.
+    """
     history = [operation for operation in operations if not _never_started(operation)]
     unknown = sum(1 for operation in history if not _answered(operation) and operation.call.kind in CHANGES)
     report = Report(sum(map(_answered, operations)), unknown)
-    sorter = _Sorter(workers)
+    sorter = _Sorter(workers, early=early)
     for operation in history:
         sorter.add(operation)
     report.findings += sorter.findings
@@ -95,8 +99,9 @@ def _never_started(operation: Operation) -> bool:
 class _Sorter:
     """Puts every call into the objects that it concerns."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, early: bool) -> None:
         names = all_names(workers)
+        self._early = early
         self._names = models.Names(names)
         self._in_directory = {directory: [name for name in names if name.startswith(f"{directory}/")] for directory in ("a", "b")}
         self.findings: list[Finding] = []
@@ -115,7 +120,7 @@ class _Sorter:
             label = f"cell {number} of inode {ino}" if kind == "cell" else f"{kind} of inode {ino}"
             if kind == "size":
                 steps = [step for step in steps if not (step.observes and self._is_half_written(ino, step))]
-            if kind == "cell":
+            if kind == "cell" and self._early:
                 steps = [step for step in steps if not (step.observes and self._is_early(ino, step))]
             if kind == "cell" and ino in self._cuts:
                 steps = [self._perhaps_cut(ino, number, step) for step in steps]

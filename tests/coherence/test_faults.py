@@ -112,7 +112,7 @@ def answers(path: Path) -> bool:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_what_was_acknowledged_has_an_order(
-    lab: Lab, fault: Callable[[Lab, random.Random], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lab: Lab, fault: Callable[[Lab, random.Random], None], tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     seed = chosen_seed(FAULTS.index(fault) + 1)
     rng = random.Random(seed)
@@ -128,7 +128,5 @@ def test_what_was_acknowledged_has_an_order(
         history = load.stop(STOP_TIMEOUT_S)
     finally:
         load.kill()
-    with capsys.disabled():
-        print(f" {fault.__name__}", end="")  # noqa: T201
-    report = judge(history, load.count, seed, tmp_path / "logs", capsys)
+    report = judge(history, load.count, seed, tmp_path / "logs", tell)
     assert report.operations > 300

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.modes import both_modes
 from tests.mount.processes import together
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, both_modes]
 
 WRITERS = 2
 TRANSACTIONS = 50

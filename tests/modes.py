@@ -1,0 +1,41 @@
+"""The two ways in which a mount's files are read and written: passed through to the kernel, or through the mount process.
+
+Tests with the mark `both_modes` run in both, on a network that is in that mode, which is asked of its mounts.
+"""
+
+import os
+import re
+
+import pytest
+
+from lab.lab import Lab
+from tests.network.conditions import godwit, wait_until
+
+PASSTHROUGH, FALLBACK = "passthrough", "fallback"
+"""Also the names of the fixtures that have the networks."""
+
+FIRST_KERNEL = (6, 9)
+TURNED_OFF = {"mount": {"passthrough": False}}
+WHY_TURNED_OFF = "it is turned off in the configuration"
+
+both_modes = pytest.mark.parametrize("mode", [PASSTHROUGH, FALLBACK])
+
+
+def need_passthrough() -> None:
+    """Skips the test where the kernel is too old to pass files through."""
+    release = os.uname().release
+    version = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+    if version < FIRST_KERNEL:
+        pytest.skip(f"Linux {release} cannot pass files through, 6.9 and later can")
+
+
+def assert_mode(lab: Lab, mode: str) -> None:
+    """Every mount says that it is in the mode."""
+
+    def reasons() -> dict[str, str] | None:
+        servers = godwit(lab, "servers", "ls")["servers"]
+        told = {server["server"]: server["counts"]["why_not_passed"] for server in servers if server["counts"]}
+        return told if told.keys() == set(lab.servers) else None
+
+    expected = "" if mode == PASSTHROUGH else WHY_TURNED_OFF
+    assert wait_until(reasons, "every mount has told its counts", 20) == dict.fromkeys(lab.servers, expected)
