@@ -1,8 +1,4 @@
-"""What all tests share: storage networks of three servers for the whole session, and fresh directories on their mounts.
-
-Of tests that run on several workers (pytest-xdist), those in `ALONE` run one after the other on one worker, when the others
-are done.
-"""
+"""What all tests share: storage networks of three servers for the whole session, and fresh directories on their mounts."""
 
 import itertools
 import os
@@ -15,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.remote import Producer
 
 from cluster.fence import lift_below
 from lab.lab import Lab
 from lab.state import PARTS
 from tests.modes import FALLBACK, PASSTHROUGH, TURNED_OFF, assert_mode, need_passthrough
+from tests.scheduling import AloneLast, runs_alone
 
 numbers = itertools.count(1)
 
-ALONE = tuple(
-    f"tests/{part}" for part in ("cli/test_join.py", "coherence/", "lab/", "mount/", "network/", "programs/", "vagrant/")
-)
-"""Where the machine's time is part of the test: labs, mounts, namespaces, real programs."""
 TOLD = "told"
 
 UNEXPECTED = (b"Traceback (most recent call last)", b"unexpected error in")
@@ -38,19 +32,15 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On a worker: what runs alone is one group, and the last. (Groups are begun in the order of their first tests.)"""
-    if not hasattr(config, "workerinput"):
-        return
-    items.sort(key=runs_alone)
-    for item in items:
-        if runs_alone(item):
-            item.add_marker(pytest.mark.xdist_group("alone"))
+    """On a worker, what runs alone is last: work is begun in the order of the tests."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: runs_alone(item.nodeid))
 
 
-def runs_alone(item: pytest.Item) -> bool:
-    return item.nodeid.startswith(ALONE)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> AloneLast:
+    return AloneLast(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -26,8 +26,8 @@ class Story:
         self.operations.append(operation)
         return operation
 
-    def judged(self) -> Report:
-        return check_history(self.operations, 2)
+    def judged(self, *, early: bool = True) -> Report:
+        return check_history(self.operations, 2, early=early)
 
     def blames(self, *operations: Operation) -> bool:
         """Whether one thing is wrong, and these operations are what shows it."""
@@ -74,6 +74,7 @@ def test_what_is_read_early_on_the_writers_own_server_may_be_overtaken_by_anothe
         story.did("write", 20, 30, mount="s2", **written(6))
         story.did("read", 50, 51, mount="s2", ino=INO, count=1, gave=content(5))
         assert bool(story.judged().findings) == wrong
+        assert story.judged(early=False).findings, "where nothing is written through page caches, nobody may"
 
 
 def test_a_write_that_failed_may_come_late_or_never_but_not_early() -> None:

@@ -18,21 +18,24 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.skipif(_BINARIES is None, reason="no PostgreSQL"))])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database for one test; on PostgreSQL it is migrated already."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/catalog.db"
+        yield f"sqlite:///{tmp_path}/catalog.db"
+        return
     server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
+    with server.new_database() as made:
+        yield made
 
 
 @pytest.fixture
-def postgres_url(request: pytest.FixtureRequest) -> str:
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """A migrated database on PostgreSQL, for what only happens there."""
     if _BINARIES is None:
         pytest.skip("no PostgreSQL")
     server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
+    with server.new_database() as made:
+        yield made
 
 
 @pytest.fixture

@@ -14,6 +14,9 @@ from sqlalchemy import create_engine
 from manager.migrate import migrate
 from manager.store import make_engines
 
+MEMORY = "/dev/shm"
+SERVER_BYTES = 1 << 30
+
 
 def postgres_binaries() -> Path | None:
     """The newest installed PostgreSQL, if it can be run here."""
@@ -25,6 +28,14 @@ def postgres_binaries() -> Path | None:
     except KeyError:
         return None
     return found[-1].parent
+
+
+def in_memory() -> str | None:
+    """A folder in memory with room for a server, if there is one: tests make hundreds of databases."""
+    try:
+        return MEMORY if shutil.disk_usage(MEMORY).free > SERVER_BYTES else None
+    except FileNotFoundError:
+        return None
 
 
 class Postgres:
@@ -44,12 +55,14 @@ class Postgres:
         with self._admin.connect() as connection:
             connection.exec_driver_sql(statement)
 
-    def new_database(self, *, migrated: bool = True) -> str:
-        """The URL of a fresh database."""
+    @contextmanager
+    def new_database(self) -> Iterator[str]:
+        """The URL of a fresh database, which is gone afterwards."""
         self._count += 1
         name = f"test{self._count}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {'migrated' if migrated else 'template0'}")
-        return self._url.format(name)
+        self._execute(f"CREATE DATABASE {name} TEMPLATE migrated STRATEGY file_copy")
+        yield self._url.format(name)
+        self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def close(self) -> None:
         self._admin.dispose()
@@ -59,14 +72,14 @@ class Postgres:
 def running_postgres(binaries: Path) -> Iterator[Postgres]:
     """A server in a temporary directory of the user `postgres`."""
     user = pwd.getpwnam("postgres")
-    with tempfile.TemporaryDirectory(prefix="godwit-pg-") as directory:
+    with tempfile.TemporaryDirectory(prefix="godwit-pg-", dir=in_memory()) as directory:
         root = Path(directory)
         os.chown(root, user.pw_uid, user.pw_gid)
         as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         data = root / "data"
         initdb = [*as_user, str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8"]
         subprocess.run(initdb, check=True, capture_output=True, cwd=root)
-        options = f"-k {root} -c listen_addresses= -c fsync=off -c max_connections=50"
+        options = f"-k {root} -c listen_addresses= -c fsync=off -c max_connections=50 -c max_wal_size=64MB"
         control = [*as_user, str(binaries / "pg_ctl"), "-D", str(data), "-w", "-l", str(root / "log")]
         subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True, cwd=root)
         server = None

@@ -29,7 +29,7 @@ FILES = 1000
 FILES_LISTED = 300
 PASSES = 20
 ON_THE_WAY = 20  # requests that a first pass may need besides one for each file: directories on the way, the mount's own
-HEARTBEATS_S = 2.5  # within which a mount has told its counts twice
+HEARTBEAT_S = 1.6  # within which a mount has told its counts anew
 SETTLING_S = 30.0
 
 
@@ -91,7 +91,7 @@ class Meter:
         """What *work* makes the kernel ask the mount, and it ask the manager."""
         work()
         before, after = self._before, self._settled()
-        by_timer = math.ceil((after.at_s - before.at_s + HEARTBEATS_S) / REFRESH_S)
+        by_timer = math.ceil((after.at_s - before.at_s + HEARTBEAT_S) / REFRESH_S)
         self._before = after
         return Cost(after.kernel - before.kernel, max(0, after.manager - before.manager - by_timer))
 
@@ -102,7 +102,7 @@ class Meter:
         while (now := self._told()).kernel != before:
             assert time.monotonic() < deadline, f"the mount of {self._server} does not come to rest"
             before = now.kernel
-            time.sleep(HEARTBEATS_S)
+            time.sleep(HEARTBEAT_S)
         return now
 
     def _told(self) -> Counted:

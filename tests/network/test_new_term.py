@@ -16,8 +16,8 @@ from lab.lab import Lab
 from tests.conftest import fresh
 from tests.network.conditions import godwit, stop_between_transactions, wait_for_copies, wait_until
 
-ACCESS_S = 12.0
-SESSION_TIMEOUT_S = 15.0
+ACCESS_S = 10.0
+SESSION_TIMEOUT_S = 10.0
 AT_ONCE_S = 1.0  # a fail-over takes two seconds and more
 FAILED_OVER_S = 8.0  # and less than that; the grace of the new manager is longer
 GRACE_S = 1.05 * max(ACCESS_S, SESSION_TIMEOUT_S)
