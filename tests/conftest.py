@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from xdist.remote import Producer
+from xdist.workermanage import NodeManager
 
 from cluster.fence import lift_below
 from lab.lab import Lab
@@ -22,14 +23,16 @@ from tests.scheduling import AloneLast, runs_alone
 numbers = itertools.count(1)
 
 TOLD = "told"
+TEARDOWN_S = 20  # that an interrupted worker has to take its networks down; it ends by itself after fifteen
 
 UNEXPECTED = (b"Traceback (most recent call last)", b"unexpected error in")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker, and lets `kill` end a run as Ctrl-C does: with the network taken down."""
+    """Registers the marker, and lets `kill` end a run as Ctrl-C does: with the network taken down, also that of a worker."""
     config.addinivalue_line("markers", "programs: real programs with their files on a mount")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    NodeManager.EXIT_TIMEOUT = TEARDOWN_S
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
