@@ -109,7 +109,8 @@ print(count)
 
 
 def test_a_mount_that_is_cut_off_neither_reads_nor_writes_after_its_deadline(lab: Lab) -> None:
-    """Its own disk is there, but somebody else may have become the home: an error in time (of the fence, or of the mount), and whole again
+    """Its own disk is there, but somebody else may have become the home:
+    an error in time (of the fence, or of the mount), and whole again
     when mended."""
     path = lab.mount("s3") / "cut"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
