@@ -52,7 +52,7 @@ def visible_ctime_ns(ctime_ns: int, content: Content) -> int:
 
 def overlay(node: Node, content: Content) -> Node:
     """*node* with the size and times that its home's object has at this moment."""
-    if content.ctime_ns == node.object_ctime_ns:
+    if content.ctime_ns == node.object_ctime_ns and content.size == node.size:
         return node
     return msgspec.structs.replace(
         node,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
+import msgspec
 import trio
 
 from cluster.leases import SERIAL_TERM_BITS
@@ -164,13 +165,21 @@ class Caching:
         return self._take(grant, asked_s, asked_s)
 
     def changed(self, touched: Iterable[int], grant: Grant | None, asked_s: float) -> Allowance:
-        """A change of our own is through. What was asked before now may not know of it; its own answer does."""
+        """A change of our own is through. What was asked before now may not know of it; its own answer does, but not of another
+        change of ours that came through since it was asked for."""
         now = self._now()
+        if grant is not None:
+            known = [ino for ino in grant.inodes if not self._changed_since(ino, asked_s)]
+            grant = msgspec.structs.replace(grant, inodes=known)
         for ino in touched:
             self._raise_floor(ino, 0, now)
             if (cached := self._cached.get(ino)) is not None:
                 cached.node = cached.listing = None
         return self._take(grant, asked_s, now)
+
+    def _changed_since(self, ino: int, asked_s: float) -> bool:
+        floor = self._floors.get(ino)
+        return floor is not None and floor.asked_s > asked_s
 
     def _take(self, grant: Grant | None, asked_s: float, knows_s: float) -> Allowance:
         if grant is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
 import trio
 
 from cluster.errors import refused
@@ -38,9 +39,10 @@ class OpenInode:
     `node` is the newest answer of the manager. `home` is the object through which it is written, under `home_epoch`; while
     the inode is open for writing here, its home does not move. `replica` is a current copy on this server's disk, valid for
     `replica_version`. `sync_copies` is the policy's, None until it is known. `changed`: written since the last commit that
-    was begun (as far as the mount saw it, see `has_changed`). `doubted`: `node` is not what the manager would say now, so it
-    has to be asked before `node` is relied on. `way`: of `way_handles` handles, while there are any that are not `DIRECT`; with
-    `PASSED`, `backing_id` is the kernel's number for the object `backing` (device and inode).
+    was begun (as far as the mount saw it, see `has_changed`). `unsettled`: committed since it was opened for writing, which
+    the last commit has to make good. `doubted`: `node` is not what the manager would say now, so it has to be asked before
+    `node` is relied on. `way`: of `way_handles` handles, while there are any that are not `DIRECT`; with `PASSED`,
+    `backing_id` is the kernel's number for the object `backing` (device and inode).
     """
 
     node: Node
@@ -55,6 +57,7 @@ class OpenInode:
     registered: bool = False
     registered_write: bool = False
     changed: bool = False
+    unsettled: bool = False
     caps: bool = True
     sync_copies: int | None = None
     lost: bool = False
@@ -88,6 +91,10 @@ class OpenInode:
         if self.home is not None:
             self.home.close()
             self.home = None
+
+    def node_to_end_with(self) -> Node:
+        """What the last commit compares the object with: nothing that was committed meanwhile counts as known."""
+        return msgspec.structs.replace(self.node, object_ctime_ns=0) if self.unsettled else self.node
 
     @property
     def is_written_past(self) -> bool:

@@ -107,12 +107,13 @@ class Settler:
                         continue
                     path = self._paths.path(state.ino)
                     state.changed = False
-                    commits.append((state, await stack.enter_async_context(state.home.prepared(state.node, path))))
+                    commits.append((state, await stack.enter_async_context(state.home.prepared(state.node_to_end_with(), path))))
             if commits:
                 nodes = await self._session.apply([commit for _, commit in commits], timeout_s=self._timeout_s)
                 for (state, _), node in zip(commits, nodes, strict=True):
                     assert node is not None
                     state.node = node
+                    state.unsettled = False
                     self._caching.drop_node(state.ino)
             for state in states:
                 if state.ino not in left and self._open_files.get(state.ino) is state:
@@ -178,7 +179,9 @@ class Settler:
         assert state.home is not None
         state.changed = False
         try:
-            state.node = await state.home.commit(state.node, self._paths.path(state.ino), final=final)
+            node = state.node_to_end_with() if final else state.node
+            state.node = await state.home.commit(node, self._paths.path(state.ino), final=final)
+            state.unsettled = not final
             self._caching.drop_node(state.ino)
         except GodwitError:
             state.changed = True

@@ -14,7 +14,7 @@ from cluster.content import visible_ctime_ns
 from cluster.errors import Fenced, refused
 from cluster.messages import Commit, Content, Node
 from manager.fences import Mutation, Part
-from manager.inodes import InodeRow, find_inode, get_inode, node_of
+from manager.inodes import UNSETTLED, InodeRow, find_inode, get_inode, node_of
 from manager.limits import check_number, check_size, check_time
 from manager.schema import inodes, replicas
 from manager.state import State
@@ -28,7 +28,7 @@ _COMMIT = Hot(
     .values(
         {
             name: bindparam(f"to_{name}")
-            for name in ("size", "blocks", "mtime_ns", "ctime_ns", "object_ctime_ns", "version", "dirty")
+            for name in ("size", "blocks", "mtime_ns", "ctime_ns", "object_ctime_ns", "version", "dirty", "marks")
         }
     )
 )
@@ -49,7 +49,11 @@ _MARK_DIRTY = Hot(update(inodes).where(inodes.c.ino == bindparam("b_ino"), inode
 
 
 def commit(tx: Transaction, state: State, mutation: Mutation, op: Commit) -> Node:
-    """The home's object has this content now. An unknown inode is ENOENT: ESTALE tells the committer to raise its version."""
+    """The home's object has this content now. An unknown inode is ENOENT: ESTALE tells the committer to raise its version.
+
+    A commit while somebody may be writing can show the change time of a write whose bytes come after it, and a mapping is
+    written without any. So the commit that ends this is one with the content, whatever the times say.
+    """
     row = find_inode(tx.connection, op.ino)
     if row is None:
         raise refused(errno.ENOENT, f"inode {op.ino}")
@@ -71,6 +75,8 @@ def commit(tx: Transaction, state: State, mutation: Mutation, op: Commit) -> Nod
         tx.after(lambda: state.sessions.settled(op.ino, op.begun))
     if op.content is not None:
         _store_content(tx, row, op, op.content, dirty=row.dirty and not clean)
+    elif clean and row.marks & UNSETTLED:
+        raise refused(errno.ESTALE, f"inode {op.ino} was being written when it was committed last")
     elif clean and row.dirty:
         _CLEAN.run(tx.connection, {"b_ino": op.ino})
     row = get_inode(tx.connection, op.ino)
@@ -96,6 +102,7 @@ def _store_content(tx: Transaction, row: InodeRow, op: Commit, content: Content,
         "to_object_ctime_ns": content.ctime_ns,
         "to_version": op.version,
         "to_dirty": int(dirty),
+        "to_marks": row.marks | UNSETTLED if dirty else row.marks & ~UNSETTLED,
     }
     _COMMIT.run(tx.connection, values)
     stamp = {

@@ -15,6 +15,8 @@ from manager.statements import Hot
 HAS_CAPABILITY = 1
 HAS_ACCESS_ACL = 2
 HAS_DEFAULT_ACL = 4
+# And that the last commit was made while somebody may have been writing (see `manager.content`).
+UNSETTLED = 8
 
 NODE_COLUMNS = (
     inodes.c.ino,

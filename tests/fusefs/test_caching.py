@@ -264,3 +264,13 @@ def test_a_listing_is_kept_only_if_nothing_was_recalled_since_its_first_page(kee
     keeper.caching.recalled(keeper.recall(DIRECTORY))
     keeper.caching.keep_listing(DIRECTORY, KeptListing([], 1, allowed))
     assert keeper.caching.listing(DIRECTORY) is None
+
+
+def test_an_answer_that_our_own_later_change_has_overtaken_is_not_kept(keeper: Keeper) -> None:
+    asked_s = keeper.clock.now
+    opened = keeper.grant(FILE)
+    keeper.clock.now += 1
+    keeper.caching.changed([DIRECTORY, FILE], None, keeper.clock.now)  # an unlink, say, that was asked for and done meanwhile
+    keeper.clock.now += 1
+    assert keeper.caching.changed([], opened, asked_s).until_s(FILE) == 0.0
+    assert keeper.caching.changed([FILE], keeper.grant(FILE), keeper.clock.now).until_s(FILE) > 0.0

@@ -128,7 +128,10 @@ def test_dirty_ends_with_the_last_writer(url: str) -> None:
             assert (await agents["s1"].ask(ListUnsettled(10))).inodes == [node.ino]
             assert (await agents["s2"].ask(ListUnsettled(10))).inodes == []
             begun = (await agents["s1"].ask(BeginCommit(node.ino))).number
-            assert not (await agents["s1"].one(Commit(node.ino, 1, 0, None, True, begun))).dirty
+            with pytest.raises(Refused) as refusal:  # a write may have been under way at the commit before
+                await agents["s1"].one(Commit(node.ino, 1, 0, None, True, begun))
+            assert refusal.value.errno == errno.ESTALE
+            assert not (await agents["s1"].one(Commit(node.ino, 1, 2, Content(20, 8, NOW, NOW + 2), True, begun))).dirty
             assert (await mount.ask(Open(node.ino, False, 10))).node.dirty is False
             assert (await mount.ask(Open(node.ino, True, 11))).node.dirty is True
             with pytest.raises(Refused):
