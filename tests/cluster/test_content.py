@@ -157,8 +157,10 @@ def test_overlay_shows_what_was_written_since_the_commit(path: str) -> None:
     content = content_of(os.stat(path))
     node = overlay(NODE, content)
     assert (node.size, node.mtime_ns) == (7, content.mtime_ns)
-    same = msgspec.structs.replace(NODE, object_ctime_ns=content.ctime_ns)
+    same = msgspec.structs.replace(NODE, object_ctime_ns=content.ctime_ns, size=content.size)
     assert overlay(same, content) is same
+    cut_off = msgspec.structs.replace(same, size=3)  # committed in the middle of the write that set this change time
+    assert overlay(cut_off, content).size == 7
 
 
 def test_an_mtime_in_the_future_does_not_become_the_change_time() -> None:
