@@ -1,7 +1,7 @@
 """Commits what mounts left behind: dirty files of this server that nobody has open for writing any more.
 
-The mount that left one may only be stopped, and write once more when it goes on. So the object is fenced first, and stays
-so until somebody opens the file for writing.
+A mount that went away with one open may only be stopped, and write once more when it goes on. So the object is fenced then, and
+stays so until somebody opens the file for writing.
 """
 
 import errno
@@ -77,12 +77,12 @@ class Settler:
             return str(error)
 
     async def _commit(self, descriptor: int, volume: LocalVolume, begun: Begun) -> None:
-        fenced = fence(descriptor)
-        if not fenced and volume.number not in self._unfenced:
+        fenced = not begun.orderly and fence(descriptor)
+        if not begun.orderly and not fenced and volume.number not in self._unfenced:
             self._unfenced.add(volume.number)
             log.warning("%s has no immutable flag: a mount that was stopped while it wrote may write late", volume.layout.root)
         node = await commit_object(descriptor, begun.node, b"", final=True, apply=self._apply, begun=begun.number, fenced=fenced)
-        if node.dirty:
+        if node.dirty and fenced:
             lift(descriptor)  # somebody has opened it for writing in the meantime
 
     async def _get(self, ino: int) -> Node:

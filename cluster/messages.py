@@ -660,10 +660,14 @@ class GetAttr(Request[Described], frozen=True, array_like=True, tag="getattr"):
 
 
 class Begun(Message, frozen=True, array_like=True, tag="begun"):
-    """`number` counts the writers that have closed so far: what they wrote is in the object that is looked at now."""
+    """`number` counts the writers that have closed so far: what they wrote is in the object that is looked at now.
+
+    `orderly`: whoever wrote it since the last commit has closed it; else a mount went away with it open, and may write it still.
+    """
 
     node: Node
     number: int
+    orderly: bool = False
 
 
 class BeginCommit(Request[Begun], frozen=True, array_like=True, tag="begincommit"):

@@ -68,7 +68,8 @@ def get_attr(connection: Connection, _term: Term, request: GetAttr) -> Described
 
 
 def begin_commit(connection: Connection, term: Term, request: BeginCommit) -> Begun:
-    return Begun(node_of(get_inode(connection, request.ino)), term.state.sessions.writers_ended)
+    sessions = term.state.sessions
+    return Begun(node_of(get_inode(connection, request.ino)), sessions.writers_ended, sessions.is_orderly(request.ino))
 
 
 def get_parent(connection: Connection, _term: Term, request: GetParent) -> Parent:

@@ -57,6 +57,7 @@ class Sessions:
         self._live: dict[int, Session] = {}
         self._replaced: OrderedDict[int, None] = OrderedDict()
         self._openers: dict[int, dict[Session, OpenState]] = {}
+        self._left: set[int] = set()  # inodes that were open for writing when their session ended
         self.writers_ended = 0
         self._owed: dict[int, int] = {}
 
@@ -95,6 +96,7 @@ class Sessions:
     def end(self, session: Session) -> list[int]:
         """Forgets a session; the inodes that nobody has open now."""
         self._live.pop(session.number, None)
+        self._left.update(ino for ino, state in session.opens.items() if state.write_sequence != NOT_WRITING)
         return [ino for ino in list(session.opens) if self._drop(session, ino)]
 
     def get(self, number: int) -> Session | None:
@@ -153,10 +155,16 @@ class Sessions:
         """A commit that began at *begun* is through."""
         if not self.is_owed(ino, begun):
             self._owed.pop(ino, None)
+            self._left.discard(ino)
+
+    def is_orderly(self, ino: int) -> bool:
+        """Whether all that wrote it since the last commit have closed it, as far as this term knows."""
+        return ino in self._owed and ino not in self._left
 
     def gone(self, ino: int) -> None:
         """The inode does not exist any more."""
         self._owed.pop(ino, None)
+        self._left.discard(ino)
 
     def forget(self, session: Session, ino: int) -> int | None:
         """Takes back an open that failed; the inode if nobody has it open now."""

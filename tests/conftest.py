@@ -122,15 +122,15 @@ def fallback() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def mode() -> str:
+def way_of_files() -> str:
     """The name of the fixture that has the network; `both_modes` takes its place."""
     return "by_default"
 
 
 @pytest.fixture
-def network(request: pytest.FixtureRequest, mode: str) -> Lab:
+def network(request: pytest.FixtureRequest, way_of_files: str) -> Lab:
     """The session's storage network."""
-    lab: Lab = request.getfixturevalue(mode)
+    lab: Lab = request.getfixturevalue(way_of_files)
     return lab
 
 

@@ -18,7 +18,7 @@ FIRST_KERNEL = (6, 9)
 TURNED_OFF = {"mount": {"passthrough": False}}
 WHY_TURNED_OFF = "it is turned off in the configuration"
 
-both_modes = pytest.mark.parametrize("mode", [PASSTHROUGH, FALLBACK])
+both_modes = pytest.mark.parametrize("way_of_files", [PASSTHROUGH, FALLBACK])
 
 
 def need_passthrough() -> None:

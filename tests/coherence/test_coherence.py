@@ -53,9 +53,9 @@ def test_the_machine_s_own_file_system_passes(tmpfs: Path, tmp_path: Path, tell:
 @pytest.mark.timeout(TIMEOUT_S + 60)
 @both_modes
 def test_three_mounts_are_one_file_system(
-    network: Lab, orderly_logs: None, mode: str, tmp_path: Path, tell: Callable[[str], None]
+    network: Lab, orderly_logs: None, way_of_files: str, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
-    seed, calls = chosen_seed(1), CALLS_WANTED or CALLS[mode]
+    seed, calls = chosen_seed(1), CALLS_WANTED or CALLS[way_of_files]
     mounts = {server: network.mount(server) for server in network.servers}
     load = Load(
         mounts, f"coherence-{seed}", tmp_path / "logs", seed=seed, per_mount=PER_MOUNT, calls_each=-(-calls // (3 * PER_MOUNT))
@@ -64,6 +64,6 @@ def test_three_mounts_are_one_file_system(
         history = load.finish(TIMEOUT_S)
     finally:
         load.kill()
-    report = judge(history, load.count, seed, tmp_path / "logs", tell, early=mode == FALLBACK)
+    report = judge(history, load.count, seed, tmp_path / "logs", tell, early=way_of_files == FALLBACK)
     assert report.operations >= calls
     assert report.unknown == 0

@@ -127,7 +127,9 @@ def test_dirty_ends_with_the_last_writer(url: str) -> None:
             assert (await mount.attr(node.ino)).dirty
             assert (await agents["s1"].ask(ListUnsettled(10))).inodes == [node.ino]
             assert (await agents["s2"].ask(ListUnsettled(10))).inodes == []
-            begun = (await agents["s1"].ask(BeginCommit(node.ino))).number
+            answer = await agents["s1"].ask(BeginCommit(node.ino))
+            begun = answer.number
+            assert answer.orderly, "nobody can be writing it still"
             with pytest.raises(Refused) as refusal:  # a write may have been under way at the commit before
                 await agents["s1"].one(Commit(node.ino, 1, 0, None, True, begun))
             assert refusal.value.errno == errno.ESTALE
@@ -139,6 +141,11 @@ def test_dirty_ends_with_the_last_writer(url: str) -> None:
             with pytest.raises(Refused):
                 await mount.ask(Open(999_999, False, 13))
             assert not office.state.sessions.is_open(999_999)
+
+            writer = office.state.sessions.of_server("s1", "mount")
+            assert writer is not None
+            office.state.sessions.end(writer)
+            assert not (await agents["s1"].ask(BeginCommit(node.ino))).orderly, "its mount went away with the file open"
 
     trio.run(main)
 

@@ -333,7 +333,7 @@ def _utime(path: bytes | int, times: tuple[int, int] | None, *, follow: bool = T
 @pytest.mark.timeout(900)
 @both_modes
 def test_random_operations_give_what_they_give_on_ext4(
-    directory: Path, mode: str, tmp_path: Path, tell: Callable[[str], None]
+    directory: Path, way_of_files: str, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     RandomOperations.mount, RandomOperations.native, RandomOperations.performed = str(directory), str(tmp_path), 0
     examples = int(os.environ.get("GODWIT_RANDOM_EXAMPLES", "0"))
@@ -341,7 +341,7 @@ def test_random_operations_give_what_they_give_on_ext4(
         RandomOperations,
         settings=settings(
             derandomize=not examples,
-            max_examples=examples or EXAMPLES[mode],
+            max_examples=examples or EXAMPLES[way_of_files],
             stateful_step_count=STEPS,
             deadline=None,
             database=None,
@@ -351,4 +351,4 @@ def test_random_operations_give_what_they_give_on_ext4(
         ),
     )
     tell(f"{RandomOperations.performed} operations")
-    assert examples or RandomOperations.performed >= OPERATIONS[mode]
+    assert examples or RandomOperations.performed >= OPERATIONS[way_of_files]

@@ -74,7 +74,7 @@ def interpreter(module: str) -> str:
     pytest.skip(f"{interpreters()[0]} has the package test without {module} (Debian's leaves test_sqlite3 out)")
 
 
-@pytest.mark.parametrize(("mode", "module"), RUNS)
+@pytest.mark.parametrize(("way_of_files", "module"), RUNS)
 def test_cpython(directory: Path, module: str) -> None:
     ignored = [argument for pattern in LEFT_OUT.get(module, {}) for argument in ("--ignore", pattern)]
     argv = [interpreter(module), "-m", "test", "--tempdir", directory, "-v", "--timeout", 230, *ignored, module]
