@@ -28,7 +28,7 @@ from tests.conftest import UNEXPECTED
 from tests.network.conditions import godwit, stop_between_transactions, wait_until
 from tests.network.load import Load
 
-KILLS = int(os.environ.get("GODWIT_ELECTION_KILLS", "5"))  # with each database
+KILLS = int(os.environ.get("GODWIT_ELECTION_KILLS", "3"))  # with each database
 GAP_S = 5.0
 BEFORE = 20  # operations of each worker before the fault, and after it
 TERM_S = 2.0

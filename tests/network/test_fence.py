@@ -22,13 +22,14 @@ OVERRIDES = {
 
 
 WRITER = """
-import os, sys
+import os, sys, time
 descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 number = 0
 while not os.path.exists(sys.argv[2]):
     os.pwrite(descriptor, b"%08d" % number * 512, number * 4096)
     number += 1
     os.write(1, b"%d\\n" % number)
+    time.sleep(0.001)  # the kernel would write gigabytes until the file is fenced
 """
 
 

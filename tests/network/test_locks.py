@@ -25,7 +25,7 @@ OVERRIDES = {
     "manager": {"access_s": ACCESS_S, "term_s": 2.0, "session_timeout_s": 8.0},
 }
 INCREMENTS = 300
-TRANSACTIONS = 150
+TRANSACTIONS = 80
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.modes import both_modes
 from tests.programs.running import need, run
 
-pytestmark = [pytest.mark.programs, both_modes]
+pytestmark = pytest.mark.programs
 
 MAKEFILE = """\
 CFLAGS = -O1 -Wall
