@@ -190,7 +190,7 @@ def test_what_a_killed_mount_wrote_is_committed_by_its_agent(make_lab: MakeLab) 
     os.fsync(file.fileno())
     file.write(b"second half")
     lab.kill("s2", "mount")
-    with pytest.raises(OSError, match="Transport endpoint|connection abort"):
+    with pytest.raises(OSError, match=r"Transport endpoint|connection abort"):
         file.close()
     assert (lab.mount("s1") / "half").read_bytes() == b"first half, second half"
     lab.start("s2", "mount")
