@@ -36,7 +36,6 @@ class InitFlag(IntFlag):
 class OpenFlag(IntFlag):
     """Flags of the reply to an open."""
 
-    DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
     PASSTHROUGH = 1 << 7
@@ -139,7 +138,6 @@ class Channel:
         """Answers a request that was handed over."""
         assert _extension is not None
         _extension.answered(int.from_bytes(message[8:16], "little"))
-
         if self.device < 0:
             return
         try:

@@ -17,6 +17,7 @@ import trio
 
 from cluster.clock import monotonic_s
 from cluster.errors import NotManager, refused
+from cluster.leases import SERIAL_TERM_BITS
 from cluster.messages import LOCK_GRANTED, LOCK_HELD, LOCK_WAITING, HeldLocks, LockSpan, SetLock, Unlock
 from cluster.spans import common, conflict, covers, normal, with_span, within, without
 from manager.lockqueue import File, Held, Owner, Queue, Waiter
@@ -24,7 +25,6 @@ from manager.sessions import Session
 
 TABLE_MAX = 200_000  # spans and waiters
 SESSION_MAX = 20_000  # the same of one session
-SERIAL_TERM_BITS = 40
 
 
 class Listed(NamedTuple):

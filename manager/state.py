@@ -132,11 +132,6 @@ class State:
         """Whether nobody can be writing the inode (asked in the transaction that moves its home, with `dirty` clear)."""
         return not (self.in_grace or self.is_changing(ino) or self.is_written(ino))
 
-    def is_open_at(self, ino: int, server: str) -> bool:
-        """Whether a live mount of the server has the inode open: at the home, its kernel may be reading the object itself, which
-        cannot be taken back."""
-        return self.sessions.is_open_at(ino, server)
-
     def is_cached(self, ino: int) -> bool:
         """Whether any mount may be caching the inode; for a moment longer than it may."""
         return bool(self.leases.caching(ino, 0.0))

@@ -180,8 +180,9 @@ class _Alignment:
         return choose_home(home=self._inode.home_volume, copies=self._copies, layout=layout, moves=self._moves, fit=fit)
 
     def _is_read_at_home(self) -> bool:
+        """Whether the home's mount has it open: its kernel may be reading the object itself, which cannot be taken back."""
         home = self._state.members.get(self._inode.home_volume)
-        return home is not None and self._state.is_open_at(self._inode.ino, home.server)
+        return home is not None and self._state.sessions.is_open_at(self._inode.ino, home.server)
 
     def _fall_back(self) -> bool:
         """Whether the file has its home on a server that is not lost now."""

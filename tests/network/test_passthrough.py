@@ -3,13 +3,10 @@
 import errno
 import mmap
 import os
-import platform
-import re
 import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +15,8 @@ import pytest
 
 from cluster.volume import VolumeLayout
 from lab.lab import Lab
-from tests.conftest import fresh
+from tests.conftest import fresh, temporary_lab
+from tests.modes import need_passthrough
 from tests.network.conditions import godwit, wait_for_replicas, wait_until
 
 COMMIT_S = 0.5
@@ -30,21 +28,12 @@ PAGE = 4096
 CONTENT = b"0123456789abcdef" * 1024
 ANYBODY = 65534
 
-LINUX = tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
-pytestmark = pytest.mark.skipif(LINUX < (6, 9), reason=f"passthrough needs Linux 6.9, this is {platform.release()}")
-
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """Where others than root can come to it."""
-    with tempfile.TemporaryDirectory(prefix="godwit-tests-") as folder:
-        os.chmod(folder, 0o755)
-        lab = Lab.create(f"{folder}/lab", overrides=OVERRIDES)
-        try:
-            lab.up()
-            yield lab
-        finally:
-            lab.down(purge=True)
+    need_passthrough()
+    with temporary_lab(OVERRIDES) as lab:
+        yield lab
 
 
 @pytest.fixture
