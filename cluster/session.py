@@ -21,6 +21,7 @@ from cluster.messages import (
     PROTOCOL,
     Applied,
     Apply,
+    Commit,
     Heartbeat,
     HeldLocks,
     Hello,
@@ -48,7 +49,10 @@ REFUSED_RETRY_S = 2.0
 
 
 class ManagerSession:
-    """Start `run` in a nursery; calls made before a connection is there wait for it, within their deadlines."""
+    """Start `run` in a nursery; calls made before a connection is there wait for it, within their deadlines.
+
+    `requests` counts what was sent; `changes` the changes of names and attributes that were answered.
+    """
 
     def __init__(
         self,
@@ -89,6 +93,7 @@ class ManagerSession:
         self._outstanding: set[int] = set()
         self._fenced: Fenced | None = None
         self.requests = 0
+        self.changes = 0
 
     async def run(self) -> None:
         """Keeps the session connected until cancelled. Raises `Fenced` when a newer session has replaced this one."""
@@ -223,9 +228,12 @@ class ManagerSession:
         self._outstanding.add(request_id)
         try:
             request = Apply(request_id, min(self._outstanding), list(operations))
-            return await self.call(request, timeout_s=timeout_s)
+            applied = await self.call(request, timeout_s=timeout_s)
         finally:
             self._outstanding.discard(request_id)
+        if not all(isinstance(operation, Commit) for operation in operations):
+            self.changes += 1
+        return applied
 
     async def apply_one(self, operation: Operation, *, timeout_s: float) -> Node:
         """Applies one operation that makes or changes an inode, and returns that inode's node."""

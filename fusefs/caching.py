@@ -10,6 +10,7 @@ here is decided when an answer arrives, but when it is handed to the kernel: `Al
 is no await.
 """
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -48,9 +49,11 @@ class GivenName(NamedTuple):
 class Cached:
     """One inode that this mount holds a lease to cache.
 
-    `names` were given to the kernel; `parents` are the directories in which it was found.
+    `names` were given to the kernel; `parents` are the directories in which it was found; `holding` numbers the times for which
+    it is held without a gap.
     """
 
+    holding: int
     deadline_s: float = 0.0
     node: Node | None = None
     node_allowed: "Allowance | None" = None
@@ -140,6 +143,7 @@ class Caching:
     def __init__(self, now: Callable[[], float] = trio.current_time) -> None:
         self._now = now
         self._names_s = math.inf
+        self._holdings = itertools.count(1)
         self._cached: OrderedDict[int, Cached] = OrderedDict()  # in the order of their last grants
         self._floors: OrderedDict[int, _Floor] = OrderedDict()
         self._first_serial = 0
@@ -191,9 +195,11 @@ class Caching:
             if self.is_in_force(ino, grant.serial, knows_s):
                 cached = self._cached.get(ino)
                 if cached is None:
-                    cached = self._cached[ino] = Cached()
+                    cached = self._cached[ino] = Cached(next(self._holdings))
                 else:
                     self._cached.move_to_end(ino)
+                    if cached.deadline_s <= self._now():
+                        cached.holding = next(self._holdings)
                 cached.deadline_s = max(cached.deadline_s, deadline_s)
         return Allowance(self, grant.serial, frozenset(grant.inodes), knows_s, deadline_s)
 
@@ -218,6 +224,10 @@ class Caching:
         """Whether there is a lease to cache the inode at this moment."""
         cached = self._cached.get(ino)
         return cached is not None and cached.deadline_s > self._now()
+
+    def holding(self, ino: int) -> int | None:
+        """Another number than before if others could have changed the inode unnoticed meanwhile; None if they can now."""
+        return self._cached[ino].holding if self.may_keep(ino) else None
 
     def leased(self) -> list[int]:
         """All inodes of which something may be cached here at this moment, for a new manager."""
@@ -372,7 +382,9 @@ class Caching:
                 del self._leaving[item.ino]
 
     def _give_up(self, ino: int) -> GivenUp:
-        cached = self._cached.pop(ino, None) or Cached()
+        cached = self._cached.pop(ino, None)
+        if cached is None:
+            return GivenUp(ino, {}, set())
         self._names -= len(cached.names)
         now = self._now()
         return GivenUp(ino, {name: given for name, given in cached.names.items() if given.until_s > now}, cached.parents)

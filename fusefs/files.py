@@ -275,6 +275,15 @@ class Files:
         )
 
     async def change(self, state: OpenInode, act: Callable[[Object], Awaitable[R]], *, repeatable: bool = True) -> R:
+        """What *act*, which changes the content, returns at the home: see `_at_home`."""
+
+        async def changing(home: Object) -> R:
+            state.changed = True
+            return await act(home)
+
+        return await self._at_home(state, changing, repeatable=repeatable)
+
+    async def _at_home(self, state: OpenInode, act: Callable[[Object], Awaitable[R]], *, repeatable: bool = True) -> R:
         """What *act* returns at the home; if this mount was away meanwhile, at the home that is the right one now.
 
         What was done at this server's disk when the lease had ended counts only if the home is still there.
@@ -285,7 +294,6 @@ class Files:
             try:
                 held = await self._leases.hold_for_content(state.ino)
                 check_home(state, held)
-                state.changed = True
                 done = await act(home)
             except Fenced as error:
                 log.warning("inode %d: %s", state.ino, error)
@@ -299,7 +307,6 @@ class Files:
                     raise Fenced(f"inode {state.ino} got another home while something was appended at the old one")
         new_home = await self.regain(state, home)
         check_home(state, await self._leases.hold_for_content(state.ino))
-        state.changed = True
         return await act(new_home)
 
     async def regain(self, state: OpenInode, lost: Object | None) -> Object:
@@ -347,25 +354,40 @@ class Files:
             home.close()
 
     async def fsync(self, number: int, *, data_only: bool) -> None:
-        """Content and attributes are durable at the home and in the catalog, and on as many servers as the policy says."""
+        """Content and attributes are durable at the home, names in the catalog, and copies on as many servers as the policy says.
+
+        The catalog need not know the new size and times yet: durably, it knows who does (`home` and `dirty`).
+        """
         state = self._open_files.handle(number).inode
         state.check()
         if not state.registered_write or state.home is None:
             return
-        try:
-            version = await self._sync_at(state.home, state, data_only=data_only)
-        except Fenced:
-            version = await self._sync_at(await self.regain(state, state.home), state, data_only=data_only)
-        await self._session.call(Sync(), timeout_s=self._timeout_s)
+        await self._at_home(state, lambda home: home.sync(data_only=data_only))
+        await self._sync_catalog(state)
         if state.sync_copies is None:
             state.sync_copies = (await self._homes.ask(state.ino)).sync_copies
         if state.sync_copies > 1:
-            request = AwaitCopies(state.ino, version, state.sync_copies, self._timeout_s)
+            request = AwaitCopies(state.ino, await self._committed(state), state.sync_copies, self._timeout_s)
             await self._session.call(request, timeout_s=self._timeout_s + 1)
+        else:
+            self._settler.commit_soon(state)
 
-    async def _sync_at(self, home: Object, state: OpenInode, *, data_only: bool) -> int:
-        """The version that is durable at its home and committed."""
-        await home.sync(data_only=data_only)
+    async def _sync_catalog(self, state: OpenInode) -> None:
+        """What anybody changed there of this inode, and this mount of any, is durable: nothing is asked if it was already."""
+        known = self._session.changes, self._caching.holding(state.ino)
+        if known != state.synced or known[1] is None:
+            await self._session.call(Sync(), timeout_s=self._timeout_s)
+            state.synced = known
+
+    async def _committed(self, state: OpenInode) -> int:
+        """Commits what was written; the version of the catalog."""
+        try:
+            return await self._commit(state)
+        except Fenced:
+            await self.regain(state, state.home)
+            return await self._commit(state)
+
+    async def _commit(self, state: OpenInode) -> int:
         async with state.lock:
             if state.has_changed():
                 await self._settler.commit(state, final=False)

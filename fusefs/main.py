@@ -199,6 +199,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
         peers.refresh_loop,
         settler.run,
         settler.commit_loop,
+        settler.commit_synced,
         leases.renew_loop,
         recalls.end_loop,
         directories.register_loop,

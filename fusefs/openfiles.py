@@ -39,10 +39,11 @@ class OpenInode:
     `node` is the newest answer of the manager. `home` is the object through which it is written, under `home_epoch`; while
     the inode is open for writing here, its home does not move. `replica` is a current copy on this server's disk, valid for
     `replica_version`. `sync_copies` is the policy's, None until it is known. `changed`: written since the last commit that
-    was begun (as far as the mount saw it, see `has_changed`). `unsettled`: committed since it was opened for writing, which
-    the last commit has to make good. `doubted`: `node` is not what the manager would say now, so it has to be asked before
-    `node` is relied on. `way`: of `way_handles` handles, while there are any that are not `DIRECT`; with `PASSED`,
-    `backing_id` is the kernel's number for the object `backing` (device and inode).
+    was begun (as far as the mount saw it, see `has_changed`). `commit_due`: to be committed soon. `unsettled`: committed
+    since it was opened for writing, which the last commit has to make good. `synced`: what `Files.fsync` knew of the catalog when
+    it was last made durable. `doubted`: `node` is not what the manager would say now, so it has to be asked before `node` is
+    relied on. `way`: of `way_handles` handles, while there are any that are not `DIRECT`; with `PASSED`, `backing_id` is the
+    kernel's number for the object `backing` (device and inode).
     """
 
     node: Node
@@ -58,8 +59,10 @@ class OpenInode:
     registered_write: bool = False
     changed: bool = False
     unsettled: bool = False
+    commit_due: bool = False
     caps: bool = True
     sync_copies: int | None = None
+    synced: tuple[int, int | None] | None = None
     lost: bool = False
     doubted: bool = False
     settle_failures: int = 0

@@ -1,6 +1,6 @@
-"""What happens after a close: the last commit, and the end of the registration at the manager.
+"""Commits: after a close the last one, with the end of the registration at the manager; others while a file is open for writing.
 
-Close does not wait for this. Files that were closed within a moment are settled together, in one request and one
+Neither close nor fsync waits for this. Files that were closed within a moment are settled together, in one request and one
 transaction. What cannot be committed now stays dirty and is tried again; if this mount dies first, the home's agent does it.
 """
 
@@ -22,12 +22,14 @@ log = logging.getLogger(__name__)
 GATHER_S = 0.05
 TOGETHER_MAX = 128
 ONE_BY_ONE_MAX = 32
+SYNCED_S = 0.5  # from an fsync to the commit: who syncs each record makes no version of each
 RETRY_S = 1.0
 RETRY_MAX_S = 60.0
 
 
 class Settler:
-    """Background tasks of the mount: `run` settles what was closed, `commit_loop` commits what stays open."""
+    """Background tasks of the mount: `run` settles what was closed, `commit_loop` commits what stays open, `commit_synced` what
+    was synced."""
 
     def __init__(
         self, session: ManagerSession, caching: Caching, paths: LastKnownPaths, timeout_s: float, commit_s: float
@@ -39,6 +41,8 @@ class Settler:
         self._commit_s = commit_s
         self._due: dict[int, None] = {}
         self._wake = trio.Event()
+        self._synced: list[OpenInode] = []
+        self._wake_synced = trio.Event()
         self._at_work = 0
         self._progress = trio.Condition()
         self._limit = trio.Semaphore(ONE_BY_ONE_MAX)
@@ -192,9 +196,29 @@ class Settler:
         while True:
             await trio.sleep(self._commit_s)
             for state in self._open_files.being_written():
-                try:
-                    async with state.lock:
-                        if self._open_files.get(state.ino) is state and state.home is not None and state.has_changed():
-                            await self.commit(state, final=False)
-                except GodwitError as error:
-                    log.warning("inode %d stays dirty: %s", state.ino, error)
+                await self._commit_open(state)
+
+    def commit_soon(self, state: OpenInode) -> None:
+        """Commits what was written and synced, in the background."""
+        if not state.commit_due:
+            state.commit_due = True
+            self._synced.append(state)
+            self._wake_synced.set()
+
+    async def commit_synced(self) -> None:
+        """Commits files that were synced, until cancelled."""
+        while True:
+            await self._wake_synced.wait()
+            await trio.sleep(SYNCED_S)
+            synced, self._synced, self._wake_synced = self._synced, [], trio.Event()
+            for state in synced:
+                state.commit_due = False
+                await self._commit_open(state)
+
+    async def _commit_open(self, state: OpenInode) -> None:
+        try:
+            async with state.lock:
+                if self._open_files.get(state.ino) is state and state.writers and state.home is not None and state.has_changed():
+                    await self.commit(state, final=False)
+        except GodwitError as error:
+            log.warning("inode %d stays dirty: %s", state.ino, error)

@@ -274,3 +274,21 @@ def test_an_answer_that_our_own_later_change_has_overtaken_is_not_kept(keeper: K
     keeper.clock.now += 1
     assert keeper.caching.changed([], opened, asked_s).until_s(FILE) == 0.0
     assert keeper.caching.changed([FILE], keeper.grant(FILE), keeper.clock.now).until_s(FILE) > 0.0
+
+
+def test_who_held_an_inode_without_a_gap_knows_that_nobody_changed_it(keeper: Keeper) -> None:
+    assert keeper.caching.holding(FILE) is None
+    keeper.take(FILE)
+    first = keeper.caching.holding(FILE)
+    keeper.clock.now += ACCESS_S / 2
+    keeper.take(FILE)
+    assert keeper.caching.holding(FILE) == first is not None
+    keeper.caching.recalled(keeper.recall(FILE))
+    assert keeper.caching.holding(FILE) is None
+    keeper.take(FILE)
+    second = keeper.caching.holding(FILE)
+    assert second not in (None, first)
+    keeper.clock.now += ACCESS_S
+    assert keeper.caching.holding(FILE) is None
+    keeper.take(FILE)  # before anybody noticed that it had run out
+    assert keeper.caching.holding(FILE) not in (None, first, second)

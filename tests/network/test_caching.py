@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from fusefs.peers import REFRESH_S
+from fusefs.settling import SYNCED_S
 from lab.lab import Lab
 from lab.mounts import answers, detach
 from tests.conftest import fresh
@@ -27,6 +28,8 @@ ACCESS_S = 600.0
 OVERRIDES = {"manager": {"access_s": ACCESS_S}, "mount": {"renew_s": ACCESS_S / 2}}
 FILES = 1000
 FILES_LISTED = 300
+SYNCS = 400
+CHANGES = 20
 PASSES = 20
 ON_THE_WAY = 20  # requests that a first pass may need besides one for each file: directories on the way, the mount's own
 HEARTBEAT_S = 1.6  # within which a mount has told its counts anew
@@ -110,6 +113,14 @@ class Meter:
         return Counted(counts["kernel_requests"], counts["manager_requests"], time.monotonic())
 
 
+def repeated(work: Callable[[], None], count: int) -> Callable[[], None]:
+    def work_all() -> None:
+        for _ in range(count):
+            work()
+
+    return work_all
+
+
 def stat_all(folder: Path) -> None:
     for number in range(FILES):
         assert stat.S_ISREG(os.stat(f"{folder}/{number:04}").st_mode)
@@ -173,6 +184,42 @@ def test_a_second_long_listing_asks_the_manager_nothing(lab: Lab) -> None:
 
     list_long()
     assert Meter(lab, "s3").cost(list_again).manager == 0
+
+
+def test_an_fsync_asks_the_manager_only_for_what_is_not_durable_yet(lab: Lab) -> None:
+    """Content is durable at the home. Commits follow, and names and attributes are asked for when somebody has changed one."""
+    path = fresh(lab.mount("s1")) / "journal"
+    with path.open("ab", buffering=0) as file:
+
+        def sync() -> None:
+            os.fsync(file.fileno())
+
+        def append_and_sync() -> None:
+            file.write(b"a record\n")
+            sync()
+
+        append_and_sync()
+        meter = Meter(lab, "s1")
+        began = time.monotonic()
+        appended = meter.cost(repeated(append_and_sync, SYNCS))
+        assert appended.manager <= 2 + (time.monotonic() - began) / SYNCED_S
+        elsewhere = lab.mount("s2") / path.parent.name / path.name
+
+        def change_there_and_sync() -> None:
+            elsewhere.chmod(0o600)
+            sync()
+
+        def change_here_and_sync() -> None:
+            path.chmod(0o640)
+            sync()
+
+        assert meter.cost(repeated(change_there_and_sync, CHANGES)).manager > CHANGES / 2
+        assert meter.cost(repeated(change_here_and_sync, CHANGES)).manager > CHANGES * 3 / 2
+        path.stat()
+        sync()
+        assert meter.cost(repeated(sync, SYNCS)).manager <= 2
+    wait_for_copies(lab)
+    assert godwit(lab, "where", str(path))["size"] == (SYNCS + 1) * len(b"a record\n")
 
 
 def test_a_second_reading_asks_the_manager_nothing_but_to_open(lab: Lab, tree: str) -> None:
