@@ -610,13 +610,15 @@ class Applied(Message, frozen=True, array_like=True, tag="applied"):
     """One node per operation: the inode it made or changed (for `Unlink`, `Rmdir` and a replacing `Rename`: None).
 
     `tokens`: a lease token for each regular file that was created, in their order. `touched`: every inode whose names or
-    attributes are others now: nodes of them that the session keeps are out of date.
+    attributes are others now: nodes of them that the session keeps are out of date. `directories`: those in which names were
+    changed, as they are now; none in the answer to a repeat.
     """
 
     nodes: list[Node | None]
     tokens: list[bytes] = []
     grant: Grant | None = None
     touched: list[int] = []
+    directories: list[Node] = []
 
 
 class Apply(Request[Applied], frozen=True, array_like=True, tag="apply"):

@@ -58,6 +58,7 @@ class Cached:
     node: Node | None = None
     node_allowed: "Allowance | None" = None
     listing: "KeptListing | None" = None
+    contents: "Contents | None" = None
     names: dict[bytes, GivenName] = field(default_factory=dict)
     parents: set[int] = field(default_factory=set)
 
@@ -121,6 +122,21 @@ class KeptListing:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """All names that there are in a directory: those of a listing (None: it was empty), and what this mount has changed since."""
+
+    listing: KeptListing | None
+    changes: dict[bytes, int]
+    allowed: Allowance
+
+    def ino_of(self, name: bytes) -> int:
+        """The inode of a name, 0 if there is none."""
+        if (ino := self.changes.get(name)) is not None:
+            return ino
+        return 0 if self.listing is None else self.listing.by_name.get(name, 0)
+
+
+@dataclass(frozen=True)
 class _Floor:
     """Since when grants are good: `serial` for recalls, `asked_s` for changes of our own."""
 
@@ -178,7 +194,7 @@ class Caching:
         for ino in touched:
             self._raise_floor(ino, 0, now)
             if (cached := self._cached.get(ino)) is not None:
-                cached.node = cached.listing = None
+                cached.node = cached.listing = cached.contents = None
         return self._take(grant, asked_s, now)
 
     def _changed_since(self, ino: int, asked_s: float) -> bool:
@@ -276,6 +292,21 @@ class Caching:
         """Keeps the whole listing of a directory, if it may."""
         if listing.allowed.until_s(ino) and (cached := self._cached.get(ino)) is not None:
             cached.listing = listing
+            cached.contents = Contents(listing, {}, listing.allowed)
+
+    def keep_contents(self, ino: int, contents: Contents) -> None:
+        """Keeps what is known of all names in a directory, if it may and if they are not too many."""
+        if len(contents.changes) <= NAMES_MAX and contents.allowed.until_s(ino) and (cached := self._cached.get(ino)) is not None:
+            cached.contents = contents
+
+    def contents(self, ino: int) -> Contents | None:
+        """All names of a directory, if they are known."""
+        cached = self._cached.get(ino)
+        if cached is None or cached.contents is None:
+            return None
+        if cached.contents.allowed.until_s(ino) <= self._now():
+            cached.contents = None
+        return cached.contents
 
     def listing(self, ino: int) -> KeptListing | None:
         """The whole listing of a directory, if it is kept and good."""

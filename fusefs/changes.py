@@ -1,14 +1,22 @@
 """Changes that the kernel asks for: made by the manager, noted in what is cached here, and known to whoever must give way."""
 
+import stat
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
 
 import trio
 
-from cluster.messages import Node, Operation
+from cluster.errors import GodwitError, Refused
+from cluster.messages import Create, Node, Operation
 from cluster.session import ManagerSession
-from fusefs.caching import Allowance, Caching, Seen
+from fusefs.caching import Allowance, Caching, Contents, Seen
 from fusefs.recalls import Recalls
+
+Names: TypeAlias = Mapping[tuple[int, bytes], int]
+
+_NO_NAMES: Names = MappingProxyType({})
 
 
 class Changed(NamedTuple):
@@ -42,16 +50,39 @@ class Changes:
         """Has the kernel forget names, from within a change: `Recalls.outlive`."""
         await self._recalls.outlive(until_s)
 
-    async def apply(self, operation: Operation, *locked: int) -> Changed:
-        """Applies *operation*; the kernel holds the locks of *locked* meanwhile. Raises `GodwitError`."""
+    async def apply(self, operation: Operation, *locked: int, names: Names = _NO_NAMES) -> Changed:
+        """Applies *operation*; the kernel holds the locks of *locked* meanwhile. Raises `GodwitError`.
+
+        *names*: what becomes of names, by directory and name: an inode, or 0 for none.
+        """
         asked_s = trio.current_time()
-        with self._recalls.changing(*locked):
-            applied = await self._session.apply_for_tokens([operation], timeout_s=self._timeout_s)
+        try:
+            with self._recalls.changing(*locked):
+                applied = await self._session.apply_for_tokens([operation], timeout_s=self._timeout_s)
+        except Refused:
+            raise
+        except GodwitError:
+            self._caching.changed({directory for directory, _ in names}, None, asked_s)  # it may be done all the same
+            raise
+        known = {directory: self._caching.contents(directory) for directory, _ in names}
         allowed = self._caching.changed(applied.touched, applied.grant, asked_s)
+        for node in (*applied.directories, *applied.nodes):
+            if node is not None:
+                self._caching.keep_node(node, allowed)
+        for directory, contents in known.items():
+            if contents is not None:
+                changes = contents.changes
+                changes.update({name: ino for (parent, name), ino in names.items() if parent == directory})
+                self._caching.keep_contents(directory, Contents(contents.listing, changes, allowed))
         (node,) = applied.nodes
-        if node is not None:
-            self._caching.keep_node(node, allowed)
         return Changed(node, applied.tokens, allowed)
+
+    async def make(self, create: Create) -> Changed:
+        """Makes something in a directory whose lock the kernel holds. Raises `GodwitError`."""
+        made = await self.apply(create, create.parent, names={(create.parent, create.name): create.ino})
+        if stat.S_ISDIR(create.mode):
+            self._caching.keep_contents(create.ino, Contents(None, {}, made.allowed))
+        return made
 
     def seen(self, changed: Changed, parent: int, name: bytes) -> Seen:
         """What the kernel is told of something new in *parent*."""

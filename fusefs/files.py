@@ -227,7 +227,7 @@ class Files:
         create = Create(parent, name, ino, mode, uid, gid, 0, now_ns, volume.volume)
         asked_s = trio.current_time()
         try:
-            made = await self._changes.apply(create, parent)
+            made = await self._changes.make(create)
         except Refused:
             if local:
                 created.remove()

@@ -77,10 +77,10 @@ class Namespace:
         """What *name* is in *parent*; a node of None if there is no such name."""
         known = self._listed(parent, name)
         if known is not None:
-            node, allowed, listing = known
+            node, allowed, names = known
             present = None if node is None else await self._attributes.live(node)
             attr_until_s = 0.0 if node is None else allowed.until_s(node.ino)
-            return self._caching.seen(present, attr_until_s, parent, name, listing.until_s(parent))
+            return self._caching.seen(present, attr_until_s, parent, name, names.until_s(parent))
         asked_s = trio.current_time()
         found = await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)
         allowed = self._caching.take(found.grant, asked_s)
@@ -92,15 +92,16 @@ class Namespace:
         return self._caching.seen(node, allowed.until_s(node.ino), parent, name, allowed.until_s(parent))
 
     def _listed(self, parent: int, name: bytes) -> tuple[Node | None, Allowance, Allowance] | None:
-        """What a kept listing says of a name, with the allowances of the node and the listing; None if that is not enough."""
-        listing = self._caching.listing(parent)
-        if listing is None or len(name) > NAME_MAX:
+        """What is known of all names in the directory says of one, with the allowances of the node and the name; None if that is
+        not enough."""
+        contents = self._caching.contents(parent)
+        if contents is None or len(name) > NAME_MAX:
             return None
-        ino = listing.by_name.get(name)
-        if ino is None:
-            return None, NOTHING, listing.allowed
+        ino = contents.ino_of(name)
+        if not ino:
+            return None, NOTHING, contents.allowed
         kept = self._caching.node(ino)
-        return None if kept is None else (*kept, listing.allowed)
+        return None if kept is None else (*kept, contents.allowed)
 
     async def getattr(self, ino: int) -> Seen:
         node, allowed = await self._node(ino)
@@ -170,33 +171,36 @@ class Namespace:
         ino = await self._numbers.take()
         now_ns = file_time_ns()
         create = Create(parent, name, ino, mode, uid, gid, rdev, now_ns, target=target)
-        made = await self._changes.apply(create, parent)
+        made = await self._changes.make(create)
         self._paths.saw(made.made.ino, parent, name)
         return self._changes.seen(made, parent, name)
 
     async def link(self, ino: int, parent: int, name: bytes) -> Seen:
-        linked = await self._changes.apply(Link(ino, parent, name, file_time_ns()), parent)
+        linked = await self._changes.apply(Link(ino, parent, name, file_time_ns()), parent, names={(parent, name): ino})
         node = await self._attributes.live(linked.made)
         allowed = linked.allowed
         return self._caching.seen(node, allowed.until_s(ino), parent, name, allowed.until_s(parent))
 
     async def unlink(self, parent: int, name: bytes) -> None:
-        await self._changes.apply(Unlink(parent, name, file_time_ns()), parent)
+        await self._changes.apply(Unlink(parent, name, file_time_ns()), parent, names={(parent, name): 0})
         self._caching.removed_name(parent, name)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         victim = await self._named(parent, name)
         with self._changes.under_way(parent, victim):
             await self._directories.register(victim)
-            await self._changes.apply(Rmdir(parent, name, file_time_ns()))
+            await self._changes.apply(Rmdir(parent, name, file_time_ns()), names={(parent, name): 0})
             self._caching.removed_name(parent, name)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         source, target = await self._named(parent, name), await self._named(new_parent, new_name)
         with self._changes.under_way(parent, new_parent, source, target):
             await self._directories.register(target)
-            await self._changes.apply(Rename(parent, name, new_parent, new_name, flags, file_time_ns()))
-            until_s = self._caching.moved_name((parent, name), (new_parent, new_name), exchange=bool(flags & RENAME_EXCHANGE))
+            exchange = bool(flags & RENAME_EXCHANGE)
+            # Nothing happens to two names of one inode.
+            names = {} if source == target else {(parent, name): target if exchange else 0, (new_parent, new_name): source}
+            await self._changes.apply(Rename(parent, name, new_parent, new_name, flags, file_time_ns()), names=names)
+            until_s = self._caching.moved_name((parent, name), (new_parent, new_name), exchange=exchange)
             await self._changes.outlive(until_s)
 
     async def _named(self, parent: int, name: bytes) -> int:

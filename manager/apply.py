@@ -24,7 +24,8 @@ from cluster.messages import (
 )
 from manager.attributes import CAPABILITY_XATTR, remove_xattr, set_attr, set_xattr
 from manager.content import commit
-from manager.fences import Mutation
+from manager.fences import Mutation, directories_of
+from manager.inodes import find_inode, node_of
 from manager.namespace import create, link, rename, rmdir, unlink
 from manager.schema import applied
 from manager.sessions import Session
@@ -92,7 +93,15 @@ def apply_operations(tx: Transaction, state: State, mutation: Mutation, request:
         tx.execute(_TRIM, {"b_session": session.number, "b_floor": floor})
         tx.after(lambda: _trimmed(session, floor))
     tx.after(lambda: state.fences.done(mutation, monotonic_s()))
-    return reply
+    if not session.watches:
+        return reply
+    return msgspec.structs.replace(reply, directories=_directories(tx, request.operations))
+
+
+def _directories(tx: Transaction, operations: list[Operation]) -> list[Node]:
+    """The directories in which *operations* have changed names."""
+    changed = dict.fromkeys(directory for operation in operations for directory in directories_of(operation))
+    return [node_of(row) for directory in changed if (row := find_inode(tx.connection, directory)) is not None]
 
 
 def _trimmed(session: Session, floor: int) -> None:

@@ -72,15 +72,20 @@ def as_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def known_before(operation: Operation) -> list[int]:
-    """What of `RECALLED` can be told without reading the catalog."""
+def directories_of(operation: Operation) -> list[int]:
+    """The directories in which the operation changes names."""
     if isinstance(operation, Rename):
         return [operation.parent, operation.new_parent]
-    if isinstance(operation, (Create, Unlink, Rmdir)):
-        return [operation.parent]
+    return [operation.parent] if isinstance(operation, (Create, Link, Unlink, Rmdir)) else []
+
+
+def known_before(operation: Operation) -> list[int]:
+    """What of `RECALLED` can be told without reading the catalog."""
     if isinstance(operation, Link):
         return [operation.parent, operation.ino]
-    return [] if isinstance(operation, Commit) else [operation.ino]
+    if isinstance(operation, (SetAttr, SetXattr, RemoveXattr)):
+        return [operation.ino]
+    return directories_of(operation)
 
 
 class Held(NamedTuple):

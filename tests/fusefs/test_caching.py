@@ -6,7 +6,7 @@ import pytest
 
 from cluster.messages import Grant, Node, Recall
 from fusefs import caching as caching_module
-from fusefs.caching import Allowance, Caching, KeptListing, Listed, Seen
+from fusefs.caching import Allowance, Caching, Contents, KeptListing, Listed, Seen
 
 ACCESS_S = 15.0
 DIRECTORY, FILE, OTHER = 10, 11, 12
@@ -292,3 +292,36 @@ def test_who_held_an_inode_without_a_gap_knows_that_nobody_changed_it(keeper: Ke
     assert keeper.caching.holding(FILE) is None
     keeper.take(FILE)  # before anybody noticed that it had run out
     assert keeper.caching.holding(FILE) not in (None, first, second)
+
+
+def test_all_names_of_a_directory_are_known_as_long_as_its_listing_is_good_or_only_we_change_it(keeper: Keeper) -> None:
+    allowed = keeper.take(DIRECTORY, FILE)
+    keeper.caching.keep_listing(DIRECTORY, KeptListing([Listed(3, b"name", node(), allowed)], 1, allowed))
+    contents = keeper.caching.contents(DIRECTORY)
+    assert contents is not None
+    assert (contents.ino_of(b"name"), contents.ino_of(b"other")) == (FILE, 0)
+    keeper.clock.now += 1
+    ours = keeper.caching.changed([DIRECTORY], keeper.grant(DIRECTORY), keeper.clock.now)
+    assert keeper.caching.contents(DIRECTORY) is None
+    keeper.caching.keep_contents(DIRECTORY, Contents(contents.listing, {b"name": 0, b"other": OTHER}, ours))
+    amended = keeper.caching.contents(DIRECTORY)
+    assert amended is not None
+    assert (amended.ino_of(b"name"), amended.ino_of(b"other"), amended.ino_of(b"third")) == (0, OTHER, 0)
+    keeper.caching.recalled(keeper.recall(DIRECTORY))
+    assert keeper.caching.contents(DIRECTORY) is None
+    keeper.caching.keep_contents(DIRECTORY, amended)
+    assert keeper.caching.contents(DIRECTORY) is None
+
+
+def test_the_names_of_a_directory_are_known_no_longer_than_its_lease(keeper: Keeper) -> None:
+    keeper.caching.keep_contents(DIRECTORY, Contents(None, {}, keeper.take(DIRECTORY)))
+    assert keeper.caching.contents(DIRECTORY) is not None
+    keeper.clock.now += ACCESS_S
+    assert keeper.caching.contents(DIRECTORY) is None
+
+
+def test_more_names_than_the_bound_are_not_kept(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching_module, "NAMES_MAX", 2)
+    allowed = keeper.take(DIRECTORY)
+    keeper.caching.keep_contents(DIRECTORY, Contents(None, {b"1": 1, b"2": 2, b"3": 3}, allowed))
+    assert keeper.caching.contents(DIRECTORY) is None

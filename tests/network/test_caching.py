@@ -29,6 +29,7 @@ OVERRIDES = {"manager": {"access_s": ACCESS_S}, "mount": {"renew_s": ACCESS_S / 
 FILES = 1000
 FILES_LISTED = 300
 SYNCS = 400
+MADE = 300
 CHANGES = 20
 PASSES = 20
 ON_THE_WAY = 20  # requests that a first pass may need besides one for each file: directories on the way, the mount's own
@@ -220,6 +221,32 @@ def test_an_fsync_asks_the_manager_only_for_what_is_not_durable_yet(lab: Lab) ->
         assert meter.cost(repeated(sync, SYNCS)).manager <= 2
     wait_for_copies(lab)
     assert godwit(lab, "where", str(path))["size"] == (SYNCS + 1) * len(b"a record\n")
+
+
+def test_what_is_made_in_a_directory_of_ones_own_takes_one_question_each(lab: Lab) -> None:
+    """Nobody has to be asked whether a name is taken, or what the directory has become."""
+    path = fresh(lab.mount("s1")) / "own"
+    path.mkdir()
+    meter = Meter(lab, "s1")
+
+    def make() -> None:
+        for number in range(MADE):
+            with (path / str(number)).open("x"):
+                pass
+
+    def remake() -> None:
+        for number in range(MADE):
+            (path / str(number)).unlink()
+            assert not (path / str(number)).exists()
+            with (path / str(number)).open("x"):
+                pass
+
+    settling = MADE // 4  # what was closed within a moment is settled together
+    assert MADE <= meter.cost(make).manager <= MADE + settling
+    assert meter.cost(remake).manager <= 3 * MADE + settling
+    (lab.mount("s2") / path.parent.name / path.name / "1").unlink()
+    assert not (path / "1").exists()
+    assert sorted(os.listdir(path)) == sorted({str(number) for number in range(MADE)} - {"1"})
 
 
 def test_a_second_reading_asks_the_manager_nothing_but_to_open(lab: Lab, tree: str) -> None:
