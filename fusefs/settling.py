@@ -20,7 +20,8 @@ from fusefs.paths import LastKnownPaths
 log = logging.getLogger(__name__)
 
 GATHER_S = 0.05
-TOGETHER_MAX = 128
+GATHER_MAX = 128
+TOGETHER_MAX = 16  # in one transaction, which others wait for
 ONE_BY_ONE_MAX = 32
 SYNCED_S = 0.5  # from an fsync to the commit: who syncs each record makes no version of each
 RETRY_S = 1.0
@@ -64,13 +65,14 @@ class Settler:
             while True:
                 await self._wake.wait()
                 await trio.sleep(GATHER_S)
-                batch = list(self._due)[:TOGETHER_MAX]
-                for ino in batch:
+                gathered = list(self._due)[:GATHER_MAX]
+                for ino in gathered:
                     del self._due[ino]
                 if not self._due:
                     self._wake = trio.Event()
-                self._at_work += len(batch)
-                nursery.start_soon(self._settle, batch, nursery)
+                self._at_work += len(gathered)
+                for start in range(0, len(gathered), TOGETHER_MAX):
+                    nursery.start_soon(self._settle, gathered[start : start + TOGETHER_MAX], nursery)
 
     async def drain(self) -> None:
         """Ends all handles and returns when all is settled; for an orderly stop."""

@@ -22,6 +22,7 @@ from cluster.messages import (
     RegisterVolumes,
     ReportTasks,
     Task,
+    TaskReport,
     Tasks,
     VolumeState,
 )
@@ -38,7 +39,8 @@ from manager.term import Term
 
 VOLUMES_MAX = 256
 GATHER_S = 0.1  # tasks of one moment are claimed in one transaction
-CLAIM_MAX = 256
+CLAIM_MAX = 32  # in one transaction, which others wait for
+REPORTS_TOGETHER = 8  # likewise
 WAIT_MAX_S = 60.0
 REPORTS_MAX = 1000
 UNSETTLED_MAX = 1000
@@ -145,7 +147,7 @@ async def _claim(term: Term, session: Session, limit: int) -> list[Task]:
         return claimed.tasks
 
     # A claim that was made is handed out even if the waiting time is over meanwhile.
-    claimed = await term.store.write_uncancelled(work, durable=True)
+    (claimed,) = await term.store.write_parts([work], durable=True)
     return [_with_pass(term, session, task) if task.operation == COPY else task for task in claimed]
 
 
@@ -169,8 +171,8 @@ async def report(term: Term, session: Session, request: ReportTasks) -> Done:
         check_number(item.task, "task")
         check_number(item.version, "version")
 
-    def work(tx: Transaction) -> None:
-        for item in request.reports:
+    def work(tx: Transaction, reports: list[TaskReport]) -> None:
+        for item in reports:
             claim = term.claims.get(item.task)
             tried = claim.version if claim is not None and claim.number == item.claim else 0
             ended = report_task(
@@ -179,7 +181,8 @@ async def report(term: Term, session: Session, request: ReportTasks) -> Done:
             if ended is not None:
                 tx.after(partial(_end_claim, term, ended.task, ended.delay_s))
 
-    await term.store.write(work)
+    starts = range(0, len(request.reports), REPORTS_TOGETHER)
+    await term.store.write_parts(partial(work, reports=request.reports[start : start + REPORTS_TOGETHER]) for start in starts)
     return Done()
 
 

@@ -37,7 +37,7 @@ _WAITING = Hot(
     .order_by(tasks.c.task)
     .limit(bindparam("n"))
 )
-_ANY_WAITING = select(tasks.c.task).where(tasks.c.server == bindparam("server"), tasks.c.state == WAITING).limit(1)
+_ANY_WAITING = Hot(select(tasks.c.task).where(tasks.c.server == bindparam("server"), tasks.c.state == WAITING).limit(1))
 _BY_ID = Hot(select(tasks).where(tasks.c.task == bindparam("task")))
 _SET: dict[str, BindParameter[Any]] = {name: bindparam(f"to_{name}") for name in ("state", "claim", "attempts", "error")}
 _UPDATE = Hot(update(tasks).where(tasks.c.task == bindparam("b_task")).values(_SET))
@@ -53,6 +53,7 @@ _STORE_COPY = {
 _UPDATE_REPLICA = Hot(
     update(replicas).where(replicas.c.ino == bindparam("b_ino"), replicas.c.volume == bindparam("b_volume")).values(_STORE_COPY)
 )
+_ADD_REPLICA = Hot(insert(replicas).values(_STORE_COPY | {"ino": bindparam("b_ino"), "volume": bindparam("b_volume")}))
 _LEARN_CHECKSUM = Hot(
     update(replicas)
     .where(
@@ -93,7 +94,7 @@ def judge(outcome: str, *, attempts: int, newer: bool, max_attempts: int, draw: 
 
 def has_waiting(connection: Connection, server: str) -> bool:
     """Whether there is anything to claim."""
-    return connection.execute(_ANY_WAITING, {"server": server}).first() is not None
+    return _ANY_WAITING.one_or_none(connection, {"server": server}) is not None
 
 
 @dataclass(frozen=True)
@@ -307,8 +308,7 @@ def _store_replica(tx: Transaction, ino: int, volume: int, version: int, stamp: 
         "to_checksum": checksum,
     }
     if _UPDATE_REPLICA.run(tx.connection, values) == 0:
-        tx.execute(insert(replicas), {"ino": ino, "volume": volume, "version": version})
-        _UPDATE_REPLICA.run(tx.connection, values)
+        _ADD_REPLICA.run(tx.connection, values)
 
 
 def _end_delete(

@@ -3,7 +3,8 @@
 Writes go through one queue: what arrives while a transaction runs goes together into the next one, in order of arrival
 (group commit). Each transaction begins by checking that the office still has this manager's term; if not, it changes nothing
 and the store is fenced for good; so it is when the term's time is over. The body of a request must check before it writes,
-so that a refused one leaves no trace; one with several operations uses `Transaction.savepoint`. Bodies have no effects
+so that a refused one leaves no trace; one with several operations uses `Transaction.savepoint`. What nobody waits for comes in
+small parts that give way to the rest, but not for ever (`write_parts`). Bodies have no effects
 outside the database: those are queued with `Transaction.after` and run in the event loop after the commit, in order, before
 anybody is answered.
 
@@ -22,12 +23,12 @@ import logging
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import trio
-from sqlalchemy import Connection, Engine, bindparam, create_engine, event, make_url, select, update
+from sqlalchemy import Connection, Engine, bindparam, create_engine, event, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from cluster.errors import Fenced, GodwitError, NotManager
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BATCH_MAX = 32  # what arrives meanwhile waits for the whole batch
+GIVE_WAY_S = 0.05  # at most
 RETRY_FOR_S = 2.0
 RETRY_FIRST_S = 0.005
 BUSY_TIMEOUT_MS = 5000
@@ -59,6 +61,10 @@ POSTGRES_SETTINGS: dict[str, Any] = {
 
 _CONTENTION_STATES = frozenset({"40001", "40P01", "55P03", "53300"})
 _LOST_STATES = frozenset({"25P03", "57P01", "57P02", "57P03"})
+_BEGIN = Hot(text("BEGIN IMMEDIATE"))
+_SAVEPOINT = Hot(text("SAVEPOINT undoable"))
+_ROLL_BACK = Hot(text("ROLLBACK TO SAVEPOINT undoable"))
+_RELEASE = Hot(text("RELEASE SAVEPOINT undoable"))
 _TERM = Hot(select(office.c.term).where(office.c.id == 1).with_for_update(read=True))
 _ADD = Hot(update(counters).where(counters.c.name == bindparam("counter")).values(value=counters.c.value + bindparam("delta")))
 
@@ -141,7 +147,7 @@ def write_transaction(engine: Engine) -> Iterator[Connection]:
 def _lock(connection: Connection) -> None:
     # Not in an event of the engine: with any listener, SQLAlchemy dispatches events for every statement.
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        _BEGIN.run(connection, {})
 
 
 class Transaction:
@@ -164,24 +170,28 @@ class Transaction:
     def savepoint(self) -> Iterator[None]:
         """Undoes what was done inside when it raises."""
         effects, inodes = len(self.effects), self.inodes_added
-        with self.connection.begin_nested():
-            try:
-                yield
-            except BaseException:
-                del self.effects[effects:]
-                self.inodes_added = inodes
-                raise
+        _SAVEPOINT.run(self.connection, {})
+        try:
+            yield
+        except GodwitError:
+            del self.effects[effects:]
+            self.inodes_added = inodes
+            _ROLL_BACK.run(self.connection, {})
+            _RELEASE.run(self.connection, {})
+            raise
+        _RELEASE.run(self.connection, {})
 
 
 Work = Callable[[Transaction], T]
 
 
 class _Item(Generic[T]):
-    __slots__ = ("done", "durable", "error", "result", "work")
+    __slots__ = ("done", "durable", "error", "result", "since_s", "work")
 
     def __init__(self, work: Work[T], durable: bool) -> None:
         self.work = work
         self.durable = durable
+        self.since_s = trio.current_time()
         self.done = trio.Event()
         self.result: T | None = None
         self.error: BaseException | None = None
@@ -216,6 +226,7 @@ class Store:
         self._on_fenced = on_fenced
         self._inline = reader.dialect.name == "sqlite"
         self._queue: deque[_Item[Any]] = deque()
+        self._giving_way: deque[_Item[Any]] = deque()
         self._work_came = trio.Event()
         self._closed: BaseException | None = None
         self._connection: Connection | None = None
@@ -283,13 +294,36 @@ class Store:
             await item.done.wait()
         return item.outcome()
 
-    def _submit(self, work: Work[T], durable: bool) -> _Item[T]:
+    async def write_parts(self, parts: Iterable[Work[T]], *, durable: bool = False) -> list[T]:
+        """As `write`, for work that gives way to other work: each part may be in a transaction of its own.
+
+        Waits for the end of the work even when cancelled. When a part fails, the others may have been done.
+        """
+        items = [self._submit(part, durable, self._giving_way) for part in parts]
+        with trio.CancelScope(shield=True):
+            for item in items:
+                await item.done.wait()
+        return [item.outcome() for item in items]
+
+    def _submit(self, work: Work[T], durable: bool, queue: deque[_Item[Any]] | None = None) -> _Item[T]:
         if self._closed is not None:
             raise self._ended()
         item = _Item(work, durable)
-        self._queue.append(item)
+        (self._queue if queue is None else queue).append(item)
         self._work_came.set()
         return item
+
+    def _take_batch(self) -> list[_Item[Any]]:
+        """What waits, up to a bound; of what gives way one if it has waited for too long, and more if nothing else waits."""
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_MAX))]
+        later = self._giving_way
+        if later and not batch:
+            batch = [later.popleft() for _ in range(1 if self._inline else min(len(later), BATCH_MAX))]
+        elif later and later[0].since_s + GIVE_WAY_S <= trio.current_time():
+            batch.append(later.popleft())
+        if not self._queue and not self._giving_way:
+            self._work_came = trio.Event()
+        return batch
 
     def _ended(self) -> NotManager:
         return NotManager(f"term {self.term} is over: {self._closed}")
@@ -310,9 +344,7 @@ class Store:
         while True:
             await self._work_came.wait()
             await trio.lowlevel.checkpoint()
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_MAX))]
-            if not self._queue:
-                self._work_came = trio.Event()
+            batch = self._take_batch()
             try:
                 effects = await self._commit_batch(batch)
             except Fenced as error:
@@ -353,11 +385,12 @@ class Store:
     def _close(self) -> None:
         if self._closed is None:
             self._closed = Fenced("the manager stops")
-        for item in (*self._to_sync, *self._queue):
+        for item in (*self._to_sync, *self._queue, *self._giving_way):
             item.error = self._ended()
             item.done.set()
         self._to_sync.clear()
         self._queue.clear()
+        self._giving_way.clear()
         for connection in (self._connection, self._read_connection):
             if connection is not None:
                 connection.close()

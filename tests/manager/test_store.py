@@ -3,6 +3,7 @@
 import errno
 import sqlite3
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Refused, refused
 from cluster.messages import PROTOCOL, Applied, Apply, GetAttr, Hello, Unlink
+from manager import store as store_module
 from manager.migrate import migrate
 from manager.office import extend_office, read_office, take_office
 from manager.schema import counters, metadata
@@ -86,6 +88,48 @@ def test_what_waits_together_is_committed_together(url: str) -> None:
             assert sorted(order) == list(range(50))
             assert len(set(map(id, transactions))) <= 5
             assert await office.store.read(_value) == before + 50
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(("give_way_s", "places"), [(60.0, [96, 97]), (0.0, [32, 65])], ids=["gives way", "not for ever"])
+def test_parts_give_way_to_other_work(url: str, monkeypatch: pytest.MonkeyPatch, give_way_s: float, places: list[int]) -> None:
+    """The places of two parts among 96 writes that wait with them, of which 32 go into one transaction."""
+    monkeypatch.setattr(store_module, "GIVE_WAY_S", give_way_s)
+    monkeypatch.setattr(store_module, "BATCH_MAX", 32)
+
+    async def main() -> None:
+        async with in_office(url) as office:
+            order: list[str] = []
+            together: list[list[None]] = []
+
+            def part(_tx: Transaction) -> None:
+                order.append("part")
+
+            async def write_parts() -> None:
+                together.append(await office.store.write_parts([part, part]))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write_parts)
+                for _ in range(96):
+                    nursery.start_soon(office.store.write, lambda _tx: order.append("write"))
+            assert [place for place, what in enumerate(order) if what == "part"] == places
+            assert together == [[None, None]]
+
+    trio.run(main)
+
+
+def test_a_part_that_fails_does_not_undo_the_others(url: str) -> None:
+    def fail(_tx: Transaction) -> int:
+        raise refused(errno.ENOENT)
+
+    async def main() -> None:
+        async with in_office(url) as office:
+            before = await office.store.read(_value)
+            parts: list[Callable[[Transaction], int]] = [_count, fail, _count]
+            with pytest.raises(Refused):
+                await office.store.write_parts(parts)
+            assert await office.store.read(_value) == before + 2
 
     trio.run(main)
 
