@@ -78,9 +78,8 @@ class Runner:
 
     def _measure_all(self, turn: _Turn, at_the_end: bool) -> None:
         due = [measurement for measurement in turn.group.measurements if measurement.at_the_end is at_the_end]
-        if due:
-            self._rest()
         for measurement in due:
+            self._rest()
             self._measure(measurement, turn)
 
     def _rest(self) -> None:

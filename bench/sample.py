@@ -34,8 +34,8 @@ class Load:
     `patience_s` a whole measurement: one that takes longer is killed and reported as failed.
     """
 
-    file_bytes: int = 256 << 20
-    random_ops: int = 50_000
+    file_bytes: int = 512 << 20
+    random_ops: int = 200_000
     files: int = 2000
     passes: int = 5
     directories: int = 1000

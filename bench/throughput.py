@@ -69,11 +69,11 @@ def read_cold(ground: Ground) -> Sample:
 def read_warm(ground: Ground) -> Sample:
     path = ground.directory / "large"
     read_file(path, ground.load.limit_s)
-    return read_file(path, ground.load.limit_s)
+    return read_file(path, ground.load.limit_s, ground.load.passes)
 
 
-def read_file(path: Path, limit_s: float) -> Sample:
-    """Sequential read in blocks of 1 MiB."""
+def read_file(path: Path, limit_s: float, passes: int = 1) -> Sample:
+    """Sequential read in blocks of 1 MiB, *passes* times from beginning to end."""
     buffer = bytearray(BLOCK)
     with opened(path, os.O_RDONLY) as descriptor:
 
@@ -83,7 +83,7 @@ def read_file(path: Path, limit_s: float) -> Sample:
                     raise OSError(f"{path} is shorter than it was written")
 
         count = os.fstat(descriptor).st_size // BLOCK
-        return megabytes_per_second(per_second(blocks, range(count), limit_s), BLOCK)
+        return megabytes_per_second(per_second(blocks, list(range(count)) * passes, limit_s), BLOCK)
 
 
 def random_read_cold(ground: Ground) -> Sample:
