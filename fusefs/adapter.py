@@ -12,8 +12,9 @@ import pyfuse3
 from cluster.clock import file_time_ns
 from cluster.errors import GodwitError
 from cluster.messages import NAME_MAX, Node, SetAttr
+from fusefs.answers import DIRECTORY_BYTES, PREFERRED_IO_BYTES
 from fusefs.caching import Seen
-from fusefs.channel import Channel, OpenFlag
+from fusefs.channel import Channel
 from fusefs.directories import Directories
 from fusefs.files import Files, ToldKernel
 from fusefs.namespace import Namespace
@@ -26,8 +27,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 BLOCK_BYTES = 4096
-PREFERRED_IO_BYTES = 128 * 1024
-DIRECTORY_BYTES = 4096
 ENCODED_MAX = 20_000
 
 
@@ -239,8 +238,7 @@ class GodwitOperations(pyfuse3.Operations):
     @guarded
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         number = await self._directories.opendir(inode)
-        keep = self._directories.may_keep(number)
-        self._channel.will_open(number, OpenFlag.CACHE_DIR | (OpenFlag.KEEP_CACHE if keep else OpenFlag(0)), directory=True)
+        self._channel.will_open(number, self._directories.flags(number), directory=True)
         return number
 
     @guarded

@@ -9,7 +9,7 @@ from cluster.messages import Content, GetAttr, Node
 from cluster.session import ManagerSession
 from cluster.volume import VolumeLayout
 from fusefs.leases import Leases
-from fusefs.objects import RemoteObject
+from fusefs.objects import LocalObject, RemoteObject
 from fusefs.openfiles import OpenFiles, OpenInode
 from fusefs.peers import Peers
 
@@ -35,12 +35,21 @@ class Attributes:
         except Fenced:
             return newer
 
-    async def _present(self, node: Node) -> Node:
+    def at_once(self, node: Node) -> Node | None:
+        """*node* as it is at this moment, unless somebody has to be asked for that."""
         state = self._files.get(node.ino)
         if state is not None:
             state.saw(node)
         if not node.dirty or not stat.S_ISREG(node.mode):
             return node
+        home = None if state is None else state.home
+        return overlay(node, home.content()) if isinstance(home, LocalObject) else None
+
+    async def _present(self, node: Node) -> Node:
+        present = self.at_once(node)
+        if present is not None:
+            return present
+        state = self._files.get(node.ino)
         try:
             return overlay(node, await self._content(state, node))
         except (Unavailable, Refused, FileNotFoundError):

@@ -69,8 +69,9 @@ class Channel:
         self._granted = InitFlag(0)
         self._wanted = InitFlag(0)
 
-    def prepare(self, wanted: InitFlag, taken: Iterable[int], on_request: Callable[[bytes], None]) -> None:
-        """*wanted*: what the kernel is asked for; *taken*: the opcodes of requests that go to *on_request* as whole messages."""
+    def prepare(self, wanted: InitFlag, taken: Iterable[int], on_request: Callable[[bytes], bool]) -> None:
+        """*wanted*: what the kernel is asked for; *taken*: the opcodes of requests that go to *on_request* as whole messages. It
+        returns False for those that libfuse is to get all the same."""
         self._wanted = wanted
         if _extension is not None:
             _extension.prepare(on_request, int(wanted), sum(1 << opcode for opcode in taken))

@@ -18,6 +18,7 @@ from cluster.messages import GetAttr, GetParent, Node, ReadDir, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.caching import NOTHING, Allowance, Caching, KeptListing, Listed, Seen
+from fusefs.channel import OpenFlag
 from fusefs.files import Files
 from fusefs.opens import DOTDOT_COOKIE, OpenDirectory, Opens
 from fusefs.paths import LastKnownPaths
@@ -57,18 +58,27 @@ class Directories:
 
     async def opendir(self, ino: int) -> int:
         """A handle. The manager knows of it or must recall its lease first: what is removed meanwhile lives until the release."""
-        directory = self._open_quietly(ino)
-        if directory is None:
+        number = self.open_known(ino)
+        if number is None:
             handle = await self._files.open(ino, os.O_RDONLY)
-            directory = self._opens.opened(handle)
+            number = self._number(self._opens.opened(handle))
+        return number
+
+    def open_known(self, ino: int) -> int | None:
+        """As `opendir`, but only if the listing is kept: then nobody has to be asked."""
+        directory = self._open_quietly(ino)
+        return None if directory is None else self._number(directory)
+
+    def _number(self, directory: OpenDirectory) -> int:
         number = next(self._numbers)
         self._open[number] = directory
         return number
 
-    def may_keep(self, number: int) -> bool:
-        """Whether the listing that the kernel has cached of an open directory is good, and so is what it has of the entries: else
-        it asks for them all again at once."""
-        return self._told_until_s.get(self._open[number].ino, 0.0) > trio.current_time()
+    def flags(self, number: int) -> OpenFlag:
+        """What the kernel is told with the handle: to keep the listing that it has cached only if that is good, and so is what it
+        has of the entries; else it asks for them all again at once."""
+        keep = self._told_until_s.get(self._open[number].ino, 0.0) > trio.current_time()
+        return OpenFlag.CACHE_DIR | (OpenFlag.KEEP_CACHE if keep else OpenFlag(0))
 
     def _tells(self, directory: OpenDirectory) -> None:
         """The kernel is told the listing from its beginning."""

@@ -34,6 +34,7 @@ from fusefs.opens import Opens
 from fusefs.passthrough import Passthrough
 from fusefs.paths import LastKnownPaths
 from fusefs.peers import Peers
+from fusefs.quick import Quick
 from fusefs.raw import RawRequests
 from fusefs.reading import Reader
 from fusefs.recalls import SHORT_NAMES_S, Recalls
@@ -193,7 +194,8 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     guard = Guard(settler.open_files, leases, files.regain, nursery)
     operations = GodwitOperations(namespace, files, directories, channel, locks.released)
     extents = Extents(files, settler.open_files, homes, reader, kernel.drop_inode)
-    raw = RawRequests({**extents.handlers(), **locks.handlers()}, nursery, channel.reply)
+    quick = Quick(namespace, files, directories, locks.released)
+    raw = RawRequests(quick.handlers(), {**extents.handlers(), **locks.handlers()}, nursery, channel.reply)
     channel.prepare(_wanted(config), raw.opcodes, raw.received)
     loops = (
         peers.refresh_loop,

@@ -222,6 +222,10 @@ class LocalObject:
         await self._in_thread("syncing", os.fdatasync if data_only else os.fsync, self._descriptor)
 
     async def stat(self) -> Content:
+        return self.content()
+
+    def content(self) -> Content:
+        """Size and times as they are."""
         return content_of(os.fstat(self._descriptor))
 
     async def commit(self, node: Node, path: bytes, *, final: bool) -> Node:

@@ -24,7 +24,13 @@ _INTERRUPT = struct.Struct("<Q")  # the request that is interrupted
 class Opcode(IntEnum):
     """Requests that can be taken out."""
 
+    LOOKUP = 1
+    GETATTR = 3
+    RELEASE = 18
+    GETXATTR = 22
     FLUSH = 25
+    OPENDIR = 27
+    RELEASEDIR = 29
     GETLK = 31
     SETLK = 32
     SETLKW = 33
@@ -49,6 +55,9 @@ class Raw(NamedTuple):
 Handler = Callable[[Raw], Awaitable[bytes]]
 """What follows the header of the reply. A `GodwitError` is answered with its errno; one is cancelled when it is interrupted."""
 
+QuickHandler = Callable[[Raw], bytes | None]
+"""Likewise, without waiting; None if that cannot be done, for pyfuse3 to get the request."""
+
 
 def parse(message: bytes) -> Raw:
     """The request. Raises `struct.error` for one that is shorter than its header."""
@@ -57,9 +66,16 @@ def parse(message: bytes) -> Raw:
 
 
 class RawRequests:
-    """Runs a task in *nursery* for each request, and *reply* with the whole answer."""
+    """Runs a task in *nursery* for each request that is not answered at once, and *reply* with the whole answer."""
 
-    def __init__(self, handlers: Mapping[Opcode, Handler], nursery: trio.Nursery, reply: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        quick: Mapping[Opcode, QuickHandler],
+        handlers: Mapping[Opcode, Handler],
+        nursery: trio.Nursery,
+        reply: Callable[[bytes], None],
+    ) -> None:
+        self._quick = quick
         self._handlers = handlers
         self._nursery = nursery
         self._reply = reply
@@ -69,19 +85,36 @@ class RawRequests:
     @property
     def opcodes(self) -> list[Opcode]:
         """What it has handlers for."""
-        return list(self._handlers)
+        return [*self._quick, *self._handlers]
 
-    def received(self, message: bytes) -> None:
-        """Takes a message; does not block."""
+    def received(self, message: bytes) -> bool:
+        """Takes a message, without blocking; False if pyfuse3 is to get it."""
         request = parse(message)
         if request.opcode == Opcode.INTERRUPT:
             (unique,) = _INTERRUPT.unpack_from(request.body)
             if (scope := self._under_way.get(unique)) is not None:
                 scope.cancel()
-            return
+            return True
+        quick = self._quick.get(Opcode(request.opcode))
+        if quick is not None:
+            return self._answer_at_once(quick, request)
         self.requests += 1
         self._under_way[request.unique] = trio.CancelScope()
         self._nursery.start_soon(self._answer, request)
+        return True
+
+    def _answer_at_once(self, quick: QuickHandler, request: Raw) -> bool:
+        code, payload = 0, b""
+        try:
+            answer = quick(request)
+            if answer is None:
+                return False
+            payload = answer
+        except Exception as error:
+            code = _errno_of(error, request)
+        self.requests += 1
+        self._send(request, code, payload)
+        return True
 
     async def _answer(self, request: Raw) -> None:
         code, payload = errno.EINTR, b""
@@ -89,13 +122,20 @@ class RawRequests:
             with self._under_way[request.unique]:
                 payload = await self._handlers[Opcode(request.opcode)](request)
                 code = 0
-        except GodwitError as error:
-            code = error.errno
-            if code == errno.EIO:
-                log.error("%s failed with EIO: %s", Opcode(request.opcode).name, error)
-        except Exception:
-            log.exception("unexpected error in %s", Opcode(request.opcode).name)
-            code = errno.EIO
+        except Exception as error:
+            code = _errno_of(error, request)
         finally:
             del self._under_way[request.unique]
-            self._reply(_OUT_HEADER.pack(_OUT_HEADER.size + len(payload), -code, request.unique) + payload)
+            self._send(request, code, payload)
+
+    def _send(self, request: Raw, code: int, payload: bytes) -> None:
+        self._reply(_OUT_HEADER.pack(_OUT_HEADER.size + len(payload), -code, request.unique) + payload)
+
+
+def _errno_of(error: Exception, request: Raw) -> int:
+    if not isinstance(error, GodwitError):
+        log.error("unexpected error in %s", Opcode(request.opcode).name, exc_info=error)
+        return errno.EIO
+    if error.errno == errno.EIO:
+        log.error("%s failed with EIO: %s", Opcode(request.opcode).name, error)
+    return error.errno

@@ -31,14 +31,17 @@ static int device = -1;      /* of the session that is hooked */
 
 /* --------------------------------------------------------------------------------------------------- between the two */
 
-static void hand_over(const void *message, size_t length)
+/* Whether it is taken: False from Python leaves it to libfuse. */
+static bool hand_over(const void *message, size_t length)
 {
     PyGILState_STATE state = PyGILState_Ensure();
     PyObject *result = PyObject_CallFunction(on_request, "y#", (const char *)message, (Py_ssize_t)length);
     if (result == NULL)
         PyErr_WriteUnraisable(on_request);
+    bool taken = result != Py_False;
     Py_XDECREF(result);
     PyGILState_Release(state);
+    return taken;
 }
 
 /* To libfuse, a read that brought nothing for it looks interrupted: it then reads again when there is something. */
@@ -56,8 +59,10 @@ static ssize_t channel_read(int descriptor, void *buffer, size_t length, void *u
         return count;
     switch (stream_request(&stream, buffer, (size_t)count)) {
     case STREAM_TAKE:
-        hand_over(buffer, (size_t)count);
-        return nothing();
+        if (hand_over(buffer, (size_t)count))
+            return nothing();
+        stream_declined(&stream, buffer);
+        break;
     case STREAM_ANSWER:
         /* Fails only when the kernel does not wait any more. */
         (void)!write(descriptor, stream.answer, sizeof stream.answer);

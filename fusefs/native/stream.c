@@ -186,8 +186,12 @@ enum stream_verdict stream_request(struct stream *stream, const void *message, s
         look_at_init(stream, body, length - sizeof header);
         map_put(&stream->asked, header.unique, header.opcode);
         return STREAM_PASS;
-    case OP_OPEN:
     case OP_OPENDIR:
+        if (is_taken(stream, OP_OPENDIR))
+            break;
+        map_put(&stream->asked, header.unique, header.opcode);
+        return STREAM_PASS;
+    case OP_OPEN:
     case OP_CREATE:
         map_put(&stream->asked, header.unique, header.opcode); /* without memory the reply is not changed */
         return STREAM_PASS;
@@ -212,6 +216,15 @@ enum stream_verdict stream_request(struct stream *stream, const void *message, s
 void stream_answered(struct stream *stream, uint64_t unique)
 {
     map_take(&stream->under_way, unique, NULL);
+}
+
+void stream_declined(struct stream *stream, const void *message)
+{
+    struct in_header header;
+    memcpy(&header, message, sizeof header);
+    map_take(&stream->under_way, header.unique, NULL);
+    if (header.opcode == OP_OPENDIR)
+        map_put(&stream->asked, header.unique, header.opcode);
 }
 
 static uint64_t key_of(enum stream_kind kind, uint64_t handle)

@@ -53,6 +53,9 @@ enum stream_verdict stream_request(struct stream *stream, const void *message, s
 /* Godwit has answered a request that it took. */
 void stream_answered(struct stream *stream, uint64_t unique);
 
+/* Godwit does not answer a request that was for it: libfuse gets it. */
+void stream_declined(struct stream *stream, const void *message);
+
 /* The reply to the coming open that returns this handle gets these flags and this backing id (0: none). False: no memory. */
 bool stream_will_open(struct stream *stream, enum stream_kind kind, uint64_t handle, uint32_t flags, uint32_t backing_id);
 

@@ -18,6 +18,33 @@ def test_a_request_is_decoded_without_its_extensions() -> None:
     assert parse(message(46, 9, b"x" * 24, extensions=1)) == Raw(46, 9, 7, 1000, 1001, 42, b"x" * 16)
 
 
+def test_what_can_be_answered_at_once_is_and_the_rest_goes_on() -> None:
+    replies: list[bytes] = []
+
+    def look_up(request: Raw) -> bytes | None:
+        if request.body == b"missing\0":
+            raise refused(errno.ENOENT)
+        if request.body == b"broken\0":
+            raise ZeroDivisionError
+        return b"entry" if request.body == b"known\0" else None
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            raw = RawRequests({Opcode.LOOKUP: look_up}, {}, nursery, replies.append)
+            assert raw.opcodes == [Opcode.LOOKUP]
+            names = (b"known\0", b"missing\0", b"broken\0", b"unknown\0")
+            taken = [raw.received(message(Opcode.LOOKUP, unique, name)) for unique, name in enumerate(names, 1)]
+            assert taken == [True, True, True, False]
+            assert raw.requests == 3
+
+    trio.run(main)
+    assert replies == [
+        struct.pack("<IiQ", 21, 0, 1) + b"entry",
+        struct.pack("<IiQ", 16, -errno.ENOENT, 2),
+        struct.pack("<IiQ", 16, -errno.EIO, 3),
+    ]
+
+
 def test_answers_errors_and_interrupts() -> None:
     replies: dict[int, tuple[int, bytes]] = {}
 
@@ -42,8 +69,8 @@ def test_answers_errors_and_interrupts() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             handlers = {Opcode.LSEEK: seek, Opcode.FALLOCATE: refuse, Opcode.GETLK: fail, Opcode.SETLKW: wait}
-            raw = RawRequests(handlers, nursery, reply)
-            raw.received(message(Opcode.LSEEK, 1, b"ab"))
+            raw = RawRequests({}, handlers, nursery, reply)
+            assert raw.received(message(Opcode.LSEEK, 1, b"ab"))
             raw.received(message(Opcode.FALLOCATE, 2, b""))
             raw.received(message(Opcode.GETLK, 3, b""))
             raw.received(message(Opcode.SETLKW, 4, b""))

@@ -7,6 +7,7 @@
  *   O will_open: kind, flags, backing id (uint32), handle (uint64)
  *   F watch_flush: inode (uint64), wanted (uint32)
  *   A answered: unique (uint64)
+ *   D declined: the request
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -66,6 +67,9 @@ static void command(struct stream *stream, char letter, unsigned char *bytes, si
     } else if (letter == 'A' && length == sizeof unique) {
         memcpy(&unique, bytes, sizeof unique);
         stream_answered(stream, unique);
+        puts("ok");
+    } else if (letter == 'D' && length >= 40) {
+        stream_declined(stream, bytes);
         puts("ok");
     } else {
         exit(2);
