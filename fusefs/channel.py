@@ -79,14 +79,19 @@ class Channel:
     def mounted(self) -> None:
         """To be called when pyfuse3 has mounted."""
         self.device = _find_device()
+        self.why_not = ""
         if not self._wanted & InitFlag.PASSTHROUGH:
-            self.why_not = "it is turned off in the configuration"
+            self._cannot("it is turned off in the configuration")
         elif _extension is None:
-            self.why_not = "the extension fusefs._channel was not built"
+            self._cannot("the extension fusefs._channel was not built")
         elif _extension.state()[0] < 0:
-            self.why_not = "this libfuse is not known to the extension"
-        else:
-            self.why_not = ""
+            self._cannot("this libfuse is not known to the extension")
+
+    def _cannot(self, why_not: str) -> None:
+        """Says it once: the first reason is the one that counts."""
+        if not self.why_not:
+            self.why_not = why_not
+            log.warning("files go through the mount process: %s", why_not)
 
     def unmounting(self) -> None:
         """To be called before pyfuse3 unmounts."""
@@ -94,12 +99,15 @@ class Channel:
 
     @property
     def granted(self) -> InitFlag:
-        """What the kernel grants; nothing before its first request has been answered."""
+        """What the kernel grants. To be asked while a request is handled: FUSE_INIT, which comes before, has been seen by then,
+        if it is ever seen."""
         if not self._granted and self.device >= 0 and _extension is not None:
             _, offered, granted = _extension.state()
             self._granted = InitFlag(granted)
-            if offered and InitFlag.PASSTHROUGH in self._wanted and InitFlag.PASSTHROUGH not in self._granted:
-                self.why_not = self.why_not or "this kernel cannot do it (Linux 6.9 and later can)"
+            if not offered:
+                self._cannot("this pyfuse3 is not known to the extension")
+            elif InitFlag.PASSTHROUGH in self._wanted and InitFlag.PASSTHROUGH not in self._granted:
+                self._cannot("this kernel cannot do it (Linux 6.9 and later can)")
         return self._granted
 
     # -------------------------------------------------------------------------------------------------- replies
@@ -113,8 +121,7 @@ class Channel:
             backing_id: int = fcntl.ioctl(self.device, _BACKING_OPEN, request, True)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ELOOP, errno.EOPNOTSUPP, errno.EINVAL):
-                self.why_not = _WHY_NOT.get(error.errno, os.strerror(error.errno))
-                log.warning("files go through the mount process: %s", self.why_not)
+                self._cannot(_WHY_NOT.get(error.errno, os.strerror(error.errno)))
             else:
                 log.warning("a file goes through the mount process: %s", error)
             return 0

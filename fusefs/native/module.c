@@ -1,33 +1,34 @@
 /* fusefs._channel: puts `stream.c` between the kernel and the libfuse that pyfuse3 uses.
  *
- * The module is loaded with its symbols visible to all, before pyfuse3. So pyfuse3 calls the fuse_session_mount below, which calls
- * libfuse's own and then has libfuse read and write through the functions here (fuse_session_custom_io, libfuse 3.14 and later).
- * If any part of that is missing, nothing is changed, and `is_hooked` says so.
+ * The module is loaded with its symbols visible to all, before pyfuse3. So pyfuse3 calls the fuse_session_mount and
+ * fuse_session_receive_buf below, which call libfuse's own: requests are looked at on their way to pyfuse3. Replies are written by
+ * libfuse; its calls of writev come here as well. (libfuse has fuse_session_custom_io for both, but builds of 3.18.3 and later refuse
+ * it.) If any part of that is missing, nothing is changed, and `state` says so.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <dlfcn.h>
 #include <errno.h>
-#include <link.h>
-#include <string.h>
 #include <unistd.h>
 
+#include "libfuse.h"
 #include "stream.h"
 
 struct fuse_session;
 
-/* What libfuse reads and writes with; the four that have been there since fuse_custom_io exists. */
-struct custom_io {
-    ssize_t (*writev)(int descriptor, struct iovec *parts, int count, void *userdata);
-    ssize_t (*read)(int descriptor, void *buffer, size_t length, void *userdata);
-    ssize_t (*splice_receive)(int, off_t *, int, off_t *, size_t, unsigned int, void *);
-    ssize_t (*splice_send)(int, off_t *, int, off_t *, size_t, unsigned int, void *);
+/* The beginning of libfuse's struct of that name, which has been the same in all versions. */
+struct fuse_buf {
+    size_t size;
+    int flags;
+    void *memory;
 };
+
+enum { FUSE_BUF_IS_FD = 1 << 1 };
 
 static struct stream stream;
 static PyObject *on_request; /* called with each message that is taken out; NULL before `prepare` */
 static int device = -1;      /* of the session that is hooked */
+static int (*receive)(struct fuse_session *, struct fuse_buf *); /* libfuse's */
 
 /* --------------------------------------------------------------------------------------------------- between the two */
 
@@ -44,29 +45,26 @@ static bool hand_over(const void *message, size_t length)
     return taken;
 }
 
-/* To libfuse, a read that brought nothing for it looks interrupted: it then reads again when there is something. */
-static ssize_t nothing(void)
+/* To pyfuse3, a request that is not for it looks like an interrupted read. Only contents of files are left in a pipe by libfuse. */
+__attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_session *session, struct fuse_buf *buffer)
 {
-    errno = EINTR;
-    return -1;
-}
-
-static ssize_t channel_read(int descriptor, void *buffer, size_t length, void *userdata)
-{
-    (void)userdata;
-    ssize_t count = read(descriptor, buffer, length);
-    if (count < 0)
+    if (receive == NULL)
+        *(void **)&receive = libfuse_function("fuse_session_receive_buf");
+    if (receive == NULL)
+        return -ENOSYS;
+    int count = receive(session, buffer);
+    if (count <= 0 || device < 0 || buffer->flags & FUSE_BUF_IS_FD)
         return count;
-    switch (stream_request(&stream, buffer, (size_t)count)) {
+    switch (stream_request(&stream, buffer->memory, buffer->size)) {
     case STREAM_TAKE:
-        if (hand_over(buffer, (size_t)count))
-            return nothing();
-        stream_declined(&stream, buffer);
+        if (hand_over(buffer->memory, buffer->size))
+            return -EINTR;
+        stream_declined(&stream, buffer->memory);
         break;
     case STREAM_ANSWER:
         /* Fails only when the kernel does not wait any more. */
-        (void)!write(descriptor, stream.answer, sizeof stream.answer);
-        return nothing();
+        (void)!write(device, stream.answer, sizeof stream.answer);
+        return -EINTR;
     case STREAM_PASS:
         break;
     }
@@ -75,59 +73,32 @@ static ssize_t channel_read(int descriptor, void *buffer, size_t length, void *u
 
 /* Notifications come from other threads, without the interpreter's lock: stream_reply lets them pass before it looks at anything
  * that could change. */
-static ssize_t channel_writev(int descriptor, struct iovec *parts, int count, void *userdata)
+static ssize_t libfuse_writev(int descriptor, const struct iovec *parts, int count)
 {
     unsigned char patched[STREAM_PATCHED_BYTES];
-    (void)userdata;
-    size_t length = stream_reply(&stream, parts, count, patched);
+    size_t length = descriptor == device ? stream_reply(&stream, parts, count, patched) : 0;
     if (length == 0)
         return writev(descriptor, parts, count);
     return write(descriptor, patched, length);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- libfuse */
-
-static int open_libfuse(struct dl_phdr_info *info, size_t size, void *found)
+static void hook(struct fuse_session *session)
 {
-    (void)size;
-    if (info->dlpi_name == NULL || strstr(info->dlpi_name, "libfuse3") == NULL)
-        return 0;
-    *(void **)found = dlopen(info->dlpi_name, RTLD_NOW | RTLD_NOLOAD);
-    return *(void **)found != NULL;
-}
-
-static void hook(void *libfuse, struct fuse_session *session)
-{
-    const struct custom_io io = {.writev = channel_writev, .read = channel_read};
     int (*session_fd)(struct fuse_session *) = NULL;
-    int (*custom_io)(struct fuse_session *, const struct custom_io *, int) = NULL;
-    int (*custom_io_317)(struct fuse_session *, const struct custom_io *, size_t, int) = NULL;
-    *(void **)&session_fd = dlsym(libfuse, "fuse_session_fd");
-    *(void **)&custom_io = dlsym(libfuse, "fuse_session_custom_io");
-    *(void **)&custom_io_317 = dlsym(libfuse, "fuse_session_custom_io_317");
-    if (on_request == NULL || session_fd == NULL)
-        return;
-    int descriptor = session_fd(session), failed = -1;
-    if (custom_io_317 != NULL)
-        failed = custom_io_317(session, &io, sizeof io, descriptor);
-    else if (custom_io != NULL)
-        failed = custom_io(session, &io, descriptor);
-    if (failed == 0)
-        device = descriptor;
+    *(void **)&session_fd = libfuse_function("fuse_session_fd");
+    if (on_request != NULL && session_fd != NULL && libfuse_replace_import("writev", (void *)libfuse_writev))
+        device = session_fd(session);
 }
 
 __attribute__((visibility("default"))) int fuse_session_mount(struct fuse_session *session, const char *mountpoint)
 {
-    void *libfuse = NULL;
     int (*mount)(struct fuse_session *, const char *) = NULL;
-    dl_iterate_phdr(open_libfuse, &libfuse);
-    if (libfuse != NULL)
-        *(void **)&mount = dlsym(libfuse, "fuse_session_mount");
+    *(void **)&mount = libfuse_function("fuse_session_mount");
     if (mount == NULL)
         return -1;
     int result = mount(session, mountpoint);
     if (result == 0)
-        hook(libfuse, session);
+        hook(session);
     return result;
 }
 

@@ -1,17 +1,19 @@
 /* What the extension looks for in a libfuse, and no more: see tests/fusefs/test_hooking.py. */
-#include <stddef.h>
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
-struct custom_io {
-    ssize_t (*writev)(int, struct iovec *, int, void *);
-    ssize_t (*read)(int, void *, size_t, void *);
-    void *splice_receive, *splice_send;
+struct fuse_buf {
+    size_t size;
+    int flags;
+    void *memory;
 };
 
-struct custom_io given;
-size_t given_size;
-int mounted, answer;
+enum { BUFFER_BYTES = 8192 };
+
+int mounted;
 
 int fuse_session_mount(void *session, const char *mountpoint)
 {
@@ -24,20 +26,21 @@ int fuse_session_fd(void *session)
     return *(int *)session;
 }
 
-#ifdef CUSTOM_IO
-int fuse_session_custom_io(void *session, const struct custom_io *io, int descriptor)
+int fuse_session_receive_buf(void *session, struct fuse_buf *buffer)
 {
-    given = *io;
-    given_size = sizeof *io;
-    return descriptor == fuse_session_fd(session) ? answer : -1;
+    if (buffer->memory == NULL)
+        buffer->memory = malloc(BUFFER_BYTES);
+    ssize_t count = read(fuse_session_fd(session), buffer->memory, BUFFER_BYTES);
+    buffer->size = count > 0 ? (size_t)count : 0;
+    return count < 0 ? -errno : (int)count;
 }
-#endif
 
-#ifdef CUSTOM_IO_317
-int fuse_session_custom_io_317(void *session, const struct custom_io *io, size_t size, int descriptor)
+int reply(int descriptor, void *message, size_t length)
 {
-    given = *io;
-    given_size = size;
-    return descriptor == fuse_session_fd(session) ? answer : -1;
-}
+#ifdef WRITES_OTHERWISE
+    return (int)write(descriptor, message, length);
+#else
+    struct iovec part = {message, length};
+    return (int)writev(descriptor, &part, 1);
 #endif
+}
