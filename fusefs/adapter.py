@@ -12,6 +12,7 @@ import pyfuse3
 from cluster.clock import file_time_ns
 from cluster.errors import GodwitError
 from cluster.messages import NAME_MAX, Node, SetAttr
+from fusefs.attributes import PREFERRED_IO_BYTES
 from fusefs.caching import Seen
 from fusefs.channel import Channel, OpenFlag
 from fusefs.directories import Directories
@@ -26,7 +27,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 BLOCK_BYTES = 4096
-PREFERRED_IO_BYTES = 128 * 1024
 DIRECTORY_BYTES = 4096
 ENCODED_MAX = 20_000
 

@@ -13,6 +13,9 @@ from fusefs.objects import RemoteObject
 from fusefs.openfiles import OpenFiles, OpenInode
 from fusefs.peers import Peers
 
+PREFERRED_IO_BYTES = 128 * 1024
+"""What programs are told to read and write at a time."""
+
 
 class Attributes:
     """Answers `stat` questions about nodes that the manager has just sent."""

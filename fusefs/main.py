@@ -38,6 +38,7 @@ from fusefs.raw import RawRequests
 from fusefs.reading import Reader
 from fusefs.recalls import SHORT_NAMES_S, Recalls
 from fusefs.settling import Settler
+from fusefs.statx import Statx
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     guard = Guard(settler.open_files, leases, files.regain, nursery)
     operations = GodwitOperations(namespace, files, directories, channel, locks.released)
     extents = Extents(files, settler.open_files, homes, reader, kernel.drop_inode)
-    raw = RawRequests({**extents.handlers(), **locks.handlers()}, nursery, channel.reply)
+    raw = RawRequests({**extents.handlers(), **locks.handlers(), **Statx(namespace).handlers()}, nursery, channel.reply)
     channel.prepare(_wanted(config), raw.opcodes, raw.received)
     loops = (
         peers.refresh_loop,
