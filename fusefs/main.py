@@ -39,6 +39,7 @@ from fusefs.reading import Reader
 from fusefs.recalls import SHORT_NAMES_S, Recalls
 from fusefs.settling import Settler
 from fusefs.statx import Statx
+from fusefs.unnamed import Unnamed
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,9 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     guard = Guard(settler.open_files, leases, files.regain, nursery)
     operations = GodwitOperations(namespace, files, directories, channel, locks.released)
     extents = Extents(files, settler.open_files, homes, reader, kernel.drop_inode)
-    raw = RawRequests({**extents.handlers(), **locks.handlers(), **Statx(namespace).handlers()}, nursery, channel.reply)
+    statx, unnamed = Statx(namespace), Unnamed(files)
+    handlers = {**extents.handlers(), **locks.handlers(), **statx.handlers(), **unnamed.handlers()}
+    raw = RawRequests(handlers, nursery, channel.reply)
     channel.prepare(_wanted(config), raw.opcodes, raw.received)
     loops = (
         peers.refresh_loop,

@@ -177,6 +177,9 @@ class Namespace:
 
     async def link(self, ino: int, parent: int, name: bytes) -> Seen:
         linked = await self._changes.apply(Link(ino, parent, name, file_time_ns()), parent, names={(parent, name): ino})
+        self._paths.saw(ino, parent, name)
+        if (state := self._open_files.get(ino)) is not None:
+            state.sync_copies = None  # it may have had no name, and so no policy
         node = await self._attributes.live(linked.made)
         allowed = linked.allowed
         return self._caching.seen(node, allowed.until_s(ino), parent, name, allowed.until_s(parent))
