@@ -517,6 +517,21 @@ class Create(Message, frozen=True, array_like=True, tag="create"):
     target: bytes = b""
 
 
+class CreateUnnamed(Message, frozen=True, array_like=True, tag="createunnamed"):
+    """Makes a regular file without a name, as `Create` makes one in `directory`, of which nothing changes.
+
+    `Link` may give it its first name. Until then it is like a file whose last name has gone: it lives while it is open anywhere.
+    """
+
+    directory: int
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    now_ns: int
+    home_volume: int
+
+
 class Link(Message, frozen=True, array_like=True, tag="link"):
     """Gives an inode another name."""
 
@@ -603,7 +618,7 @@ class Commit(Message, frozen=True, array_like=True, tag="commit"):
     begun: int = 0
 
 
-Operation = Create | Link | Unlink | Rmdir | Rename | SetAttr | SetXattr | RemoveXattr | Commit
+Operation = Create | CreateUnnamed | Link | Unlink | Rmdir | Rename | SetAttr | SetXattr | RemoveXattr | Commit
 
 
 class Applied(Message, frozen=True, array_like=True, tag="applied"):

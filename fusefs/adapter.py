@@ -14,9 +14,9 @@ from cluster.errors import GodwitError
 from cluster.messages import NAME_MAX, Node, SetAttr
 from fusefs.answers import DIRECTORY_BYTES, PREFERRED_IO_BYTES
 from fusefs.caching import Seen
-from fusefs.channel import Channel
+from fusefs.channel import Channel, OpenFlag
 from fusefs.directories import Directories
-from fusefs.files import Files, ToldKernel
+from fusefs.files import Files
 from fusefs.namespace import Namespace
 from fusefs.objects import Buffer
 from fusefs.openfiles import Way
@@ -83,12 +83,6 @@ def _attributes(node: Node) -> pyfuse3.EntryAttributes:
     entry.st_mtime_ns = node.mtime_ns
     entry.st_ctime_ns = node.ctime_ns
     return entry
-
-
-def file_info(told: ToldKernel) -> pyfuse3.FileInfo:
-    """The reply to an open."""
-    keep = told.keep_pages and told.way is Way.CACHED
-    return pyfuse3.FileInfo(fh=told.number, keep_cache=keep, direct_io=told.way is Way.DIRECT)
 
 
 class GodwitOperations(pyfuse3.Operations):
@@ -203,14 +197,22 @@ class GodwitOperations(pyfuse3.Operations):
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         number = await self._files.open(inode, flags, ctx.uid)
-        return file_info(self._files.tell_kernel(number))
+        return self._opened(number)
 
     @guarded
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         number, seen = await self._files.create(parent_inode, name, mode, ctx.uid, ctx.gid, flags)
-        return file_info(self._files.tell_kernel(number)), encode(seen)
+        return self._opened(number), encode(seen)
+
+    def _opened(self, number: int) -> pyfuse3.FileInfo:
+        """The reply to an open; what libfuse knows nothing of is added to it on the way."""
+        told = self._files.tell_kernel(number)
+        if told.backing_id:
+            self._channel.will_open(number, OpenFlag.PASSTHROUGH, told.backing_id)
+        keep = told.keep_pages and told.way is Way.CACHED
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep, direct_io=told.way is Way.DIRECT)
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # takes any buffer

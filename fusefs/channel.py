@@ -36,6 +36,7 @@ class InitFlag(IntFlag):
 class OpenFlag(IntFlag):
     """Flags of the reply to an open."""
 
+    DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
     PASSTHROUGH = 1 << 7

@@ -12,7 +12,7 @@ import trio
 
 from cluster.clock import file_time_ns
 from cluster.errors import Fenced, GodwitError, Refused, refused
-from cluster.messages import AwaitCopies, Create, CreateObject, Lookup, Node, Open, RemoveXattr, SetAttr, Sync
+from cluster.messages import AwaitCopies, Create, CreateObject, CreateUnnamed, Lookup, Node, Open, RemoveXattr, SetAttr, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.caching import Caching, Seen
@@ -59,11 +59,13 @@ class KernelPages:
 
 
 class ToldKernel(NamedTuple):
-    """What the kernel is told of a handle: how it is to use it, and whether it may keep the pages that it has."""
+    """What the kernel is told of a handle: how it is to use it, and whether it may keep the pages that it has. `backing_id`: of
+    the object that it reads and writes itself, 0 if it does not."""
 
     number: int
     way: Way
     keep_pages: bool
+    backing_id: int
 
 
 class Files:
@@ -106,8 +108,9 @@ class Files:
     def tell_kernel(self, number: int) -> ToldKernel:
         """What the kernel is told of a new handle; to be answered without an await."""
         handle = self._open_files.handle(number)
-        way = self._passthrough.opened(number, handle)
-        return ToldKernel(number, way, keep_pages=self._pages.opening(handle.inode.node))
+        way = self._passthrough.opened(handle)
+        backing_id = handle.inode.backing_id if way is Way.PASSED else 0
+        return ToldKernel(number, way, self._pages.opening(handle.inode.node), backing_id)
 
     async def open(self, ino: int, flags: int, uid: int = 0) -> int:
         """A handle for *uid*."""
@@ -208,6 +211,11 @@ class Files:
         number = await self.open(node.ino, flags, uid)
         return number, Seen(await self._attributes.live(node))
 
+    async def create_unnamed(self, directory: int, mode: int, uid: int, gid: int, flags: int) -> tuple[int, Seen]:
+        """Makes a regular file that has no name yet, as if in *directory*, and opens it."""
+        number, made = await self._create(directory, b"", mode, uid, gid, append=bool(flags & os.O_APPEND))
+        return number, self._caching.seen(made.made, made.allowed.until_s(made.made.ino))
+
     async def make_regular(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Seen:
         """mknod(2) of a regular file: a create that is closed at once."""
         number, made = await self._create(parent, name, mode, uid, gid, append=False)
@@ -215,6 +223,7 @@ class Files:
         return self._changes.seen(made, parent, name)
 
     async def _create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, append: bool) -> tuple[int, Changed]:
+        """With an empty *name*, a file that has none."""
         ino = await self._numbers.take()
         volume = await self._peers.home_for_new_file()
         local = self._peers.is_local(volume)
@@ -224,17 +233,20 @@ class Files:
             now_ns = created.born_ns()
         else:
             now_ns = (await self._peers.call(volume.volume, CreateObject(ino, volume.volume))).content.mtime_ns
-        create = Create(parent, name, ino, mode, uid, gid, 0, now_ns, volume.volume)
         asked_s = trio.current_time()
         try:
-            made = await self._changes.make(create)
+            if name:
+                made = await self._changes.make(Create(parent, name, ino, mode, uid, gid, 0, now_ns, volume.volume))
+            else:
+                made = await self._changes.apply(CreateUnnamed(parent, ino, mode, uid, gid, now_ns, volume.volume))
         except Refused:
             if local:
                 created.remove()
             raise
         node, (token,) = made.made, made.tokens
         self._leases.granted(token, asked_s)
-        self._paths.saw(node.ino, parent, name)
+        if name:
+            self._paths.saw(node.ino, parent, name)
         state = self._open_files.enter(node)
         state.home, state.home_epoch = home or self._homes.remote(node), node.home_epoch
         state.registered = state.registered_write = True

@@ -39,6 +39,8 @@ from fusefs.raw import RawRequests
 from fusefs.reading import Reader
 from fusefs.recalls import SHORT_NAMES_S, Recalls
 from fusefs.settling import Settler
+from fusefs.statx import Statx
+from fusefs.unnamed import Unnamed
 
 log = logging.getLogger(__name__)
 
@@ -194,8 +196,9 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     guard = Guard(settler.open_files, leases, files.regain, nursery)
     operations = GodwitOperations(namespace, files, directories, channel, locks.released)
     extents = Extents(files, settler.open_files, homes, reader, kernel.drop_inode)
-    quick = Quick(namespace, files, directories, locks.released)
-    raw = RawRequests(quick.handlers(), {**extents.handlers(), **locks.handlers()}, nursery, channel.reply)
+    quick, statx, unnamed = Quick(namespace, files, directories, locks.released), Statx(namespace), Unnamed(files)
+    handlers = {**extents.handlers(), **locks.handlers(), **statx.handlers(), **unnamed.handlers()}
+    raw = RawRequests(quick.handlers(), handlers, nursery, channel.reply)
     channel.prepare(_wanted(config), raw.opcodes, raw.received)
     loops = (
         peers.refresh_loop,

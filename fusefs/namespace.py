@@ -195,6 +195,9 @@ class Namespace:
 
     async def link(self, ino: int, parent: int, name: bytes) -> Seen:
         linked = await self._changes.apply(Link(ino, parent, name, file_time_ns()), parent, names={(parent, name): ino})
+        self._paths.saw(ino, parent, name)
+        if (state := self._open_files.get(ino)) is not None:
+            state.sync_copies = None  # it may have had no name, and so no policy
         node = await self._attributes.live(linked.made)
         allowed = linked.allowed
         return self._caching.seen(node, allowed.until_s(ino), parent, name, allowed.until_s(parent))
@@ -236,12 +239,13 @@ class Namespace:
 
         The kernel asks for the capabilities before a `write`: before every one while there are set-id bits, which a write takes
         away (unless it is root's), also one that the mount does not see otherwise. Who has the file open for writing knows
-        that there are no capabilities: the manager does not let another mount set them meanwhile.
+        that there are no capabilities: the manager does not let another mount set them meanwhile. After the last close nobody can
+        write, although it is open for writing to the manager until it is committed.
         """
         if name == SECURITY_CAPABILITY:
             state = self._open_files.get(ino)
             if state is not None and state.registered_write:
-                if self._drops_set_id() and uid != 0:
+                if self._drops_set_id() and uid != 0 and state.writers:
                     await self._drop_set_id(ino)
                 if not state.caps:
                     raise Refused(os.strerror(errno.ENODATA), errno.ENODATA)

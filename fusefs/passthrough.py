@@ -7,7 +7,7 @@ What is passed through cannot be taken back: the manager leaves the home where i
 
 import os
 
-from fusefs.channel import Channel, InitFlag, OpenFlag
+from fusefs.channel import Channel, InitFlag
 from fusefs.objects import LocalObject
 from fusefs.openfiles import Handle, OpenInode, Way
 
@@ -18,15 +18,13 @@ class Passthrough:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def opened(self, number: int, handle: Handle) -> Way:
-        """How the kernel is to use this handle, of which it hears at once."""
+    def opened(self, handle: Handle) -> Way:
+        """How the kernel is to use this handle, of which it hears at once; with `PASSED`, by its inode's `backing_id`."""
         state = handle.inode
         way = handle.way = self._choose(state, handle)
         if way is not Way.DIRECT:
             state.way = way
             state.way_handles += 1
-        if way is Way.PASSED:
-            self._channel.will_open(number, OpenFlag.PASSTHROUGH, state.backing_id)
         return way
 
     def _choose(self, state: OpenInode, handle: Handle) -> Way:

@@ -38,6 +38,8 @@ class Opcode(IntEnum):
     FALLOCATE = 43
     LSEEK = 46
     COPY_FILE_RANGE = 47
+    TMPFILE = 51
+    STATX = 52
 
 
 class Raw(NamedTuple):

@@ -12,6 +12,7 @@ from cluster.messages import (
     Apply,
     Commit,
     Create,
+    CreateUnnamed,
     Link,
     Node,
     Operation,
@@ -26,7 +27,7 @@ from manager.attributes import CAPABILITY_XATTR, remove_xattr, set_attr, set_xat
 from manager.content import commit
 from manager.fences import Mutation, directories_of
 from manager.inodes import find_inode, node_of
-from manager.namespace import create, link, rename, rmdir, unlink
+from manager.namespace import create, create_unnamed, link, rename, rmdir, unlink
 from manager.schema import applied
 from manager.sessions import Session
 from manager.state import State
@@ -48,6 +49,7 @@ _NEWEST = select(func.max(applied.c.request_id)).where(applied.c.session == bind
 
 _OPERATIONS: dict[type, Callable[[Transaction, State, Mutation, Any], Node | None]] = {
     Create: create,
+    CreateUnnamed: create_unnamed,
     Link: link,
     Unlink: unlink,
     Rmdir: rmdir,
@@ -111,7 +113,7 @@ def _trimmed(session: Session, floor: int) -> None:
 def _again(tx: Transaction, state: State, session: Session, request: Apply, reply: Applied) -> Applied:
     """A repeat: the session does not know yet what it created, so a `Hello` since then has not presented it as open."""
     for operation, node in zip(request.operations, reply.nodes, strict=False):
-        if isinstance(operation, Create) and node is not None and node.home_volume:
+        if isinstance(operation, (Create, CreateUnnamed)) and node is not None and node.home_volume:
             ino = node.ino
             tx.after(lambda ino=ino: state.register_creator(session, ino))  # type: ignore[misc]
     return reply

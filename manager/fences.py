@@ -21,6 +21,7 @@ from cluster.errors import GodwitError
 from cluster.messages import (
     Commit,
     Create,
+    CreateUnnamed,
     Link,
     Open,
     Operation,
@@ -51,6 +52,7 @@ class Part(StrEnum):
 # What every other session has to stop caching before the request may take effect; `docs/leases.md` quotes it.
 RECALLED: Mapping[type, frozenset[Part]] = {
     Create: frozenset({Part.DIRECTORY}),
+    CreateUnnamed: frozenset(),
     Link: frozenset({Part.DIRECTORY, Part.INODE}),
     Unlink: frozenset({Part.DIRECTORY, Part.INODE}),
     Rmdir: frozenset({Part.DIRECTORY, Part.INODE}),

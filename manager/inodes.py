@@ -17,6 +17,8 @@ HAS_ACCESS_ACL = 2
 HAS_DEFAULT_ACL = 4
 # And that the last commit was made while somebody may have been writing (see `manager.content`).
 UNSETTLED = 8
+# And that it has never had a name, so that it may get its first one (see `manager.namespace.link`).
+UNNAMED = 16
 
 NODE_COLUMNS = (
     inodes.c.ino,

@@ -1,4 +1,4 @@
-"""Names: create, link, unlink, rmdir, rename, with the semantics of a local Linux file system.
+"""Names: create (also without one), link, unlink, rmdir, rename, with the semantics of a local Linux file system.
 
 Every function checks first and writes then, so that a refused operation leaves no trace. Permissions are checked by the
 kernels of the mounts.
@@ -11,7 +11,18 @@ from typing import Any
 from sqlalchemy import bindparam, delete, insert, select, update
 
 from cluster.errors import refused
-from cluster.messages import RENAME_EXCHANGE, RENAME_NOREPLACE, SYMLINK_MAX, Create, Link, Node, Rename, Rmdir, Unlink
+from cluster.messages import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    SYMLINK_MAX,
+    Create,
+    CreateUnnamed,
+    Link,
+    Node,
+    Rename,
+    Rmdir,
+    Unlink,
+)
 from manager import acl
 from manager.attributes import read_acl
 from manager.caching import note_itself, note_new
@@ -19,6 +30,7 @@ from manager.fences import Mutation, Part
 from manager.inodes import (
     HAS_ACCESS_ACL,
     HAS_DEFAULT_ACL,
+    UNNAMED,
     InodeRow,
     check_name,
     find_entry,
@@ -51,6 +63,8 @@ _ADD_ENTRY = Hot(insert(dentries))
 _ADD_REPLICA = Hot(insert(replicas).values({name: bindparam(name) for name in ("ino", "volume", "version")}))
 _ADD_XATTR = insert(xattrs)
 _ADD_ORPHAN = Hot(insert(orphans))
+_REMOVE_ORPHAN = delete(orphans).where(orphans.c.ino == bindparam("b_ino"))
+_SET_MARKS = update(inodes).where(inodes.c.ino == bindparam("b_ino")).values(marks=bindparam("to_marks"))
 _REMOVE_ENTRY = Hot(delete(dentries).where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name")))
 _MOVE_ENTRY = Hot(
     update(dentries)
@@ -68,20 +82,49 @@ def create(tx: Transaction, state: State, mutation: Mutation, op: Create) -> Nod
     """Makes an inode and its name; a regular file is born dirty and open for writing."""
     parent = _check_create(tx, state, op)
     state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: op.ino})
+    directory = stat.S_ISDIR(op.mode)
+    node = _add_inode(tx, state, mutation, parent, op, links=2 if directory else 1)
+    _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
+    touch_directory(tx.connection, op.parent, op.now_ns, links=int(directory))
+    if op.target:
+        tx.execute(insert(symlinks), {"ino": op.ino, "target": op.target})
+    elif directory and mutation.session.watches:
+        note_new(tx, state.notes, mutation.session.server, op.ino)
+    return node
+
+
+def create_unnamed(tx: Transaction, state: State, mutation: Mutation, op: CreateUnnamed) -> Node:
+    """Makes a regular file as `create` does, which is born an orphan."""
+    if not stat.S_ISREG(op.mode):
+        raise refused(errno.EINVAL, f"mode {op.mode:o}")
+    new = Create(op.directory, b"", op.ino, op.mode, op.uid, op.gid, 0, op.now_ns, op.home_volume)
+    _check_inode(state, new)
+    directory = get_live_directory(tx.connection, op.directory)
+    state.claim(tx, mutation, op, {Part.INODE: op.ino})
+    node = _add_inode(tx, state, mutation, directory, new, links=0, marks=UNNAMED)
+    _ADD_ORPHAN.run(tx.connection, {"ino": op.ino})
+    tx.after(lambda: state.lost_name(op.ino))
+    return node
+
+
+def _add_inode(
+    tx: Transaction, state: State, mutation: Mutation, parent: InodeRow, op: Create, *, links: int, marks: int = 0
+) -> Node:
+    """An inode with what it gets from its parent; a regular file with its home."""
     mode, gid = op.mode, op.gid
     directory = stat.S_ISDIR(mode)
     if parent.mode & stat.S_ISGID:
         gid = parent.gid
         mode |= stat.S_ISGID if directory else 0
-    marks = 0
     lists: list[tuple[bytes, bytes]] = []
     if parent.marks & HAS_DEFAULT_ACL and not stat.S_ISLNK(mode):
-        mode, marks, lists = _inherit(tx, op.parent, mode)
+        mode, inherited, lists = _inherit(tx, op.parent, mode)
+        marks |= inherited
     regular = stat.S_ISREG(mode)
     row = {
         "ino": op.ino,
         "mode": mode,
-        "nlink": 2 if directory else 1,
+        "nlink": links,
         "uid": op.uid,
         "gid": gid,
         "rdev": op.rdev if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else 0,
@@ -100,15 +143,9 @@ def create(tx: Transaction, state: State, mutation: Mutation, op: Create) -> Nod
     }
     _ADD_INODE.run(tx.connection, row)
     tx.inodes_added += 1
-    _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
-    touch_directory(tx.connection, op.parent, op.now_ns, links=int(directory))
     if regular:
         _ADD_REPLICA.run(tx.connection, {"ino": op.ino, "volume": op.home_volume, "version": 0})
         tx.after(lambda: state.register_creator(mutation.session, op.ino))
-    elif op.target:
-        tx.execute(insert(symlinks), {"ino": op.ino, "target": op.target})
-    elif directory and mutation.session.watches:
-        note_new(tx, state.notes, mutation.session.server, op.ino)
     for name, value in lists:
         tx.execute(_ADD_XATTR, {"ino": op.ino, "name": name, "value": value})
     return _born(row)
@@ -122,6 +159,14 @@ def _born(row: dict[str, int]) -> Node:
 
 def _check_create(tx: Transaction, state: State, op: Create) -> InodeRow:
     check_name(op.name)
+    _check_inode(state, op)
+    parent = get_live_directory(tx.connection, op.parent)
+    if find_entry(tx.connection, op.parent, op.name) is not None:
+        raise refused(errno.EEXIST)
+    return parent
+
+
+def _check_inode(state: State, op: Create) -> None:
     kind = stat.S_IFMT(op.mode)
     if kind not in _TYPES or op.mode & ~(kind | 0o7777):
         raise refused(errno.EINVAL, f"mode {op.mode:o}")
@@ -138,10 +183,6 @@ def _check_create(tx: Transaction, state: State, op: Create) -> InodeRow:
         raise refused(errno.ENAMETOOLONG, "target of a symbolic link")
     if b"\0" in op.target:
         raise refused(errno.EINVAL, "target of a symbolic link")
-    parent = get_live_directory(tx.connection, op.parent)
-    if find_entry(tx.connection, op.parent, op.name) is not None:
-        raise refused(errno.EEXIST)
-    return parent
 
 
 def _inherit(tx: Transaction, parent: int, mode: int) -> tuple[int, int, list[tuple[bytes, bytes]]]:
@@ -161,13 +202,14 @@ def _inherit(tx: Transaction, parent: int, mode: int) -> tuple[int, int, list[tu
 
 
 def link(tx: Transaction, state: State, mutation: Mutation, op: Link) -> Node:
-    """Another name for an inode."""
+    """Another name for an inode, or the first one for a file that was born without."""
     check_name(op.name)
     check_time(op.now_ns)
     inode = get_inode(tx.connection, op.ino)
     if stat.S_ISDIR(inode.mode):
         raise refused(errno.EPERM, "hard link to a directory")
-    if inode.nlink == 0:
+    unnamed = bool(inode.marks & UNNAMED)
+    if (inode.nlink == 0 and not unnamed) or op.ino in state.reaping:
         raise refused(errno.ENOENT, "the file has been removed")
     if inode.nlink >= LINK_MAX:
         raise refused(errno.EMLINK)
@@ -178,6 +220,11 @@ def link(tx: Transaction, state: State, mutation: Mutation, op: Link) -> Node:
     _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
     touch_directory(tx.connection, op.parent, op.now_ns)
     relink(tx.connection, op.ino, op.now_ns, 1)
+    if unnamed:
+        tx.execute(_SET_MARKS, {"b_ino": op.ino, "to_marks": inode.marks & ~UNNAMED})
+        tx.execute(_REMOVE_ORPHAN, {"b_ino": op.ino})
+        align_inode(tx, state, op.ino)  # to the policy of the directory; there was none of its own before
+        tx.after(lambda: state.got_name(op.ino))
     return node_of(get_inode(tx.connection, op.ino))
 
 

@@ -18,6 +18,7 @@ from cluster.messages import (
     Close,
     Commit,
     Create,
+    CreateUnnamed,
     Done,
     Grant,
     InodeRange,
@@ -102,7 +103,7 @@ def _with_leases(term: Term, mutation: Mutation, request: Apply, reply: Applied)
     tokens = [
         term.state.grant(session, node, now)
         for operation, node in zip(request.operations, reply.nodes, strict=True)
-        if type(operation) is Create and node is not None and node.home_volume
+        if isinstance(operation, (Create, CreateUnnamed)) and node is not None and node.home_volume
     ]
     grant = None
     if session.watches and mutation.stamp is not None:
@@ -242,13 +243,14 @@ async def take_inodes(term: Term, session: Session, request: TakeInodes) -> Inod
 
 
 async def await_copies(term: Term, _session: Session, request: AwaitCopies) -> Done:
-    """Waits until enough replicas hold the version."""
+    """Waits until enough replicas hold the version. A file without a name has no copies: there is nothing to wait for."""
     check_number(request.version, "version")
     if not 0 <= request.copies <= COPIES_MAX:
         raise refused(errno.EINVAL, f"{request.copies} copies")
 
     def ask(connection: Connection) -> int:
-        get_inode(connection, request.ino)
+        if get_inode(connection, request.ino).nlink == 0:
+            return request.copies
         return connection.execute(_HOLDING, {"ino": request.ino, "version": request.version}).scalar_one()
 
     timeout_s = max(0.0, min(request.timeout_s, AWAIT_MAX_S))

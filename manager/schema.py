@@ -65,7 +65,7 @@ inodes = Table(
     metadata,
     Column("ino", Number, primary_key=True, autoincrement=False),
     _number("mode"),  # type and permission bits
-    _number("nlink"),  # directories: 2 + subdirectories; 0: no name left, the row is in `orphans` too
+    _number("nlink"),  # directories: 2 + subdirectories; 0: no name left, or none yet: the row is in `orphans` too
     _number("uid"),
     _number("gid"),
     _number("rdev"),
@@ -80,7 +80,7 @@ inodes = Table(
     _number("home_volume"),  # 0: no content (not a regular file)
     _number("home_epoch"),
     _number("object_ctime_ns"),  # of the home's object at the last commit; 0: never committed
-    _number("marks"),  # which special attributes `xattrs` has for it: see manager.attributes
+    _number("marks"),  # which special attributes `xattrs` has for it, and more: see manager.inodes
 )
 Index("ix_inodes_dirty", inodes.c.home_volume, inodes.c.ino, sqlite_where=text("dirty = 1"), postgresql_where=text("dirty = 1"))
 

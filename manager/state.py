@@ -211,6 +211,11 @@ class State:
             self.orphaned[ino] = monotonic_s()
             self.bells.ring(REAP)
 
+    def got_name(self, ino: int) -> None:
+        """An inode has its first name: it is no orphan any more."""
+        self.unlinked.discard(ino)
+        self.orphaned.pop(ino, None)
+
     def take_doomed(self, before: float, limit: int) -> list[int]:
         """The orphans that are to be reaped now: nobody has them open, and whose last name went before that time.
 

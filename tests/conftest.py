@@ -137,6 +137,13 @@ def network(request: pytest.FixtureRequest, way_of_files: str) -> Lab:
 @pytest.fixture
 def orderly_logs(network: Lab) -> Iterator[None]:
     """Fails a test during which a process of the network met an error that nobody had thought of."""
+    with reading_logs(network):
+        yield
+
+
+@contextmanager
+def reading_logs(network: Lab) -> Iterator[None]:
+    """Fails if a process of the network meets an error meanwhile that nobody had thought of."""
     logs = [network.log(server, part) for server in network.servers for part in PARTS]
     before = {log: log.stat().st_size for log in logs if log.exists()}
     yield

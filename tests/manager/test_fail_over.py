@@ -14,6 +14,7 @@ from cluster.messages import (
     Commit,
     Content,
     Create,
+    CreateUnnamed,
     GetAttr,
     Link,
     Lookup,
@@ -40,6 +41,7 @@ class Prepared:
 
     ino: int
     new_ino: int
+    unnamed_ino: int
 
 
 def requests(there: Prepared) -> list[Apply]:
@@ -48,6 +50,8 @@ def requests(there: Prepared) -> list[Apply]:
     operations: list[Operation] = [
         Create(ROOT_INO, b"made", there.new_ino, FILE, 0, 0, 0, NOW, 1),
         Link(there.ino, ROOT_INO, b"linked", NOW),
+        CreateUnnamed(ROOT_INO, there.unnamed_ino, FILE, 0, 0, NOW, 1),
+        Link(there.unnamed_ino, ROOT_INO, b"named", NOW),
         Rename(ROOT_INO, b"old", ROOT_INO, b"renamed", 1, NOW),
         Unlink(ROOT_INO, b"doomed", NOW),
         Rmdir(ROOT_INO, b"empty", NOW),
@@ -64,21 +68,22 @@ async def prepare(mount: Peer) -> Prepared:
         await mount.make(name)
     await mount.mkdir(b"empty")
     await mount.one(SetXattr(node.ino, b"user.old", b"", 0, NOW))
-    return Prepared(node.ino, await mount.new_ino())
+    return Prepared(node.ino, await mount.new_ino(), await mount.new_ino())
 
 
 async def names(mount: Peer) -> set[bytes]:
     found = set()
-    for name in (b"made", b"linked", b"old", b"renamed", b"doomed", b"empty"):
+    for name in (b"made", b"linked", b"named", b"old", b"renamed", b"doomed", b"empty"):
         if (await mount.ask(Lookup(ROOT_INO, name))).node is not None:
             found.add(name)
     return found
 
 
 async def everything_is_there_once(mount: Peer, there: Prepared) -> None:
-    assert await names(mount) == {b"made", b"linked", b"renamed"}
+    assert await names(mount) == {b"made", b"linked", b"named", b"renamed"}
     node = (await mount.ask(GetAttr(there.ino))).node
     assert (node.nlink, node.version) == (2, 5)
+    assert (await mount.ask(GetAttr(there.unnamed_ino))).node.nlink == 1
     assert (await mount.ask(GetAttr(ROOT_INO))).node.nlink == 2
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
+AT_SYMLINK_FOLLOW = 0x400
+AT_EMPTY_PATH = 0x1000
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # of linux/falloc.h
 
@@ -76,6 +78,14 @@ def renameat2(old: bytes, new: bytes, flags: int) -> None:
     if libc.renameat2(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), old)
+
+
+def link_open(descriptor: int, new: bytes, flags: int = AT_SYMLINK_FOLLOW) -> None:
+    """linkat(2) of what is open: by its name in /proc, or for root with `AT_EMPTY_PATH` by the descriptor itself."""
+    directory, old = (descriptor, b"") if flags == AT_EMPTY_PATH else (AT_FDCWD, b"/proc/self/fd/%d" % descriptor)
+    if libc.linkat(directory, old, AT_FDCWD, os.fsencode(new), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), new)
 
 
 def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:

@@ -28,6 +28,7 @@ DEVICES = (
     (stat.S_IFCHR, os.makedev(1, 3)),
     (stat.S_IFBLK, os.makedev(240, 70_000)),
 )
+UNNAMED_FLAGS = (os.O_RDWR, os.O_RDWR, os.O_RDWR | os.O_APPEND, os.O_WRONLY, os.O_RDWR | os.O_EXCL, os.O_RDONLY)
 EXTRA_FLAGS = (os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_DIRECTORY, os.O_NOFOLLOW)
 
 
@@ -85,6 +86,7 @@ xattr_values = st.sampled_from(XATTR_LENGTHS).map(lambda length: b"v" * length)
 xattr_flags = st.sampled_from([0, 0, os.XATTR_CREATE, os.XATTR_REPLACE])
 acl_names = st.sampled_from([b"system.posix_acl_access", b"system.posix_acl_default"])
 acls = st.sampled_from(ACLS)
+unnamed_flags = st.sampled_from(UNNAMED_FLAGS).map(lambda flags: flags | os.O_TMPFILE)
 flags = st.builds(
     lambda access, extra: access | sum(extra),
     st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR]),

@@ -1,13 +1,15 @@
 """Where the tests of one mount do their work: each runs on ext4, too, and so shows that it expects what ext4 does."""
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lab.lab import Lab
-from tests.conftest import fresh
+from tests.conftest import fresh, reading_logs
+from tests.modes import FALLBACK, PASSTHROUGH
 
 
 @pytest.fixture(params=["ext4", "mount"])
@@ -15,12 +17,26 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A fresh directory that everybody may enter: once on ext4, once on a mount."""
     if request.param == "mount":
         path: Path = request.getfixturevalue("directory")
-    else:
-        for folder in (tmp_path, *tmp_path.parents):
-            if folder == Path(tempfile.gettempdir()):
-                break
-            folder.chmod(0o755)
-        path = tmp_path
+        return path
+    return _open_to_all(tmp_path)
+
+
+@pytest.fixture(params=["ext4", PASSTHROUGH, FALLBACK])
+def place_in_each_mode(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """The same on ext4, and on a mount in each of the two modes."""
+    if request.param == "ext4":
+        yield _open_to_all(tmp_path)
+        return
+    network: Lab = request.getfixturevalue(request.param)
+    with reading_logs(network):
+        yield fresh(network.mount("s1"))
+
+
+def _open_to_all(path: Path) -> Path:
+    for folder in (path, *path.parents):
+        if folder == Path(tempfile.gettempdir()):
+            break
+        folder.chmod(0o755)
     return path
 
 

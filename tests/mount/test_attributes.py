@@ -61,6 +61,17 @@ def test_a_new_owner_takes_away_the_set_id_bits(place: Path) -> None:
     assert (mode_of(path), mode_of(directory)) == (0o755, 0o6755)
 
 
+def test_an_owner_that_is_refused_takes_no_set_id_bits_away(place_in_each_mode: Path) -> None:
+    path = place_in_each_mode / "program"
+    with path.open("wb") as file:
+        file.write(b"program")
+        file.flush()
+        os.fchmod(file.fileno(), 0o6755)
+    with acting_as(BERT), pytest.raises(PermissionError):
+        os.chown(path, BERT.uid, -1)
+    assert mode_of(path) == 0o6755
+
+
 def test_who_is_not_in_the_group_cannot_set_the_group_bit(place: Path) -> None:
     path = place / "file"
     path.touch()

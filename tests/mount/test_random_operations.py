@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from tests.modes import FALLBACK, PASSTHROUGH, both_modes
 from tests.mount import choices
-from tests.mount.acting import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT, User, fallocate, renameat2
+from tests.mount.acting import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT, User, fallocate, link_open, renameat2
 from tests.mount.choices import Where
 from tests.mount.extents import extents_from
 from tests.mount.pair import Pair, Side
@@ -81,6 +81,17 @@ class RandomOperations(RuleBasedStateMachine):
     def create(self, where: Where, mode: int) -> None:
         if self.pair.open_count < MAX_OPEN:
             self.pair.open(self.at(where), os.O_RDWR | os.O_CREAT, mode, ROOT)
+
+    @rule(where=choices.paths, flags=choices.unnamed_flags, mode=choices.modes, user=choices.users)
+    def open_unnamed(self, where: Where, flags: int, mode: int, user: User) -> None:
+        if self.pair.open_count < MAX_OPEN:
+            self.pair.open(self.at(where), flags, mode, user)
+
+    @precondition(some_open)
+    @rule(index=choices.slots, new=choices.new_paths, user=choices.users)
+    def link_open(self, index: int, new: Where, user: User) -> None:
+        path = self.at(new)
+        self.pair.with_descriptor(index, f"link as {path!r}", lambda fd: link_open(fd, path), user)
 
     @precondition(some_open)
     @rule(index=choices.slots)

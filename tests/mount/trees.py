@@ -10,8 +10,7 @@ What differs between ext4 and any FUSE file system, and is left out for that rea
 - the umask beside a default ACL, which takes its place on ext4: the kernel applies both, since pyfuse3 does not ask for
   `FUSE_DONT_MASK`; what is created in such a directory gets fewer permissions, never more;
 - `st_ctime`, which nobody can set: that it moves when it should is tested by itself (`test_times.py`);
-- where holes begin (see `tests.mount.extents`), and the modes of `fallocate` that FUSE refuses by itself;
-- `O_TMPFILE`: pyfuse3 has no handler for it.
+- where holes begin (see `tests.mount.extents`), and the modes of `fallocate` that FUSE refuses by itself.
 """
 
 import hashlib

@@ -17,6 +17,8 @@ from cluster.volume import VolumeLayout
 from lab.lab import Lab
 from tests.conftest import fresh, temporary_lab
 from tests.modes import need_passthrough
+from tests.mount.acting import link_open
+from tests.mount.test_files import opened
 from tests.network.conditions import godwit, wait_for_replicas, wait_until
 
 COMMIT_S = 0.5
@@ -60,15 +62,17 @@ def test_status_says_so(lab: Lab) -> None:
     assert wait_until(reasons, "all mounts have told") == ["", "", ""]
 
 
-def test_the_kernel_does_without_the_mount(lab: Lab, here: Path) -> None:
-    with (here / "file").open("w+b", buffering=0) as file:
-        file.write(CONTENT)
+@pytest.mark.parametrize("named", [True, False], ids=["with a name", "without a name"])
+def test_the_kernel_does_without_the_mount(lab: Lab, here: Path, named: bool) -> None:
+    path, flags = (here / "file", os.O_CREAT) if named else (here, os.O_TMPFILE)
+    with opened(path, flags | os.O_RDWR) as file:
+        os.write(file, CONTENT)
         found: list[bytes] = []
 
         def work() -> None:
-            found.append(os.pread(file.fileno(), 16, 0))
-            os.pwrite(file.fileno(), b"new", 0)
-            found.append(os.pread(file.fileno(), 3, 0))
+            found.append(os.pread(file, 16, 0))
+            os.pwrite(file, b"new", 0)
+            found.append(os.pread(file, 3, 0))
 
         lab.kill("s1", "mount", signal.SIGSTOP)
         try:
@@ -79,6 +83,8 @@ def test_the_kernel_does_without_the_mount(lab: Lab, here: Path) -> None:
         finally:
             lab.kill("s1", "mount", signal.SIGCONT)
         worker.join()
+        if not named:
+            link_open(file, os.fsencode(here / "file"))
     assert done == [CONTENT[:16], b"new"]
     assert seen_from(lab, "s2", here / "file").read_bytes() == b"new" + CONTENT[3:]
 
