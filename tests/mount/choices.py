@@ -28,7 +28,7 @@ DEVICES = (
     (stat.S_IFCHR, os.makedev(1, 3)),
     (stat.S_IFBLK, os.makedev(240, 70_000)),
 )
-UNNAMED_FLAGS = (os.O_RDWR, os.O_RDWR, os.O_RDWR | os.O_APPEND, os.O_WRONLY, os.O_RDWR | os.O_EXCL, os.O_RDONLY)
+UNNAMED_FLAGS = (os.O_RDWR, os.O_RDWR, os.O_WRONLY, os.O_RDWR | os.O_EXCL, os.O_RDONLY)
 EXTRA_FLAGS = (os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_DIRECTORY, os.O_NOFOLLOW)
 
 
