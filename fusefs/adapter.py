@@ -220,6 +220,7 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        await self._namespace.before_write(self._files.ino_of(fh))
         return await self._files.write(fh, off, buf)
 
     @guarded

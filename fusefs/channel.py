@@ -143,6 +143,10 @@ class Channel:
         if _extension is not None:
             _extension.watch_flush(ino, wanted)
 
+    def kills_set_id(self, ino: int) -> bool:
+        """Whether a write of this inode that was received since the last question is to take the set-id bits away."""
+        return _extension is not None and _extension.kills_set_id(ino)
+
     def reply(self, message: bytes) -> None:
         """Answers a request that was handed over."""
         assert _extension is not None

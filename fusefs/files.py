@@ -279,6 +279,10 @@ class Files:
 
     # ---------------------------------------------------------------- writing
 
+    def ino_of(self, number: int) -> int:
+        """What a handle is of."""
+        return self._open_files.handle(number).inode.ino
+
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Writes at *offset*, or at the end if the handle was opened with `O_APPEND`; returns how much was written."""
         handle = self._open_files.handle(number)

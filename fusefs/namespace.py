@@ -232,6 +232,16 @@ class Namespace:
         node = (await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)).node
         return 0 if node is None else node.ino
 
+    async def before_write(self, ino: int) -> None:
+        """Takes the set-id bits if the write that follows does. Where nothing of the inode may be cached here, those are seen
+        that it had when it was opened, or has got on this mount since."""
+        if self._channel.kills_set_id(ino) and (state := self._open_files.get(ino)) is not None:
+            kept = self._caching.node(ino)
+            mode = (kept[0] if kept else state.node).mode
+            if has_set_id(mode):
+                changed = await self._changes.apply(SetAttr(ino, file_time_ns(), mode=without_set_id(mode)), ino)
+                state.saw(changed.made)
+
     # ----------------------------------------------------------------------------------------- extended attributes
 
     async def getxattr(self, ino: int, name: bytes, uid: int) -> bytes:

@@ -9,6 +9,7 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include "libfuse.h"
@@ -21,6 +22,7 @@ struct fuse_buf {
     size_t size;
     int flags;
     void *memory;
+    int descriptor;
 };
 
 enum { FUSE_BUF_IS_FD = 1 << 1 };
@@ -45,7 +47,21 @@ static bool hand_over(const void *message, size_t length)
     return taken;
 }
 
-/* To pyfuse3, a request that is not for it looks like an interrupted read. Only contents of files are left in a pipe by libfuse. */
+/* Large writes are left in a pipe by libfuse: their beginning is read from a copy. */
+static void look_into_pipe(int from)
+{
+    static int copy[2] = {-1, -1};
+    unsigned char beginning[STREAM_WRITE_BYTES];
+    if (copy[0] < 0 && pipe2(copy, O_CLOEXEC | O_NONBLOCK) != 0)
+        return;
+    if (tee(from, copy[1], sizeof beginning, SPLICE_F_NONBLOCK) <= 0)
+        return;
+    ssize_t count = read(copy[0], beginning, sizeof beginning);
+    if (count > 0)
+        stream_look_at_write(&stream, beginning, (size_t)count);
+}
+
+/* To pyfuse3, a request that is not for it looks like an interrupted read. */
 __attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_session *session, struct fuse_buf *buffer)
 {
     if (receive == NULL)
@@ -53,8 +69,12 @@ __attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_
     if (receive == NULL)
         return -ENOSYS;
     int count = receive(session, buffer);
-    if (count <= 0 || device < 0 || buffer->flags & FUSE_BUF_IS_FD)
+    if (count <= 0 || device < 0)
         return count;
+    if (buffer->flags & FUSE_BUF_IS_FD) {
+        look_into_pipe(buffer->descriptor);
+        return count;
+    }
     switch (stream_request(&stream, buffer->memory, buffer->size)) {
     case STREAM_TAKE:
         if (hand_over(buffer->memory, buffer->size))
@@ -151,6 +171,15 @@ static PyObject *watch_flush(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *kills_set_id(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long inode;
+    if (!PyArg_ParseTuple(args, "K", &inode))
+        return NULL;
+    return PyBool_FromLong(stream_kills_set_id(&stream, inode));
+}
+
 static PyObject *answered(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -169,6 +198,8 @@ static PyMethodDef methods[] = {
     {"will_open", will_open, METH_VARARGS,
      "will_open(is_directory, handle, flags, backing_id): what to add to the reply to the open that returns this handle."},
     {"watch_flush", watch_flush, METH_VARARGS, "watch_flush(inode, wanted): whether FUSE_FLUSH of it is taken, or answered at once."},
+    {"kills_set_id", kills_set_id, METH_VARARGS,
+     "kills_set_id(inode): whether a FUSE_WRITE of it since the last question takes the set-id bits away."},
     {"answered", answered, METH_VARARGS, "answered(unique): a request that was taken has its answer."},
     {NULL, NULL, 0, NULL},
 };

@@ -7,6 +7,7 @@
 
 enum opcode {
     OP_OPEN = 14,
+    OP_WRITE = 16,
     OP_FLUSH = 25,
     OP_INIT = 26,
     OP_OPENDIR = 27,
@@ -17,6 +18,7 @@ enum opcode {
 #define INIT_EXT (UINT64_C(1) << 30)
 #define PASSTHROUGH (UINT64_C(1) << 37)
 #define WRITEBACK_CACHE (UINT64_C(1) << 16)
+#define WRITE_KILL_SUIDGID (UINT32_C(1) << 2)
 
 struct in_header {
     uint32_t length;
@@ -51,11 +53,19 @@ struct open_out {
     uint32_t backing_id;
 };
 
+struct write_in {
+    uint64_t handle, offset;
+    uint32_t size, write_flags;
+    uint64_t lock_owner;
+    uint32_t flags, padding;
+};
+
 enum { ENTRY_OUT_BYTES = 128 }; /* what precedes open_out in the reply to FUSE_CREATE */
 
 _Static_assert(sizeof(struct in_header) == 40 && sizeof(struct out_header) == 16, "headers");
 _Static_assert(sizeof(struct init_in) == 20 && sizeof(struct init_out) == 40, "FUSE_INIT");
 _Static_assert(sizeof(struct open_out) == 16, "FUSE_OPEN");
+_Static_assert(sizeof(struct in_header) + sizeof(struct write_in) == STREAM_WRITE_BYTES, "FUSE_WRITE");
 _Static_assert(sizeof(struct out_header) == STREAM_ANSWER_BYTES, "an answer without a body");
 
 /* ---------------------------------------------------------------------------------------------------------------- maps */
@@ -146,6 +156,7 @@ void stream_destroy(struct stream *stream)
     free(stream->opens.slots);
     free(stream->under_way.slots);
     free(stream->watched.slots);
+    free(stream->killing.slots);
     *stream = (struct stream){0};
 }
 
@@ -186,6 +197,9 @@ enum stream_verdict stream_request(struct stream *stream, const void *message, s
         look_at_init(stream, body, length - sizeof header);
         map_put(&stream->asked, header.unique, header.opcode);
         return STREAM_PASS;
+    case OP_WRITE:
+        stream_look_at_write(stream, message, length);
+        return STREAM_PASS;
     case OP_OPENDIR:
         if (is_taken(stream, OP_OPENDIR))
             break;
@@ -211,6 +225,23 @@ enum stream_verdict stream_request(struct stream *stream, const void *message, s
             return STREAM_PASS;
     }
     return map_put(&stream->under_way, header.unique, header.opcode) ? STREAM_TAKE : STREAM_PASS;
+}
+
+void stream_look_at_write(struct stream *stream, const void *beginning, size_t length)
+{
+    struct in_header header;
+    struct write_in write;
+    if (length < STREAM_WRITE_BYTES)
+        return;
+    memcpy(&header, beginning, sizeof header);
+    memcpy(&write, (const unsigned char *)beginning + sizeof header, sizeof write);
+    if (header.opcode == OP_WRITE && write.write_flags & WRITE_KILL_SUIDGID)
+        map_put(&stream->killing, header.inode, 1);
+}
+
+bool stream_kills_set_id(struct stream *stream, uint64_t inode)
+{
+    return map_take(&stream->killing, inode, NULL);
 }
 
 void stream_answered(struct stream *stream, uint64_t unique)

@@ -19,7 +19,7 @@ enum stream_verdict {
 
 enum stream_kind { STREAM_FILE, STREAM_DIRECTORY };
 
-enum { STREAM_ANSWER_BYTES = 16, STREAM_PATCHED_BYTES = 256 };
+enum { STREAM_ANSWER_BYTES = 16, STREAM_PATCHED_BYTES = 256, STREAM_WRITE_BYTES = 80 };
 
 /* A map from numbers to numbers. */
 struct stream_map {
@@ -41,6 +41,7 @@ struct stream {
     struct stream_map opens; /* for replies to opens: flags and backing ids by handles */
     struct stream_map under_way; /* taken requests, by their unique numbers */
     struct stream_map watched;   /* inodes whose FUSE_FLUSH is for Godwit */
+    struct stream_map killing;   /* inodes with a write that takes the set-id bits, of which nobody has asked yet */
     unsigned char answer[STREAM_ANSWER_BYTES];
 };
 
@@ -49,6 +50,12 @@ void stream_destroy(struct stream *stream);
 
 /* What is to be done with a request that was read from the kernel. */
 enum stream_verdict stream_request(struct stream *stream, const void *message, size_t length);
+
+/* Notes of a FUSE_WRITE, of which the beginning is enough, whether it takes the set-id bits away (FUSE_WRITE_KILL_SUIDGID). */
+void stream_look_at_write(struct stream *stream, const void *beginning, size_t length);
+
+/* Whether a write of the inode that was received since the last question takes them. */
+bool stream_kills_set_id(struct stream *stream, uint64_t inode);
 
 /* Godwit has answered a request that it took. */
 void stream_answered(struct stream *stream, uint64_t unique);

@@ -15,7 +15,7 @@ NATIVE = Path(__file__).parents[2] / "fusefs" / "native"
 DRIVER = Path(__file__).parent / "native" / "stream_driver.c"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 
-OPEN, FLUSH, INIT, OPENDIR, SETLKW, CREATE, INTERRUPT, FALLOCATE, LSEEK = 14, 25, 26, 27, 33, 35, 36, 43, 46
+OPEN, WRITE, FLUSH, INIT, OPENDIR, SETLKW, CREATE, INTERRUPT, FALLOCATE, LSEEK = 14, 16, 25, 26, 27, 33, 35, 36, 43, 46
 TAKEN = (FLUSH, SETLKW, FALLOCATE, LSEEK)
 WANTED = InitFlag.PASSTHROUGH | InitFlag.FLOCK_LOCKS
 INIT_EXT = 1 << 30
@@ -170,6 +170,25 @@ def test_a_flush_is_answered_at_once_unless_somebody_wants_it(driver: Path) -> N
     assert [lines[0], lines[2], lines[3], lines[5]] == [answers[0], "take", answers[1], answers[2]]
 
 
+def test_writes_that_take_the_set_id_bits_are_noticed_once(driver: Path) -> None:
+    def write(flags: int, ino: int, content: bytes = b"new") -> Command:
+        return request(WRITE, 50, struct.pack("<QQIIQII", 1, 0, len(content), flags, 0, 0, 0) + content, ino=ino)
+
+    def asked(ino: int) -> Command:
+        return "K", struct.pack("<Q", ino)
+
+    kills, whole = 4 | 1, write(4, 9)[1]
+    lines = play(
+        driver,
+        [
+            *(write(1, 7), asked(7), write(kills, 7), write(kills, 7), asked(8), asked(7), asked(7)),
+            *(("L", whole[:79]), asked(9), ("L", whole[:80]), asked(9), ("L", request(OPEN, 51, bytes(40))[1]), asked(7)),
+        ],
+    )
+    assert lines[:7] == ["pass", "no", "pass", "pass", "no", "yes", "no"]
+    assert lines[7:13] == ["ok", "no", "ok", "yes", "ok", "no"]
+
+
 @pytest.mark.parametrize("length", [0, 1, 39, 40, 47, 55, 59])
 def test_truncated_requests_go_to_libfuse(driver: Path, length: int) -> None:
     letter, whole = init_request(*ALL)
@@ -191,7 +210,7 @@ def test_messages_at_random(driver: Path) -> None:
 
 def random_commands(rng: random.Random) -> Iterable[Command]:
     """Requests and replies that nearly fit together, some with bytes changed, added or cut off."""
-    opcodes = (OPEN, FLUSH, INIT, OPENDIR, SETLKW, CREATE, INTERRUPT, FALLOCATE, LSEEK, 0, 63, 64, 4096)
+    opcodes = (OPEN, WRITE, FLUSH, INIT, OPENDIR, SETLKW, CREATE, INTERRUPT, FALLOCATE, LSEEK, 0, 63, 64, 4096)
     for _ in range(2000):
         unique, size = rng.randrange(50), rng.choice((0, 4, 8, 15, 16, 20, 40, 64, 143, 144, 200, 300))
         body = rng.randbytes(size)
@@ -202,6 +221,8 @@ def random_commands(rng: random.Random) -> Iterable[Command]:
                 will_open(rng.randrange(30), rng.randrange(256), rng.randrange(9), directory=rng.random() < 0.3),
                 ("F", struct.pack("<QII", rng.randrange(1000), rng.random() < 0.7, 0)),
                 ("A", struct.pack("<Q", unique)),
+                ("L", request(WRITE, unique, body, ino=rng.randrange(20))[1]),
+                ("K", struct.pack("<Q", rng.randrange(20))),
                 ("D", request(rng.choice(opcodes), unique)[1]),
             ]
         )

@@ -19,16 +19,18 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
-def write(path: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def write(path: Path, content: bytes = b"x", flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags)
     try:
-        os.write(descriptor, b"x")
+        os.write(descriptor, content)
     finally:
         os.close(descriptor)
 
 
 CONTENT_CHANGES: dict[str, Callable[[Path], object]] = {
     "write": write,
+    "append": lambda path: write(path, b"more", os.O_APPEND),
+    "append much": lambda path: write(path, bytes(1 << 20), os.O_APPEND),
     "truncate": lambda path: os.truncate(path, 1),
     "open with O_TRUNC": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
 }

@@ -262,6 +262,21 @@ def test_set_id_bits_go(here: Path, change: str) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o777
 
 
+@pytest.mark.parametrize("content", ["b'x'", "bytes(1 << 20)"], ids=["a byte", "a MiB"])
+def test_set_id_bits_go_when_it_is_written_from_another_server(lab: Lab, here: Path, content: str) -> None:
+    for path in (here, here.parent):
+        path.chmod(0o755)
+    path = here / "program"
+    path.write_bytes(CONTENT)
+    path.chmod(0o6777)
+    with path.open("rb"):  # so its home stays here
+        there = seen_from(lab, "s2", path)
+        there.write_bytes(CONTENT)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o6777, "root may"
+        run_as(ANYBODY, f"os.write(os.open(sys.argv[1], os.O_WRONLY), {content})", there)
+        assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(there.stat().st_mode) == 0o777
+
+
 def test_a_writer_loses_set_id_bits_that_came_after_its_open(here: Path) -> None:
     path = here / "program"
     path.write_bytes(CONTENT)

@@ -8,6 +8,8 @@
  *   F watch_flush: inode (uint64), wanted (uint32)
  *   A answered: unique (uint64)
  *   D declined: the request
+ *   L look_at_write: the beginning of the request
+ *   K kills_set_id: inode (uint64)
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -68,6 +70,12 @@ static void command(struct stream *stream, char letter, unsigned char *bytes, si
         memcpy(&unique, bytes, sizeof unique);
         stream_answered(stream, unique);
         puts("ok");
+    } else if (letter == 'L') {
+        stream_look_at_write(stream, bytes, length);
+        puts("ok");
+    } else if (letter == 'K' && length == sizeof unique) {
+        memcpy(&unique, bytes, sizeof unique);
+        puts(stream_kills_set_id(stream, unique) ? "yes" : "no");
     } else if (letter == 'D' && length >= 40) {
         stream_declined(stream, bytes);
         puts("ok");
