@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include "libfuse.h"
@@ -26,10 +27,12 @@ struct fuse_buf {
 };
 
 enum { FUSE_BUF_IS_FD = 1 << 1 };
+enum { FOLLOWERS_MAX = 64 };
 
 static struct stream stream;
 static PyObject *on_request; /* called with each message that is taken out; NULL before `prepare` */
 static int device = -1;      /* of the session that is hooked */
+static bool has_answered;    /* Godwit has, since the last request was received */
 static int (*receive)(struct fuse_session *, struct fuse_buf *); /* libfuse's */
 
 /* --------------------------------------------------------------------------------------------------- between the two */
@@ -61,6 +64,37 @@ static void look_into_pipe(int from)
         stream_look_at_write(&stream, beginning, (size_t)count);
 }
 
+/* Whether a request that was received needs nothing more from pyfuse3. */
+static bool is_done(const struct fuse_buf *buffer)
+{
+    if (buffer->flags & FUSE_BUF_IS_FD) {
+        look_into_pipe(buffer->descriptor);
+        return false;
+    }
+    switch (stream_request(&stream, buffer->memory, buffer->size)) {
+    case STREAM_TAKE:
+        if (hand_over(buffer->memory, buffer->size))
+            return true;
+        stream_declined(&stream, buffer->memory);
+        return false;
+    case STREAM_ANSWER:
+        /* Fails only when the kernel does not wait any more. */
+        (void)!write(device, stream.answer, sizeof stream.answer);
+        has_answered = true;
+        return true;
+    case STREAM_PASS:
+        break;
+    }
+    return false;
+}
+
+/* Whether another request has come meanwhile: taken in the same step it need not wait until pyfuse3 and trio come back here. */
+static bool is_followed(void)
+{
+    struct pollfd requests = {.fd = device, .events = POLLIN};
+    return poll(&requests, 1, 0) == 1 && requests.revents == POLLIN;
+}
+
 /* To pyfuse3, a request that is not for it looks like an interrupted read. */
 __attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_session *session, struct fuse_buf *buffer)
 {
@@ -68,27 +102,17 @@ __attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_
         *(void **)&receive = libfuse_function("fuse_session_receive_buf");
     if (receive == NULL)
         return -ENOSYS;
-    int count = receive(session, buffer);
-    if (count <= 0 || device < 0)
-        return count;
-    if (buffer->flags & FUSE_BUF_IS_FD) {
-        look_into_pipe(buffer->descriptor);
-        return count;
+    for (int follower = 0; follower < FOLLOWERS_MAX; follower++) {
+        has_answered = false;
+        int count = receive(session, buffer);
+        if (count <= 0)
+            return count == -EAGAIN ? -EINTR : count;
+        if (device < 0 || !is_done(buffer))
+            return count;
+        if (!has_answered || !is_followed())
+            break;
     }
-    switch (stream_request(&stream, buffer->memory, buffer->size)) {
-    case STREAM_TAKE:
-        if (hand_over(buffer->memory, buffer->size))
-            return -EINTR;
-        stream_declined(&stream, buffer->memory);
-        break;
-    case STREAM_ANSWER:
-        /* Fails only when the kernel does not wait any more. */
-        (void)!write(device, stream.answer, sizeof stream.answer);
-        return -EINTR;
-    case STREAM_PASS:
-        break;
-    }
-    return count;
+    return -EINTR;
 }
 
 /* Notifications come from other threads, without the interpreter's lock: stream_reply lets them pass before it looks at anything
@@ -187,6 +211,7 @@ static PyObject *answered(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "K", &unique))
         return NULL;
     stream_answered(&stream, unique);
+    has_answered = true;
     Py_RETURN_NONE;
 }
 
