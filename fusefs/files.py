@@ -135,6 +135,7 @@ class Files:
             await self._homes.reach(state)
         await self._register(state, write=write)
         if write:
+            await self._leases.hold(state.ino)  # what was asked for long ago, of a manager that is gone now, may have ended
             await self._homes.reach(state)  # the home may have moved until we were registered, from when on it does not
         else:
             await self._homes.reach_here(state)
@@ -252,7 +253,13 @@ class Files:
         state.registered = state.registered_write = True
         state.caps = False
         state.changed = True
-        return self._open_files.open_handle(state, write=True, append=append), made
+        number = self._open_files.open_handle(state, write=True, append=append)
+        try:
+            await self._leases.hold(node.ino)
+        except GodwitError:
+            self._open_files.release_handle(number)
+            raise
+        return number, made
 
     def release(self, number: int) -> None:
         """Ends a handle that the kernel gave up. What was written is committed in the background."""

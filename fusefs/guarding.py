@@ -79,7 +79,7 @@ class Guard:
                 except GodwitError as error:
                     log.debug("inode %d is not regained yet: %s", state.ino, error)
                     await trio.sleep(LOOK_S)
-                    if isinstance(state.home, LocalObject):
+                    if isinstance(state.home, LocalObject) and not self._may_be_written(state.ino, trio.current_time()):
                         self._fence(state.home)
                 else:
                     log.info("inode %d can be written again", state.ino)

@@ -108,3 +108,37 @@ def test_what_a_mount_writes_after_it_was_stopped_harms_nobody(lab: Lab, tmp_pat
     wait_for_replicas(lab, str(elsewhere), 2)
     for name in lab.servers:
         assert (lab.mount(name) / "file").read_bytes()[: len(expected)] == expected, name
+
+
+MAKERS = """
+import os, sys, threading, time
+def write(path):
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+        for _ in range(500):
+            os.write(descriptor, b"x")
+            time.sleep(0.001)
+    except OSError as error:
+        failed.append(str(error))
+failed = []
+threads = [threading.Thread(target=write, args=(f"{sys.argv[1]}/{number}",)) for number in range(32)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.exit("; ".join(failed) or None)
+"""
+
+
+def test_a_file_that_is_made_while_nobody_manages_can_be_written_as_soon_as_it_is_open(lab: Lab) -> None:
+    """What the new manager grants was asked for longer than an access time ago."""
+    manager = godwit(lab, "status")["manager"]
+    made = lab.mount("s1") / "made"
+    made.mkdir()
+    lab.kill(manager, "manager", signal.SIGSTOP)
+    try:
+        done = subprocess.run([sys.executable, "-c", MAKERS, made], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    finally:
+        lab.kill(manager, "manager", signal.SIGCONT)
+    assert done.stderr == ""
+    assert {path.read_bytes() for path in made.iterdir()} == {b"x" * 500}
