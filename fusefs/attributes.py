@@ -3,6 +3,8 @@
 import os
 import stat
 
+import msgspec
+
 from cluster.content import content_of, overlay
 from cluster.errors import Fenced, Refused, Unavailable
 from cluster.messages import Content, GetAttr, Node
@@ -12,6 +14,17 @@ from fusefs.leases import Leases
 from fusefs.objects import LocalObject, RemoteObject
 from fusefs.openfiles import OpenFiles, OpenInode
 from fusefs.peers import Peers
+
+
+def with_content_of(present: Node, node: Node) -> Node:
+    """*node* with the size and times of *present*, which is the same file as it was a moment before."""
+    return msgspec.structs.replace(
+        node,
+        size=present.size,
+        blocks=present.blocks,
+        mtime_ns=present.mtime_ns,
+        ctime_ns=max(node.ctime_ns, present.ctime_ns),
+    )
 
 
 class Attributes:

@@ -30,7 +30,7 @@ from cluster.messages import (
     Unlink,
 )
 from cluster.session import ManagerSession
-from fusefs.attributes import Attributes
+from fusefs.attributes import Attributes, with_content_of
 from fusefs.caching import NOTHING, Allowance, Caching, Seen
 from fusefs.changes import Changes
 from fusefs.channel import Channel, InitFlag
@@ -194,11 +194,13 @@ class Namespace:
         return self._changes.seen(made, parent, name)
 
     async def link(self, ino: int, parent: int, name: bytes) -> Seen:
+        # The home is asked before: from the manager's answer on others may act on the name, which the kernel does not know yet.
+        before = await self._attributes.live((await self._node(ino))[0])
         linked = await self._changes.apply(Link(ino, parent, name, file_time_ns()), parent, names={(parent, name): ino})
         self._paths.saw(ino, parent, name)
         if (state := self._open_files.get(ino)) is not None:
             state.sync_copies = None  # it may have had no name, and so no policy
-        node = await self._attributes.live(linked.made)
+        node = self._attributes.at_once(linked.made) or with_content_of(before, linked.made)
         allowed = linked.allowed
         return self._caching.seen(node, allowed.until_s(ino), parent, name, allowed.until_s(parent))
 
