@@ -18,7 +18,6 @@ PREFERRED_IO_BYTES = 128 * 1024
 DIRECTORY_BYTES = 4096
 
 _ENTRY = struct.Struct("<QQQQII")  # inode, generation; for how long name and attributes are good: seconds, nanoseconds
-_VALID = struct.Struct("<QI4x")  # for how long attributes are good
 _ATTRIBUTES = struct.Struct("<QQQqqqIIIIIIIIII")  # inode, size, blocks, times in seconds, their nanoseconds, mode, links, …
 _OPEN = struct.Struct("<QIi")  # handle, flags, backing id
 _STATX_VALID = struct.Struct("<QI4x16x")  # for how long it is good; flags, spare
@@ -40,12 +39,6 @@ def entry(seen: Seen) -> bytes:
     if seen.node is None:
         return _ENTRY.pack(0, 0, entry_s, 0, entry_ns, 0) + _NO_ATTRIBUTES
     return _ENTRY.pack(seen.node.ino, 0, entry_s, attr_s, entry_ns, attr_ns) + _attributes(seen.node)
-
-
-def attributes(seen: Seen) -> bytes:
-    """An inode's attributes."""
-    assert seen.node is not None
-    return _VALID.pack(*divmod(int(seen.attr_s * NS), NS)) + _attributes(seen.node)
 
 
 def _attributes(node: Node) -> bytes:

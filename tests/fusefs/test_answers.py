@@ -46,15 +46,9 @@ def test_a_name_that_does_not_exist() -> None:
     assert refusal.value.errno == errno.ENOENT
 
 
-def test_attributes() -> None:
-    answer = answers.attributes(SEEN)
-    assert struct.unpack_from("<QI", answer) == (2, 250_000_000)
-    check_attributes(answer[16:])
-
-
 def test_all_directories_look_alike() -> None:
     directory = Seen(Node(8, stat.S_IFDIR | 0o755, 2, 0, 0, 0, 77, 1, 0, 0, 0, 0))
-    assert struct.unpack_from("<QQQ", answers.attributes(directory), 16) == (8, 4096, 8)
+    assert struct.unpack_from("<QQQ", answers.entry(directory), 40) == (8, 4096, 8)
     assert struct.unpack_from("<QQQ", answers.statx(directory), 64) == (8, 4096, 8)
 
 
