@@ -79,7 +79,8 @@ class Namespace:
         if known is not None:
             node, allowed, names = known
             present = None if node is None else await self._attributes.live(node)
-            return self._found(present, allowed, parent, name, names)
+            attr_until_s = 0.0 if node is None else allowed.until_s(node.ino)
+            return self._caching.seen(present, attr_until_s, parent, name, names.until_s(parent))
         asked_s = trio.current_time()
         found = await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)
         allowed = self._caching.take(found.grant, asked_s)
@@ -89,10 +90,6 @@ class Namespace:
         self._caching.keep_node(found.node, allowed)
         node = await self._attributes.live(found.node)
         return self._caching.seen(node, allowed.until_s(node.ino), parent, name, allowed.until_s(parent))
-
-    def _found(self, node: Node | None, allowed: Allowance, parent: int, name: bytes, names: Allowance) -> Seen:
-        attr_until_s = 0.0 if node is None else allowed.until_s(node.ino)
-        return self._caching.seen(node, attr_until_s, parent, name, names.until_s(parent))
 
     def _listed(self, parent: int, name: bytes) -> tuple[Node | None, Allowance, Allowance] | None:
         """What is known of all names in the directory says of one, with the allowances of the node and the name; None if that is

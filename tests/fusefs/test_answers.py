@@ -1,12 +1,8 @@
 """Answers that the mount writes itself, as the kernel reads them (include/uapi/linux/fuse.h)."""
 
-import errno
 import stat
 import struct
 
-import pytest
-
-from cluster.errors import Refused
 from cluster.messages import Node
 from fusefs import answers
 from fusefs.caching import Seen
@@ -36,14 +32,6 @@ def test_a_name() -> None:
     answer = answers.entry(SEEN)
     assert struct.unpack_from("<QQQQII", answer) == (7, 0, 9, 2, 0, 250_000_000)
     check_attributes(answer[40:])
-
-
-def test_a_name_that_does_not_exist() -> None:
-    absent = answers.entry(Seen(None, entry_s=1.5))
-    assert absent == struct.pack("<QQQQII", 0, 0, 1, 0, 500_000_000, 0) + bytes(88)
-    with pytest.raises(Refused) as refusal:
-        answers.entry(Seen(None))
-    assert refusal.value.errno == errno.ENOENT
 
 
 def test_all_directories_look_alike() -> None:
