@@ -116,6 +116,9 @@ class Node(Message, frozen=True, array_like=True, tag="node"):
     object_ctime_ns: int = 0
 
 
+COOKIE_TERM_BITS = 40  # cookies of entries are `term << COOKIE_TERM_BITS | number`, so that they grow over all terms
+
+
 class Entry(Message, frozen=True, array_like=True, tag="entry"):
     """One directory entry; `cookie` is its position in the listing: above 2, growing, never used again in this directory."""
 

@@ -109,11 +109,12 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True)
 class KeptListing:
-    """A whole listing, with the directory's parent."""
+    """A whole listing, with the directory's parent and the mark of its positions."""
 
     entries: list[Listed]
     parent: int
     allowed: Allowance
+    mark: int = 0
 
     @cached_property
     def by_name(self) -> dict[bytes, int]:
@@ -126,13 +127,13 @@ class Contents:
     """All names that there are in a directory: those of a listing (None: it was empty), and what this mount has changed since."""
 
     listing: KeptListing | None
-    changes: dict[bytes, int]
+    changes: dict[bytes, int | None]
     allowed: Allowance
 
-    def ino_of(self, name: bytes) -> int:
-        """The inode of a name, 0 if there is none."""
-        if (ino := self.changes.get(name)) is not None:
-            return ino
+    def ino_of(self, name: bytes) -> int | None:
+        """The inode of a name, 0 if there is none; None if this mount changed it without knowing to what."""
+        if name in self.changes:
+            return self.changes[name]
         return 0 if self.listing is None else self.listing.by_name.get(name, 0)
 
 

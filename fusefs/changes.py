@@ -14,7 +14,8 @@ from cluster.session import ManagerSession
 from fusefs.caching import Allowance, Caching, Contents, Seen
 from fusefs.recalls import Recalls
 
-Names: TypeAlias = Mapping[tuple[int, bytes], int]
+Names: TypeAlias = Mapping[tuple[int, bytes], int | None]
+"""What becomes of names, by directory and name: an inode, 0 for none, None for what is not known."""
 
 _NO_NAMES: Names = MappingProxyType({})
 
@@ -51,20 +52,18 @@ class Changes:
         await self._recalls.outlive(until_s)
 
     async def apply(self, operation: Operation, *locked: int, names: Names = _NO_NAMES) -> Changed:
-        """Applies *operation*; the kernel holds the locks of *locked* meanwhile. Raises `GodwitError`.
-
-        *names*: what becomes of names, by directory and name: an inode, or 0 for none.
-        """
+        """Applies *operation*, which changes *names*; the kernel holds the locks of *locked* meanwhile. Raises `GodwitError`."""
         asked_s = trio.current_time()
+        held = {directory: self._caching.holding(directory) for directory, _ in names}
         try:
             with self._recalls.changing(*locked):
                 applied = await self._session.apply_for_tokens([operation], timeout_s=self._timeout_s)
         except Refused:
             raise
         except GodwitError:
-            self._caching.changed({directory for directory, _ in names}, None, asked_s)  # it may be done all the same
+            self._caching.changed(held, None, asked_s)  # it may be done all the same
             raise
-        known = {directory: self._caching.contents(directory) for directory, _ in names}
+        known = {directory: self._caching.contents(directory) for directory in held if self._is_held(directory, held[directory])}
         allowed = self._caching.changed(applied.touched, applied.grant, asked_s)
         for node in (*applied.directories, *applied.nodes):
             if node is not None:
@@ -76,6 +75,10 @@ class Changes:
                 self._caching.keep_contents(directory, Contents(contents.listing, changes, allowed))
         (node,) = applied.nodes
         return Changed(node, applied.tokens, allowed)
+
+    def _is_held(self, directory: int, since: int | None) -> bool:
+        """Whether nobody else can have changed the directory since *since* was its `Caching.holding`."""
+        return since is not None and since == self._caching.holding(directory)
 
     async def make(self, create: Create) -> Changed:
         """Makes something in a directory whose lock the kernel holds. Raises `GodwitError`."""

@@ -14,14 +14,16 @@ from collections.abc import Iterator
 import trio
 
 from cluster.errors import GodwitError, Refused
-from cluster.messages import GetAttr, GetParent, Node, ReadDir, Sync
+from cluster.messages import COOKIE_TERM_BITS, GetAttr, GetParent, Node, ReadDir, Sync
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes
 from fusefs.caching import NOTHING, Allowance, Caching, KeptListing, Listed, Seen
 from fusefs.channel import OpenFlag
 from fusefs.files import Files
+from fusefs.listings import COOKIE_MAX, Marks, cookie_of, position
 from fusefs.opens import DOTDOT_COOKIE, OpenDirectory, Opens
 from fusefs.paths import LastKnownPaths
+from fusefs.recalls import Kernel
 
 PAGE_ENTRIES = 512
 ANSWER_ENTRIES = 256  # about what fits into one answer to the kernel
@@ -29,6 +31,8 @@ DOT_COOKIE = 1
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
 QUIET_S = 2.0  # a directory that is open for longer is registered
 TOLD_MAX = 10_000
+TERM_MAX = COOKIE_MAX >> COOKIE_TERM_BITS  # of the managers whose cookies have room for a mark
+THREADS = 4
 REGISTER_S = 1.0  # before its lease would end
 
 
@@ -43,6 +47,7 @@ class Directories:
         caching: Caching,
         attributes: Attributes,
         paths: LastKnownPaths,
+        kernel: Kernel,
         timeout_s: float,
     ) -> None:
         self._session = session
@@ -51,9 +56,12 @@ class Directories:
         self._caching = caching
         self._attributes = attributes
         self._paths = paths
+        self._kernel = kernel
         self._timeout_s = timeout_s
         self._open: dict[int, OpenDirectory] = {}
-        self._told_until_s: OrderedDict[int, float] = OrderedDict()  # directories whose listings the kernel has, with their nodes
+        self._told: OrderedDict[int, Allowance] = OrderedDict()  # of the listing, with its nodes, that the kernel was told last
+        self._marks = Marks()
+        self._threads = trio.CapacityLimiter(THREADS)
         self._numbers = itertools.count(1)
 
     async def opendir(self, ino: int) -> int:
@@ -68,15 +76,19 @@ class Directories:
     def flags(self, number: int) -> OpenFlag:
         """What the kernel is told with the handle: to keep the listing that it has cached only if that is good, and so is what it
         has of the entries; else it asks for them all again at once."""
-        keep = self._told_until_s.get(self._open[number].ino, 0.0) > trio.current_time()
-        return OpenFlag.CACHE_DIR | (OpenFlag.KEEP_CACHE if keep else OpenFlag(0))
+        if self._session.term > TERM_MAX:
+            return OpenFlag(0)
+        directory = self._open[number]
+        told = self._told.get(directory.ino, NOTHING)
+        directory.keeps_cache = told.until_s(directory.ino) > trio.current_time()
+        return OpenFlag.CACHE_DIR | (OpenFlag.KEEP_CACHE if directory.keeps_cache else OpenFlag(0))
 
     def _tells(self, directory: OpenDirectory) -> None:
         """The kernel is told the listing from its beginning."""
-        now, told = trio.current_time(), self._told_until_s
+        now, told = trio.current_time(), self._told
         told.pop(directory.ino, None)
-        told[directory.ino] = directory.until_s()
-        while told and (len(told) > TOLD_MAX or next(iter(told.values())) <= now):
+        told[directory.ino] = directory.allowed
+        while told and (len(told) > TOLD_MAX or next(iter(told.values())).deadline_s <= now):
             told.popitem(last=False)
 
     def _open_quietly(self, ino: int) -> OpenDirectory | None:
@@ -112,12 +124,23 @@ class Directories:
 
     # ------------------------------------------------------------------------------------------------------ pages
 
-    async def page(self, number: int, after: int) -> Iterator[tuple[bytes, int, Seen]]:
-        """Names, cookies greater than *after*, and what the kernel is told of each; empty when the listing has ended there.
+    async def page(self, number: int, start: int) -> Iterator[tuple[bytes, int, Seen]]:
+        """The entries behind the position *start*: their names, where they end, and what the kernel is told of each; empty when
+        the listing has ended there.
 
         To be gone through, as far as the answer has room, and answered without an await.
         """
-        directory = self._open[number]
+        directory, after = self._open[number], cookie_of(start)
+        found = await self._look(directory, after)
+        if found is not None:
+            return self._tell(directory, after, *found)
+        if not directory.mark or directory.until_s() <= trio.current_time():
+            await self._drop_cache(directory.ino)
+        return iter(())
+
+    async def _look(self, directory: OpenDirectory, after: int) -> tuple[list[Listed], list[tuple[Node, float]]] | None:
+        """The entries behind the cookie *after*, with their present attributes and until when these may be kept; None if there
+        are none, not even `.` and `..`, or the directory is gone."""
         try:
             if after < DOTDOT_COOKIE:
                 await self._begin(directory)
@@ -126,27 +149,35 @@ class Directories:
         except Refused as error:
             if error.errno not in GONE:
                 raise
-            return iter(())
-        return self._told(directory, after, entries, present)
+            return None
+        return (entries, present) if entries or after < DOTDOT_COOKIE else None
 
-    def _told(
+    def _tell(
         self, directory: OpenDirectory, after: int, entries: list[Listed], present: list[tuple[Node, float]]
     ) -> Iterator[tuple[bytes, int, Seen]]:
-        dots = [(b".", DOT_COOKIE, directory.ino), (b"..", DOTDOT_COOKIE, directory.parent)]
-        yield from ((name, cookie, Seen(_directory(ino))) for name, cookie, ino in dots if cookie > after)
         if after < DOTDOT_COOKIE:
             self._tells(directory)
-        until_s, seen, parent = directory.until_s(), self._caching.seen, directory.ino
+        until_s, mark, seen, parent = directory.until_s(), directory.mark, self._caching.seen, directory.ino
+        dots = [(b".", DOT_COOKIE, directory.ino), (b"..", DOTDOT_COOKIE, directory.parent)]
+        for name, cookie, ino in dots:
+            if cookie > after:
+                yield name, position(cookie, mark), seen(_directory(ino), 0.0, parent, name, until_s)
         for (cookie, name, _node, _allowed), (node, attr_until_s) in zip(entries, present, strict=True):
-            yield name, cookie, seen(node, attr_until_s, parent, name, until_s)
+            yield name, position(cookie, mark), seen(node, attr_until_s, parent, name, until_s)
+
+    async def _drop_cache(self, ino: int) -> None:
+        await trio.to_thread.run_sync(self._kernel.drop_inode, ino, abandon_on_cancel=True, limiter=self._threads)
 
     async def _begin(self, directory: OpenDirectory) -> None:
         """From the beginning: from what is kept, if it is good at this moment, else by asking."""
+        stale, directory.keeps_cache = directory.keeps_cache, True
         kept = self._caching.listing(directory.ino)
         if kept is not None:
-            directory.begin(kept.parent, kept.entries, kept.allowed, whole=True)
+            directory.begin_kept(kept)
             return
-        directory.begin(0, [], NOTHING, whole=False)
+        if stale:
+            await self._drop_cache(directory.ino)
+        directory.begin(self._marks.another({other.mark for other in self._open.values() if other.ino == directory.ino}))
         await self._fetch(directory, DOTDOT_COOKIE)
         # Asked under the lease for the listing, if there is one: who moves the directory now has to recall it.
         directory.parent = (await self._session.call(GetParent(directory.ino), timeout_s=self._timeout_s)).ino
@@ -175,7 +206,8 @@ class Directories:
 
     def _keep(self, directory: OpenDirectory) -> None:
         if directory.end and directory.from_start and directory.parent:
-            self._caching.keep_listing(directory.ino, KeptListing(directory.entries, directory.parent, directory.allowed))
+            kept = KeptListing(directory.entries, directory.parent, directory.allowed, directory.mark)
+            self._caching.keep_listing(directory.ino, kept)
 
     async def _present(self, directory: OpenDirectory, entries: list[Listed]) -> list[tuple[Node, float]]:
         """The present attributes of each, and until when they may be kept: the kernel takes them over, so stale ones could cut

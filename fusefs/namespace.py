@@ -32,7 +32,7 @@ from cluster.messages import (
 from cluster.session import ManagerSession
 from fusefs.attributes import Attributes, with_content_of
 from fusefs.caching import NOTHING, Allowance, Caching, Seen
-from fusefs.changes import Changes
+from fusefs.changes import Changes, Names
 from fusefs.channel import Channel, InitFlag
 from fusefs.directories import Directories
 from fusefs.files import SECURITY_CAPABILITY, Files
@@ -95,10 +95,10 @@ class Namespace:
         """What is known of all names in the directory says of one, with the allowances of the node and the name; None if that is
         not enough."""
         contents = self._caching.contents(parent)
-        if contents is None or len(name) > NAME_MAX:
+        ino = None if contents is None or len(name) > NAME_MAX else contents.ino_of(name)
+        if contents is None or ino is None:
             return None
-        ino = contents.ino_of(name)
-        if not ino:
+        if ino == 0:
             return None, NOTHING, contents.allowed
         kept = self._caching.node(ino)
         return None if kept is None else (*kept, contents.allowed)
@@ -198,12 +198,15 @@ class Namespace:
             self._caching.removed_name(parent, name)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        held = [self._caching.holding(directory) for directory in (parent, new_parent)]
         source, target = await self._named(parent, name), await self._named(new_parent, new_name)
         with self._changes.under_way(parent, new_parent, source, target):
             await self._directories.register(target)
             exchange = bool(flags & RENAME_EXCHANGE)
-            # Nothing happens to two names of one inode.
-            names = {} if source == target else {(parent, name): target if exchange else 0, (new_parent, new_name): source}
+            names: Names = {(parent, name): None, (new_parent, new_name): None}
+            if None not in held and held == [self._caching.holding(directory) for directory in (parent, new_parent)]:
+                # Nobody else can have changed them meanwhile. Nothing happens to two names of one inode.
+                names = {} if source == target else {(parent, name): target if exchange else 0, (new_parent, new_name): source}
             await self._changes.apply(Rename(parent, name, new_parent, new_name, flags, file_time_ns()), names=names)
             until_s = self._caching.moved_name((parent, name), (new_parent, new_name), exchange=exchange)
             await self._changes.outlive(until_s)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from cluster.messages import Node
 from cluster.messages import OpenInode as Registration
-from fusefs.caching import NOTHING, Allowance, Listed
+from fusefs.caching import NOTHING, Allowance, KeptListing, Listed
 from fusefs.openfiles import OpenFiles
 
 LISTED_MAX = 20_000  # entries of a listing that is kept
@@ -18,6 +18,8 @@ class OpenDirectory:
 
     `entries`: what has been fetched, in the order of the cookies, all of it from the beginning if `from_start`; nothing follows
     them if `end`. `allowed` came with the first of them. `whole`: it is a listing that was kept, whose nodes may be out of date.
+    `mark`: of the positions of this listing. `keeps_cache`: whether the kernel has something of the directory that is older than
+    what this handle is told.
     """
 
     node: Node
@@ -29,15 +31,22 @@ class OpenDirectory:
     from_start: bool = False
     end: bool = False
     whole: bool = False
+    mark: int = 0
+    keeps_cache: bool = False
 
     @property
     def ino(self) -> int:
         return self.node.ino
 
-    def begin(self, parent: int, entries: list[Listed], allowed: Allowance, *, whole: bool) -> None:
-        """Goes back to the beginning."""
-        self.parent, self.entries, self.allowed = parent, entries, allowed
-        self.whole = self.end = whole
+    def begin(self, mark: int) -> None:
+        """Goes back to the beginning, of a listing that is yet to be fetched."""
+        self.parent, self.entries, self.allowed, self.mark = 0, [], NOTHING, mark
+        self.whole = self.end = self.from_start = False
+
+    def begin_kept(self, kept: KeptListing) -> None:
+        """Goes back to the beginning, of a listing that is kept."""
+        self.parent, self.entries, self.allowed, self.mark = kept.parent, kept.entries, kept.allowed, kept.mark
+        self.whole = self.end = True
         self.from_start = False
 
     def add(self, after: int, page: list[Listed], allowed: Allowance, end: bool) -> None:

@@ -127,6 +127,8 @@ class Recalls:
         for item in given_up:
             if item.names:
                 await self._drop_names(item.ino, item.names.keys(), max(name.until_s for name in item.names.values()))
+        if directories := [item.ino for item in given_up if item.names]:
+            await self._in_thread(self._drop_inodes, directories)  # with listings that were on their way before
         # Who is not known may be about to be: the kernel takes attributes in while it holds the lock of the directory.
         hidden = [item for item in given_up if item.ino in unknown and item.parents]
         if hidden:

@@ -9,7 +9,7 @@ import trio
 from sqlalchemy import Connection
 
 from cluster.clock import monotonic_s
-from cluster.messages import Node, Operation
+from cluster.messages import COOKIE_TERM_BITS, Node, Operation
 from manager.caching import Notes, looking_at
 from manager.fences import RECALLED, Fences, HeldElsewhere, Mutation, Part
 from manager.leases import Leases
@@ -19,8 +19,6 @@ from manager.policies import Policies
 from manager.recalls import Recalls
 from manager.sessions import NOT_WRITING, Session, Sessions
 from manager.store import Transaction
-
-COOKIE_TERM_BITS = 40
 
 # Keys of bells; the copies of an inode ring under its number.
 REAP = "reap"

@@ -8,9 +8,9 @@ import pytest
 import trio
 
 from cluster.errors import GodwitError, Refused, Unavailable
-from cluster.messages import Applied, Create, Grant, Node, Operation, Unlink
+from cluster.messages import Applied, Create, Grant, Node, Operation, Recall, Unlink
 from cluster.session import ManagerSession
-from fusefs.caching import Caching
+from fusefs.caching import Caching, Contents
 from fusefs.changes import Changes
 from fusefs.recalls import Recalls
 
@@ -116,5 +116,24 @@ def test_a_change_that_was_refused_did_nothing_but_one_without_an_answer_may_hav
         with pytest.raises(type(error)):
             await mount.unlink()
         assert mount.known(b"file") == known
+
+    run(work)
+
+
+def test_what_somebody_else_may_have_changed_during_a_change_is_not_known() -> None:
+    async def work(mount: Mount) -> None:
+        await mount.make_directory()
+        await mount.make_file()
+
+        def overtaken(_operation: Operation) -> Applied:
+            mount.manager.serial += 1
+            mount.caching.recalled(Recall(1, mount.manager.serial, [DIRECTORY]))
+            allowed = mount.caching.take(mount.manager.grant(DIRECTORY), trio.current_time())
+            mount.caching.keep_contents(DIRECTORY, Contents(None, {b"other": FILE}, allowed))
+            return Applied([None], grant=mount.manager.grant(DIRECTORY), touched=[DIRECTORY, FILE])
+
+        mount.manager.answer = overtaken
+        await mount.unlink()
+        assert mount.known(b"other") is None
 
     run(work)

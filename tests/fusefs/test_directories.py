@@ -1,0 +1,209 @@
+"""Listings as the kernel is told them: what it may keep, and what keeps it from putting parts of two together."""
+
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+import trio
+
+from cluster.messages import COOKIE_TERM_BITS, Entry, GetParent, Grant, Listing, Node, Parent, ReadDir, Recall
+from cluster.session import ManagerSession
+from fusefs.attributes import Attributes
+from fusefs.caching import Caching
+from fusefs.channel import OpenFlag
+from fusefs.directories import TERM_MAX, Directories
+from fusefs.files import Files
+from fusefs.listings import COOKIE_MAX, MARKS, Marks, cookie_of, position
+from fusefs.openfiles import OpenFiles
+from fusefs.opens import Opens
+from fusefs.paths import LastKnownPaths
+
+DIRECTORY, FILE = 10, 11
+KEEP = OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE
+Told = list[tuple[bytes, int]]
+
+
+def node(ino: int, mode: int) -> Node:
+    return Node(ino, mode, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+class Manager:
+    """Has one directory with `names`."""
+
+    def __init__(self) -> None:
+        self.term = 1
+        self.serial = 0
+        self.names = {b"one": 3, b"two": 4}
+        self.while_asked: Callable[[], None] = lambda: None
+
+    async def call(self, request: ReadDir | GetParent, *, timeout_s: float) -> Listing | Parent:
+        if isinstance(request, GetParent):
+            self.while_asked()
+            return Parent(1)
+        self.serial += 1
+        entries = [Entry(name, cookie, node(FILE, 0o100644)) for name, cookie in self.names.items() if cookie > request.after]
+        return Listing(entries, end=True, grant=Grant(self.serial, 15.0, [DIRECTORY, FILE]))
+
+
+class Kernel:
+    can_void_names = True
+
+    def __init__(self) -> None:
+        self.dropped: list[int] = []
+
+    def drop_inode(self, ino: int) -> bool:
+        self.dropped.append(ino)
+        return True
+
+    def drop_name(self, parent: int, name: bytes) -> None:
+        raise AssertionError
+
+    def void_names(self) -> bool:
+        raise AssertionError
+
+
+class Mount:
+    def __init__(self) -> None:
+        self.manager, self.kernel, self.caching = Manager(), Kernel(), Caching()
+        self.open_files = OpenFiles(lambda _ino: None)
+        self.directories = Directories(
+            cast(ManagerSession, self.manager),
+            cast(Files, self),
+            Opens(self.open_files),
+            self.caching,
+            cast(Attributes, None),
+            LastKnownPaths(),
+            self.kernel,
+            1.0,
+        )
+
+    async def open(self, ino: int, flags: int) -> int:
+        """In the place of `Files`."""
+        assert flags == os.O_RDONLY
+        return self.open_files.open_registered(node(ino, 0o040755))
+
+    async def opened(self, flags: OpenFlag) -> int:
+        number = await self.directories.opendir(DIRECTORY)
+        assert self.directories.flags(number) == flags
+        return number
+
+    async def page(self, number: int, start: int = 0) -> Told:
+        return [(name, end) for name, end, _seen in await self.directories.page(number, start)]
+
+    async def listed(self, number: int) -> Told:
+        """All, and the end."""
+        told = await self.page(number)
+        assert await self.page(number, told[-1][1]) == []
+        return told
+
+    def recalls(self) -> None:
+        self.manager.serial += 1
+        self.caching.recalled(Recall(1, self.manager.serial, [DIRECTORY]))
+
+
+def run(work: Callable[[Mount], Any]) -> None:
+    async def main() -> None:
+        await work(Mount())
+
+    trio.run(main)
+
+
+def names_of(told: Told) -> list[bytes]:
+    return [name for name, _ in told]
+
+
+def test_a_listing_that_is_good_is_kept_by_the_kernel() -> None:
+    async def work(mount: Mount) -> None:
+        first = await mount.listed(await mount.opened(OpenFlag.CACHE_DIR))
+        assert names_of(first) == [b".", b"..", b"one", b"two"]
+        assert await mount.listed(await mount.opened(KEEP)) == first, "the same positions, whoever tells it"
+        assert mount.kernel.dropped == []
+
+    run(work)
+
+
+def test_two_listings_have_no_position_in_common() -> None:
+    async def work(mount: Mount) -> None:
+        first = await mount.listed(await mount.opened(OpenFlag.CACHE_DIR))
+        mount.recalls()
+        second = await mount.listed(await mount.opened(OpenFlag.CACHE_DIR))
+        assert names_of(first) == names_of(second)
+        assert not {end for _, end in first} & {end for _, end in second}
+
+    run(work)
+
+
+def test_what_is_asked_for_at_a_position_of_another_listing_follows_there() -> None:
+    async def work(mount: Mount) -> None:
+        *_, one, two = await mount.listed(await mount.opened(OpenFlag.CACHE_DIR))
+        mount.recalls()
+        again = await mount.opened(OpenFlag.CACHE_DIR)
+        assert names_of(await mount.page(again, one[1])) == [b"two"]
+        assert await mount.page(again, two[1]) == []
+
+    run(work)
+
+
+def test_the_end_of_a_listing_that_was_recalled_meanwhile_is_told_when_the_kernel_has_dropped_it() -> None:
+    async def work(mount: Mount) -> None:
+        number = await mount.opened(OpenFlag.CACHE_DIR)
+        told = await mount.page(number)
+        mount.recalls()
+        assert mount.kernel.dropped == []
+        assert await mount.page(number, told[-1][1]) == []
+        assert mount.kernel.dropped == [DIRECTORY]
+        await mount.opened(OpenFlag.CACHE_DIR)
+
+    run(work)
+
+
+def test_so_is_that_of_one_that_was_recalled_before_it_was_told() -> None:
+    async def work(mount: Mount) -> None:
+        mount.manager.while_asked = mount.recalls
+        number = await mount.opened(OpenFlag.CACHE_DIR)
+        told = await mount.page(number)
+        assert mount.kernel.dropped == []
+        assert await mount.page(number, told[-1][1]) == []
+        assert mount.kernel.dropped == [DIRECTORY]
+
+    run(work)
+
+
+def test_who_begins_again_with_another_listing_has_the_kernel_drop_the_one_before() -> None:
+    async def work(mount: Mount) -> None:
+        number = await mount.opened(OpenFlag.CACHE_DIR)
+        first = await mount.page(number)
+        assert await mount.page(number) == first
+        assert mount.kernel.dropped == []
+        mount.recalls()
+        assert (await mount.page(number))[0] != first[0]
+        assert mount.kernel.dropped == [DIRECTORY]
+
+    run(work)
+
+
+def test_positions_without_room_for_a_mark_are_not_kept() -> None:
+    async def work(mount: Mount) -> None:
+        mount.manager.term = TERM_MAX + 1
+        mount.manager.names = {b"old": 5, b"new": (TERM_MAX + 1) << COOKIE_TERM_BITS}
+        number = await mount.opened(OpenFlag(0))
+        told = await mount.listed(number)
+        assert [cookie_of(end) for _, end in told[2:]] == list(mount.manager.names.values())
+        assert names_of(await mount.page(number, told[2][1])) == [b"new"]
+
+    run(work)
+
+
+def test_positions() -> None:
+    for mark in (1, MARKS):
+        for cookie in (1, 2, COOKIE_MAX):
+            assert cookie_of(position(cookie, mark)) == cookie
+            assert 0 < position(cookie, mark) < 1 << 63
+    assert cookie_of(position(COOKIE_MAX + 1, 5)) == position(COOKIE_MAX + 1, 5) == COOKIE_MAX + 1
+
+
+def test_marks_are_not_those_in_use() -> None:
+    marks = Marks()
+    assert [marks.another({2}) for _ in range(2)] == [1, 3]
+    assert marks.another(set(range(1, MARKS + 1)) - {2}) == 2
+    assert marks.another(range(MARKS + 1)) == 0
