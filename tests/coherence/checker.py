@@ -8,6 +8,8 @@ What is checked, of a history of calls with their times, and why no right file s
   several steps is several observations, each with the whole time of the call: a path's lookup and the attributes of what it led
   to; the names of a listing, which POSIX lets a change come between. So a listing must have what was there throughout, lack
   what was not, and have nothing twice.
+  A link by descriptor that is refused with `ENOENT` says nothing: the kernel counts the names down that are removed on its own
+  server, and asks nobody whether another server has added one.
 - **Registers**: each cell of each file, each file's size, mode and set time are registers of their own. Ext4 too makes a write
   of many pages visible page by page, so cells that were written together need not be seen together, and the size grows in
   steps. For a cell with parts of several writes it is enough that one of them was there at some time during the read.
@@ -19,14 +21,20 @@ What is checked, of a history of calls with their times, and why no right file s
   of a mount, and this is not allowed for.
 - **Logs** (`appends`).
 
+A mount's own change is made first where all others see it, and a moment later in its own kernel, which changes names and
+attributes in several steps (ext4, too: a name that is removed counts no more before it is gone). So what one process sees
+without a lock, on a path or of an open file, of what another of the same server is changing may be from any time since that
+change began (`_UnderWay`). Once it has returned, or to other servers as soon as one of them has seen it, it is there.
+
 Each of these is linearizable by itself, and so all together are (linearizability is local). What failed with an errno that
 says nothing (`EIO`, `ECONNABORTED`, …), or never ended, may have had its effect at any time since it began, or never; all else
 must have had it between its beginning and its end, by the one clock that all processes of the machine share.
 """
 
 import errno
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -42,6 +50,7 @@ SAYS_NOTHING = frozenset(
 NEVER_STARTED = frozenset({errno.ENOTCONN, errno.ELOOP})
 """What the kernel answers when there is no mount to ask, and what a folder is while nothing is mounted (`load.mark_missing`)."""
 CHANGES = frozenset({"create", "link", "unlink", "rename", "write", "truncate", "chmod", "utime", "append"})
+LINKS = "links"
 SHOWN = 30
 FINDINGS_MAX = 10
 
@@ -111,9 +120,13 @@ class _Sorter:
         self._cuts: dict[int, list[Operation]] = defaultdict(list)
         self._growths: dict[int, list[Operation]] = defaultdict(list)
         self._written: dict[int, Operation] = {}
+        self._under_way = _UnderWay()
+        self._looks: list[tuple[Hashable, list[Step], Step]] = []
 
     def objects(self) -> Iterator[tuple[str, tuple[Model, list[Step]]]]:
         """Each with its steps, and what to call it."""
+        for thing, steps, look in self._looks:
+            steps.append(replace(look, invoked_ns=self._under_way.since(thing, look.operation)))
         yield "names", (self._names, self._names_steps)
         initial = {"cell": ABSENT, "size": 0, "mode": NEW_MODE, "time": None}
         for (kind, ino, number), steps in self._registers.items():
@@ -168,7 +181,8 @@ class _Sorter:
         if outcome is None or outcome.errno not in (0, errno.ENOENT):
             self._unexpected(operation)
             return False
-        self._observe_names(operation, "is", number, outcome.ino or None, keys=(number,))
+        look = _step(operation, ("is", number, outcome.ino or None), observes=True, keys=(number,))
+        self._looks.append((number, self._names_steps, look))
         return outcome.errno == 0
 
     def _unexpected(self, operation: Operation) -> None:
@@ -180,6 +194,9 @@ class _Sorter:
         outcome = operation.outcome
         if outcome is None or outcome.errno == 0 or outcome.errno in SAYS_NOTHING:
             self._names_steps.append(_step(operation, what, observes=False, keys=keys))
+            self._under_way.add(operation, LINKS, *(self._names.number[name] for name in _names(operation)))
+            return
+        if operation.call.kind == "link" and outcome.errno == errno.ENOENT:
             return
         seen = models.refusal(operation.call.kind, outcome.errno, what)
         if seen is None:
@@ -233,6 +250,10 @@ class _Sorter:
         steps = self._registers[kind, ino, number]
         steps.append(_step(operation, ("in", tuple(values)), observes=True))
 
+    def _look(self, operation: Operation, kind: str, ino: int, value: int) -> None:
+        look = _step(operation, ("in", (value,)), observes=True)
+        self._looks.append(((kind, ino), self._registers[kind, ino, 0], look))
+
     def _change(self, operation: Operation, kind: str, ino: int, number: int, what: tuple[str, int]) -> None:
         self._registers[kind, ino, number].append(_step(operation, what, observes=False))
 
@@ -249,22 +270,25 @@ class _Sorter:
         assert operation.outcome is not None
         found = operation.outcome.attributes
         assert found is not None
-        self._observe_names(operation, "links", ino, found.nlink, keys=None)
-        self._observe(operation, "mode", ino, 0, [found.mode])
+        self._looks.append((LINKS, self._names_steps, _step(operation, ("links", ino, found.nlink), observes=True)))
+        self._look(operation, "mode", ino, found.mode)
         if operation.call.name in TIMED:
-            self._observe(operation, "time", ino, 0, [found.mtime_ns])
+            self._look(operation, "time", ino, found.mtime_ns)
         if operation.call.name in LOGS:
             self.logs[ino].append(operation)
         else:
             self._observe(operation, "size", ino, 0, [found.size])
 
     def _chmod(self, operation: Operation) -> None:
-        if self._is_change(operation):
-            self._change(operation, "mode", operation.call.ino, 0, ("set", operation.call.value))
+        self._set(operation, "mode")
 
     def _utime(self, operation: Operation) -> None:
+        self._set(operation, "time")
+
+    def _set(self, operation: Operation, kind: str) -> None:
         if self._is_change(operation):
-            self._change(operation, "time", operation.call.ino, 0, ("set", operation.call.value))
+            self._change(operation, kind, operation.call.ino, 0, ("set", operation.call.value))
+            self._under_way.add(operation, (kind, operation.call.ino))
 
     # -------------------------------------------------------------------------------------------------- content
 
@@ -325,6 +349,39 @@ class _Sorter:
     def _readlog(self, operation: Operation) -> None:
         if self._succeeded(operation):
             self.logs[operation.call.ino].append(operation)
+
+
+class _UnderWay:
+    """What the workers of each mount were changing, and when."""
+
+    def __init__(self) -> None:
+        self._changes: dict[str, dict[int, list[tuple[Operation, frozenset[Hashable]]]]] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, operation: Operation, *things: Hashable) -> None:
+        """The changes of one worker come in their order."""
+        self._changes[operation.mount][operation.worker].append((operation, frozenset(things)))
+
+    def since(self, thing: Hashable, observer: Operation) -> int:
+        """Since when another worker of the mount had been changing *thing* when an operation that was answered began, or while
+        it went on; else when it began."""
+        assert observer.outcome is not None
+        earliest_ns = observer.call.at_ns
+        for worker, changes in self._changes[observer.mount].items():
+            begun = bisect_right(changes, observer.outcome.at_ns, key=lambda change: change[0].call.at_ns)
+            for operation, things in reversed(changes[:begun] if worker != observer.worker else []):
+                if operation.outcome is not None and operation.outcome.at_ns < observer.call.at_ns:
+                    break
+                if thing in things:
+                    earliest_ns = min(earliest_ns, operation.call.at_ns)
+        return earliest_ns
+
+
+def _names(operation: Operation) -> list[str]:
+    """The names that a change is about."""
+    call = operation.call
+    if call.kind == "link":
+        return [call.target]
+    return [call.name, call.target] if call.kind == "rename" else [call.name]
 
 
 def _overlaps(one: Operation, other: Operation) -> bool:

@@ -3,6 +3,8 @@
 import errno
 from typing import Any
 
+import msgspec
+
 from tests.coherence.checker import Report, check_history
 from tests.coherence.records import CELL_BYTES, CELLS, DAMAGED, RECORD_BYTES, Attributes, Call, Operation, Outcome
 
@@ -137,9 +139,9 @@ def test_a_stale_negative_entry_is_found() -> None:
 def test_a_rename_is_one_change() -> None:
     story = Story()
     story.did("rename", 10, 40, name="a/n0", target="b/n0")
-    moved = story.did("stat", 20, 21, name="b/n0", gave={"ino": INO, "attributes": looks()})
+    moved = story.did("stat", 20, 21, mount="s2", name="b/n0", gave={"ino": INO, "attributes": looks()})
     assert not story.judged().findings
-    still = story.did("stat", 30, 31, name="a/n0", gave={"ino": INO, "attributes": looks()})
+    still = story.did("stat", 30, 31, mount="s2", name="a/n0", gave={"ino": INO, "attributes": looks()})
     assert story.blames(moved, still)
 
 
@@ -150,6 +152,29 @@ def test_link_counts_are_those_of_the_names() -> None:
     assert not story.judged().findings
     stale = story.did("fstat", 30, 31, ino=INO, name="a/n0", gave={"attributes": looks()})
     assert story.blames(linked, stale)
+
+
+def test_a_mount_s_own_kernel_may_be_the_last_to_have_a_change_that_is_under_way() -> None:
+    for began, wrong in ((30, False), (60, True)):
+        story = Story()
+        gone = story.did("unlink", 10, 50, name="a/n0")
+        story.did("stat", 20, 21, mount="s2", name="a/n0", gave={"errno": errno.ENOENT})
+        stale = story.did("open", began, began + 1, name="a/n0", gave={"ino": INO})
+        story.operations[-1] = msgspec.structs.replace(stale, worker=gone.worker + 2)
+        assert bool(story.judged().findings) == wrong
+        story.operations[-1] = msgspec.structs.replace(stale, mount="s2")
+        assert story.blames(stale), "another server that has seen it sees it again"
+
+
+def test_so_it_is_with_attributes() -> None:
+    for kind, new in (("chmod", looks(mode=0o600)), ("unlink", looks(nlink=0))):
+        story = Story()
+        change = story.did(kind, 10, 50, name="a/n0", ino=INO, value=0o600)
+        story.did("fstat", 20, 21, mount="s2", name="a/n0", ino=INO, gave={"attributes": new})
+        stale = story.did("fstat", 30, 31, mount="s2", name="a/n0", ino=INO, gave={"attributes": looks()})
+        assert story.blames(stale)
+        story.operations[-1] = msgspec.structs.replace(stale, mount="s1", worker=change.worker + 2)
+        assert not story.judged().findings
 
 
 def test_listings() -> None:
