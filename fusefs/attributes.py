@@ -2,10 +2,8 @@
 
 import os
 import stat
-from collections.abc import Callable
 
 import msgspec
-import trio
 
 from cluster.content import content_of, overlay
 from cluster.errors import Fenced, Refused, Unavailable
@@ -30,43 +28,17 @@ def with_content_of(present: Node, node: Node) -> Node:
 
 
 class Attributes:
-    """Answers `stat` questions about nodes that the manager has just sent. *drop_pages* takes an inode's from the kernel."""
+    """Answers `stat` questions about nodes that the manager has just sent."""
 
-    def __init__(
-        self,
-        session: ManagerSession,
-        peers: Peers,
-        leases: Leases,
-        files: OpenFiles,
-        drop_pages: Callable[[int], object],
-        timeout_s: float,
-    ) -> None:
+    def __init__(self, session: ManagerSession, peers: Peers, leases: Leases, files: OpenFiles, timeout_s: float) -> None:
         self._session = session
         self._peers = peers
         self._leases = leases
         self._files = files
-        self._drop_pages = drop_pages
         self._timeout_s = timeout_s
 
     async def live(self, node: Node) -> Node:
-        """*node* as it is at this moment, for the kernel; with its last committed size and times if its home is out of reach."""
-        present = await self._live(node)
-        state = self._files.get(node.ino)
-        if state is not None:
-            if state.has_grown(present.size):
-                await trio.to_thread.run_sync(self._drop_pages, node.ino)
-            state.told_size = present.size
-        return present
-
-    def in_passing(self, node: Node, until_s: float) -> tuple[Node, float]:
-        """What the kernel is told of an inode that it did not ask about, and until when it may believe that: of a file that has
-        grown the size that it knows, for no time."""
-        state = self._files.get(node.ino)
-        if state is None or not state.has_grown(node.size):
-            return node, until_s
-        return msgspec.structs.replace(node, size=state.told_size), 0.0
-
-    async def _live(self, node: Node) -> Node:
+        """*node* as it is at this moment; with its last committed size and times if its home cannot be reached."""
         try:
             return await self._present(node)
         except Fenced:

@@ -215,7 +215,7 @@ class Directories:
         now = trio.current_time()
         known = self._caching.fresh(entries, now) if directory.whole else None
         if known is not None:
-            return [self._attributes.in_passing(*one) for one in known]
+            return known
         found = []
         for listed in entries:
             kept = self._caching.node(listed.node.ino)
@@ -225,7 +225,7 @@ class Directories:
             if node.dirty and stat.S_ISREG(node.mode):
                 node = await self._attributes.live(node)
             found.append((node, allowed))
-        return [self._attributes.in_passing(node, allowed.until_s(node.ino)) for node, allowed in found]
+        return [(node, allowed.until_s(node.ino)) for node, allowed in found]
 
     async def _describe(self, listed: Listed) -> tuple[Node, Allowance]:
         """An entry of a listing that is good, though what was known of the inode is not any more."""

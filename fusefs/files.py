@@ -293,11 +293,9 @@ class Files:
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Writes at *offset*, or at the end if the handle was opened with `O_APPEND`; returns how much was written."""
         handle = self._open_files.handle(number)
-        state, append = handle.inode, handle.append
-        written = await self.change(state, lambda home: home.write(offset, data, append=append), repeatable=not append)
-        if not append:
-            state.told_size = max(state.told_size, offset + written)  # the kernel knows it by itself
-        return written
+        return await self.change(
+            handle.inode, lambda home: home.write(offset, data, append=handle.append), repeatable=not handle.append
+        )
 
     async def change(self, state: OpenInode, act: Callable[[Object], Awaitable[R]], *, repeatable: bool = True) -> R:
         """What *act*, which changes the content, returns at the home: see `_at_home`."""

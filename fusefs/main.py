@@ -181,7 +181,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     peers = Peers(session, config.server, nursery, timeout_s)
     locks = Locks(session, config.server, caching, kernel, nursery, timeout_s, channel.watch_flush)
     leases = Leases(session, caching, config.mount.renew_s, timeout_s, settler.open_files.use_of, locks.check)
-    attributes = Attributes(session, peers, leases, settler.open_files, kernel.drop_inode, timeout_s)
+    attributes = Attributes(session, peers, leases, settler.open_files, timeout_s)
     numbers = InodeNumbers(session, timeout_s)
     homes = Homes(session, peers, leases, timeout_s)
     reader = Reader(session, peers, leases, caching, homes, timeout_s)

@@ -36,14 +36,14 @@ class Way(Enum):
 class OpenInode:
     """One inode that is open on this mount.
 
-    `node` is the newest answer of the manager. `home` is the object through which it is written, under `home_epoch`; while the
-    inode is open for writing here, its home does not move. `replica` is a current copy on this server's disk, valid for
-    `replica_version`. `sync_copies` is the policy's, None until it is known. `changed`: written since the last commit that was
-    begun (as far as the mount saw it, see `has_changed`). `commit_due`: to be committed soon. `unsettled`: committed since it
-    was opened for writing, which the last commit has to make good. `synced`: what `Files.fsync` knew of the catalog when it was
-    last made durable. `doubted`: `node` is not what the manager would say now, so it has to be asked before `node` is relied
-    on. `told_size`: what the kernel was told last, in bytes. `way`: of `way_handles` handles, while there are any that are not
-    `DIRECT`; with `PASSED`, `backing_id` is the kernel's number for the object `backing` (device and inode).
+    `node` is the newest answer of the manager. `home` is the object through which it is written, under `home_epoch`; while
+    the inode is open for writing here, its home does not move. `replica` is a current copy on this server's disk, valid for
+    `replica_version`. `sync_copies` is the policy's, None until it is known. `changed`: written since the last commit that
+    was begun (as far as the mount saw it, see `has_changed`). `commit_due`: to be committed soon. `unsettled`: committed
+    since it was opened for writing, which the last commit has to make good. `synced`: what `Files.fsync` knew of the catalog when
+    it was last made durable. `doubted`: `node` is not what the manager would say now, so it has to be asked before `node` is
+    relied on. `way`: of `way_handles` handles, while there are any that are not `DIRECT`; with `PASSED`, `backing_id` is the
+    kernel's number for the object `backing` (device and inode).
     """
 
     node: Node
@@ -65,7 +65,6 @@ class OpenInode:
     synced: tuple[int, int | None] | None = None
     lost: bool = False
     doubted: bool = False
-    told_size: int = 0
     settle_failures: int = 0
     way: Way | None = None
     way_handles: int = 0
@@ -110,11 +109,6 @@ class OpenInode:
         if self.changed or not self.is_written_past or not isinstance(self.home, LocalObject):
             return self.changed
         return self.home.stamp().ctime_ns != self.node.object_ctime_ns
-
-    def has_grown(self, size: int) -> bool:
-        """Whether the kernel may have pages of the file, and believes it to be shorter. It takes a new size over before it drops
-        them, so that who reads in between would find zeros behind the old end."""
-        return self.way is Way.CACHED and size > self.told_size
 
     def check(self) -> None:
         """Raises `Refused` if the inode went away while this mount was cut off."""
@@ -166,7 +160,7 @@ class OpenFiles:
         """The state of an inode, made if there is none."""
         state = self._inodes.get(node.ino)
         if state is None:
-            state = self._inodes[node.ino] = OpenInode(node, told_size=node.size)
+            state = self._inodes[node.ino] = OpenInode(node)
         return state
 
     def is_entered(self, state: OpenInode) -> bool:

@@ -71,7 +71,7 @@ class Mount:
             cast(Files, self),
             Opens(self.open_files),
             self.caching,
-            cast(Attributes, self),
+            cast(Attributes, None),
             LastKnownPaths(),
             self.kernel,
             1.0,
@@ -81,10 +81,6 @@ class Mount:
         """In the place of `Files`."""
         assert flags == os.O_RDONLY
         return self.open_files.open_registered(node(ino, 0o040755))
-
-    def in_passing(self, node: Node, until_s: float) -> tuple[Node, float]:
-        """In the place of `Attributes`."""
-        return node, until_s
 
     async def opened(self, flags: OpenFlag) -> int:
         number = await self.directories.opendir(DIRECTORY)
