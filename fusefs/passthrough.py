@@ -42,12 +42,14 @@ class Passthrough:
 
     def _goes_around(self, handle: Handle, home: LocalObject | None) -> bool:
         """Appending goes around the page cache: through it, the kernel splits a write where it believes a page to end, and the
-        parts could come apart between those of other servers. So does writing to another server, whose order with the writes of
-        others is known only there; if the kernel can map such files.
+        parts could come apart between those of other servers. So do writing to another server, whose order with the writes of
+        others is known only there, and reading what is written there: the kernel takes a new size over before it drops the last
+        page, behind whose old end there are zeros. These two only if the kernel can map such files.
         """
         if handle.append:
             return True
-        return handle.write and home is None and InitFlag.DIRECT_IO_ALLOW_MMAP in self._channel.granted
+        written_elsewhere = home is None and (handle.write or handle.inode.node.dirty)
+        return written_elsewhere and InitFlag.DIRECT_IO_ALLOW_MMAP in self._channel.granted
 
     def released(self, handle: Handle) -> None:
         """The kernel has given the handle up."""

@@ -4,12 +4,17 @@ The order of the records is in the file itself, so no search is needed. An appen
 had *n* records before it and more after it; a read, or a `stat`, that there were so many at some time while it was under way.
 Since a log only grows, some order explains all of it iff no operation that began after another had ended shows less than
 that one.
+
+A read of the end of a log to which another server appends meanwhile may give zeros for what is not there yet: see `checker`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 
-from tests.coherence.records import DAMAGED, RECORD_BYTES, Operation
+from msgspec.structs import replace
+
+from tests.coherence.records import DAMAGED, RECORD_BYTES, ZERO, Operation, overlap
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class _Shown:
 def check_log(operations: Sequence[Operation]) -> Iterable[Finding]:
     """What cannot be in the operations on one log."""
     appended = {operation.call.value: operation for operation in operations if operation.call.kind == "append"}
+    operations = [_without_zeros(operation, appended.values()) for operation in operations]
     reads = [operation for operation in operations if operation.call.kind == "readlog" and _count(operation) >= 0]
     places: dict[int, tuple[int, Operation]] = {}
     contents: dict[int, tuple[int, Operation]] = {}
@@ -45,6 +51,16 @@ def check_log(operations: Sequence[Operation]) -> Iterable[Finding]:
     return [*_lost(appended, places, reads), *_backwards(shown)]
 
 
+def _without_zeros(read: Operation, appends: Collection[Operation]) -> Operation:
+    """The read without the zeros at its end, if another server was appending meanwhile."""
+    if read.outcome is None or not read.outcome.records or read.outcome.records[-1] != ZERO:
+        return read
+    if not any(append.mount != read.mount and overlap(append, read) for append in appends):
+        return read
+    whole = list(dropwhile(lambda number: number == ZERO, reversed(read.outcome.records)))[::-1]
+    return replace(read, outcome=replace(read.outcome, records=whole))
+
+
 def _place(
     read: Operation,
     appended: dict[int, Operation],
@@ -54,7 +70,7 @@ def _place(
     """Notes where each record is; what cannot be."""
     assert read.outcome is not None
     for place, number in enumerate(read.outcome.records, read.outcome.first):
-        if number == DAMAGED or number not in appended:
+        if number in (DAMAGED, ZERO) or number not in appended:
             yield Finding(f"record {place} is torn, or nobody appended it", [read])
             return
         other_place, other = places.setdefault(number, (place, read))

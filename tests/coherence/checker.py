@@ -14,7 +14,9 @@ What is checked, of a history of calls with their times, and why no right file s
   of many pages visible page by page, so cells that were written together need not be seen together, and the size grows in
   steps. For a cell with parts of several writes it is enough that one of them was there at some time during the read.
   A read that comes to the end of a file which is being cut meanwhile may give zeros for what is not there any more: the
-  kernel asks FUSE for pages up to the end that it knows, and fills with zeros what does not come.
+  kernel asks FUSE for pages up to the end that it knows, and fills with zeros what does not come. So may one that comes to
+  the end of a file which another server makes longer meanwhile, for what is not there yet: the kernel takes the new
+  size over before it drops that page.
   A write that goes through the page cache can be read on its own server before it is done at the home, and there a write of
   another server may still come before it. So what is read of a write that is under way on the same mount, together with one of
   another mount, says nothing about their order (`early`). Where files are passed through, nothing is written to the page cache
@@ -41,12 +43,9 @@ from typing import cast
 from tests.coherence import models
 from tests.coherence.actions import LOGS, TIMED, all_names
 from tests.coherence.appends import Finding, check_log
-from tests.coherence.records import ABSENT, CELL_BYTES, CELLS, DAMAGED, NEW_MODE, ZERO, Operation
+from tests.coherence.records import ABSENT, CELL_BYTES, CELLS, DAMAGED, NEW_MODE, SAYS_NOTHING, ZERO, Operation, overlap
 from tests.coherence.search import Model, Step, check
 
-SAYS_NOTHING = frozenset(
-    {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EINTR, errno.ESTALE, errno.EAGAIN}
-)
 NEVER_STARTED = frozenset({errno.ENOTCONN, errno.ELOOP})
 """What the kernel answers when there is no mount to ask, and what a folder is while nothing is mounted (`load.mark_missing`)."""
 CHANGES = frozenset({"create", "link", "unlink", "rename", "write", "truncate", "chmod", "utime", "append"})
@@ -135,8 +134,8 @@ class _Sorter:
                 steps = [step for step in steps if not (step.observes and self._is_half_written(ino, step))]
             if kind == "cell" and self._early:
                 steps = [step for step in steps if not (step.observes and self._is_early(ino, step))]
-            if kind == "cell" and ino in self._cuts:
-                steps = [self._perhaps_cut(ino, number, step) for step in steps]
+            if kind == "cell":
+                steps = [self._perhaps_an_end(ino, number, step) for step in steps]
             yield label, (models.Register(initial[kind]), steps)
 
     def _is_half_written(self, ino: int, seen: Step) -> bool:
@@ -144,7 +143,7 @@ class _Sorter:
         (size,) = cast(tuple[int], seen.what[1])
         return any(
             write.call.first * CELL_BYTES < size < (write.call.first + write.call.count) * CELL_BYTES
-            and _overlaps(write, seen.operation)
+            and overlap(write, seen.operation)
             for write in self._growths[ino]
         )
 
@@ -153,16 +152,18 @@ class _Sorter:
         reader = seen.operation
         for value in cast(tuple[int, ...], seen.what[1]):
             write = self._written.get(value)
-            if write is not None and write.mount == reader.mount and _overlaps(write, reader):
-                return any(other.mount != write.mount and _overlaps(other, write) for other in self._growths[ino])
+            if write is not None and write.mount == reader.mount and overlap(write, reader):
+                return any(other.mount != write.mount and overlap(other, write) for other in self._growths[ino])
         return False
 
-    def _perhaps_cut(self, ino: int, number: int, step: Step) -> Step:
-        """A hole that was seen while the file was being cut there may have been its end."""
+    def _perhaps_an_end(self, ino: int, number: int, step: Step) -> Step:
+        """A hole that was seen while the file was being cut there, or made longer by another server, may have been its end."""
         if not step.observes or ZERO not in cast(tuple[int, ...], step.what[1]):
             return step
-        cuts = (cut for cut in self._cuts[ino] if cut.call.count <= number)
-        if not any(_overlaps(cut, step.operation) for cut in cuts):
+        seen = step.operation
+        ends = [cut for cut in self._cuts[ino] if cut.call.count <= number]
+        ends += [write for write in self._growths[ino] if write.mount != seen.mount and write.call.first <= number]
+        if not any(overlap(end, seen) for end in ends):
             return step
         return replace(step, what=("in", (*cast(tuple[int, ...], step.what[1]), ABSENT)))
 
@@ -382,13 +383,6 @@ def _names(operation: Operation) -> list[str]:
     if call.kind == "link":
         return [call.target]
     return [call.name, call.target] if call.kind == "rename" else [call.name]
-
-
-def _overlaps(one: Operation, other: Operation) -> bool:
-    return all(
-        second.outcome is None or second.outcome.errno in SAYS_NOTHING or first.call.at_ns <= second.outcome.at_ns
-        for first, second in ((one, other), (other, one))
-    )
 
 
 def _step(operation: Operation, what: tuple[object, ...], *, observes: bool, keys: Iterable[int] | None = None) -> Step:

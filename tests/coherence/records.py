@@ -9,6 +9,7 @@ one cell or of all cells. *Logs* consist of records, each with the number of the
 so that no cell or record lies across two.
 """
 
+import errno
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,11 @@ ABSENT = -1
 """A cell beyond the end of the file."""
 DAMAGED = -2
 """Bytes that nobody wrote, or that were not wholly there."""
+
+SAYS_NOTHING = frozenset(
+    {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EINTR, errno.ESTALE, errno.EAGAIN}
+)
+"""Errors after which a call may have had its effect."""
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
@@ -101,6 +107,14 @@ class Operation(msgspec.Struct, frozen=True):
         return f"{times}  w{self.worker}@{self.mount} #{call.number} {what} -> {gave or 'done'}"
 
 
+def overlap(one: Operation, other: Operation) -> bool:
+    """Whether each may have had its effect before the other."""
+    return all(
+        second.outcome is None or second.outcome.errno in SAYS_NOTHING or first.call.at_ns <= second.outcome.at_ns
+        for first, second in ((one, other), (other, one))
+    )
+
+
 def _told(line: Call | Outcome) -> list[tuple[str, object]]:
     """The fields that are not empty."""
     return [(name, value) for name in line.__struct_fields__ if (value := getattr(line, name)) not in (0, "", None, [])]
@@ -159,11 +173,13 @@ def record(number: int) -> bytes:
 
 
 def records_in(content: bytes) -> list[int]:
-    """The numbers of the records; `DAMAGED` for what is none."""
+    """The numbers of the records; `DAMAGED` for what is none, `ZERO` for a hole."""
     pieces = (content[at : at + RECORD_BYTES] for at in range(0, len(content), RECORD_BYTES))
     return [_record_number(piece) for piece in pieces]
 
 
 def _record_number(piece: bytes) -> int:
     digits = piece[:15]
+    if piece == bytes(RECORD_BYTES):
+        return ZERO
     return int(digits) if digits.isdigit() and piece == record(int(digits)) else DAMAGED

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from tests.coherence.checker import Report, check_history
-from tests.coherence.records import CELL_BYTES, CELLS, DAMAGED, RECORD_BYTES, Attributes, Call, Operation, Outcome
+from tests.coherence.records import CELL_BYTES, CELLS, DAMAGED, RECORD_BYTES, ZERO, Attributes, Call, Operation, Outcome
 
 INO = 100
 OTHER = 101
@@ -102,6 +102,15 @@ def test_cells_are_judged_one_by_one_and_bytes_of_nobody_are_found() -> None:
     assert not story.judged().findings
     torn = story.did("read", 40, 41, ino=INO, count=1, gave={"cells": [[6, DAMAGED]]})
     assert story.blames(torn)
+
+
+def test_zeros_at_the_end_of_a_file_that_another_server_makes_longer_may_be_the_end() -> None:
+    for mount, wrong in (("s1", True), ("s2", False)):
+        story = Story()
+        story.did("write", 10, 11, **written(5, count=1))
+        story.did("write", 20, 40, mount=mount, **written(6, first=1, count=1))
+        story.did("read", 30, 31, ino=INO, count=2, gave=content(5, ZERO))
+        assert bool(story.judged().findings) == wrong
 
 
 def test_a_stale_size_and_a_stale_mode_are_found() -> None:
@@ -209,6 +218,11 @@ def test_logs() -> None:
         story = log_story(1, 2, 3)
         wrong = reads(story, 50, *records)
         assert wrong in story.judged().findings[0].operations, records
+    for mount, torn in (("s1", True), ("s2", False)):
+        story = log_story(1, 2)
+        story.did("append", 40, 60, mount=mount, name="a/l0", ino=OTHER, value=3)
+        reads(story, 50, 1, 2, ZERO)
+        assert bool(story.judged().findings) == torn, "only where another server appends"
     story = log_story(1, 2, 3)
     reads(story, 50, 2, 1, 3)
     assert story.blames(*(operation for operation in story.operations if operation.call.value in (1, 2)))

@@ -97,6 +97,46 @@ def test_tail_follows_a_log_that_another_server_writes(network: Lab, folder: str
             assert follower.output == written
 
 
+GROWING_S = 5.0
+GROWING = r"""
+import os, sys, time
+role, path, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+file = open(path, "ab", buffering=0) if role == "append" else None
+ready()
+until = time.time() + seconds
+at, wrong = 0, 0
+while time.time() < until:
+    if role == "stat":
+        os.stat(path)
+    elif role == "append":
+        file.write(b"%063d\n" % at)
+        at += 1
+        time.sleep(0.001)
+    else:
+        file = file or open(path, "rb", buffering=0)
+        first = max(0, at - 4)
+        file.seek(64 * first)
+        found = file.read(1 << 17)
+        at = first + len(found) // 64
+        wrong += sum(found[64 * n : 64 * n + 64] != b"%063d\n" % (first + n) for n in range(at - first))
+        if role == "open and read":
+            file.close()
+            file = None
+print(at, wrong)
+"""
+
+
+def test_who_reads_what_another_server_is_writing_while_others_look_at_it_reads_no_zeros(network: Lab, folder: str) -> None:
+    """The kernel takes a new size over before it drops its last page, behind whose old end there are zeros."""
+    written, followed = (network.mount(server) / folder / "log" for server in ("s1", "s3"))
+    written.touch()
+    roles = [("append", written), ("read", followed), ("open and read", followed), ("stat", followed)]
+    appended, *read, _ = (said.split() for said in together(GROWING, *((*role, GROWING_S) for role in roles)))
+    assert int(appended[0]) > 300
+    assert all(int(at) > 100 for at, _wrong in read)
+    assert [wrong for _at, wrong in read] == [b"0", b"0"]
+
+
 # -------------------------------------------------------------------------------------------------------- mapping
 
 FLAGS = {"MAP_PRIVATE": mmap.MAP_PRIVATE, "MAP_SHARED": mmap.MAP_SHARED}
