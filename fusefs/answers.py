@@ -3,10 +3,12 @@
 The layouts are those of the kernel's `include/uapi/linux/fuse.h`.
 """
 
+import errno
 import os
 import stat
 import struct
 
+from cluster.errors import refused
 from cluster.messages import Node
 from fusefs.caching import Seen
 from fusefs.channel import OpenFlag
@@ -16,6 +18,7 @@ PREFERRED_IO_BYTES = 128 * 1024
 DIRECTORY_BYTES = 4096
 
 _ENTRY = struct.Struct("<QQQQII")  # inode, generation; for how long name and attributes are good: seconds, nanoseconds
+_VALID = struct.Struct("<QI4x")  # for how long attributes are good
 _ATTRIBUTES = struct.Struct("<QQQqqqIIIIIIIIII")  # inode, size, blocks, times in seconds, their nanoseconds, mode, links, …
 _OPEN = struct.Struct("<QIi")  # handle, flags, backing id
 _STATX_VALID = struct.Struct("<QI4x16x")  # for how long it is good; flags, spare
@@ -23,16 +26,26 @@ _STATX = struct.Struct("<IIQIIIH2xQQQQ")  # mask, block size, flags, links, uid,
 _STATX_TIME = struct.Struct("<qI4x")
 _STATX_DEVICES = struct.Struct("<IIII112x")  # the file's own and its file system's, which the kernel knows
 
+_NO_ATTRIBUTES = bytes(_ATTRIBUTES.size)
 _BASIC_STATS, _BIRTH_TIME = 0x7FF, 0x800  # of linux/stat.h
 NS = 10**9
 
 
 def entry(seen: Seen) -> bytes:
-    """An inode, and for how long its name is good."""
-    assert seen.node is not None
+    """A name, present or absent. Raises ENOENT for one that is absent and may not be kept."""
+    if seen.node is None and seen.entry_s <= 0:
+        raise refused(errno.ENOENT)
     entry_s, entry_ns = divmod(int(seen.entry_s * NS), NS)
     attr_s, attr_ns = divmod(int(seen.attr_s * NS), NS)
+    if seen.node is None:
+        return _ENTRY.pack(0, 0, entry_s, 0, entry_ns, 0) + _NO_ATTRIBUTES
     return _ENTRY.pack(seen.node.ino, 0, entry_s, attr_s, entry_ns, attr_ns) + _attributes(seen.node)
+
+
+def attributes(seen: Seen) -> bytes:
+    """An inode's attributes."""
+    assert seen.node is not None
+    return _VALID.pack(*divmod(int(seen.attr_s * NS), NS)) + _attributes(seen.node)
 
 
 def _attributes(node: Node) -> bytes:

@@ -66,9 +66,18 @@ class Directories:
 
     async def opendir(self, ino: int) -> int:
         """A handle. The manager knows of it or must recall its lease first: what is removed meanwhile lives until the release."""
+        number = self.open_known(ino)
+        if number is None:
+            handle = await self._files.open(ino, os.O_RDONLY)
+            number = self._number(self._opens.opened(handle))
+        return number
+
+    def open_known(self, ino: int) -> int | None:
+        """As `opendir`, but only if the listing is kept: then nobody has to be asked."""
         directory = self._open_quietly(ino)
-        if directory is None:
-            directory = self._opens.opened(await self._files.open(ino, os.O_RDONLY))
+        return None if directory is None else self._number(directory)
+
+    def _number(self, directory: OpenDirectory) -> int:
         number = next(self._numbers)
         self._open[number] = directory
         return number

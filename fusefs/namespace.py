@@ -79,8 +79,7 @@ class Namespace:
         if known is not None:
             node, allowed, names = known
             present = None if node is None else await self._attributes.live(node)
-            attr_until_s = 0.0 if node is None else allowed.until_s(node.ino)
-            return self._caching.seen(present, attr_until_s, parent, name, names.until_s(parent))
+            return self._found(present, allowed, parent, name, names)
         asked_s = trio.current_time()
         found = await self._session.call(Lookup(parent, name), timeout_s=self._timeout_s)
         allowed = self._caching.take(found.grant, asked_s)
@@ -90,6 +89,19 @@ class Namespace:
         self._caching.keep_node(found.node, allowed)
         node = await self._attributes.live(found.node)
         return self._caching.seen(node, allowed.until_s(node.ino), parent, name, allowed.until_s(parent))
+
+    def lookup_known(self, parent: int, name: bytes) -> Seen | None:
+        """As `lookup`; None if somebody has to be asked."""
+        known = self._listed(parent, name)
+        if known is None:
+            return None
+        node, allowed, names = known
+        present = None if node is None else self._attributes.at_once(node)
+        return None if present is None and node is not None else self._found(present, allowed, parent, name, names)
+
+    def _found(self, node: Node | None, allowed: Allowance, parent: int, name: bytes, names: Allowance) -> Seen:
+        attr_until_s = 0.0 if node is None else allowed.until_s(node.ino)
+        return self._caching.seen(node, attr_until_s, parent, name, names.until_s(parent))
 
     def _listed(self, parent: int, name: bytes) -> tuple[Node | None, Allowance, Allowance] | None:
         """What is known of all names in the directory says of one, with the allowances of the node and the name; None if that is
@@ -107,6 +119,12 @@ class Namespace:
         node, allowed = await self._node(ino)
         present = await self._attributes.live(node)
         return self._caching.seen(present, allowed.until_s(ino))
+
+    def getattr_known(self, ino: int) -> Seen | None:
+        """As `getattr`; None if somebody has to be asked."""
+        kept = self._caching.node(ino)
+        present = None if kept is None else self._attributes.at_once(kept[0])
+        return None if kept is None or present is None else self._caching.seen(present, kept[1].until_s(ino))
 
     async def _node(self, ino: int) -> tuple[Node, Allowance]:
         kept = self._caching.node(ino)

@@ -24,9 +24,12 @@ _INTERRUPT = struct.Struct("<Q")  # the request that is interrupted
 class Opcode(IntEnum):
     """Requests that can be taken out."""
 
+    LOOKUP = 1
+    GETATTR = 3
     RELEASE = 18
     GETXATTR = 22
     FLUSH = 25
+    OPENDIR = 27
     RELEASEDIR = 29
     GETLK = 31
     SETLK = 32

@@ -200,8 +200,12 @@ enum stream_verdict stream_request(struct stream *stream, const void *message, s
     case OP_WRITE:
         stream_look_at_write(stream, message, length);
         return STREAM_PASS;
-    case OP_OPEN:
     case OP_OPENDIR:
+        if (is_taken(stream, OP_OPENDIR))
+            break;
+        map_put(&stream->asked, header.unique, header.opcode);
+        return STREAM_PASS;
+    case OP_OPEN:
     case OP_CREATE:
         map_put(&stream->asked, header.unique, header.opcode); /* without memory the reply is not changed */
         return STREAM_PASS;
@@ -250,6 +254,8 @@ void stream_declined(struct stream *stream, const void *message)
     struct in_header header;
     memcpy(&header, message, sizeof header);
     map_take(&stream->under_way, header.unique, NULL);
+    if (header.opcode == OP_OPENDIR)
+        map_put(&stream->asked, header.unique, header.opcode);
 }
 
 static uint64_t key_of(enum stream_kind kind, uint64_t handle)

@@ -1,8 +1,12 @@
 """Answers that the mount writes itself, as the kernel reads them (include/uapi/linux/fuse.h)."""
 
+import errno
 import stat
 import struct
 
+import pytest
+
+from cluster.errors import Refused
 from cluster.messages import Node
 from fusefs import answers
 from fusefs.caching import Seen
@@ -34,9 +38,23 @@ def test_a_name() -> None:
     check_attributes(answer[40:])
 
 
+def test_a_name_that_does_not_exist() -> None:
+    absent = answers.entry(Seen(None, entry_s=1.5))
+    assert absent == struct.pack("<QQQQII", 0, 0, 1, 0, 500_000_000, 0) + bytes(88)
+    with pytest.raises(Refused) as refusal:
+        answers.entry(Seen(None))
+    assert refusal.value.errno == errno.ENOENT
+
+
+def test_attributes() -> None:
+    answer = answers.attributes(SEEN)
+    assert struct.unpack_from("<QI", answer) == (2, 250_000_000)
+    check_attributes(answer[16:])
+
+
 def test_all_directories_look_alike() -> None:
     directory = Seen(Node(8, stat.S_IFDIR | 0o755, 2, 0, 0, 0, 77, 1, 0, 0, 0, 0))
-    assert struct.unpack_from("<QQQ", answers.entry(directory), 40) == (8, 4096, 8)
+    assert struct.unpack_from("<QQQ", answers.attributes(directory), 16) == (8, 4096, 8)
     assert struct.unpack_from("<QQQ", answers.statx(directory), 64) == (8, 4096, 8)
 
 

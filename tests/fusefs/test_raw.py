@@ -21,7 +21,7 @@ def test_a_request_is_decoded_without_its_extensions() -> None:
 def test_what_can_be_answered_at_once_is_and_the_rest_goes_on() -> None:
     replies: list[bytes] = []
 
-    def ask(request: Raw) -> bytes | None:
+    def look_up(request: Raw) -> bytes | None:
         if request.body == b"missing\0":
             raise refused(errno.ENOENT)
         if request.body == b"broken\0":
@@ -30,10 +30,10 @@ def test_what_can_be_answered_at_once_is_and_the_rest_goes_on() -> None:
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            raw = RawRequests({Opcode.GETXATTR: ask}, {}, nursery, replies.append)
-            assert raw.opcodes == [Opcode.GETXATTR]
+            raw = RawRequests({Opcode.LOOKUP: look_up}, {}, nursery, replies.append)
+            assert raw.opcodes == [Opcode.LOOKUP]
             names = (b"known\0", b"missing\0", b"broken\0", b"unknown\0")
-            taken = [raw.received(message(Opcode.GETXATTR, unique, name)) for unique, name in enumerate(names, 1)]
+            taken = [raw.received(message(Opcode.LOOKUP, unique, name)) for unique, name in enumerate(names, 1)]
             assert taken == [True, True, True, False]
             assert raw.requests == 3
 

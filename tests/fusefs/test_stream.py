@@ -35,10 +35,10 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-def play(driver: Path, commands: Iterable[Command]) -> list[str]:
+def play(driver: Path, commands: Iterable[Command], taken_too: int = 0) -> list[str]:
     """What comes of each command; the last line counts what is left."""
     stream = b"".join(letter.encode() + struct.pack("<I", len(data)) + data for letter, data in commands)
-    taken = sum(1 << opcode for opcode in TAKEN)
+    taken = sum(1 << opcode for opcode in TAKEN) | 1 << taken_too
     done = subprocess.run([driver, str(int(WANTED)), str(taken)], input=stream, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode().splitlines()
@@ -137,16 +137,26 @@ def test_requests_are_taken_and_their_interrupts_with_them(driver: Path) -> None
     assert lines[:7] == ["take", "take", "pass", "ok", "pass", "pass", "pass"]
 
 
-def test_a_request_that_is_declined_is_not_under_way(driver: Path) -> None:
+def test_a_request_that_is_declined_goes_to_libfuse_like_any_other(driver: Path) -> None:
+    first, second = request(OPENDIR, 40), request(OPENDIR, 41)
     lines = play(
         driver,
         [
+            first,
+            ("D", first[1]),
+            will_open(5, OpenFlag.CACHE_DIR, directory=True),
+            reply(40, opened(5)),
+            second,
+            ("A", struct.pack("<Q", 41)),
             request(SETLKW, 42, bytes(48)),
             ("D", request(SETLKW, 42)[1]),
             request(INTERRUPT, 43, struct.pack("<Q", 42)),
         ],
+        taken_too=OPENDIR,
     )
-    assert (lines[0], lines[2]) == ("take", "pass")
+    assert (lines[0], lines[4], lines[6], lines[8]) == ("take", "take", "take", "pass")
+    assert struct.unpack("<QII", body_of(lines[3])) == (5, OpenFlag.CACHE_DIR, 0)
+    assert lines[-1].startswith("asked 0 opens 0")
 
 
 def test_a_flush_is_answered_at_once_unless_somebody_wants_it(driver: Path) -> None:
@@ -195,7 +205,7 @@ def test_truncated_replies_go_out_as_they_are(driver: Path) -> None:
 
 def test_messages_at_random(driver: Path) -> None:
     for seed in range(20):
-        play(driver, random_commands(random.Random(seed)))
+        play(driver, random_commands(random.Random(seed)), taken_too=OPENDIR if seed % 2 else 0)
 
 
 def random_commands(rng: random.Random) -> Iterable[Command]:
