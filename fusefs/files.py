@@ -168,6 +168,13 @@ class Files:
     async def _register(self, state: OpenInode, *, write: bool) -> None:
         if not state.registered or (write and not state.registered_write):
             await self._ask_to_open(state, write=write)
+        elif state.readers + state.writers == 0:
+            # It lingers, and is what is kept; else the manager says what it is now.
+            kept = self._caching.node(state.ino)
+            if kept is None:
+                await self._ask_to_open(state, write=write)
+            else:
+                state.saw(kept[0])
 
     async def _ask_to_open(self, state: OpenInode, *, write: bool) -> None:
         request = Open(state.ino, write or state.registered_write, self._open_files.next_sequence())

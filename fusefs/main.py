@@ -175,7 +175,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     )
     settler = Settler(session, caching, paths, timeout_s, config.mount.commit_s)
     caching.is_written_past = settler.open_files.is_written_past
-    opens = Opens(settler.open_files)
+    opens = Opens(settler.open_files, settler.let_go)
     recalls = Recalls(session, caching, kernel, opens, nursery, timeout_s)
     changes = Changes(session, caching, recalls, timeout_s)
     peers = Peers(session, config.server, nursery, timeout_s)
@@ -205,6 +205,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
         settler.run,
         settler.commit_loop,
         settler.commit_synced,
+        settler.lingering.run,
         leases.renew_loop,
         recalls.end_loop,
         directories.register_loop,

@@ -1,6 +1,6 @@
 """Directories that are open here, some of them without the manager knowing it, and what giving way has to know of open inodes."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from cluster.messages import Node
@@ -70,8 +70,10 @@ class Opens:
     """What is open. A directory that is listed from what is kept here is opened *quietly*: under its lease, which the manager
     has to recall before the directory could go, so that it is told in time."""
 
-    def __init__(self, open_files: OpenFiles) -> None:
+    def __init__(self, open_files: OpenFiles, let_go: Callable[[Iterable[int]], Awaitable[None]]) -> None:
+        """*let_go* ends registrations that only linger."""
         self._open_files = open_files
+        self._let_go = let_go
         self._quiet: dict[int, list[OpenDirectory]] = {}
 
     def open_quietly(self, node: Node, until_s: float) -> OpenDirectory:
@@ -128,6 +130,10 @@ class Opens:
             for directory in self._quiet.pop(ino):
                 directory.handle = self._open_files.open_registered(directory.node)
         return told, sequence
+
+    async def let_go(self, inodes: Iterable[int]) -> None:
+        """Tells the manager which of *inodes* it believes to be open are not any more. Raises `GodwitError`."""
+        await self._let_go(inodes)
 
     def registrations(self) -> list[Registration]:
         """All that a manager must be told, which counts as registered from now on."""

@@ -61,6 +61,9 @@ class OpenHere(Protocol):
     def tell(self, inodes: Iterable[int]) -> tuple[list[int], int]:
         """Those of *inodes* that are open without the manager's knowledge; from now on it knows, by the sequence returned."""
 
+    async def let_go(self, inodes: Iterable[int]) -> None:
+        """Tells the manager which of *inodes* it believes to be open are not any more. Raises `GodwitError`."""
+
 
 class Recalls:
     """Obeys the manager's recalls and the end of leases. Its tasks run in *nursery*."""
@@ -106,11 +109,12 @@ class Recalls:
         for ino in recall.inodes:
             self._opens.stale(ino)
         opens, sequence = self._opens.tell(recall.inodes)
-        self._nursery.start_soon(self._obey, given_up, RecallDone([recall.number], opens, sequence))
+        self._nursery.start_soon(self._obey, recall, given_up, RecallDone([recall.number], opens, sequence))
 
-    async def _obey(self, given_up: list[GivenUp], done: RecallDone) -> None:
+    async def _obey(self, recall: Recall, given_up: list[GivenUp], done: RecallDone) -> None:
         try:
             await self._take_away(given_up)
+            await self._opens.let_go(recall.inodes)
             await self._session.call(done, timeout_s=self._timeout_s)
         except (GodwitError, OSError) as error:
             log.warning("a recall was not answered, its leases end by themselves: %s", error)

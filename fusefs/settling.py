@@ -5,6 +5,7 @@ transaction. What cannot be committed now stays dirty and is tried again; if thi
 """
 
 import logging
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 
 import trio
@@ -13,6 +14,7 @@ from cluster.errors import Fenced, GodwitError, Refused
 from cluster.messages import Close, Closing, Commit
 from cluster.session import ManagerSession
 from fusefs.caching import Caching
+from fusefs.lingering import Lingering
 from fusefs.objects import LocalObject
 from fusefs.openfiles import OpenFiles, OpenInode
 from fusefs.paths import LastKnownPaths
@@ -48,6 +50,7 @@ class Settler:
         self._progress = trio.Condition()
         self._limit = trio.Semaphore(ONE_BY_ONE_MAX)
         self._open_files = OpenFiles(self.soon)
+        self.lingering = Lingering(caching, self.soon)
 
     @property
     def open_files(self) -> OpenFiles:
@@ -77,6 +80,7 @@ class Settler:
     async def drain(self) -> None:
         """Ends all handles and returns when all is settled; for an orderly stop."""
         self._open_files.release_all()
+        self.lingering.stop()
         async with self._progress:
             while self._due or self._at_work:
                 await self._progress.wait()
@@ -172,9 +176,16 @@ class Settler:
         ends_writing = state.registered_write and state.writers == 0
         state.registered_write = state.registered_write and not ends_writing
         if state.readers + state.writers == 0:
+            if state.registered and not ends_writing and self.lingering.keeps(state):
+                return []
             self._open_files.leave(state)
             return [Closing(state.ino, self._open_files.next_sequence())] if state.registered else []
         return [Closing(state.ino, self._open_files.next_sequence(), still_open=True)] if ends_writing else []
+
+    async def let_go(self, inodes: Iterable[int]) -> None:
+        """Ends the registrations that only linger; what is being opened again stays. Raises `GodwitError`."""
+        lingered = [state for ino in inodes if self.lingering.give_up(ino) and (state := self._open_files.get(ino))]
+        await self._close([closing for state in lingered if not state.lock.locked() for closing in self._closed(state)])
 
     async def _close(self, closings: list[Closing]) -> None:
         if closings:

@@ -276,6 +276,11 @@ class Leases:
         excepted = None if besides is None else besides.number
         return [lease.session for lease in list(found.values()) if lease.cached_until_s > now and lease.session != excepted]
 
+    def caching_at(self, ino: int, server: str, now: float) -> list[int]:
+        """The sessions of the server that may be caching the inode."""
+        leases = list(self._holders.get(ino, {}).values())
+        return [lease.session for lease in leases if lease.server == server and lease.cached_until_s > now]
+
     def astray(self, ino: int, home_epoch: int, now: float, *, besides: Session) -> list[int]:
         """The sessions, but *besides*, whose tokens name an earlier home of the inode, and who have not been told."""
         return [

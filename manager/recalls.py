@@ -78,6 +78,11 @@ class Recalls:
             if not asked.over.is_set():
                 self._wait_out(key)
 
+    def ask_back(self, held: Iterable[Held]) -> None:
+        """Begins to take these back; nobody waits for it."""
+        for key in held:
+            self._ask(key, 0)
+
     def _ask(self, key: Held, home_epoch: int) -> _Asked:
         lease = self._leases.get(*key)
         until_s = 0.0 if lease is None else lease.ends_s if home_epoch else lease.cached_until_s

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from cluster.clock import file_time_ns
+from cluster.clock import file_time_ns, monotonic_s
 from cluster.messages import CLAIMED, COPY, DEAD, DELETE, WAITING
+from manager.fences import Held
 from manager.forsaken import fall_back, forsaken_volumes, newest_replica
 from manager.homes import switch_home
 from manager.inodes import InodeRow, find_inode
@@ -180,9 +181,16 @@ class _Alignment:
         return choose_home(home=self._inode.home_volume, copies=self._copies, layout=layout, moves=self._moves, fit=fit)
 
     def _is_read_at_home(self) -> bool:
-        """Whether the home's mount has it open: its kernel may be reading the object itself, which cannot be taken back."""
-        home = self._state.members.get(self._inode.home_volume)
-        return home is not None and self._state.sessions.is_open_at(self._inode.ino, home.server)
+        """Whether the home's mount has it open: its kernel may be reading the object itself, which cannot be taken back.
+
+        Or its registration only lingers: it is asked for what it caches, and says then that the file is closed.
+        """
+        ino, home = self._inode.ino, self._state.members.get(self._inode.home_volume)
+        if home is None or not self._state.sessions.is_open_at(ino, home.server):
+            return False
+        held = [Held(ino, session) for session in self._state.leases.caching_at(ino, home.server, monotonic_s())]
+        self._tx.after(lambda: self._state.recalls.ask_back(held))
+        return True
 
     def _fall_back(self) -> bool:
         """Whether the file has its home on a server that is not lost now."""

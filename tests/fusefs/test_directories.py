@@ -1,7 +1,7 @@
 """Listings as the kernel is told them: what it may keep, and what keeps it from putting parts of two together."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import trio
@@ -69,13 +69,16 @@ class Mount:
         self.directories = Directories(
             cast(ManagerSession, self.manager),
             cast(Files, self),
-            Opens(self.open_files),
+            Opens(self.open_files, self.let_go),
             self.caching,
             cast(Attributes, None),
             LastKnownPaths(),
             self.kernel,
             1.0,
         )
+
+    async def let_go(self, inodes: Iterable[int]) -> None:
+        raise AssertionError(inodes)
 
     async def open(self, ino: int, flags: int) -> int:
         """In the place of `Files`."""

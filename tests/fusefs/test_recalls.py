@@ -60,6 +60,7 @@ class Opens:
     def __init__(self) -> None:
         self.open: set[int] = set()
         self.doubted: list[int] = []
+        self.let_go_of: list[int] = []
         self.quiet: list[int] = []
 
     def is_open(self, ino: int) -> bool:
@@ -70,6 +71,9 @@ class Opens:
 
     def tell(self, inodes: Any) -> tuple[list[int], int]:
         return [ino for ino in inodes if ino in self.quiet], 7
+
+    async def let_go(self, inodes: Any) -> None:
+        self.let_go_of = list(inodes)
 
 
 class Mount:
@@ -113,6 +117,7 @@ def test_a_recall_is_answered_when_the_kernel_has_forgotten() -> None:
         assert mount.opens.doubted == [DIRECTORY, FILE], "at once"
         assert (await mount.answered()).numbers == [3]
         dropped = [("inode", DIRECTORY), ("inode", FILE), ("name", DIRECTORY, b"name"), ("inode", DIRECTORY)]
+        assert mount.opens.let_go_of == [DIRECTORY, FILE]
         assert mount.kernel.done == dropped, "the listing again, when who was taking one in has let go of the lock"
 
     run(test)
