@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -135,6 +135,9 @@ class Contents:
         if name in self.changes:
             return self.changes[name]
         return 0 if self.listing is None else self.listing.by_name.get(name, 0)
+
+
+K = TypeVar("K", KeptListing, Contents)
 
 
 @dataclass(frozen=True)
@@ -303,20 +306,15 @@ class Caching:
     def contents(self, ino: int) -> Contents | None:
         """All names of a directory, if they are known."""
         cached = self._cached.get(ino)
-        if cached is None or cached.contents is None:
-            return None
-        if cached.contents.allowed.until_s(ino) <= self._now():
-            cached.contents = None
-        return cached.contents
+        return None if cached is None else self._while_good(ino, cached.contents)
 
     def listing(self, ino: int) -> KeptListing | None:
         """The whole listing of a directory, if it is kept and good."""
         cached = self._cached.get(ino)
-        if cached is None or cached.listing is None:
-            return None
-        if cached.listing.allowed.until_s(ino) <= self._now():
-            cached.listing = None
-        return cached.listing
+        return None if cached is None else self._while_good(ino, cached.listing)
+
+    def _while_good(self, ino: int, kept: K | None) -> K | None:
+        return kept if kept is not None and kept.allowed.until_s(ino) > self._now() else None
 
     # --------------------------------------------------------------------------------- what the kernel is given
 
