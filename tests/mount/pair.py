@@ -1,6 +1,7 @@
 """The same operations on a mount and on a directory of ext4, and the demand that nobody could tell the two apart."""
 
 import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -105,6 +106,14 @@ class Pair:
         root = os.path.join(self.native.base, PADDING)
         full = ((path, os.path.join(root, path)) for path in self.paths())
         return [path for path, at in full if os.path.isdir(at) and not os.path.islink(at)]
+
+    def is_set_id(self, path: bytes) -> bool:
+        """Whether the path leads to a regular file that runs as its owner or its group."""
+        try:
+            mode = os.stat(os.path.join(self.native.base, PADDING, path)).st_mode
+        except OSError:
+            return False
+        return stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID) != 0
 
     def compare(self, *, above: bool = False) -> None:
         """Compares the trees and what is open; with *above* also what got above the roots, through links to `..`."""
