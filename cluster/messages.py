@@ -584,13 +584,15 @@ class SetAttr(Message, frozen=True, array_like=True, tag="setattr"):
 
 
 class SetXattr(Message, frozen=True, array_like=True, tag="setxattr"):
-    """`flags`: 0, `XATTR_CREATE` (1) or `XATTR_REPLACE` (2)."""
+    """`flags`: 0, `XATTR_CREATE` (1) or `XATTR_REPLACE` (2). `keeps_sgid`: whether an access control list may leave the
+    set-group-id bit: who sets it is root, or in the inode's group."""
 
     ino: int
     name: bytes
     value: bytes
     flags: int
     now_ns: int
+    keeps_sgid: bool = True
 
 
 class RemoveXattr(Message, frozen=True, array_like=True, tag="removexattr"):

@@ -65,6 +65,14 @@ def encode(seen: Seen) -> pyfuse3.EntryAttributes:
     return entry
 
 
+def _groups_of(ctx: pyfuse3.RequestContext) -> set[int]:
+    """The groups that the caller is in, as far as it can be seen from here."""
+    try:
+        return {ctx.gid, *pyfuse3.get_sup_groups(ctx.pid)}
+    except OSError:
+        return {ctx.gid}
+
+
 @functools.lru_cache(maxsize=ENCODED_MAX)
 def _attributes(node: Node) -> pyfuse3.EntryAttributes:
     """The kernel's form of a node; the same object each time, into which the timeouts are put just before it is sent."""
@@ -262,7 +270,7 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._namespace.setxattr(inode, name, value)
+        await self._namespace.setxattr(inode, name, value, ctx.uid, lambda: _groups_of(ctx))
 
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Callable, Collection
 
 import msgspec
 import trio
@@ -39,7 +40,7 @@ from fusefs.files import SECURITY_CAPABILITY, Files
 from fusefs.inodes import InodeNumbers
 from fusefs.openfiles import OpenFiles
 from fusefs.paths import LastKnownPaths
-from fusefs.privileges import has_set_id, without_set_id
+from fusefs.privileges import ACCESS_LIST, has_set_id, without_set_id
 
 
 class Namespace:
@@ -274,10 +275,12 @@ class Namespace:
         kept = self._caching.node(ino)
         return not self._drops_set_id() or (kept is not None and not has_set_id(kept[0].mode))
 
-    async def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+    async def setxattr(self, ino: int, name: bytes, value: bytes, uid: int, groups: Callable[[], Collection[int]]) -> None:
+        """Sets an attribute for *uid*, who is in *groups*."""
         if name == SECURITY_CAPABILITY and (state := self._open_files.get(ino)) is not None:
             state.caps = True
-        await self._changes.apply(SetXattr(ino, name, value, 0, file_time_ns()), ino)
+        keeps_sgid = name != ACCESS_LIST or uid == 0 or (await self._node(ino))[0].gid in groups()
+        await self._changes.apply(SetXattr(ino, name, value, 0, file_time_ns(), keeps_sgid), ino)
 
     async def listxattr(self, ino: int, uid: int) -> list[bytes]:
         """The names that *uid* may see: `trusted.*` is for root alone."""

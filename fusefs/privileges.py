@@ -6,6 +6,8 @@ something to take. (It still removes capabilities by itself.)
 
 import stat
 
+ACCESS_LIST = b"system.posix_acl_access"
+
 
 def without_set_id(mode: int) -> int:
     """The permission bits of *mode* after a change; set-group-id without group execution means something else, and stays."""

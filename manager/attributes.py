@@ -130,6 +130,8 @@ def set_xattr(tx: Transaction, state: State, mutation: Mutation, op: SetXattr) -
     row = get_inode(tx.connection, op.ino)
     if op.name in (acl.ACCESS_XATTR, acl.DEFAULT_XATTR):
         new, mode = _check_acl(row, op.name, acl.parse(op.value))
+        if op.name == acl.ACCESS_XATTR and not op.keeps_sgid:
+            mode &= ~stat.S_ISGID
         state.claim(tx, mutation, op, {Part.INODE: op.ino})
         return _set_acl(tx, row, op.name, new, mode, op.now_ns)
     _check_user_xattr(row, op.name)

@@ -13,6 +13,7 @@ import pytest
 
 from lab.lab import Lab
 from tests.mount.acting import ANNA, BERT, ROOT, User, acting_as
+from tests.mount.choices import ACLS
 
 
 def mode_of(path: Path) -> int:
@@ -61,6 +62,19 @@ def test_a_new_owner_takes_away_the_set_id_bits(place: Path) -> None:
         made.chmod(0o6755)
         os.chown(made, ANNA.uid, ANNA.gid)
     assert (mode_of(path), mode_of(directory)) == (0o755, 0o6755)
+
+
+@pytest.mark.parametrize(("group", "kept"), [(5000, True), (0, False)], ids=["of theirs", "of others"])
+def test_an_access_list_takes_the_set_group_id_bit_away_unless_its_owner_is_in_the_group(
+    place_in_each_mode: Path, group: int, kept: bool
+) -> None:
+    path = place_in_each_mode / "file"
+    path.touch()
+    os.chown(path, ANNA.uid, group)
+    path.chmod(0o2770)
+    with acting_as(ANNA):
+        os.setxattr(path, "system.posix_acl_access", ACLS[1])
+    assert stat.S_IMODE(path.stat().st_mode) == (0o2750 if kept else 0o750)
 
 
 def test_an_owner_that_is_refused_takes_no_set_id_bits_away(place_in_each_mode: Path) -> None:
