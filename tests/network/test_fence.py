@@ -1,5 +1,6 @@
 """A mount that is stopped in the middle of writing and goes on when others have long gone on without it."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -65,6 +66,19 @@ def is_fenced_at(path: str) -> bool:
         os.close(descriptor)
 
 
+def stop_between_commits(lab: Lab, server: str, path: str) -> None:
+    """SIGSTOP. A mount that is stopped in the middle of a commit keeps the lock of the object at *path*."""
+    with open(path, "rb") as file:
+        while True:
+            lab.kill(server, "mount", signal.SIGSTOP)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lab.kill(server, "mount", signal.SIGCONT)
+            else:
+                return
+
+
 def block(number: int) -> bytes:
     return b"%08d" % number * (BLOCK // 8)
 
@@ -84,12 +98,13 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def test_what_a_mount_writes_after_it_was_stopped_harms_nobody(lab: Lab, tmp_path: Path, home: str) -> None:
     writer = Writer(lab.mount("s3") / "file", tmp_path)
     wait_until(lambda: writer.acknowledged > 20, "it writes")
-    lab.kill("s3", "mount", signal.SIGSTOP)
     elsewhere = lab.mount("s1") / "file"
+    written = VolumeLayout(lab.volume("s3")).object_path(elsewhere.stat().st_ino)
+    stop_between_commits(lab, "s3", written)
     try:
-        where = wait_for_replicas(lab, str(elsewhere), 2)
+        wait_for_replicas(lab, str(elsewhere), 2)
         stopped_at = writer.acknowledged
-        assert is_fenced_at(VolumeLayout(lab.volume("s3")).object_path(where["ino"]))
+        assert is_fenced_at(written)
         assert elsewhere.read_bytes()[: stopped_at * BLOCK] == b"".join(map(block, range(stopped_at)))
         if home == "moves":
             godwit(lab, "migrate", str(elsewhere), "--from", "s3", "--to", "s1")
