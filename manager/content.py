@@ -114,7 +114,7 @@ def _store_content(tx: Transaction, row: InodeRow, op: Commit, content: Content,
         "to_ctime": content.ctime_ns,
     }
     if _STAMP.run(tx.connection, stamp) == 0:
-        tx.execute(insert(replicas), {"ino": op.ino, "volume": row.home_volume, "version": 0})
+        tx.execute(insert(replicas), {"ino": op.ino, "volume": row.home_volume, "version": 0, "checksum": b""})
         _STAMP.run(tx.connection, stamp)
 
 

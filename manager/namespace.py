@@ -60,7 +60,8 @@ _TYPES = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat
 
 _ADD_INODE = Hot(insert(inodes))
 _ADD_ENTRY = Hot(insert(dentries))
-_ADD_REPLICA = Hot(insert(replicas).values({name: bindparam(name) for name in ("ino", "volume", "version")}))
+# SQLite's default for the checksum would be a text.
+_ADD_REPLICA = Hot(insert(replicas).values(ino=bindparam("ino"), volume=bindparam("volume"), version=0, checksum=b""))
 _ADD_XATTR = insert(xattrs)
 _ADD_ORPHAN = Hot(insert(orphans))
 _REMOVE_ORPHAN = delete(orphans).where(orphans.c.ino == bindparam("b_ino"))
@@ -144,7 +145,7 @@ def _add_inode(
     _ADD_INODE.run(tx.connection, row)
     tx.inodes_added += 1
     if regular:
-        _ADD_REPLICA.run(tx.connection, {"ino": op.ino, "volume": op.home_volume, "version": 0})
+        _ADD_REPLICA.run(tx.connection, {"ino": op.ino, "volume": op.home_volume})
         tx.after(lambda: state.register_creator(mutation.session, op.ino))
     for name, value in lists:
         tx.execute(_ADD_XATTR, {"ino": op.ino, "name": name, "value": value})

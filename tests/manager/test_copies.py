@@ -67,7 +67,8 @@ def test_a_commit_makes_the_content_known_and_queues_a_copy(url: str) -> None:
         async with small_network(url) as (office, mount):
             agents = await agents_of(office)
             node = await mount.make(b"f")
-            assert (await where(mount, node.ino)).writers == ["s1"]
+            created = await where(mount, node.ino)
+            assert (created.writers, [replica.checksum for replica in created.replicas]) == (["s1"], [b""])
             committed = await mount.commit(node.ino, 3, size=77)
             assert (committed.version, committed.size, committed.dirty) == (3, 77, False)
             assert (committed.mtime_ns, committed.object_ctime_ns) == (NOW + 3, NOW + 3)
