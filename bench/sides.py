@@ -20,6 +20,7 @@ from lab.lab import Lab
 
 ASK_TIMEOUT_S = 30.0
 POLL_S = 0.05
+COMMITTED_S = 0.5  # from a close to its commit, which brings the copies, it is a tenth of that
 ASKED_AT_ONCE = 32
 SETTLE_S = 30.0
 HERE, THERE = "s1", "s2"
@@ -90,11 +91,13 @@ class LabElsewhere:
         return sum(int(counts.split()[8]) for name, counts in devices.items() if name.strip() != "lo")
 
     def settle(self) -> None:
-        """Waits until no task is waiting or running, at most `SETTLE_S`."""
+        """Waits until no task is waiting or running, and none has come for `COMMITTED_S`; at most `SETTLE_S`."""
         deadline = time.monotonic() + SETTLE_S
 
         async def poll(asker: Asker) -> None:
-            while (await _look(asker)).tasks and time.monotonic() < deadline:
+            busy_at = time.monotonic()
+            while (look := await _look(asker)).at < min(deadline, busy_at + COMMITTED_S):
+                busy_at = look.at if look.tasks else busy_at
                 await trio.sleep(POLL_S)
 
         talk(self._target, SETTLE_S + ASK_TIMEOUT_S, poll)
