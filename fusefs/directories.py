@@ -9,7 +9,7 @@ import os
 import stat
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -23,7 +23,6 @@ from fusefs.files import Files
 from fusefs.listings import COOKIE_MAX, Marks, cookie_of, position
 from fusefs.opens import DOTDOT_COOKIE, OpenDirectory, Opens
 from fusefs.paths import LastKnownPaths
-from fusefs.recalls import Kernel
 
 PAGE_ENTRIES = 512
 ANSWER_ENTRIES = 256  # about what fits into one answer to the kernel
@@ -37,7 +36,10 @@ REGISTER_S = 1.0  # before its lease would end
 
 
 class Directories:
-    """The operations of the overlay on open directories. All raise `GodwitError`."""
+    """The operations of the overlay on open directories. All raise `GodwitError`.
+
+    *drop_inode* has the kernel forget what it has cached of an inode; it may block.
+    """
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class Directories:
         caching: Caching,
         attributes: Attributes,
         paths: LastKnownPaths,
-        kernel: Kernel,
+        drop_inode: Callable[[int], object],
         timeout_s: float,
     ) -> None:
         self._session = session
@@ -56,7 +58,7 @@ class Directories:
         self._caching = caching
         self._attributes = attributes
         self._paths = paths
-        self._kernel = kernel
+        self._drop_inode = drop_inode
         self._timeout_s = timeout_s
         self._open: dict[int, OpenDirectory] = {}
         self._told: OrderedDict[int, Allowance] = OrderedDict()  # of the listing, with its nodes, that the kernel was told last
@@ -175,7 +177,7 @@ class Directories:
             yield name, position(cookie, mark), seen(node, attr_until_s, parent, name, until_s)
 
     async def _drop_cache(self, ino: int) -> None:
-        await trio.to_thread.run_sync(self._kernel.drop_inode, ino, abandon_on_cancel=True, limiter=self._threads)
+        await trio.to_thread.run_sync(self._drop_inode, ino, abandon_on_cancel=True, limiter=self._threads)
 
     async def _begin(self, directory: OpenDirectory) -> None:
         """From the beginning: from what is kept, if it is good at this moment, else by asking."""

@@ -189,7 +189,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     files = Files(
         session, peers, settler, attributes, numbers, leases, caching, homes, reader, changes, passthrough, paths, timeout_s
     )
-    directories = Directories(session, files, opens, caching, attributes, paths, kernel, timeout_s)
+    directories = Directories(session, files, opens, caching, attributes, paths, kernel.drop_inode, timeout_s)
     namespace = Namespace(
         session, caching, changes, attributes, settler.open_files, files, directories, numbers, channel, paths, timeout_s
     )

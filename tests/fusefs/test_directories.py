@@ -45,26 +45,10 @@ class Manager:
         return Listing(entries, end=True, grant=Grant(self.serial, 15.0, [DIRECTORY, FILE]))
 
 
-class Kernel:
-    can_void_names = True
-
-    def __init__(self) -> None:
-        self.dropped: list[int] = []
-
-    def drop_inode(self, ino: int) -> bool:
-        self.dropped.append(ino)
-        return True
-
-    def drop_name(self, parent: int, name: bytes) -> None:
-        raise AssertionError
-
-    def void_names(self) -> bool:
-        raise AssertionError
-
-
 class Mount:
     def __init__(self) -> None:
-        self.manager, self.kernel, self.caching = Manager(), Kernel(), Caching()
+        self.manager, self.caching = Manager(), Caching()
+        self.dropped: list[int] = []
         self.open_files = OpenFiles(lambda _ino: None)
         self.directories = Directories(
             cast(ManagerSession, self.manager),
@@ -73,9 +57,14 @@ class Mount:
             self.caching,
             cast(Attributes, None),
             LastKnownPaths(),
-            self.kernel,
+            self.drop_inode,
             1.0,
         )
+
+    def drop_inode(self, ino: int) -> bool:
+        """In the place of the kernel."""
+        self.dropped.append(ino)
+        return True
 
     async def let_go(self, inodes: Iterable[int]) -> None:
         raise AssertionError(inodes)
@@ -120,7 +109,7 @@ def test_a_listing_that_is_good_is_kept_by_the_kernel() -> None:
         first = await mount.listed(await mount.opened(OpenFlag.CACHE_DIR))
         assert names_of(first) == [b".", b"..", b"one", b"two"]
         assert await mount.listed(await mount.opened(KEEP)) == first, "the same positions, whoever tells it"
-        assert mount.kernel.dropped == []
+        assert mount.dropped == []
 
     run(work)
 
@@ -152,9 +141,9 @@ def test_the_end_of_a_listing_that_was_recalled_meanwhile_is_told_when_the_kerne
         number = await mount.opened(OpenFlag.CACHE_DIR)
         told = await mount.page(number)
         mount.recalls()
-        assert mount.kernel.dropped == []
+        assert mount.dropped == []
         assert await mount.page(number, told[-1][1]) == []
-        assert mount.kernel.dropped == [DIRECTORY]
+        assert mount.dropped == [DIRECTORY]
         await mount.opened(OpenFlag.CACHE_DIR)
 
     run(work)
@@ -165,9 +154,9 @@ def test_so_is_that_of_one_that_was_recalled_before_it_was_told() -> None:
         mount.manager.while_asked = mount.recalls
         number = await mount.opened(OpenFlag.CACHE_DIR)
         told = await mount.page(number)
-        assert mount.kernel.dropped == []
+        assert mount.dropped == []
         assert await mount.page(number, told[-1][1]) == []
-        assert mount.kernel.dropped == [DIRECTORY]
+        assert mount.dropped == [DIRECTORY]
 
     run(work)
 
@@ -177,10 +166,10 @@ def test_who_begins_again_with_another_listing_has_the_kernel_drop_the_one_befor
         number = await mount.opened(OpenFlag.CACHE_DIR)
         first = await mount.page(number)
         assert await mount.page(number) == first
-        assert mount.kernel.dropped == []
+        assert mount.dropped == []
         mount.recalls()
         assert (await mount.page(number))[0] != first[0]
-        assert mount.kernel.dropped == [DIRECTORY]
+        assert mount.dropped == [DIRECTORY]
 
     run(work)
 
