@@ -249,6 +249,10 @@ class Caching:
         """Another number than before if others could have changed the inode unnoticed meanwhile; None if they can now."""
         return self._cached[ino].holding if self.may_keep(ino) else None
 
+    def is_held_since(self, ino: int, holding: int | None) -> bool:
+        """Whether nobody else can have changed the inode since *holding* was its `holding`."""
+        return holding is not None and holding == self.holding(ino)
+
     def leased(self) -> list[int]:
         """All inodes of which something may be cached here at this moment, for a new manager."""
         now = self._now()

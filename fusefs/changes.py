@@ -63,7 +63,8 @@ class Changes:
         except GodwitError:
             self._caching.changed(held, None, asked_s)  # it may be done all the same
             raise
-        known = {directory: self._caching.contents(directory) for directory in held if self._is_held(directory, held[directory])}
+        still_held = [directory for directory, holding in held.items() if self._caching.is_held_since(directory, holding)]
+        known = {directory: self._caching.contents(directory) for directory in still_held}
         allowed = self._caching.changed(applied.touched, applied.grant, asked_s)
         for node in (*applied.directories, *applied.nodes):
             if node is not None:
@@ -75,10 +76,6 @@ class Changes:
                 self._caching.keep_contents(directory, Contents(contents.listing, changes, allowed))
         (node,) = applied.nodes
         return Changed(node, applied.tokens, allowed)
-
-    def _is_held(self, directory: int, since: int | None) -> bool:
-        """Whether nobody else can have changed the directory since *since* was its `Caching.holding`."""
-        return since is not None and since == self._caching.holding(directory)
 
     async def make(self, create: Create) -> Changed:
         """Makes something in a directory whose lock the kernel holds. Raises `GodwitError`."""

@@ -217,14 +217,14 @@ class Namespace:
             self._caching.removed_name(parent, name)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        held = [self._caching.holding(directory) for directory in (parent, new_parent)]
+        held = {directory: self._caching.holding(directory) for directory in (parent, new_parent)}
         source, target = await self._named(parent, name), await self._named(new_parent, new_name)
         with self._changes.under_way(parent, new_parent, source, target):
             await self._directories.register(target)
             exchange = bool(flags & RENAME_EXCHANGE)
             names: Names = {(parent, name): None, (new_parent, new_name): None}
-            if None not in held and held == [self._caching.holding(directory) for directory in (parent, new_parent)]:
-                # Nobody else can have changed them meanwhile. Nothing happens to two names of one inode.
+            if all(self._caching.is_held_since(directory, holding) for directory, holding in held.items()):
+                # Nothing happens to two names of one inode.
                 names = {} if source == target else {(parent, name): target if exchange else 0, (new_parent, new_name): source}
             await self._changes.apply(Rename(parent, name, new_parent, new_name, flags, file_time_ns()), names=names)
             until_s = self._caching.moved_name((parent, name), (new_parent, new_name), exchange=exchange)
