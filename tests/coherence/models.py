@@ -121,8 +121,8 @@ def refusal(kind: str, code: int, what: What) -> What | None:
     """
     if kind == "create" and code == errno.EEXIST:
         return ("present", what[1])
-    if kind == "link":
-        return {errno.EEXIST: ("present", what[2])}.get(code)
+    if kind == "link" and code == errno.EEXIST:
+        return ("present", what[2])
     if kind == "unlink" and code == errno.ENOENT:
         return ("is", what[1], None)
     if kind == "rename" and code == errno.ENOENT:
