@@ -25,6 +25,7 @@ class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `listen`: host:port. `database`: SQLAlchemy URL of the catalog. `term_s`: how long the office lasts without being
     extended. `session_timeout_s`: how long a silent mount keeps what it has open. `access_s`: the access time of lease tokens.
     `suspect_s`, `down_s`: after which silence of its agent a server is suspect, and when its replicas stop counting.
+    `give_way_s`: for how long at most copies wait while mounts ask much.
     """
 
     listen: str
@@ -36,6 +37,7 @@ class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     access_s: Seconds = 15.0
     suspect_s: Seconds = 7.0
     down_s: Seconds = 600.0
+    give_way_s: Annotated[float, msgspec.Meta(ge=0)] = 3.0
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -30,7 +30,7 @@ from cluster.wire import parse_address
 from manager.limits import TEXT_MAX, check_count, check_number, clean_text
 from manager.members import identify, store_volumes
 from manager.namespace import queue_scan
-from manager.queue import SOURCE_DOWN_BACKOFF_S, Claimed, claim_tasks, has_waiting, report_task
+from manager.queue import SOURCE_DOWN_BACKOFF_S, Claimed, claim_tasks, report_task, waiting_since
 from manager.schema import forsaken, inodes, ranges, replicas, tasks
 from manager.sessions import Session
 from manager.state import QUEUE
@@ -122,13 +122,17 @@ def _is_valid(volume: VolumeState) -> bool:
 
 
 async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
-    """Waiting tasks of the sender's server; waits for the first, and a moment for those that come with it."""
+    """Waiting tasks of the sender's server; waits for the first, for those that come with it, and while mounts ask much."""
     limit = max(1, min(request.limit, CLAIM_MAX))
     server, members = session.server, term.state.members
     with trio.move_on_after(max(0.0, min(request.wait_s, WAIT_MAX_S))):
         while True:
             with term.state.bells.listening((QUEUE, server)) as bell:
-                if members.works(server) and await term.store.read(partial(has_waiting, server=server)):
+                oldest_ns = await term.store.read(partial(waiting_since, server=server)) if members.works(server) else None
+                if oldest_ns is not None:
+                    if not term.courtesy.is_due(oldest_ns, monotonic_s()):
+                        await term.courtesy.give_way()
+                        continue
                     claimed = await _claim(term, session, limit)
                     if claimed:
                         return Tasks(claimed)

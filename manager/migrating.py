@@ -205,9 +205,11 @@ class Migrator:
         """One round; whether there is anything to come back for."""
         orders = await self._term.store.read(open_orders)
         self._progress = {order.migration: self._of(order) for order in orders}
+        busy = any(order.state in (PLANNING, RUNNING, MIGRATION_CANCELLED) for order in orders)
+        self._term.courtesy.migrating = busy
         for order in orders:
             await self._work_on(order)
-        return any(order.state in (PLANNING, RUNNING, MIGRATION_CANCELLED) for order in orders)
+        return busy
 
     def _of(self, order: Order) -> _Progress:
         return self._progress.get(order.migration) or _Progress(monotonic_s())

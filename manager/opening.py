@@ -254,7 +254,7 @@ async def await_copies(term: Term, _session: Session, request: AwaitCopies) -> D
         return connection.execute(_HOLDING, {"ino": request.ino, "version": request.version}).scalar_one()
 
     timeout_s = max(0.0, min(request.timeout_s, AWAIT_MAX_S))
-    with trio.move_on_after(timeout_s):
+    with trio.move_on_after(timeout_s), term.courtesy.hurrying():
         while True:
             with term.state.bells.listening(request.ino) as bell:
                 if await term.store.read(ask) >= request.copies:

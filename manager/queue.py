@@ -37,7 +37,12 @@ _WAITING = Hot(
     .order_by(tasks.c.task)
     .limit(bindparam("n"))
 )
-_ANY_WAITING = Hot(select(tasks.c.task).where(tasks.c.server == bindparam("server"), tasks.c.state == WAITING).limit(1))
+_OLDEST_WAITING = Hot(
+    select(tasks.c.queued_ns)
+    .where(tasks.c.server == bindparam("server"), tasks.c.state == WAITING)
+    .order_by(tasks.c.task)
+    .limit(1)
+)
 _BY_ID = Hot(select(tasks).where(tasks.c.task == bindparam("task")))
 _SET: dict[str, BindParameter[Any]] = {name: bindparam(f"to_{name}") for name in ("state", "claim", "attempts", "error")}
 _UPDATE = Hot(update(tasks).where(tasks.c.task == bindparam("b_task")).values(_SET))
@@ -92,9 +97,10 @@ def judge(outcome: str, *, attempts: int, newer: bool, max_attempts: int, draw: 
     return Verdict(Event.FAILED, attempts + 1, backoff_s(attempts + 1, draw))
 
 
-def has_waiting(connection: Connection, server: str) -> bool:
-    """Whether there is anything to claim."""
-    return _ANY_WAITING.one_or_none(connection, {"server": server}) is not None
+def waiting_since(connection: Connection, server: str) -> int | None:
+    """When the oldest of the waiting tasks was queued, in nanoseconds of that manager's clock; None if there is none."""
+    row = _OLDEST_WAITING.one_or_none(connection, {"server": server})
+    return None if row is None else int(row.queued_ns)
 
 
 @dataclass(frozen=True)

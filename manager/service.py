@@ -247,6 +247,7 @@ class Connection:
         session.heard_s = monotonic_s()
         if session.role == MOUNT:
             term.state.leases.counts.requests += 1
+            term.courtesy.asked(session.heard_s)
         return session
 
     def _check_introduced(self, term: Term) -> None:

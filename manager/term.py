@@ -14,6 +14,7 @@ from cluster.errors import NotManager
 from cluster.leases import Sealer
 from manager.caching import Notes
 from manager.claims import Claims
+from manager.courtesy import Courtesy
 from manager.election import safe_until
 from manager.forsaken import has_forsaken
 from manager.granting import Granting
@@ -52,6 +53,7 @@ class Term:
         self.number = store.term
         self.deadline = deadline
         self.claims = Claims(config.manager.claim_timeout_s)
+        self.courtesy = Courtesy(config.manager.give_way_s)
         self.awaited: dict[str, int] = {}
         self.leaving = trio.Event()
         self.grace_until = 0.0

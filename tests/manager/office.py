@@ -56,15 +56,14 @@ SECRET = "5e" * 32
 _sessions = itertools.count(1000)
 
 
-def config(
-    url: str, server: str = "s1", *, session_timeout_s: float = 30.0, max_attempts: int = 3, access_s: float = 15.0
-) -> ServerConfig:
+def config(url: str, server: str = "s1", **settings: Any) -> ServerConfig:
+    """*settings* are those of the manager."""
     return ServerConfig(
         "test",
         server,
         SECRET,
         ["127.0.0.1:7601"],
-        ManagerConfig("127.0.0.1:7601", url, session_timeout_s=session_timeout_s, max_attempts=max_attempts, access_s=access_s),
+        ManagerConfig("127.0.0.1:7601", url, **{"max_attempts": 3, **settings}),
         AgentConfig("127.0.0.1:7602"),
         MountConfig("/mnt/godwit"),
     )
@@ -84,10 +83,13 @@ class Peer:
         return await self.ask(Hello(PROTOCOL, "test", self.server, self.role, self.number, opens or [], [], caching or []))
 
     async def ask(self, request: Request[R]) -> R:
+        """As `cluster.rpc` does for a process elsewhere."""
+
         async def send(_reply: Any, _body: Any) -> None:
             raise AssertionError("managers answer once")
 
-        return cast(R, await self.connection.handle(request, b"", send))
+        reply = self.connection.at_once(request)
+        return cast(R, await self.connection.handle(request, b"", send) if reply is None else reply)
 
     async def watch(self, obey: Callable[[Recall], Awaitable[None]]) -> None:
         """Has *obey* called with each recall, one after the other, until the manager tells no more."""

@@ -1,0 +1,142 @@
+"""When agents are handed tasks, and when they wait because mounts ask much."""
+
+import trio
+import trio.testing
+
+from cluster.clock import file_time_ns, monotonic_s
+from cluster.messages import ROOT_INO, AwaitCopies, GetWhere, StartMigration, Task
+from manager.courtesy import RUSH_REQUESTS, RUSH_S, Courtesy
+from tests.manager.office import Office, Peer, small_network
+
+NEVER_S = 1000.0
+NOW_S = 5000.0
+
+
+def rush(courtesy: Courtesy, now: float, since_s: float = -NEVER_S) -> None:
+    """Mounts have asked much since so many seconds; by default they still do when the test is over."""
+    for _ in range(RUSH_REQUESTS):
+        courtesy.asked(now - since_s)
+
+
+def test_tasks_are_due_unless_there_is_a_rush() -> None:
+    now_ns, courtesy = file_time_ns(), Courtesy(NEVER_S)
+    assert courtesy.is_due(now_ns, NOW_S)
+    for _ in range(RUSH_REQUESTS - 1):
+        courtesy.asked(NOW_S + NEVER_S)
+    assert courtesy.is_due(now_ns, NOW_S)
+    courtesy.asked(NOW_S + NEVER_S)
+    assert not courtesy.is_due(now_ns, NOW_S)
+    rush(courtesy, NOW_S, 2 * RUSH_S)
+    assert courtesy.is_due(now_ns, NOW_S)
+
+
+def test_nobody_gives_way_for_long() -> None:
+    courtesy = Courtesy(NEVER_S)
+    rush(courtesy, NOW_S)
+    now_ns = file_time_ns()
+    assert courtesy.is_due(now_ns - int(NEVER_S * 1e9), NOW_S)
+    assert courtesy.is_due(now_ns + int(NEVER_S * 1e9), NOW_S), "of a manager whose clock is ahead"
+    never = Courtesy(0.0)
+    rush(never, NOW_S)
+    assert never.is_due(now_ns, NOW_S)
+
+
+def test_nobody_gives_way_while_somebody_waits_or_files_move() -> None:
+    now_ns, courtesy = file_time_ns(), Courtesy(NEVER_S)
+    rush(courtesy, NOW_S)
+    with courtesy.hurrying():
+        with courtesy.hurrying():
+            assert courtesy.is_due(now_ns, NOW_S)
+        assert courtesy.is_due(now_ns, NOW_S)
+    assert not courtesy.is_due(now_ns, NOW_S)
+    courtesy.migrating = True
+    assert courtesy.is_due(now_ns, NOW_S)
+
+
+def test_who_comes_to_wait_for_copies_wakes_who_gives_way() -> None:
+    courtesy = Courtesy(NEVER_S)
+
+    async def main() -> None:
+        began_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(courtesy.give_way)
+            await trio.testing.wait_all_tasks_blocked()
+            with courtesy.hurrying():
+                await trio.testing.wait_all_tasks_blocked()
+        assert trio.current_time() == began_s
+        await courtesy.give_way()
+        assert trio.current_time() > began_s
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def in_a_rush(office: Office, mount: Peer) -> tuple[int, Peer, Courtesy]:
+    """A committed file, the agent that is to copy it, and what makes that wait."""
+    node = await mount.make(b"f")
+    await mount.commit(node.ino, 1)
+    (pending,) = (await mount.ask(GetWhere(node.ino))).pending
+    assert office.term is not None
+    rush(office.term.courtesy, monotonic_s())
+    return node.ino, await office.peer(pending.server, "agent"), office.term.courtesy
+
+
+def test_an_agent_is_handed_nothing_in_a_rush(url: str) -> None:
+    async def main() -> None:
+        async with small_network(url, give_way_s=NEVER_S) as (office, mount):
+            _, agent, courtesy = await in_a_rush(office, mount)
+            assert await agent.claim(wait_s=0.3) == []
+            rush(courtesy, monotonic_s(), 2 * RUSH_S)
+            assert len(await agent.claim(wait_s=10.0)) == 1
+
+    trio.run(main)
+
+
+def test_requests_of_mounts_make_a_rush_and_those_of_agents_do_not(url: str) -> None:
+    async def main() -> None:
+        async with small_network(url, give_way_s=NEVER_S) as (office, mount):
+            assert office.term is not None
+            agent = await office.peer("s2", "agent")
+            asked = office.term.courtesy._asked
+            asked.clear()
+            await agent.attr(ROOT_INO)
+            assert not asked
+            await mount.attr(ROOT_INO)
+            assert len(asked) == 1
+
+    trio.run(main)
+
+
+def test_the_copies_that_somebody_waits_for_are_made_in_a_rush(url: str) -> None:
+    async def main() -> None:
+        async with small_network(url, give_way_s=NEVER_S) as (office, mount):
+            ino, agent, _ = await in_a_rush(office, mount)
+            claimed: list[Task] = []
+
+            async def work() -> None:
+                claimed.extend(await agent.claim(wait_s=30.0))
+                await agent.done(claimed[0])
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(work)
+                await trio.sleep(0.05)
+                assert claimed == []
+                with trio.fail_after(10.0):
+                    await mount.ask(AwaitCopies(ino, 1, 2, 10.0))
+
+    trio.run(main)
+
+
+def test_a_migration_goes_on_in_a_rush(url: str) -> None:
+    async def main() -> None:
+        async with small_network(url, give_way_s=NEVER_S) as (office, mount):
+            ino, agent, courtesy = await in_a_rush(office, mount)
+            target = next(server for server in ("s2", "s3") if server != agent.server)
+            await mount.ask(StartMigration([ino], [b"/f"], "s1", target, 1))
+
+            async def is_noticed() -> bool:
+                return courtesy.migrating
+
+            await office.background(is_noticed)
+            assert len(await agent.claim(wait_s=10.0)) == 1
+
+    trio.run(main)
