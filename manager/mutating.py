@@ -41,6 +41,16 @@ async def mutate(
             await await_present(term, conflict.absent)
 
 
+def mutate_at_once(term: Term, mutation: Mutation, work: Callable[[Transaction], T], *, known: Iterable[int] = ()) -> T | None:
+    """As `mutate`, while the store is idle; None, and nothing has changed, if something has to be called back first."""
+    if term.state.fences.claim(mutation, known):
+        return None
+    try:
+        return term.store.write_at_once(work)
+    except HeldElsewhere:
+        return None
+
+
 async def await_present(term: Term, absent: frozenset[str]) -> None:
     """Waits until these servers' mounts have presented themselves, or until what earlier terms let them cache has ended."""
     state = term.state

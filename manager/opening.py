@@ -2,6 +2,8 @@
 
 import errno
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import msgspec
@@ -36,7 +38,7 @@ from manager.fences import Held, Mutation, known_before
 from manager.inodes import get_inode, parent_of
 from manager.limits import check_count, check_number
 from manager.members import take_number
-from manager.mutating import await_present, mutate
+from manager.mutating import await_present, mutate, mutate_at_once
 from manager.policies import COPIES_MAX
 from manager.questions import describe_open
 from manager.schema import ranges, replicas
@@ -65,6 +67,26 @@ _HOLDING = (
 
 async def apply(term: Term, session: Session, request: Apply) -> Applied:
     """Applies a list of operations once."""
+    _check_apply(session, request)
+    with _mutation(term, session, request) as mutation:
+        work = partial(apply_operations, state=term.state, mutation=mutation, request=request)
+        check = partial(_check_still_wanted, term, session, request)
+        reply = await mutate(term, mutation, work, known=_known_before(request), check=check)
+    return _with_leases(term, mutation, request, reply)
+
+
+def apply_at_once(term: Term, session: Session, request: Apply) -> Applied | None:
+    """As `apply`; None, and nothing has changed, if that has to wait for something."""
+    if not term.store.is_idle:
+        return None
+    _check_apply(session, request)
+    with _mutation(term, session, request) as mutation:
+        work = partial(apply_operations, state=term.state, mutation=mutation, request=request)
+        reply = mutate_at_once(term, mutation, work, known=_known_before(request))
+    return None if reply is None else _with_leases(term, mutation, request, reply)
+
+
+def _check_apply(session: Session, request: Apply) -> None:
     check_count(len(request.operations), OPERATIONS_MAX, "operations")
     check_number(request.request_id, "request_id")
     if not request.operations or not 0 <= request.acknowledged <= request.request_id:
@@ -72,20 +94,21 @@ async def apply(term: Term, session: Session, request: Apply) -> Applied:
     if request.request_id < session.floor:
         raise Refused(f"request {request.request_id} has been acknowledged already", errno.ESTALE)
     session.floor = max(session.floor, request.acknowledged)
+
+
+@contextmanager
+def _mutation(term: Term, session: Session, request: Apply) -> Iterator[Mutation]:
+    """The mutation that is under way while inside."""
     mutation = Mutation(session, monotonic_s())
-    changing = changed_for_opens(request.operations)
     try:
-        with term.state.changing(session, changing):
-            reply = await mutate(
-                term,
-                mutation,
-                partial(apply_operations, state=term.state, mutation=mutation, request=request),
-                known=[ino for operation in request.operations for ino in known_before(operation)],
-                check=partial(_check_still_wanted, term, session, request),
-            )
+        with term.state.changing(session, changed_for_opens(request.operations)):
+            yield mutation
     finally:
         term.state.fences.lift(mutation)
-    return _with_leases(term, mutation, request, reply)
+
+
+def _known_before(request: Apply) -> list[int]:
+    return [ino for operation in request.operations for ino in known_before(operation)]
 
 
 def _check_still_wanted(term: Term, session: Session, request: Apply) -> None:

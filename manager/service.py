@@ -12,6 +12,7 @@ from cluster.clock import monotonic_s
 from cluster.errors import NotManager, ProtocolError
 from cluster.messages import (
     AddServer,
+    Applied,
     Apply,
     AskConflict,
     AskHearing,
@@ -181,6 +182,8 @@ class Connection:
         if immediate is not None:
             term = self._term_in_office()
             return immediate(term, self._check_session(term, request), request)
+        if kind is Apply:
+            return self._apply_at_once(request)
         question = QUESTIONS.get(kind)
         if question is None:
             return self._candidate.answer(request) if kind in FOR_CANDIDATES else None
@@ -192,6 +195,12 @@ class Connection:
         if kind not in GRANTING:
             return question(connection, term, request)
         return leasing.answer_at_once(term, session, request, question, connection)
+
+    def _apply_at_once(self, request: Apply) -> Applied | None:
+        term = self._term_in_office()
+        reply = opening.apply_at_once(term, self._check_session(term, request), request)
+        self._term_in_office()
+        return reply
 
     async def handle(self, request: Any, _body: bytes, send: SendReply) -> Any:
         """The reply. Raises `NotManager` whenever somebody else may be the manager by now."""

@@ -305,6 +305,24 @@ class Store:
                 await item.done.wait()
         return [item.outcome() for item in items]
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether `write_at_once` may be used: no other work is queued, and transactions need no thread."""
+        return self._inline and not self._queue and self._closed is None
+
+    def write_at_once(self, work: Work[T]) -> T:
+        """As `write`, in a transaction of its own that is over when this returns; only while the store `is_idle`."""
+        item = _Item(work, durable=False)
+        try:
+            self._check_office()
+            effects = self._commit([item])
+        except Fenced as error:
+            self._end(error)
+            raise self._ended() from error
+        for effect in effects:
+            effect()
+        return item.outcome()
+
     def _submit(self, work: Work[T], durable: bool, queue: deque[_Item[Any]] | None = None) -> _Item[T]:
         if self._closed is not None:
             raise self._ended()
@@ -344,13 +362,14 @@ class Store:
         while True:
             await self._work_came.wait()
             await trio.lowlevel.checkpoint()
+            if self._closed is not None:
+                return
             batch = self._take_batch()
             try:
                 effects = await self._commit_batch(batch)
             except Fenced as error:
-                self._closed = error
                 self._queue.extendleft(reversed(batch))
-                self._on_fenced()
+                self._end(error)
                 return
             for effect in effects:
                 effect()
@@ -361,9 +380,18 @@ class Store:
                 else:
                     item.done.set()
 
-    async def _commit_batch(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
+    def _end(self, error: Fenced) -> None:
+        """Another manager may exist: nothing is written any more."""
+        self._closed = error
+        self._work_came.set()
+        self._on_fenced()
+
+    def _check_office(self) -> None:
         if not self._in_office():
             raise Fenced("its time was over")
+
+    async def _commit_batch(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
+        self._check_office()
         if self._inline:
             return self._commit(batch)
         effects: list[Callable[[], None]] = []

@@ -193,6 +193,56 @@ def test_a_late_transaction_of_an_older_term_changes_nothing(url: str) -> None:
     trio.run(main)
 
 
+def test_what_need_not_wait_is_committed_at_once(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with in_office(sqlite_url) as office:
+            effects: list[int] = []
+
+            def work(tx: Transaction) -> int:
+                tx.after(lambda: effects.append(1))
+                return _count(tx)
+
+            def fail(tx: Transaction) -> int:
+                tx.after(lambda: effects.append(2))
+                raise refused(errno.ENOENT)
+
+            before = await office.store.read(_value)
+            assert office.store.is_idle
+            assert office.store.write_at_once(work) == before + 1
+            with pytest.raises(Refused):
+                office.store.write_at_once(fail)
+            assert effects == [1]
+            assert await office.store.read(_value) == before + 1
+            earlier = office.store._submit(_count, durable=False)
+            assert not office.store.is_idle, "it would overtake what was asked for before it"
+            await earlier.done.wait()
+            assert office.store.is_idle
+
+    trio.run(main)
+
+
+def test_nothing_is_committed_at_once_in_an_older_term(sqlite_url: str) -> None:
+    async def main() -> None:
+        fenced: list[int] = []
+        async with in_office(sqlite_url, "s1") as old, trio.open_nursery() as nursery:
+            writer, reader = make_engines(sqlite_url)
+            store = Store(writer, reader, old.number, on_fenced=lambda: fenced.append(1))
+            nursery.start_soon(store.run)
+            before = store.write_at_once(_count)
+            async with in_office(sqlite_url, "s2") as new:
+                with pytest.raises(NotManager):
+                    store.write_at_once(_count)
+                assert not store.is_idle
+                with pytest.raises(NotManager):
+                    await store.write(_count)
+                assert new.store.write_at_once(_count) == before + 1
+            assert fenced == [1]
+            writer.dispose()
+            reader.dispose()
+
+    trio.run(main)
+
+
 def test_only_one_candidate_takes_a_term(url: str) -> None:
     writer, reader = make_engines(url)
     migrate(writer)
