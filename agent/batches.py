@@ -1,9 +1,9 @@
-"""Work of one moment done together in one thread: disks and the interpreter both want few large steps.
+"""Work of one moment done together: disks, connections and the interpreter all want few large steps.
 
 While a batch is under way the next one gathers, so the size of the batches follows the load by itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 import trio
@@ -20,17 +20,17 @@ class _Ticket(Generic[T, R]):
 
 
 class Batcher(Generic[T, R]):
-    """`act` gets the items that wait together and returns a result or an exception for each, in order.
+    """`act` gets items that wait together and returns a result or an exception for each, in order.
 
-    It runs in a thread, once at a time. An item that was submitted is acted on even if its submitter is cancelled.
+    It runs once at a time. An item that was submitted is acted on even if its submitter is cancelled. `count` says how many of
+    those that wait go together, one at least.
     """
 
     def __init__(
-        self, act: Callable[[Sequence[T]], Sequence[R | Exception]], *, limit: int, limiter: trio.CapacityLimiter
+        self, act: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]], *, count: Callable[[Sequence[T]], int]
     ) -> None:
         self._act = act
-        self._limit = limit
-        self._limiter = limiter
+        self._count = count
         self._waiting: list[_Ticket[T, R]] = []
         self._wake = trio.Event()
 
@@ -40,7 +40,8 @@ class Batcher(Generic[T, R]):
             while not self._waiting:
                 self._wake = trio.Event()
                 await self._wake.wait()
-            batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
+            count = self._count([ticket.item for ticket in self._waiting])
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
             with trio.CancelScope(shield=True):
                 results = await self._results(batch)
             for ticket, result in zip(batch, results, strict=True):
@@ -50,7 +51,7 @@ class Batcher(Generic[T, R]):
     async def _results(self, batch: list[_Ticket[T, R]]) -> Sequence[R | Exception]:
         items = [ticket.item for ticket in batch]
         try:
-            return await trio.to_thread.run_sync(self._act, items, limiter=self._limiter)
+            return await self._act(items)
         except Exception as error:
             return [error] * len(batch)
 
@@ -64,3 +65,19 @@ class Batcher(Generic[T, R]):
         if isinstance(result, Exception):
             raise result
         return result  # type: ignore[return-value]
+
+
+def in_thread(
+    function: Callable[[Sequence[T]], Sequence[R | Exception]], limiter: trio.CapacityLimiter
+) -> Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]]:
+    """What blocks, for a `Batcher`."""
+
+    async def act(items: Sequence[T]) -> Sequence[R | Exception]:
+        return await trio.to_thread.run_sync(function, items, limiter=limiter)
+
+    return act
+
+
+def at_most(limit: int) -> Callable[[Sequence[T]], int]:
+    """So many go together, for a `Batcher`."""
+    return lambda items: min(limit, len(items))

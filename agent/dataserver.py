@@ -38,6 +38,7 @@ from cluster.messages import (
     Operation,
     Position,
     PullObject,
+    PullObjects,
     ReadObject,
     SeekObject,
     SetAttr,
@@ -123,6 +124,17 @@ class DataServer:
             raise Undone("this agent is stopping")
         self._under_way += 1
         try:
+            if isinstance(request, PullObjects):
+                return await self._pulls.serve_many(request)
+            return await self._handle_one(request, body, send)
+        finally:
+            self._under_way -= 1
+            if self._stopping and not self._under_way:
+                self._idle.set()
+
+    async def _handle_one(self, request: ObjectRequest | PullObject | SumBlocks, body: bytes, send: Replies) -> Any:
+        """Of one object."""
+        try:
             if isinstance(request, PullObject | SumBlocks):
                 return await self._pulls.serve(request, send)
             if not 0 < request.ino <= OFFSET_MAX:
@@ -134,10 +146,6 @@ class DataServer:
             raise TokenRefused(f"inode {request.ino} on volume {request.volume} is fenced: {error}") from error
         except OSError as error:
             raise from_os_error(error, f"inode {request.ino} on volume {request.volume}") from error
-        finally:
-            self._under_way -= 1
-            if self._stopping and not self._under_way:
-                self._idle.set()
 
     def closed(self) -> None:
         """Nothing is kept for a connection."""

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from agent.batches import Batcher
+from agent.batches import Batcher, at_most, in_thread
 from agent.staging import Publication, publish
 from agent.trash import discard_objects
 from agent.volumes import LocalVolume
@@ -47,9 +47,10 @@ class DiskWork:
     def __init__(self, volume: LocalVolume) -> None:
         self.volume = volume
         limiter = trio.CapacityLimiter(3)
-        self.inspect: Batcher[int, Found | None] = Batcher(partial(inspect, volume), limit=BATCH_LIMIT, limiter=limiter)
-        self.publish: Batcher[Publication, Stamp] = Batcher(publish, limit=BATCH_LIMIT, limiter=limiter)
-        self.discard: Batcher[int, bool] = Batcher(partial(discard_objects, volume), limit=BATCH_LIMIT, limiter=limiter)
+        count = at_most(BATCH_LIMIT)
+        self.inspect: Batcher[int, Found | None] = Batcher(in_thread(partial(inspect, volume), limiter), count=count)
+        self.publish: Batcher[Publication, Stamp] = Batcher(in_thread(publish, limiter), count=count)
+        self.discard: Batcher[int, bool] = Batcher(in_thread(partial(discard_objects, volume), limiter), count=count)
 
     async def in_thread(self, function: Callable[..., R], *arguments: object) -> R:
         """Runs what blocks for a while in one of the volume's threads."""

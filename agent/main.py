@@ -13,7 +13,7 @@ from agent.diskwork import DiskWork
 from agent.forsaken import ForsakenKeeper
 from agent.locks import KeyedLocks
 from agent.objects import OpenObjects
-from agent.peers import PeerChannels, VolumeDirectory
+from agent.peers import PeerChannels, SmallPulls, VolumeDirectory
 from agent.pulls import PullServer
 from agent.receiving import Receiver
 from agent.registration import Registration
@@ -71,12 +71,13 @@ class Agent:
         self._reporter = Reporter(self._session)
         locks: KeyedLocks[int] = KeyedLocks()
         arrivals = Arrivals()
+        channels = PeerChannels(nursery)
         attempts = Attempts(
             works=self._work_on,
             session=self._session,
             volumes=volumes,
             directory=VolumeDirectory(self._session),
-            receiver=Receiver(PeerChannels(nursery), pulls),
+            receiver=Receiver(channels, SmallPulls(channels, nursery), pulls),
             objects=self._objects,
             trash=self._trash,
             arrivals=arrivals,

@@ -1,21 +1,37 @@
 """Other agents: where their volumes are, and connections to them.
 
-Small objects of one peer share a connection: their replies fit into the stream's window, so none of them can hold up
-another. A large object has a connection of its own, so a slow writer at this end holds up nobody else.
+Small objects are asked for together, over one connection to each peer. A large object has a connection of its own, so a slow
+writer at this end holds up nobody else.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import trio
 
+from agent.batches import Batcher
 from agent.locks import KeyedLocks
+from agent.pulls import SmallObject
 from cluster.bulk import BulkConnection
 from cluster.clock import monotonic_s
-from cluster.errors import Fenced, NotManager, ProtocolError, Unavailable
-from cluster.messages import Chunk, ListVolumes, PullEnd, PullHeader, PullObject, SumBlocks, Volume
+from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Unavailable, from_failure
+from cluster.messages import (
+    PULLED_MAX_BYTES,
+    PULLS_MAX,
+    Chunk,
+    Failure,
+    ListVolumes,
+    Pulled,
+    PullEnd,
+    PullHeader,
+    PullObject,
+    PullObjects,
+    SumBlocks,
+    Volume,
+)
 from cluster.rpc import Answer, Channel, connect
 from cluster.session import ManagerSession
 from cluster.wire import connect_wire
@@ -126,25 +142,58 @@ class _Incoming:
             raise ProtocolError(f"{self._peer} sent {what} where {self._left} bytes were left")
 
 
-async def pull(channel: Channel, request: PullObject, sink: Callable[[bytes], None]) -> PullEnd:
-    """Receives a small object's bytes into *sink*, exactly as many as the stamp says.
+class SmallPulls:
+    """Small objects: what is wanted of a peer while it answers is asked for together."""
 
-    Raises what the source answers, `Unavailable` when it stalls, `ProtocolError` (and closes the connection) when it
-    sends something else.
-    """
-    incoming = _Incoming(channel.peer, request.stamp.size)
-    try:
+    def __init__(self, channels: PeerChannels, nursery: trio.Nursery) -> None:
+        self._channels = channels
+        self._nursery = nursery
+        self._batchers: dict[str, Batcher[PullObject, SmallObject]] = {}
+
+    async def pull(self, address: str, request: PullObject) -> SmallObject:
+        """The content, exactly as long as the stamp says, and the digest that the source computed.
+
+        Raises what the source answers, `Unavailable` when it stalls, `ProtocolError` (and closes the connection) when it
+        sends something else.
+        """
+        batcher = self._batchers.get(address)
+        if batcher is None:
+            batcher = self._batchers[address] = Batcher(partial(self._pull, address), count=_together)
+            self._nursery.start_soon(batcher.run)
+        return await batcher.submit(request)
+
+    async def _pull(self, address: str, requests: Sequence[PullObject]) -> Sequence[SmallObject | Exception]:
+        channel = await self._channels.shared(address)
         with _answers_of(channel.peer):
-            async with channel.open_stream(request) as replies:
-                while incoming.end is None:
-                    answer = await _next(replies, channel)
-                    incoming.accept(answer.reply, answer.body)
-                    if answer.body:
-                        sink(answer.body)
-    except ProtocolError:
-        channel.close()
-        raise
-    return incoming.end
+            answer = await channel.exchange(PullObjects(list(requests)), timeout_s=STALL_S)
+        try:
+            return _small_objects(channel.peer, requests, answer)
+        except ProtocolError:
+            channel.close()
+            raise
+
+
+def _together(requests: Sequence[PullObject]) -> int:
+    """How many of the first fit into one answer."""
+    sizes = accumulate(request.stamp.size for request in requests[:PULLS_MAX])
+    return max(1, sum(size <= PULLED_MAX_BYTES for size in sizes))
+
+
+def _small_objects(peer: str, requests: Sequence[PullObject], answer: Answer) -> list[SmallObject | Exception]:
+    results = answer.reply.results if isinstance(answer.reply, Pulled) else []
+    sizes = [0 if isinstance(result, Failure) else request.stamp.size for request, result in zip(requests, results, strict=False)]
+    if len(results) != len(requests) or sum(sizes) != len(answer.body):
+        what = f"{answer.reply!r:.100} with {len(answer.body)} bytes"
+        raise ProtocolError(f"{peer} answered {what} when asked for {len(requests)} objects")
+    objects: list[SmallObject | Exception] = []
+    start = 0
+    for result, size in zip(results, sizes, strict=True):
+        if isinstance(result, Failure):
+            objects.append(_answered(peer, from_failure(result.kind, result.errno, result.message)))
+        else:
+            objects.append(SmallObject(answer.body[start : start + size], result.checksum))
+            start += size
+    return objects
 
 
 async def pull_bulk(
@@ -154,7 +203,10 @@ async def pull_bulk(
     sink: Callable[[memoryview], None],
     limiter: trio.CapacityLimiter,
 ) -> PullEnd:
-    """As `pull`, of *size* bytes over a connection of its own; *sink* runs in threads of *limiter*."""
+    """Receives *size* bytes into *sink*, which runs in threads of *limiter*, over a connection of its own.
+
+    Raises what the source answers, `Unavailable` when it stalls, `ProtocolError` when it sends something else.
+    """
     incoming = _Incoming(connection.peer, size)
 
     def take(reply: Any, body: memoryview) -> bool:
@@ -175,10 +227,11 @@ def _answers_of(peer: str) -> Iterator[None]:
     try:
         yield
     except (Fenced, NotManager) as error:
-        raise Unavailable(f"{peer} answered what no agent answers: {error}") from error
+        raise _answered(peer, error) from error
 
 
-async def _next(replies: AsyncIterator[Answer], channel: Channel) -> Answer:
-    with trio.move_on_after(STALL_S):
-        return await anext(replies)
-    raise Unavailable(f"{channel.peer} sent nothing for {STALL_S:g} s")
+def _answered(peer: str, error: GodwitError) -> GodwitError:
+    """What to make of a peer's answer."""
+    if isinstance(error, (Fenced, NotManager)):
+        return Unavailable(f"{peer} answered what no agent answers: {error}")
+    return error

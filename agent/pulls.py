@@ -5,7 +5,8 @@ Nothing here writes to the object: even setting its record would change the stam
 
 import errno
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from typing import NamedTuple
 
 import trio
 
@@ -13,22 +14,37 @@ from agent.blocks import BlockSums
 from agent.reading import Altered, ObjectReader, Unreadable
 from agent.volumes import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns, monotonic_s
-from cluster.errors import Changed, Corrupt, Refused, refused
+from cluster.errors import Changed, Corrupt, GodwitError, refused
 from cluster.leases import TokenGate
-from cluster.messages import RANGES_MAX, SUM_BLOCK_BYTES, SUM_BYTES, Chunk, GetAttr, PullEnd, PullHeader, PullObject, SumBlocks
-from cluster.rpc import Replies
+from cluster.messages import (
+    PULLED_MAX_BYTES,
+    PULLS_MAX,
+    RANGES_MAX,
+    SUM_BLOCK_BYTES,
+    SUM_BYTES,
+    Chunk,
+    Failure,
+    GetAttr,
+    Pulled,
+    PullEnd,
+    PullHeader,
+    PullObject,
+    PullObjects,
+    SumBlocks,
+)
+from cluster.rpc import Answer, Replies
 from cluster.session import ManagerSession
 
 SETTLED_NS = 50_000_000
 """Before Linux 6.13 a file's times move in steps of up to 10 ms: a second change within a step leaves no trace."""
 SMALL_BYTES = 256 * 1024
-"""What is not longer goes over a connection that others use, too."""
+"""What is not longer goes together with others."""
 MANAGER_TIMEOUT_S = 10.0
 INO_MAX = 2**63
 
 
 class PullServer:
-    """Serves `PullObject` and `SumBlocks`."""
+    """Serves `PullObject`, `PullObjects` and `SumBlocks`."""
 
     def __init__(self, volumes: VolumeTable, session: ManagerSession, gate: TokenGate) -> None:
         self._volumes = volumes
@@ -37,13 +53,10 @@ class PullServer:
 
     async def serve(self, request: PullObject | SumBlocks, send: Replies) -> PullEnd:
         """Sends header and chunks and returns the end. Raises `Changed` or `Corrupt`, possibly after some chunks."""
-        volume = self._volumes.require(request.volume)
+        volume = self._checked(request)
         ranges = request.ranges if isinstance(request, PullObject) else []
-        if not 0 < request.ino < INO_MAX or request.stamp.size < 0:
-            raise refused(errno.EINVAL, f"inode {request.ino}, {request.stamp.size} bytes")
         if not are_within(ranges, request.stamp.size):
             raise refused(errno.EINVAL, f"{len(ranges)} parts of inode {request.ino} that are not in order")
-        self._gate.check(request.token, request.ino, monotonic_s())
         async with self.reading(request, ranges) as reader:
             if isinstance(request, SumBlocks):
                 sums = BlockSums(reader)
@@ -51,14 +64,43 @@ class PullServer:
                 await send.bodies(Chunk(), sums.next_body, volume.bulk_io)
             else:
                 await send(PullHeader(reader.bytes))
-                if reader.bytes > SMALL_BYTES:
-                    await send.bodies(Chunk(), lambda: None if reader.finished else reader.read(), volume.bulk_io)
-                else:
-                    while not reader.finished:
-                        await send(Chunk(), await trio.to_thread.run_sync(reader.read, limiter=volume.bulk_io))
+                await send.bodies(Chunk(), lambda: None if reader.finished else reader.read(), volume.bulk_io)
             if not ranges:
                 require_recorded(reader, request, reader.digest())
             return PullEnd(reader.digest())
+
+    def _checked(self, request: PullObject | SumBlocks) -> LocalVolume:
+        """The volume, if that may be asked for."""
+        volume = self._volumes.require(request.volume)
+        if not 0 < request.ino < INO_MAX or request.stamp.size < 0:
+            raise refused(errno.EINVAL, f"inode {request.ino}, {request.stamp.size} bytes")
+        self._gate.check(request.token, request.ino, monotonic_s())
+        return volume
+
+    async def serve_many(self, request: PullObjects) -> Answer:
+        """All small objects of a request, those of one volume in one step."""
+        pulls = request.pulls
+        if len(pulls) > PULLS_MAX or sum(max(0, pull.stamp.size) for pull in pulls) > PULLED_MAX_BYTES:
+            raise refused(errno.EINVAL, f"{len(pulls)} objects at once")
+        found: dict[int, SmallObject | GodwitError] = {}
+        wanted: dict[LocalVolume, list[int]] = {}
+        for index, pull in enumerate(pulls):
+            try:
+                wanted.setdefault(self._checked(pull), []).append(index)
+            except GodwitError as error:
+                found[index] = error
+        await _outlast_the_clock_step(max((pull.stamp.ctime_ns for pull in pulls), default=0))
+        for volume, indices in wanted.items():
+            asked = [pulls[index] for index in indices]
+            read = await trio.to_thread.run_sync(_read_all, volume, asked, limiter=volume.bulk_io)
+            for index, outcome in zip(indices, read, strict=True):
+                found[index] = await self._explained(pulls[index], outcome) if isinstance(outcome, Altered) else outcome
+        outcomes = [found[index] for index in range(len(pulls))]
+        results = [
+            PullEnd(outcome.checksum) if isinstance(outcome, SmallObject) else Failure(outcome.kind, outcome.errno, str(outcome))
+            for outcome in outcomes
+        ]
+        return Answer(Pulled(results), b"".join(outcome.content for outcome in outcomes if isinstance(outcome, SmallObject)))
 
     @asynccontextmanager
     async def reading(
@@ -76,19 +118,52 @@ class PullServer:
         except Altered as altered:
             raise await self._explained(request, altered) from altered
         except Unreadable as error:
-            raise Corrupt(f"cannot read inode {request.ino} on volume {request.volume}: {error.strerror}") from error
+            raise _unreadable(request, error) from error
 
-    async def _explained(self, request: PullObject | SumBlocks, altered: Altered) -> Changed | Corrupt | Refused:
+    async def _explained(self, request: PullObject | SumBlocks, altered: Altered) -> GodwitError:
         what = f"inode {request.ino} on volume {request.volume}, version {request.version}: {altered}"
         if altered.version > request.version:
             return Changed(f"{what}; version {altered.version} is there now")
         try:
             node = (await self._session.call(GetAttr(request.ino), timeout_s=MANAGER_TIMEOUT_S)).node
-        except Refused as error:
+        except GodwitError as error:
             return error
         if node.dirty or node.version > request.version:
             return Changed(f"{what}; it is being written")
         return Corrupt(what)
+
+
+class SmallObject(NamedTuple):
+    """The content of a small object, with its digest."""
+
+    content: bytes
+    checksum: bytes
+
+
+def _read_all(volume: LocalVolume, pulls: Sequence[PullObject]) -> list[SmallObject | Altered | Corrupt]:
+    """Reads small objects; why those cannot be sent that cannot. Blocks."""
+    results: list[SmallObject | Altered | Corrupt] = []
+    for pull in pulls:
+        try:
+            results.append(_read_small(volume, pull))
+        except (Altered, Corrupt) as error:
+            results.append(error)
+        except Unreadable as error:
+            results.append(_unreadable(pull, error))
+    return results
+
+
+def _read_small(volume: LocalVolume, pull: PullObject) -> SmallObject:
+    with closing(ObjectReader(volume.layout.object_path(pull.ino), pull.stamp)) as reader:
+        parts = []
+        while not reader.finished:
+            parts.append(bytes(reader.read()))
+        require_recorded(reader, pull, reader.digest())
+        return SmallObject(b"".join(parts), reader.digest())
+
+
+def _unreadable(request: PullObject | SumBlocks, error: Unreadable) -> Corrupt:
+    return Corrupt(f"cannot read inode {request.ino} on volume {request.volume}: {error.strerror}")
 
 
 def are_within(ranges: Sequence[tuple[int, int]], size: int) -> bool:

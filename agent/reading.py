@@ -47,7 +47,8 @@ class ObjectReader:
         self._left = self.bytes
         self._unchecked = 0
         self._hash = blake3()
-        self._buffer = memoryview(mmap.mmap(-1, max(1, min(CHUNK_BYTES, self.bytes))))
+        # Pages of their own are worth it for long reads.
+        self._buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES) if self.bytes > CHUNK_BYTES else bytearray(self.bytes))
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:

@@ -1,6 +1,6 @@
 """The target's side of a copy: how a version of an object comes into `staging/`, by the way that moves the fewest bytes.
 
-A source on this server is copied from disk to disk, or by reflink. A small object comes with others over one connection.
+A source on this server is copied from disk to disk, or by reflink. Small objects come together.
 Of a large one that is here in an older version only the parts that differ are sent (`agent/blocks.py`). Whichever way,
 what is returned has the digest of the source's version, and a large file is durable.
 """
@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from agent.blocks import Rebuild, Unlike, is_worth_a_look
 from agent.diskwork import DiskWork
-from agent.peers import PeerChannels, pull, pull_bulk
+from agent.peers import PeerChannels, SmallPulls, pull_bulk
 from agent.pulls import SMALL_BYTES, PullServer, require_recorded, sum_bytes
 from agent.reading import ObjectReader, digest_of
 from agent.staging import Publication, StagedFile
@@ -32,8 +32,9 @@ TURN_BYTES = 32 * 1024 * 1024
 class Receiver:
     """Brings objects into `staging/`."""
 
-    def __init__(self, channels: PeerChannels, pulls: PullServer) -> None:
+    def __init__(self, channels: PeerChannels, small: SmallPulls, pulls: PullServer) -> None:
         self._channels = channels
+        self._small = small
         self._pulls = pulls
 
     async def receive(self, task: Task, request: PullObject, peer: Volume | None, work: DiskWork, *, stale: bool) -> Publication:
@@ -62,12 +63,10 @@ class Receiver:
             return await _finished(task, request, checksum, staged, work)
 
     async def _receive_small(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
-        parts: list[bytes] = []
-        end = await pull(await self._channels.shared(peer.address), request, parts.append)
-        content = b"".join(parts)
-        _require_sent(task, end.checksum, blake3(content).digest())
-        _require_expected(task, request, end.checksum)
-        return Publication(work.volume, _record_for(task, request, end.checksum), content)
+        content, checksum = await self._small.pull(peer.address, request)
+        _require_sent(task, checksum, blake3(content).digest())
+        _require_expected(task, request, checksum)
+        return Publication(work.volume, _record_for(task, request, checksum), content)
 
     async def _receive_large(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
         hasher = blake3()

@@ -1208,6 +1208,22 @@ class PullObject(Request[PullEnd], frozen=True, array_like=True, tag="pullobject
     ranges: list[tuple[int, int]] = []
 
 
+PULLS_MAX = 64
+PULLED_MAX_BYTES = 2 * 1024 * 1024
+
+
+class Pulled(Message, frozen=True, array_like=True, tag="pulled"):
+    """For each object its end or why it is not sent. The contents of the former are in the body, one behind the other."""
+
+    results: list[PullEnd | Failure]
+
+
+class PullObjects(Request[Pulled], frozen=True, array_like=True, tag="pullobjects"):
+    """Many small replicas at once, each as `PullObject` would give it: at most `PULLS_MAX`, together `PULLED_MAX_BYTES` long."""
+
+    pulls: list[PullObject]
+
+
 class SumBlocks(Request[PullEnd], frozen=True, array_like=True, tag="sumblocks"):
     """As `PullObject`, but the BLAKE3 digests of the replica's blocks, one behind the other, in the place of its content."""
 
@@ -1746,6 +1762,7 @@ AgentRequest = (
     | SetObjectTimes
     | CommitObject
     | PullObject
+    | PullObjects
     | SumBlocks
 )
 
@@ -1784,6 +1801,7 @@ Reply = (
     | PullHeader
     | Chunk
     | PullEnd
+    | Pulled
     | Status
     | TaskRow
     | TaskRows

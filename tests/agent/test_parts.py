@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.batches import Batcher
+from agent.batches import Batcher, at_most, in_thread
 from agent.locks import KeyedLocks
 from agent.objects import ObjectKey, OpenObjects
 from agent.staging import HOLE_BYTES, StagedFile, runs_of_data
@@ -82,12 +82,13 @@ def test_holders_of_a_key_follow_one_another_and_leave_no_trace() -> None:
 def test_a_batch_gathers_while_another_is_under_way() -> None:
     sizes: list[int] = []
 
-    def act(items: Sequence[int]) -> list[int | Exception]:
+    async def act(items: Sequence[int]) -> list[int | Exception]:
         sizes.append(len(items))
+        await trio.lowlevel.checkpoint()
         return [ValueError(str(item)) if item == 13 else item * 2 for item in items]
 
     async def test() -> None:
-        batcher: Batcher[int, int] = Batcher(act, limit=10, limiter=trio.CapacityLimiter(1))
+        batcher: Batcher[int, int] = Batcher(act, count=at_most(10))
         results: dict[int, int] = {}
 
         async def submit(item: int) -> None:
@@ -116,7 +117,7 @@ def test_an_act_that_breaks_fails_its_whole_batch_and_no_other() -> None:
         return list(items)
 
     async def test() -> None:
-        batcher: Batcher[int, int] = Batcher(act, limit=10, limiter=trio.CapacityLimiter(1))
+        batcher: Batcher[int, int] = Batcher(in_thread(act, trio.CapacityLimiter(1)), count=at_most(10))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(batcher.run)
             with pytest.raises(OSError, match="disk"):

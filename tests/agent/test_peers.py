@@ -9,11 +9,24 @@ import pytest
 import trio
 
 from agent import peers
-from agent.peers import PeerChannels, pull, pull_bulk
+from agent.peers import PeerChannels, SmallPulls, pull_bulk
+from agent.pulls import SmallObject
 from cluster.bulk import BulkConnection
-from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Unavailable
-from cluster.messages import AgentRequest, Chunk, Done, PullEnd, PullHeader, PullObject, Stamp
-from cluster.rpc import Channel, SendReply, connect, listen
+from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Refused, Unavailable
+from cluster.messages import (
+    PULLED_MAX_BYTES,
+    PULLS_MAX,
+    AgentRequest,
+    Chunk,
+    Done,
+    Failure,
+    Pulled,
+    PullEnd,
+    PullHeader,
+    PullObject,
+    Stamp,
+)
+from cluster.rpc import Answer, Channel, SendReply, connect, listen
 from cluster.wire import connect_wire
 from tests.agent.network import TIMEOUT_S, free_address, run
 
@@ -45,11 +58,12 @@ class Source:
 
 
 @asynccontextmanager
-async def channel_to(script: Script) -> AsyncIterator[Channel]:
+async def channel_to(script: "Script | Source") -> AsyncIterator[Channel]:
+    source = script if isinstance(script, Source) else Source(script)
     address = free_address()
     decoder = msgspec.msgpack.Decoder(AgentRequest)
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: Source(script), task_status=task_status))
+        await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: source, task_status=task_status))
         yield await connect(address, nursery, timeout_s=TIMEOUT_S)
         nursery.cancel_scope.cancel()
 
@@ -70,28 +84,72 @@ NONSENSE: list[Script] = [
 ]
 
 
-async def received(script: Script) -> tuple[bytes, Channel]:
-    content = b""
+NO = Failure("refused", 2, "no")
+NONSENSE_OF_MANY: list[tuple[Any, bytes]] = [
+    (Done(), b""),
+    (PullHeader(10), b""),
+    (Pulled([]), b""),
+    (Pulled([END]), b"x" * 9),
+    (Pulled([END]), b"x" * 11),
+    (Pulled([END, END]), b"x" * 10),
+    (Pulled([NO]), b"x" * 10),
+]
 
-    def take(data: bytes) -> None:
-        nonlocal content
-        content += data
 
-    async with channel_to(script) as channel:
-        assert await pull(channel, REQUEST, take) == END
-    return content, channel
+async def received_small(script: Script) -> SmallObject:
+    async with channel_to(script) as channel, trio.open_nursery() as nursery:
+        try:
+            return await SmallPulls(PeerChannels(nursery), nursery).pull(channel.peer, REQUEST)
+        finally:
+            nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("script", NONSENSE, ids=range(len(NONSENSE)))
-def test_nonsense_closes_the_connection(script: Script) -> None:
+@pytest.mark.parametrize("answer", NONSENSE_OF_MANY, ids=range(len(NONSENSE_OF_MANY)))
+def test_nonsense_closes_the_connection(answer: tuple[Any, bytes]) -> None:
     async def test() -> None:
-        def take(data: bytes) -> None:
-            assert len(data) <= 10
-
-        async with channel_to(script) as channel:
+        async with channel_to([answer]) as source, trio.open_nursery() as nursery:
+            channels = PeerChannels(nursery)
+            channel = await channels.shared(source.peer)
             with pytest.raises(ProtocolError):
-                await pull(channel, REQUEST, take)
+                await SmallPulls(channels, nursery).pull(source.peer, REQUEST)
             assert channel.broken.is_set()
+            nursery.cancel_scope.cancel()
+
+    run(test)
+
+
+def test_what_is_wanted_meanwhile_is_asked_for_together_as_far_as_it_fits() -> None:
+    sizes = [PULLED_MAX_BYTES // 4] * 5 + [1] * (2 * PULLS_MAX) + [0, PULLED_MAX_BYTES]
+    asked: list[list[int]] = []
+
+    class Counting(Source):
+        async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
+            del body, send
+            asked.append([pull.ino for pull in request.pulls])
+            results = [NO if pull.ino == 6 else PullEnd(b"%d" % pull.ino) for pull in request.pulls]
+            content = b"".join(bytes([pull.ino % 256]) * pull.stamp.size for pull in request.pulls if pull.ino != 6)
+            return Answer(Pulled(results), content)
+
+    async def test() -> None:
+        async with channel_to(Counting([])) as source, trio.open_nursery() as nursery:
+            small = SmallPulls(PeerChannels(nursery), nursery)
+            got: dict[int, SmallObject | GodwitError] = {}
+
+            async def pull(ino: int, size: int) -> None:
+                try:
+                    got[ino] = await small.pull(source.peer, PullObject(ino, 1, 1, Stamp(size, 0, 0), b""))
+                except GodwitError as error:
+                    got[ino] = error
+
+            async with trio.open_nursery() as pulls:
+                for ino, size in enumerate(sizes):
+                    pulls.start_soon(pull, ino, size)
+            nursery.cancel_scope.cancel()
+        assert isinstance(got.pop(6), Refused)
+        assert got == {ino: SmallObject(bytes([ino % 256]) * size, b"%d" % ino) for ino, size in enumerate(sizes) if ino != 6}
+        assert sorted(ino for inodes in asked for ino in inodes) == list(range(len(sizes)))
+        assert all(len(inodes) <= PULLS_MAX and sum(sizes[ino] for ino in inodes) <= PULLED_MAX_BYTES for inodes in asked)
+        assert len(asked) < 8
 
     run(test)
 
@@ -125,33 +183,47 @@ def test_nonsense_is_refused_in_bulk_too(script: Script) -> None:
 
 def test_exactly_the_announced_bytes_are_taken() -> None:
     async def test() -> None:
-        content, _ = await received([HEADER, (Chunk(), b"abcd"), (Chunk(), b"efghij"), (END, b"")])
-        assert content == b"abcdefghij"
-        assert await received_in_bulk([HEADER, (Chunk(), b"abcd"), (Chunk(), b"efghij"), (END, b"")]) == content
+        assert await received_small([(Pulled([END]), b"abcdefghij")]) == SmallObject(b"abcdefghij", END.checksum)
+        assert await received_in_bulk([HEADER, (Chunk(), b"abcd"), (Chunk(), b"efghij"), (END, b"")]) == b"abcdefghij"
 
     run(test)
 
 
-@pytest.mark.parametrize("receive", [received, received_in_bulk])
+@pytest.mark.parametrize("receive", [received_small, received_in_bulk])
 @pytest.mark.parametrize("error", [Fenced("no"), NotManager("no"), Unavailable("no")])
 def test_no_answer_of_a_peer_ends_this_agent(error: GodwitError, receive: Callable[[Script], Awaitable[Any]]) -> None:
     async def test() -> None:
         with pytest.raises(BaseExceptionGroup) as problem:
-            await receive([HEADER, error])
+            await receive([error])
         assert problem.group_contains(Unavailable)
         assert not problem.group_contains((Fenced, NotManager))
 
     run(test)
 
 
-@pytest.mark.parametrize("receive", [received, received_in_bulk])
-def test_a_silent_source_is_given_up(monkeypatch: pytest.MonkeyPatch, receive: Callable[[Script], Awaitable[Any]]) -> None:
+@pytest.mark.parametrize("kind", [Fenced.kind, NotManager.kind])
+def test_nor_does_what_is_said_of_one_object(kind: str) -> None:
+    async def test() -> None:
+        with pytest.raises(BaseExceptionGroup) as problem:
+            await received_small([(Pulled([Failure(kind, 5, "no")]), b"")])
+        assert problem.group_contains(Unavailable)
+        assert not problem.group_contains((Fenced, NotManager))
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("receive", "script"), [(received_small, []), (received_in_bulk, [HEADER, (Chunk(), b"abcd")])], ids=["small", "bulk"]
+)
+def test_a_silent_source_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, receive: Callable[[Script], Awaitable[Any]], script: Script
+) -> None:
     monkeypatch.setattr(peers, "STALL_S", 0.05)
 
     async def test() -> None:
         with pytest.raises(BaseExceptionGroup) as problem:
-            await receive([HEADER, (Chunk(), b"abcd")])
-        assert problem.group_contains(Unavailable, match="sent nothing")
+            await receive(script)
+        assert problem.group_contains(Unavailable, match="sent nothing|did not answer")
 
     run(test)
 

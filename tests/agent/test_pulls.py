@@ -10,10 +10,22 @@ import trio
 from agent import reflinks
 from agent.reading import CHUNK_BYTES
 from cluster.content import content_of
-from cluster.errors import Changed, Corrupt, GodwitError, Refused
-from cluster.messages import RANGES_MAX, SUM_BLOCK_BYTES, Chunk, PullEnd, PullHeader, PullObject, SumBlocks
+from cluster.errors import Changed, Corrupt, GodwitError, Refused, TokenRefused
+from cluster.messages import (
+    PULLED_MAX_BYTES,
+    PULLS_MAX,
+    RANGES_MAX,
+    SUM_BLOCK_BYTES,
+    Chunk,
+    PullEnd,
+    PullHeader,
+    PullObject,
+    PullObjects,
+    SumBlocks,
+)
+from cluster.rpc import Answer
 from cluster.volume import write_record
-from tests.agent.network import Network, digest, network, record_of, run, stamp_at
+from tests.agent.network import TIMEOUT_S, Network, digest, network, record_of, run, stamp_at
 from tests.agent.tokens import token_for
 
 LARGE = 48 * 1024 * 1024
@@ -58,6 +70,52 @@ def test_a_whole_object_is_served_with_its_digest(tmp_path: Path, size: int) -> 
             before = stamp_at(net.path("s1", 7))
             assert await pulled(net, request_for(net, 7)) == content
             assert stamp_at(net.path("s1", 7)) == before
+
+    run(test)
+
+
+async def pulled_together(net: Network, requests: list[PullObject]) -> Answer:
+    channel = await net.channel("s1")
+    try:
+        return await channel.exchange(PullObjects(requests), timeout_s=TIMEOUT_S)
+    finally:
+        channel.close()
+
+
+def test_small_objects_are_served_together_and_none_fails_another(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            contents = {7: b"first", 8: b"", 9: os.urandom(CHUNK_BYTES), 10: b"altered", 11: b"removed", 12: b"refused"}
+            for ino, content in contents.items():
+                await net.file("s1", ino, content)
+            requests = [request_for(net, ino) for ino in contents]
+            Path(net.path("s1", 10)).write_bytes(b"altered, and longer")
+            os.unlink(net.path("s1", 11))
+            requests[5] = msgspec.structs.replace(requests[5], token=b"no token")
+            requests.append(msgspec.structs.replace(requests[0], volume=999))
+            requests.append(msgspec.structs.replace(requests[0], ino=0))
+            answer = await pulled_together(net, requests)
+            assert answer.body == contents[7] + contents[8] + contents[9]
+            results = answer.reply.results
+            assert results[:3] == [PullEnd(digest(contents[ino])) for ino in (7, 8, 9)]
+            kinds = [result.kind for result in results[3:]]
+            assert kinds == [Corrupt.kind, Corrupt.kind, TokenRefused.kind, Refused.kind, Refused.kind]
+
+    run(test)
+
+
+def test_not_too_much_is_served_together(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with network(tmp_path) as net:
+            await net.start("s1")
+            await net.file("s1", 7, b"content")
+            request = request_for(net, 7)
+            half = msgspec.structs.replace(request.stamp, size=PULLED_MAX_BYTES // 2 + 1)
+            assert len((await pulled_together(net, [request] * PULLS_MAX)).body) == PULLS_MAX * len(b"content")
+            for many in ([request] * (PULLS_MAX + 1), [msgspec.structs.replace(request, stamp=half)] * 2):
+                with pytest.raises(Refused):
+                    await pulled_together(net, many)
 
     run(test)
 
