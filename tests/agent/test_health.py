@@ -143,9 +143,8 @@ def test_a_disk_that_hangs_does_not_silence_the_server(tmp_path: Path) -> None:
             pipe.unlink()
             os.mkfifo(pipe)
             try:
-                await net.manager.wait_for(lambda: net.manager.registrations[-1].problems, "a problem")
+                await net.manager.wait_for(lambda: "no answer" in str(net.manager.registrations[-1].problems), "the problem")
                 report = net.manager.registrations[-1]
-                assert [problem for problem in report.problems if "no answer" in problem]
                 good, bad = report.volumes
                 assert (good.free_bytes > 0, bad.free_bytes) == (True, 0)
             finally:
