@@ -25,11 +25,12 @@ class Reporter:
         self._first = trio.Event()
         self._full = trio.Event()
 
-    async def deliver(self, report: TaskReport) -> None:
+    async def deliver(self, report: TaskReport, at_most: int) -> None:
+        """*at_most* reports can be waiting at the moment: when all have come there is nothing to gather."""
         delivered = trio.Event()
         self._waiting.append((report, delivered))
         self._first.set()
-        if len(self._waiting) >= BATCH:
+        if len(self._waiting) >= min(BATCH, at_most):
             self._full.set()
         await delivered.wait()
 

@@ -90,7 +90,7 @@ class TaskQueue:
             log.warning(
                 "%s of inode %d to volume %d: %s: %s", task.operation, task.ino, task.volume, report.outcome, report.error
             )
-        await self._reporter.deliver(report)
+        await self._reporter.deliver(report, at_most=len(self._held))
         del self._held[task.task, task.claim]
         self._room.set()
 

@@ -39,6 +39,7 @@ from manager.term import Term
 
 VOLUMES_MAX = 256
 GATHER_S = 0.1  # tasks of one moment are claimed in one transaction
+AT_REST_S = 1.0  # the first one after such a time does not wait for others
 CLAIM_MAX = 32  # in one transaction, which others wait for
 REPORTS_TOGETHER = 8  # likewise
 WAIT_MAX_S = 60.0
@@ -138,7 +139,8 @@ async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
                         return Tasks(claimed)
                     continue
                 await bell.wait()
-                await trio.sleep(GATHER_S)
+                if monotonic_s() - session.claimed_s < AT_REST_S:
+                    await trio.sleep(GATHER_S)
     if request.wait_s <= 0 and members.works(server):
         return Tasks(await _claim(term, session, limit))
     return Tasks([])
@@ -161,7 +163,7 @@ def _with_pass(term: Term, session: Session, task: Task) -> Task:
 
 
 def _begin_claims(term: Term, session: Session, claimed: Claimed) -> None:
-    now = monotonic_s()
+    now = session.claimed_s = monotonic_s()
     for task in claimed.tasks:
         term.claims.begin(task.task, task.claim, session.server, task.version, now)
     for number in claimed.postponed:

@@ -4,6 +4,7 @@ Everything here runs in the event loop; `is_written` and `is_open` may also be a
 `_openers` and the sessions' `opens` say the same.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Session:
 
     `floor`: mutations with smaller ids have been acknowledged. `newest`: no reply with a larger id is stored. `trimmed`:
     stored replies below it have been deleted. `watches`: it can be told of recalls; else it is granted nothing to cache.
-    `counts`: what a mount last said of itself.
+    `counts`: what a mount last said of itself. `claimed_s`: when tasks were last handed out to it.
     """
 
     number: int
@@ -46,6 +47,7 @@ class Session:
     trimmed: int = 0
     watches: bool = False
     counts: MountCounts | None = None
+    claimed_s: float = -math.inf
     opens: dict[int, OpenState] = field(default_factory=dict)
 
 

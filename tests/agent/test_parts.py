@@ -1,9 +1,11 @@
-"""The small machinery: workers' loop, locks by key, batches, open descriptors, holes."""
+"""The small machinery: workers' loop, locks by key, batches, open descriptors, reports."""
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -14,11 +16,11 @@ from hypothesis import strategies as st
 from agent.batches import Batcher, at_most, in_thread
 from agent.locks import KeyedLocks
 from agent.objects import ObjectKey, OpenObjects
-from agent.staging import HOLE_BYTES, StagedFile, runs_of_data
-from agent.volumes import open_volume
+from agent.reports import Reporter
 from agent.workers import BACKOFF_MAX_S, Outcome, backoff_s, run_worker
 from cluster.errors import Unavailable
-from cluster.volume import ObjectRecord
+from cluster.messages import ReportTasks, TaskReport
+from cluster.session import ManagerSession
 
 
 class Scripted:
@@ -159,34 +161,28 @@ def test_the_least_used_descriptor_goes_first_and_never_one_in_use(descriptors: 
     assert not any(is_open(descriptor) for descriptor in descriptors)
 
 
-@given(
-    blocks=st.lists(st.sampled_from([b"\0" * HOLE_BYTES, b"x" * HOLE_BYTES, b"\0" * (HOLE_BYTES - 1) + b"y"]), max_size=6),
-    tail=st.binary(max_size=100),
-    offset=st.integers(min_value=0, max_value=3 * HOLE_BYTES),
-)
-def test_only_aligned_zeros_are_left_out(blocks: list[bytes], tail: bytes, offset: int) -> None:
-    data = b"".join(blocks) + tail
-    runs = runs_of_data(data, offset)
-    rebuilt = bytearray(len(data))
-    for start, end in runs:
-        assert start < end
-        rebuilt[start:end] = data[start:end]
-    assert bytes(rebuilt) == data
-    assert all(before[1] < after[0] for before, after in pairwise(runs))
-    if offset % HOLE_BYTES == 0 and not tail:
-        assert sum(end - start for start, end in runs) == sum(len(block) for block in blocks if any(block))
+def test_reports_go_together_unless_nobody_else_is_coming() -> None:
+    sent: list[list[int]] = []
 
+    class Manager:
+        async def call(self, request: ReportTasks, *, timeout_s: float) -> None:
+            del timeout_s
+            sent.append([report.task for report in request.reports])
 
-def test_a_staged_file_of_odd_chunks_is_what_was_appended(tmp_path: Path) -> None:
-    volume = open_volume(tmp_path, "test", "s1")
-    staged = StagedFile(volume, 7)
-    parts = [b"a" * 100, bytes(200_000), b"b" * 70_001, bytes(1 << 20), bytes(5)]
-    for part in parts:
-        staged.append(part)
-    staged.complete(ObjectRecord(ino=7, version=1, home_epoch=1, mtime_ns=10**18))
-    content = Path(staged.path).read_bytes()
-    assert content == b"".join(parts)
-    assert os.stat(staged.path).st_blocks * 512 < len(content) - (1 << 20) + 2 * HOLE_BYTES
-    staged.discard()
-    assert list(volume.layout.staging.iterdir()) == []
-    volume.close()
+    async def test() -> None:
+        reporter = Reporter(cast(ManagerSession, Manager()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reporter.run)
+            began_s = trio.current_time()
+            await reporter.deliver(TaskReport(1, 1, "done"), at_most=1)
+            assert trio.current_time() == began_s
+            async with trio.open_nursery() as tasks:
+                for task in (2, 3):
+                    tasks.start_soon(partial(reporter.deliver, TaskReport(task, 1, "done"), at_most=2))
+            assert trio.current_time() == began_s
+            await reporter.deliver(TaskReport(4, 1, "done"), at_most=2)
+            assert trio.current_time() > began_s
+            nursery.cancel_scope.cancel()
+        assert [sorted(tasks) for tasks in sent] == [[1], [2, 3], [4]]
+
+    trio.run(test, clock=trio.testing.MockClock(autojump_threshold=0))

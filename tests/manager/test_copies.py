@@ -4,6 +4,7 @@ import errno
 
 import pytest
 import trio
+import trio.testing
 
 from cluster.errors import Fenced, Refused, Unavailable
 from cluster.messages import (
@@ -36,10 +37,12 @@ from cluster.messages import (
     SetPolicy,
     SetXattr,
     TakeInodes,
+    Task,
     TaskReport,
     Unlink,
     Where,
 )
+from manager import agents as agents_module
 from manager.housekeeping import tick_loop
 from tests.manager.office import GIB, NOW, Office, Peer, in_office, small_network, until
 
@@ -89,6 +92,30 @@ def test_a_commit_makes_the_content_known_and_queues_a_copy(url: str) -> None:
             assert (await where(mount, node.ino)).pending == []
             with pytest.raises(Unavailable):
                 await mount.ask(AwaitCopies(node.ino, 3, 3, 0.05))
+
+    trio.run(main)
+
+
+def test_the_first_task_after_a_rest_does_not_wait_for_others(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents_module, "GATHER_S", 1000.0)
+    monkeypatch.setattr(agents_module, "AT_REST_S", 1000.0)
+
+    async def main() -> None:
+        async with small_network(url) as (office, mount):
+            agents = await agents_of(office)
+            await mount.ask(SetPolicy(ROOT_INO, copies=3))
+            claimed: dict[str, list[Task]] = {}
+
+            async def claim(server: str, wait_s: float) -> None:
+                claimed[server] = await agents[server].claim(wait_s=wait_s)
+
+            for wait_s, count in ((30.0, 1), (0.3, 0)):
+                async with trio.open_nursery() as nursery:
+                    for server in ("s2", "s3"):
+                        nursery.start_soon(claim, server, wait_s)
+                    await trio.testing.wait_all_tasks_blocked()
+                    await mount.commit((await mount.make(b"f%d" % count)).ino, 1)
+                assert [len(tasks) for tasks in claimed.values()] == [count, count]
 
     trio.run(main)
 
