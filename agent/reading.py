@@ -12,8 +12,8 @@ from cluster.content import stamp_of
 from cluster.messages import Stamp
 from cluster.volume import ObjectRecord, read_record
 
-CHUNK_BYTES = 256 * 1024
-"""Whole blocks of `SumBlocks`; small enough to stay in a core's cache while it is read, digested and sent."""
+CHUNK_BYTES = 1024 * 1024
+"""Whole blocks of `SumBlocks`; long enough to be written to a disk in one step, without a cache that would gather them."""
 CHECK_BYTES = 4 * 1024 * 1024
 FORGET_BYTES = 16 * 1024 * 1024
 

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import msgspec
 import trio
@@ -27,6 +28,7 @@ from cluster.volume import ObjectRecord, display_path
 log = logging.getLogger(__name__)
 
 TURN_BYTES = 32 * 1024 * 1024
+LONG_BYTES = 8 * 1024 * 1024
 
 
 class Receiver:
@@ -52,7 +54,7 @@ class Receiver:
         return await self._receive_large(task, request, peer, work)
 
     async def _copy_here(self, task: Task, request: PullObject, work: DiskWork) -> Publication:
-        async with _staged(task, work) as staged, self._pulls.reading(request) as reader:
+        async with _staged(task, work, direct=_is_long(request)) as staged, self._pulls.reading(request) as reader:
             if await work.in_thread(_clone_at_rest, staged, reader):
                 checksum = await work.in_thread(digest_of, staged.descriptor)
             else:
@@ -70,7 +72,7 @@ class Receiver:
 
     async def _receive_large(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
         hasher = blake3()
-        async with _staged(task, work) as staged:
+        async with _staged(task, work, direct=_is_long(request)) as staged:
 
             def take(data: memoryview) -> None:
                 hasher.update(data)
@@ -102,10 +104,14 @@ class Receiver:
             return await _finished(task, request, whole.checksum, staged, work)
 
 
+def _is_long(request: PullObject) -> bool:
+    return request.stamp.size >= LONG_BYTES
+
+
 @asynccontextmanager
-async def _staged(task: Task, work: DiskWork) -> AsyncIterator[StagedFile]:
+async def _staged(task: Task, work: DiskWork, *, direct: bool = False) -> AsyncIterator[StagedFile]:
     """A file in `staging/`, removed if the block is left by an exception; else what became of it took it over."""
-    staged = await work.in_thread(StagedFile, work.volume, task.ino)
+    staged = await work.in_thread(partial(StagedFile, work.volume, task.ino, direct=direct))
     try:
         yield staged
     except BaseException:

@@ -21,7 +21,7 @@ from cluster.wire import DEAD_PEER_S, Wire
 
 TURN_BYTES = 32 * 1024 * 1024
 PATIENCE_MS = 20
-BUFFER_BYTES = 256 * 1024
+BUFFER_BYTES = 1024 * 1024
 
 NextBody = Callable[[], bytes | memoryview | None]
 """The next body, which stays as it is until the next call; None at the end. Blocks."""
@@ -124,7 +124,7 @@ class _Receiving:
             try:
                 count = lent.recv_into(self._target[self._filled :])
             except BlockingIOError:
-                if not poller.poll(PATIENCE_MS):
+                if not self._await_data(lent, poller):
                     return _Turn.WAIT
                 continue
             except OSError as error:
@@ -136,6 +136,15 @@ class _Receiving:
             if self._filled == len(self._target) and self._complete(self._target):
                 return _Turn.DONE
         return _Turn.MORE
+
+    def _await_data(self, lent: socket.socket, poller: select.poll) -> bool:
+        """Whether the rest of what is being received has come; to be woken for every segment would take the sender longer than
+        sending does."""
+        lent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(self._target) - self._filled)
+        if poller.poll(PATIENCE_MS):
+            return True
+        lent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        return False
 
     def _wait_for(self, complete: Callable[[memoryview], bool], target: memoryview) -> None:
         self._target, self._filled, self._complete = target, 0, complete
