@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "libfuse.h"
@@ -28,10 +29,12 @@ struct fuse_buf {
 
 enum { FUSE_BUF_IS_FD = 1 << 1 };
 enum { FOLLOWERS_MAX = 64 };
+enum { PATIENCE_NS = 30000 }; /* what the way through trio takes */
 
 static struct stream stream;
 static PyObject *on_request; /* called with each message that is taken out; NULL before `prepare` */
 static int device = -1;      /* of the session that is hooked */
+static int64_t patience_ns;  /* for how long another request is looked for after an answer */
 static bool has_answered;    /* Godwit has, since the last request was received */
 static int (*receive)(struct fuse_session *, struct fuse_buf *); /* libfuse's */
 
@@ -88,11 +91,26 @@ static bool is_done(const struct fuse_buf *buffer)
     return false;
 }
 
-/* Whether another request has come meanwhile: taken in the same step it need not wait until pyfuse3 and trio come back here. */
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Whether another request has come, or comes at once: taken in the same step it need not wait until pyfuse3 and trio come back here.
+ *
+ * Who got an answer needs some microseconds to ask again. Until then it is looked for all the time: sleeping would take longer than
+ * that, since a processor that rests is slow to wake. */
 static bool is_followed(void)
 {
     struct pollfd requests = {.fd = device, .events = POLLIN};
-    return poll(&requests, 1, 0) == 1 && requests.revents == POLLIN;
+    const int64_t end_ns = now_ns() + patience_ns;
+    do {
+        if (poll(&requests, 1, 0) != 0)
+            return requests.revents == POLLIN;
+    } while (now_ns() < end_ns);
+    return false;
 }
 
 /* To pyfuse3, a request that is not for it looks like an interrupted read. */
@@ -158,6 +176,7 @@ static PyObject *prepare(PyObject *self, PyObject *args)
     stream_destroy(&stream);
     stream_init(&stream, wanted, taken);
     device = -1;
+    patience_ns = sysconf(_SC_NPROCESSORS_ONLN) > 1 ? PATIENCE_NS : 0; /* who asks needs another processor */
     Py_INCREF(callback);
     Py_XSETREF(on_request, callback);
     Py_RETURN_NONE;
