@@ -369,6 +369,11 @@ class Files:
         state.changed = True
         await home.truncate(size)
 
+    def written_here(self, ino: int) -> LocalObject | None:
+        """The object of a file that is open for writing on this mount, if this server is its home."""
+        state = self._open_files.get(ino)
+        return state.home if state is not None and state.registered_write and isinstance(state.home, LocalObject) else None
+
     async def set_times(self, node: Node, change: SetAttr) -> Node:
         """The times of a dirty file, where its home is."""
         state = self._open_files.get(node.ino)

@@ -21,6 +21,7 @@ from cluster.messages import (
     ListXattr,
     Lookup,
     Node,
+    Operation,
     ReadLink,
     RemoveXattr,
     Rename,
@@ -153,12 +154,25 @@ class Namespace:
             await self._files.truncate(change.ino, size)
         if change.mode is change.uid is change.gid is change.atime_ns is change.mtime_ns is None:
             return self._doubted(await self.getattr(change.ino))
-        changed = await self._changes.apply(change, change.ino)
-        node = changed.made
-        if node.dirty and change.mtime_ns is not None:
-            node = await self._files.set_times(node, change)
+        node, allowed = await self._set_attributes(change)
         present = await self._attributes.live(node)
-        return self._doubted(self._caching.seen(present, changed.allowed.until_s(change.ino)))
+        return self._doubted(self._caching.seen(present, allowed.until_s(change.ino)))
+
+    async def _set_attributes(self, change: SetAttr) -> tuple[Node, Allowance]:
+        """While the file is dirty, the object has its times: who has it at hand changes both at once."""
+        allowed = NOTHING
+
+        async def apply(operation: Operation) -> Node:
+            nonlocal allowed
+            changed = await self._changes.apply(operation, change.ino)
+            allowed = changed.allowed
+            return changed.made
+
+        home = self._files.written_here(change.ino) if change.mtime_ns is not None else None
+        node = await (apply(change) if home is None else home.set_times(change, apply))
+        if home is None and node.dirty and change.mtime_ns is not None:
+            node = await self._files.set_times(node, change)
+        return node, allowed
 
     @staticmethod
     def _doubted(seen: Seen) -> Seen:

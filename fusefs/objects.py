@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
-from cluster.content import commit_object, content_of, object_lock, prepare_commit, stamp_of
+from cluster.content import ApplyOne, commit_object, content_of, object_lock, prepare_commit, stamp_of
 from cluster.errors import Changed, Fenced, GodwitError, TokenRefused, Unavailable, Undone, from_os_error, refused
 from cluster.extents import allocate, copy, is_repeatable, seek
 from cluster.fence import is_writable, lift, open_object_at
@@ -244,11 +244,12 @@ class LocalObject:
         except OSError as error:
             raise _disk_error(error, f"committing {self._path}") from error
 
-    async def set_times(self, change: SetAttr) -> Node:
-        """Sets the times in the catalog and, while the file is dirty, on the object, with no commit in between."""
+    async def set_times(self, change: SetAttr, apply: ApplyOne | None = None) -> Node:
+        """Sets the times in the catalog, by *apply*, and, while the file is dirty, on the object, with no commit in between."""
+        apply = apply or self._session.applier(self._timeout_s)
         try:
             async with object_lock(self._path) as descriptor:
-                node = await self._session.apply_one(change, timeout_s=self._timeout_s)
+                node = await apply(change)
                 if node.dirty and change.mtime_ns is not None:
                     lift(descriptor)  # the next commit has this change; an agent that makes it fences again
                     os.utime(descriptor, ns=(change.mtime_ns, change.mtime_ns))

@@ -17,6 +17,7 @@ from manager.inodes import HAS_ACCESS_ACL, HAS_CAPABILITY, HAS_DEFAULT_ACL, Inod
 from manager.limits import check_id, check_time
 from manager.schema import inodes, xattrs
 from manager.state import State
+from manager.statements import Hot
 from manager.store import Transaction
 
 XATTR_CREATE = 1
@@ -42,7 +43,7 @@ _CHANGE = (
     .where(inodes.c.ino == bindparam("b_ino"))
     .values(mode=bindparam("mode"), ctime_ns=bindparam("now"), marks=bindparam("marks"))
 )
-_SET_ATTRS = (
+_SET_ATTRS = Hot(
     update(inodes)
     .where(inodes.c.ino == bindparam("b_ino"))
     .values({name: bindparam(f"to_{name}") for name in ("mode", "uid", "gid", "atime_ns", "mtime_ns", "ctime_ns")})
@@ -70,7 +71,7 @@ def set_attr(tx: Transaction, state: State, mutation: Mutation, op: SetAttr) -> 
         "to_mtime_ns": row.mtime_ns if op.mtime_ns is None else op.mtime_ns,
         "to_ctime_ns": op.now_ns,
     }
-    tx.execute(_SET_ATTRS, values)
+    _SET_ATTRS.run(tx.connection, values)
     return node_of(get_inode(tx.connection, op.ino))
 
 
