@@ -143,12 +143,12 @@ class _Incoming:
 
 
 class SmallPulls:
-    """Small objects: what is wanted of a peer while it answers is asked for together."""
+    """Small objects: what is wanted of a volume while its agent answers is asked for together."""
 
     def __init__(self, channels: PeerChannels, nursery: trio.Nursery) -> None:
         self._channels = channels
         self._nursery = nursery
-        self._batchers: dict[str, Batcher[PullObject, SmallObject]] = {}
+        self._batchers: dict[tuple[str, int], Batcher[PullObject, SmallObject]] = {}
 
     async def pull(self, address: str, request: PullObject) -> SmallObject:
         """The content, exactly as long as the stamp says, and the digest that the source computed.
@@ -156,9 +156,10 @@ class SmallPulls:
         Raises what the source answers, `Unavailable` when it stalls, `ProtocolError` (and closes the connection) when it
         sends something else.
         """
-        batcher = self._batchers.get(address)
+        key = address, request.volume  # a disk that hangs holds up no other
+        batcher = self._batchers.get(key)
         if batcher is None:
-            batcher = self._batchers[address] = Batcher(partial(self._pull, address), count=_together)
+            batcher = self._batchers[key] = Batcher(partial(self._pull, address), count=_together)
             self._nursery.start_soon(batcher.run)
         return await batcher.submit(request)
 

@@ -78,29 +78,34 @@ class PullServer:
         return volume
 
     async def serve_many(self, request: PullObjects) -> Answer:
-        """All small objects of a request, those of one volume in one step."""
+        """All small objects of a request, in one step."""
         pulls = request.pulls
-        if len(pulls) > PULLS_MAX or sum(max(0, pull.stamp.size) for pull in pulls) > PULLED_MAX_BYTES:
-            raise refused(errno.EINVAL, f"{len(pulls)} objects at once")
-        found: dict[int, SmallObject | GodwitError] = {}
-        wanted: dict[LocalVolume, list[int]] = {}
-        for index, pull in enumerate(pulls):
-            try:
-                wanted.setdefault(self._checked(pull), []).append(index)
-            except GodwitError as error:
-                found[index] = error
-        await _outlast_the_clock_step(max((pull.stamp.ctime_ns for pull in pulls), default=0))
-        for volume, indices in wanted.items():
-            asked = [pulls[index] for index in indices]
-            read = await trio.to_thread.run_sync(_read_all, volume, asked, limiter=volume.bulk_io)
-            for index, outcome in zip(indices, read, strict=True):
-                found[index] = await self._explained(pulls[index], outcome) if isinstance(outcome, Altered) else outcome
-        outcomes = [found[index] for index in range(len(pulls))]
-        results = [
-            PullEnd(outcome.checksum) if isinstance(outcome, SmallObject) else Failure(outcome.kind, outcome.errno, str(outcome))
-            for outcome in outcomes
-        ]
-        return Answer(Pulled(results), b"".join(outcome.content for outcome in outcomes if isinstance(outcome, SmallObject)))
+        size = sum(max(0, pull.stamp.size) for pull in pulls)
+        if not 0 < len(pulls) <= PULLS_MAX or size > PULLED_MAX_BYTES or len({pull.volume for pull in pulls}) > 1:
+            raise refused(errno.EINVAL, f"{len(pulls)} objects at once, of {size} bytes")
+        volume = self._volumes.require(pulls[0].volume)
+        refusals = [self._refusal_of(pull) for pull in pulls]
+        good = [pull for pull, refusal in zip(pulls, refusals, strict=True) if refusal is None]
+        await _outlast_the_clock_step(max(pull.stamp.ctime_ns for pull in pulls))
+        read = iter(await trio.to_thread.run_sync(_read_all, volume, good, limiter=volume.bulk_io))
+        results: list[PullEnd | Failure] = []
+        contents: list[bytes] = []
+        for pull, refusal in zip(pulls, refusals, strict=True):
+            outcome = refusal or next(read)
+            if isinstance(outcome, SmallObject):
+                results.append(PullEnd(outcome.checksum))
+                contents.append(outcome.content)
+            else:
+                error = await self._explained(pull, outcome) if isinstance(outcome, Altered) else outcome
+                results.append(Failure(error.kind, error.errno, str(error)))
+        return Answer(Pulled(results), b"".join(contents))
+
+    def _refusal_of(self, pull: PullObject) -> GodwitError | None:
+        try:
+            self._checked(pull)
+        except GodwitError as error:
+            return error
+        return None
 
     @asynccontextmanager
     async def reading(

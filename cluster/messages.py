@@ -1219,7 +1219,7 @@ class Pulled(Message, frozen=True, array_like=True, tag="pulled"):
 
 
 class PullObjects(Request[Pulled], frozen=True, array_like=True, tag="pullobjects"):
-    """Many small replicas at once, each as `PullObject` would give it: at most `PULLS_MAX`, together `PULLED_MAX_BYTES` long."""
+    """Small replicas on one volume, each as `PullObject` would give it: at most `PULLS_MAX`, together `PULLED_MAX_BYTES` long."""
 
     pulls: list[PullObject]
 
