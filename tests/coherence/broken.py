@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import pyfuse3
 import trio
 
 import fusefs.main
@@ -55,6 +54,8 @@ def recall_not_awaited() -> None:
 
 def kernel_not_invalidated() -> None:
     """A recall takes everything from the mount, but nothing from the kernel."""
+    import pyfuse3
+
     write = os.write
 
     def write_but_no_epoch(descriptor: int, data: bytes) -> int:
