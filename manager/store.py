@@ -34,7 +34,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from cluster.errors import Fenced, GodwitError, NotManager
 from manager.schema import counters, office
 from manager.statements import Hot
-from manager.wal import WriteAheadLog
+from manager.wal import CHECKPOINT_BYTES, WriteAheadLog
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         "journal_mode=WAL",
         "synchronous=NORMAL",  # `Store` syncs the log itself
         "wal_autocheckpoint=0",  # and checkpoints in a thread
+        f"journal_size_limit={CHECKPOINT_BYTES}",
         "foreign_keys=ON",
         "cache_size=-65536",
         "mmap_size=268435456",
@@ -228,6 +229,8 @@ class Store:
         self._queue: deque[_Item[Any]] = deque()
         self._giving_way: deque[_Item[Any]] = deque()
         self._work_came = trio.Event()
+        self._may_write = trio.Event()
+        self._may_write.set()
         self._closed: BaseException | None = None
         self._connection: Connection | None = None
         self._read_connection = reader.connect() if self._inline else None
@@ -308,7 +311,7 @@ class Store:
     @property
     def is_idle(self) -> bool:
         """Whether `write_at_once` may be used: no other work is queued, and transactions need no thread."""
-        return self._inline and not self._queue and self._closed is None
+        return self._inline and not self._queue and self._may_write.is_set() and self._closed is None
 
     def write_at_once(self, work: Work[T]) -> T:
         """As `write`, in a transaction of its own that is over when this returns; only while the store `is_idle`."""
@@ -331,6 +334,15 @@ class Store:
         self._work_came.set()
         return item
 
+    @contextmanager
+    def _holding_writes(self) -> Iterator[None]:
+        """While inside, no transaction begins; where they run in the event loop, none is under way either."""
+        self._may_write = trio.Event()
+        try:
+            yield
+        finally:
+            self._may_write.set()
+
     def _take_batch(self) -> list[_Item[Any]]:
         """What waits, up to a bound; of what gives way one if it has waited for too long, and more if nothing else waits."""
         batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_MAX))]
@@ -352,7 +364,7 @@ class Store:
             async with trio.open_nursery() as nursery:
                 if self._log is not None:
                     nursery.start_soon(self._sync_loop, self._log)
-                    nursery.start_soon(self._log.checkpoint_loop)
+                    nursery.start_soon(self._log.checkpoint_loop, self._holding_writes)
                 await self._commit_loop()
                 nursery.cancel_scope.cancel()
         finally:
@@ -362,6 +374,7 @@ class Store:
         while True:
             await self._work_came.wait()
             await trio.lowlevel.checkpoint()
+            await self._may_write.wait()
             if self._closed is not None:
                 return
             batch = self._take_batch()

@@ -1,7 +1,13 @@
-"""SQLite's write-ahead log: synced and folded into the database in threads, so that no disk holds up the event loop."""
+"""SQLite's write-ahead log: synced and folded into the database in threads, so that no disk holds up the event loop.
+
+SQLite begins the log anew when all of it has been folded in. While writes come without a pause that never happens by itself:
+each time some have come meanwhile. So when it has become long they are held up for the little that is left.
+"""
 
 import logging
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import trio
 from sqlalchemy import Engine
@@ -11,6 +17,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_S = 1.0
 CHECKPOINT_BYTES = 8 * 1024 * 1024
+"""What the log is cut back to when it begins anew: overwriting what no memory holds any more means to read it first."""
+LONG_BYTES = 64 * 1024 * 1024
 
 
 class WriteAheadLog:
@@ -28,12 +36,19 @@ class WriteAheadLog:
         finally:
             os.close(descriptor)
 
-    async def checkpoint_loop(self) -> None:
-        """Folds the log into the database whenever it has grown; neither readers nor the writer are held up."""
+    async def checkpoint_loop(self, holding_writes: Callable[[], AbstractContextManager[None]]) -> None:
+        """Folds the log into the database whenever it has grown. Nobody is held up by that, unless it has become long."""
         while True:
             await trio.sleep(CHECKPOINT_S)
-            if os.stat(self._path).st_size >= CHECKPOINT_BYTES:
-                await trio.to_thread.run_sync(self._checkpoint)
+            if self._size() <= CHECKPOINT_BYTES:
+                continue
+            await trio.to_thread.run_sync(self._checkpoint)
+            if self._size() > LONG_BYTES:
+                with holding_writes():
+                    await trio.to_thread.run_sync(self._checkpoint)
+
+    def _size(self) -> int:
+        return os.stat(self._path).st_size
 
     def _checkpoint(self) -> None:
         try:

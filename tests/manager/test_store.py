@@ -1,24 +1,28 @@
 """Transactions: one term, one order, all or nothing, once only; and the schema."""
 
 import errno
+import itertools
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, insert, make_url, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Refused, refused
 from cluster.messages import PROTOCOL, Applied, Apply, GetAttr, Hello, Unlink
 from manager import store as store_module
+from manager import wal
 from manager.migrate import migrate
 from manager.office import extend_office, read_office, take_office
-from manager.schema import counters, metadata
+from manager.schema import applied, counters, metadata
 from manager.store import Store, Transaction, is_retriable, make_engines, retrying, write_transaction
 from tests.manager.office import NOW, in_office, small_network
 
@@ -239,6 +243,32 @@ def test_nothing_is_committed_at_once_in_an_older_term(sqlite_url: str) -> None:
             assert fenced == [1]
             writer.dispose()
             reader.dispose()
+
+    trio.run(main)
+
+
+def test_the_log_begins_anew_though_writes_never_pause(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal, "CHECKPOINT_S", 0.02)
+    monkeypatch.setattr(wal, "LONG_BYTES", wal.CHECKPOINT_BYTES)
+    path = Path(f"{make_url(sqlite_url).database}-wal")
+    numbers = itertools.count()
+
+    def write_much(tx: Transaction) -> None:
+        tx.execute(insert(applied), {"session": 1, "request_id": next(numbers), "reply": os.urandom(64 * 1024)})
+
+    async def main() -> None:
+        async with in_office(sqlite_url) as office:
+            begun, size = 0, 0
+            while begun < 3:
+                if office.store.is_idle and begun % 2:
+                    office.store.write_at_once(write_much)
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await office.store.write(write_much)
+                before, size = size, path.stat().st_size
+                begun += size < before
+                assert size < 64 * wal.CHECKPOINT_BYTES
+            assert size <= 2 * wal.CHECKPOINT_BYTES
 
     trio.run(main)
 
