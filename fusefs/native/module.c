@@ -29,7 +29,7 @@ struct fuse_buf {
 
 enum { FUSE_BUF_IS_FD = 1 << 1 };
 enum { FOLLOWERS_MAX = 64 };
-enum { PATIENCE_NS = 30000 }; /* what the way through trio takes */
+enum { PATIENCE_NS = 60000 }; /* twice what the way through trio takes */
 
 static struct stream stream;
 static PyObject *on_request; /* called with each message that is taken out; NULL before `prepare` */
