@@ -19,6 +19,8 @@ CHECKPOINT_S = 1.0
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 """What the log is cut back to when it begins anew: overwriting what no memory holds any more means to read it first."""
 LONG_BYTES = 64 * 1024 * 1024
+HOLD_S = 0.5
+"""At most: a disk that hangs must not cost the office, which is extended by a write."""
 
 
 class WriteAheadLog:
@@ -44,8 +46,8 @@ class WriteAheadLog:
                 continue
             await trio.to_thread.run_sync(self._checkpoint)
             if self._size() > LONG_BYTES:
-                with holding_writes():
-                    await trio.to_thread.run_sync(self._checkpoint)
+                with holding_writes(), trio.move_on_after(HOLD_S):
+                    await trio.to_thread.run_sync(self._checkpoint, abandon_on_cancel=True)
 
     def _size(self) -> int:
         return os.stat(self._path).st_size

@@ -273,6 +273,33 @@ def test_the_log_begins_anew_though_writes_never_pause(sqlite_url: str, monkeypa
     trio.run(main)
 
 
+def test_a_disk_that_hangs_holds_up_no_write_for_long(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal, "CHECKPOINT_S", 0.01)
+    monkeypatch.setattr(wal, "CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(wal, "LONG_BYTES", 0)
+    monkeypatch.setattr(wal, "HOLD_S", 0.05)
+    hung, recovered, calls = trio.Event(), threading.Event(), itertools.count()
+
+    def hang(_log: wal.WriteAheadLog) -> None:
+        if next(calls) == 1:  # the one for which writes are held up
+            trio.from_thread.run_sync(hung.set)
+            recovered.wait()
+
+    monkeypatch.setattr(wal.WriteAheadLog, "_checkpoint", hang)
+
+    async def main() -> None:
+        async with in_office(sqlite_url) as office:
+            await office.store.write(_count)
+            await hung.wait()
+            try:
+                with trio.fail_after(10.0):
+                    await office.store.write(_count)
+            finally:
+                recovered.set()
+
+    trio.run(main)
+
+
 def test_only_one_candidate_takes_a_term(url: str) -> None:
     writer, reader = make_engines(url)
     migrate(writer)
