@@ -200,7 +200,8 @@ class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
     """The manager's answer to `Hello`. `lost` names the presented inodes that no longer exist; `now_s` is as in `Beat`.
 
     `managers`: the addresses of the candidates of all servers that belong to the network. `unlocked` names the inodes on which
-    the session has no locks any more, although it presented some. Locks last until `access_s` after the last exchange.
+    the session has no locks any more, although it presented some. It may believe in its locks
+    until `locks_s` after the last exchange.
     """
 
     term: int
@@ -210,7 +211,7 @@ class Welcome(Message, frozen=True, array_like=True, tag="welcome"):
     now_s: float = 0.0
     managers: list[str] = []
     unlocked: list[int] = []
-    access_s: float = 0.0
+    locks_s: float = 0.0
 
 
 class Hello(Request[Welcome], frozen=True, array_like=True, tag="hello"):

@@ -1,6 +1,6 @@
 """The locks of this mount's processes: asked of the manager, and believed in no longer than the manager keeps them.
 
-Locks are good until the access time has passed since the last exchange with the manager, which gives them to others later than
+Locks are good until a time that the manager names has passed since the last exchange with it; it gives them to others later than
 that. Who has lost one reads and writes the file no more on this mount (`check`) until the descriptors are closed by which it
 was locked: others may have changed meanwhile what the lock protects.
 
@@ -117,7 +117,7 @@ class Locks:
         self._nursery = nursery
         self._timeout_s = timeout_s
         self._watch_flush = watch_flush
-        self._access_s = 0.0
+        self._believed_s = 0.0
         self._owners: dict[Key, _Owner] = {}
         self._by_handle: dict[int, set[Key]] = {}
         self._flushed: dict[int, int] = {}  # how many owners of record locks an inode has
@@ -147,7 +147,7 @@ class Locks:
             raise Unavailable(f"a lock of inode {ino} was lost while this mount was cut off: its files must be closed")
 
     def _has_ended(self) -> bool:
-        return trio.current_time() >= self._session.last_contact_s + self._access_s
+        return trio.current_time() >= self._session.last_contact_s + self._believed_s
 
     def _lose_all(self) -> None:
         self._lose({key.ino for key, owner in self._owners.items() if owner.spans})
@@ -170,7 +170,7 @@ class Locks:
 
     def welcomed(self, welcome: Welcome) -> None:
         """A manager knows now what was presented; whoever waits asks it."""
-        self._access_s = welcome.access_s
+        self._believed_s = welcome.locks_s
         self._lose(set(welcome.unlocked))
         for event in self._waiting.values():
             event.set()
@@ -182,7 +182,7 @@ class Locks:
                 self._lose_all()
                 await trio.sleep(IDLE_S)
             else:
-                await trio.sleep_until(self._session.last_contact_s + self._access_s)
+                await trio.sleep_until(self._session.last_contact_s + self._believed_s)
 
     # --------------------------------------------------------------------------------------------------- requests
 
@@ -318,7 +318,7 @@ class Locks:
         done = self._begin_to_take_back(key, span, ticket=ticket, release=release)
         until_s = trio.current_time() + self._timeout_s
         while not done.is_set() and not self._has_ended() and trio.current_time() < until_s:
-            with trio.move_on_at(min(until_s, self._session.last_contact_s + self._access_s)):
+            with trio.move_on_at(min(until_s, self._session.last_contact_s + self._believed_s)):
                 await done.wait()
         if not done.is_set() and not self._has_ended():
             raise Unavailable(f"the manager has not heard within {self._timeout_s:g} s what was unlocked of inode {key.ino}")

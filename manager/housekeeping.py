@@ -12,6 +12,7 @@ from cluster.errors import NotManager
 from manager.caching import SWEEP_BATCH, delete_notes
 from manager.inodes import children
 from manager.introductions import forget_mount
+from manager.liveness import TICK_S
 from manager.membership import tick_members
 from manager.queue import release_claims, wake_tasks
 from manager.schema import applied, scans
@@ -23,7 +24,6 @@ from manager.term import Term, reap
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.5
 REAP_BATCH = 64
 ORPHAN_S = 1.0  # between looking up a name and opening it, it may have been taken away
 SCAN_BATCH = 64

@@ -15,6 +15,7 @@ from manager.apply import newest_reply
 from manager.content import mark_dirty
 from manager.limits import check_count
 from manager.locking import check_presented
+from manager.locks import believed_s
 from manager.queue import release_claims
 from manager.schema import applied, inodes, ranges, servers
 from manager.sessions import AGENT, CLI, MOUNT, Session
@@ -58,7 +59,7 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
         term.replaced(other)
     unlocked: list[int] = []
     if session.role == MOUNT:
-        unlocked = state.locks.introduced(session, hello.locks, adopt=session.server in state.absent)
+        unlocked = state.locks.introduced(session, hello.locks, adopt=session.server in state.may_lock)
     work = partial(_introduce, term=term, session=session, replaced=[other.number for other in replaced], opens=presented)
     known = await term.store.write(work)
     session.newest = max(session.newest, known.newest)
@@ -77,7 +78,7 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
         monotonic_s(),
         managers,
         unlocked,
-        config.manager.access_s,
+        believed_s(config.manager),
     )
 
 

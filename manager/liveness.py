@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from cluster.membership import Event, ServerState, Standing
 
+TICK_S = 0.5  # how often the manager looks what time has brought
+
 
 @dataclass(frozen=True)
 class Delays:

@@ -74,7 +74,7 @@ async def ask_conflict(term: Term, session: Session, request: AskConflict) -> Lo
     while True:
         with state.bells.listening(PRESENT) as bell:
             found = state.locks.find_conflict(request.ino, owner, request.span)
-            if found is not None or not state.absent:
+            if found is not None or not state.may_lock:
                 break
             await bell.wait()
             term.check_in_office()

@@ -16,15 +16,34 @@ from typing import NamedTuple
 import trio
 
 from cluster.clock import monotonic_s
+from cluster.config import ManagerConfig
 from cluster.errors import NotManager, refused
-from cluster.leases import SERIAL_TERM_BITS
+from cluster.leases import SERIAL_TERM_BITS, margin_s
 from cluster.messages import LOCK_GRANTED, LOCK_HELD, LOCK_WAITING, HeldLocks, LockSpan, SetLock, Unlock
 from cluster.spans import common, conflict, covers, normal, with_span, within, without
+from manager.liveness import TICK_S
 from manager.lockqueue import File, Held, Owner, Queue, Waiter
 from manager.sessions import Session
 
 TABLE_MAX = 200_000  # spans and waiters
 SESSION_MAX = 20_000  # the same of one session
+TERMS_TO_ELECT = 2.5  # that pass at most until there is another manager
+
+
+def believed_s(config: ManagerConfig) -> float:
+    """How long a mount believes in its locks after the last exchange with a manager.
+
+    So short that a lock is free within the access time after its server died, even if the manager died with it; but long enough
+    to outlast an election, which comes first where the access time is too short for both.
+    """
+    election_s = TERMS_TO_ELECT * config.term_s
+    return max(config.access_s - margin_s(config.access_s) - TICK_S - election_s, min(config.access_s, election_s))
+
+
+def kept_s(config: ManagerConfig) -> float:
+    """How long the manager keeps them after it heard the mount."""
+    believed = believed_s(config)
+    return believed + margin_s(believed)
 
 
 class Listed(NamedTuple):

@@ -66,15 +66,18 @@ class Bells:
 class State:
     """The memory of one term. Bodies of transactions read it from the store's thread and change it only by `tx.after`."""
 
-    def __init__(self, term: int, sessions: Sessions, members: Members, policies: Policies, leases: Leases, notes: Notes) -> None:
+    def __init__(
+        self, term: int, sessions: Sessions, members: Members, policies: Policies, leases: Leases, locks_s: float, notes: Notes
+    ) -> None:
         self.sessions = sessions
         self.members = members
         self.leases = leases
         self.notes = notes
         self.fences = Fences(leases)
         self.recalls = Recalls(leases, sessions)
-        self.locks = Locks(term, leases.lasts_s, lambda: not self.absent)
+        self.locks = Locks(term, locks_s, lambda: not self.may_lock)
         self.absent: frozenset[str] = frozenset()  # servers whose mounts may be caching, but have not presented themselves
+        self.may_lock: frozenset[str] = frozenset()  # the same of those that may have locks
         self.policies = policies
         self.bells = Bells()
         self.in_grace = term > 1
@@ -158,8 +161,15 @@ class State:
         if server in self.absent:
             self.absent -= {server}
             self.bells.ring(PRESENT)
-            if not self.absent:
+        self.presented_locks(server)
+
+    def presented_locks(self, server: str) -> None:
+        """The server's mount has said what it has locked, or has no locks any more."""
+        if server in self.may_lock:
+            self.may_lock -= {server}
+            if not self.may_lock:
                 self.locks.settle()
+                self.bells.ring(PRESENT)
 
     def grant(self, session: Session, node: Node, now: float) -> bytes:
         """A lease for what the session has registered: to write, if it has the inode open for writing."""

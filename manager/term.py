@@ -21,6 +21,7 @@ from manager.granting import Granting
 from manager.inodes import find_inode
 from manager.leases import Leases
 from manager.liveness import Delays
+from manager.locks import kept_s
 from manager.members import Members
 from manager.moving import has_open_orders
 from manager.policies import Policies
@@ -58,6 +59,7 @@ class Term:
         self.leaving = trio.Event()
         self.grace_until = 0.0
         self.caches_until = 0.0
+        self.locks_until = 0.0
         self.state: State
         self.granting: Granting
 
@@ -69,7 +71,8 @@ class Term:
         members = await self.store.read(lambda connection: Members(connection, now, delays))
         leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members)
         notes = await self.store.read(lambda connection: Notes(connection, now))
-        self.state = State(self.number, sessions, members, Policies(), leases, notes)
+        locks_s = kept_s(self.config.manager)
+        self.state = State(self.number, sessions, members, Policies(), leases, locks_s, notes)
         self.granting = Granting(self.state, leases)
         self.state.has_moves = await self.store.read(has_open_orders)
         self.state.has_forsaken = await self.store.read(has_forsaken)
@@ -78,8 +81,10 @@ class Term:
             self.claims.begin(task, claim, server, version, now)
         self.awaited = await self.store.read(_mounts)
         self.state.absent = frozenset(self.awaited) | frozenset(notes.servers())
+        self.state.may_lock = self.state.absent
         # What was granted in earlier terms was asked for before this one began.
         self.caches_until = monotonic_s() + leases.lasts_s
+        self.locks_until = monotonic_s() + locks_s
         self.grace_until = now + max(self.config.manager.session_timeout_s, leases.lasts_s)
 
     @property
@@ -125,6 +130,9 @@ class Term:
         if now >= self.caches_until:
             for server in self.state.absent:
                 self.state.presented(server)
+        if now >= self.locks_until:
+            for server in self.state.may_lock:
+                self.state.presented_locks(server)
 
     def unused(self, inodes: Iterable[int]) -> None:
         """Nobody has these open any more: hands the orphans among them to the reaper."""

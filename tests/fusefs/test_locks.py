@@ -80,7 +80,7 @@ class Session:
             if not self.introduced.is_set():
                 unlocked = self.manager.table.introduced(self.session, self.locks.presented(), adopt=False)
                 self.last_contact_s = asked_s
-                self.locks.welcomed(Welcome(1, "s1", 30.0, [], unlocked=unlocked, access_s=ACCESS_S))
+                self.locks.welcomed(Welcome(1, "s1", 30.0, [], unlocked=unlocked, locks_s=ACCESS_S))
                 self.introduced.set()
             self.last_contact_s = asked_s
             self.manager.table.expire()

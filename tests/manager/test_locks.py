@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cluster.clock import monotonic_s
+from cluster.config import ManagerConfig
 from cluster.errors import GodwitError, NotManager, ProtocolError, Refused
 from cluster.messages import (
     LOCK_END,
@@ -32,10 +33,11 @@ from cluster.messages import (
 )
 from cluster.spans import common, covers, excludes, with_span, within, without
 from manager.housekeeping import end_sessions
+from manager.liveness import TICK_S
 from manager.lockqueue import PATIENCE_S, File
-from manager.locks import SESSION_MAX, Locks
+from manager.locks import SESSION_MAX, TERMS_TO_ELECT, Locks, believed_s, kept_s
 from manager.sessions import MOUNT, Session
-from tests.manager.office import Office, Peer, in_office, small_network, until
+from tests.manager.office import Office, Peer, config, in_office, small_network, until
 
 BYTES = 12
 INO = 7
@@ -384,6 +386,19 @@ def test_a_silent_session_loses_its_locks_and_must_introduce_itself_again() -> N
     assert table.spans(1) == []
 
 
+@pytest.mark.parametrize(("access_s", "term_s"), [(15.0, 2.0), (60.0, 2.0), (60.0, 10.0), (11.2, 2.0)])
+def test_a_lock_is_free_within_the_access_time_although_the_manager_died_with_its_server(access_s: float, term_s: float) -> None:
+    config = ManagerConfig("here:1", "sqlite://", access_s=access_s, term_s=term_s)
+    election_s = TERMS_TO_ELECT * term_s
+    assert election_s <= believed_s(config) < kept_s(config)
+    assert election_s + kept_s(config) + TICK_S <= access_s
+
+
+@pytest.mark.parametrize(("access_s", "lasts_s"), [(11.0, 5.0), (6.0, 5.0), (4.0, 4.0), (0.2, 0.2)])
+def test_a_lock_outlasts_an_election_rather_than_the_access_time_where_that_is_short(access_s: float, lasts_s: float) -> None:
+    assert believed_s(ManagerConfig("here:1", "sqlite://", access_s=access_s)) == lasts_s
+
+
 def test_what_is_lost_stays_lost_although_nobody_has_it_by_now() -> None:
     """Somebody may have had the lock in between, and changed what it protects."""
     table = Table()
@@ -547,7 +562,7 @@ def test_the_next_manager_waits_for_the_mounts_that_were_there(url: str) -> None
             holder = Peer(office, "s1", "mount", first.number)
             welcome = await presented(holder, HeldLocks(INO, False, 1, 42, [WHOLE]))
             assert welcome.unlocked == []
-            assert welcome.access_s == 15.0
+            assert welcome.locks_s == believed_s(config(url).manager)
             assert (await again.ask(AwaitLocks(0, 0.0))).tickets == [5]
             assert await answer(again, asked(ticket=5)) == LOCK_HELD
             late = await presented(Peer(office, "s3", "mount", 77), HeldLocks(INO, False, 1, 42, [WHOLE]))
@@ -573,6 +588,26 @@ def test_a_manager_that_has_waited_for_long_enough_grants(url: str) -> None:
     trio.run(main)
 
 
+def test_locks_of_an_earlier_term_end_before_its_leases_do(url: str) -> None:
+    async def main() -> None:
+        async with in_office(url) as office:
+            first = await office.peer("s1")
+            await office.peer("s2")
+        async with in_office(url) as office:
+            assert office.term is not None
+            other = await office.peer("s2")
+            assert await answer(other, asked(ticket=5)) == LOCK_WAITING
+            office.term.locks_until = monotonic_s()
+            office.term.expire_leases(monotonic_s())
+            assert await answer(other, asked(ticket=5)) == LOCK_GRANTED
+            assert office.state.absent == {"s1"}, "it may still believe what it was told of names and attributes"
+            late = Peer(office, "s1", "mount", first.number)
+            elsewhere = HeldLocks(OTHER_INO, False, 1, 42, [WHOLE])
+            assert (await presented(late, elsewhere)).unlocked == [OTHER_INO]
+
+    trio.run(main)
+
+
 async def expire_when_due(office: Office) -> None:
     assert office.term is not None
     term = office.term
@@ -581,7 +616,7 @@ async def expire_when_due(office: Office) -> None:
 
     async def over() -> bool:
         term.expire_leases(monotonic_s())
-        return not office.state.absent
+        return not office.state.may_lock
 
     await until(over)
 

@@ -16,9 +16,17 @@ for _ in range(times):
 """
 
 HOLD = """
-import fcntl, os, signal, sys
+import errno, fcntl, os, signal, struct, sys
+
+def interrupted(*_):
+    raise InterruptedError(errno.EINTR, "a signal")
+
+def open_file_lock(kind, start, length):
+    fcntl.fcntl(fd, F_OFD_SETLKW, struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0))
+
+F_OFD_SETLKW = 38
 kind, path, start, length = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.signal(signal.SIGUSR1, interrupted)
 fd = os.open(path, os.O_RDWR)
 print("asking", flush=True)
 try:
@@ -26,6 +34,8 @@ try:
         fcntl.flock(fd, fcntl.LOCK_EX)
     elif kind == "shared":
         fcntl.flock(fd, fcntl.LOCK_SH)
+    elif kind == "open file":
+        open_file_lock(fcntl.F_WRLCK, start, length)
     else:
         fcntl.lockf(fd, fcntl.LOCK_EX, length, start)
 except OSError as error:
