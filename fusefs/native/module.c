@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -29,7 +30,8 @@ struct fuse_buf {
 
 enum { FUSE_BUF_IS_FD = 1 << 1 };
 enum { FOLLOWERS_MAX = 64 };
-enum { PATIENCE_NS = 60000 }; /* twice what the way through trio takes */
+enum { PATIENCE_NS = 60000 };     /* twice what the way through trio takes */
+enum { PATIENCE_MAX_NS = 500000 }; /* while others of this process wait for the interpreter */
 
 static struct stream stream;
 static PyObject *on_request; /* called with each message that is taken out; NULL before `prepare` */
@@ -40,17 +42,23 @@ static int (*receive)(struct fuse_session *, struct fuse_buf *); /* libfuse's */
 
 /* --------------------------------------------------------------------------------------------------- between the two */
 
-/* Whether it is taken: False from Python leaves it to libfuse. */
-static bool hand_over(const void *message, size_t length)
+/* What becomes of a request that is for Godwit: False from Python leaves it to libfuse, whoever fails cannot answer it any more. */
+static enum stream_verdict hand_over(const void *message, size_t length)
 {
     PyGILState_STATE state = PyGILState_Ensure();
     PyObject *result = PyObject_CallFunction(on_request, "y#", (const char *)message, (Py_ssize_t)length);
-    if (result == NULL)
+    enum stream_verdict verdict = STREAM_TAKE;
+    if (result == NULL) {
         PyErr_WriteUnraisable(on_request);
-    bool taken = result != Py_False;
+        stream_failed(&stream, message, EIO);
+        verdict = STREAM_ANSWER;
+    } else if (result == Py_False) {
+        stream_declined(&stream, message);
+        verdict = STREAM_PASS;
+    }
     Py_XDECREF(result);
     PyGILState_Release(state);
-    return taken;
+    return verdict;
 }
 
 /* Large writes are left in a pipe by libfuse: their beginning is read from a copy. */
@@ -74,21 +82,15 @@ static bool is_done(const struct fuse_buf *buffer)
         look_into_pipe(buffer->descriptor);
         return false;
     }
-    switch (stream_request(&stream, buffer->memory, buffer->size)) {
-    case STREAM_TAKE:
-        if (hand_over(buffer->memory, buffer->size))
-            return true;
-        stream_declined(&stream, buffer->memory);
-        return false;
-    case STREAM_ANSWER:
+    enum stream_verdict verdict = stream_request(&stream, buffer->memory, buffer->size);
+    if (verdict == STREAM_TAKE)
+        verdict = hand_over(buffer->memory, buffer->size);
+    if (verdict == STREAM_ANSWER) {
         /* Fails only when the kernel does not wait any more. */
         (void)!write(device, stream.answer, sizeof stream.answer);
         has_answered = true;
-        return true;
-    case STREAM_PASS:
-        break;
     }
-    return false;
+    return verdict != STREAM_PASS;
 }
 
 static int64_t now_ns(void)
@@ -101,11 +103,12 @@ static int64_t now_ns(void)
 /* Whether another request has come, or comes at once: taken in the same step it need not wait until pyfuse3 and trio come back here.
  *
  * Who got an answer needs some microseconds to ask again. Until then it is looked for all the time: sleeping would take longer than
- * that, since a processor that rests is slow to wake. */
-static bool is_followed(void)
+ * that, since a processor that rests is slow to wake. But not any more at *last_ns*, since nothing else of this process runs meanwhile. */
+static bool is_followed(int64_t last_ns)
 {
     struct pollfd requests = {.fd = device, .events = POLLIN};
-    const int64_t end_ns = now_ns() + patience_ns;
+    const int64_t begun_ns = now_ns();
+    const int64_t end_ns = begun_ns + patience_ns < last_ns ? begun_ns + patience_ns : last_ns;
     do {
         if (poll(&requests, 1, 0) != 0)
             return requests.revents == POLLIN;
@@ -120,6 +123,7 @@ __attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_
         *(void **)&receive = libfuse_function("fuse_session_receive_buf");
     if (receive == NULL)
         return -ENOSYS;
+    const int64_t last_ns = now_ns() + PATIENCE_MAX_NS;
     for (int follower = 0; follower < FOLLOWERS_MAX; follower++) {
         has_answered = false;
         int count = receive(session, buffer);
@@ -127,7 +131,7 @@ __attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_
             return count == -EAGAIN ? -EINTR : count;
         if (device < 0 || !is_done(buffer))
             return count;
-        if (!has_answered || !is_followed())
+        if (!has_answered || !is_followed(last_ns))
             break;
     }
     return -EINTR;
@@ -166,6 +170,13 @@ __attribute__((visibility("default"))) int fuse_session_mount(struct fuse_sessio
 
 /* ------------------------------------------------------------------------------------------------------------ Python */
 
+/* Whether others can run beside this thread. */
+static bool has_processors(void)
+{
+    cpu_set_t own;
+    return sched_getaffinity(0, sizeof own, &own) == 0 && CPU_COUNT(&own) > 1;
+}
+
 static PyObject *prepare(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -176,7 +187,7 @@ static PyObject *prepare(PyObject *self, PyObject *args)
     stream_destroy(&stream);
     stream_init(&stream, wanted, taken);
     device = -1;
-    patience_ns = sysconf(_SC_NPROCESSORS_ONLN) > 1 ? PATIENCE_NS : 0; /* who asks needs another processor */
+    patience_ns = has_processors() ? PATIENCE_NS : 0;
     Py_INCREF(callback);
     Py_XSETREF(on_request, callback);
     Py_RETURN_NONE;

@@ -165,11 +165,10 @@ static bool is_taken(const struct stream *stream, uint32_t opcode)
     return opcode < 64 && (stream->taken >> opcode & 1);
 }
 
-static enum stream_verdict answer_success(struct stream *stream, uint64_t unique)
+static void set_answer(struct stream *stream, uint64_t unique, int error)
 {
-    const struct out_header header = {sizeof header, 0, unique};
+    const struct out_header header = {sizeof header, -error, unique};
     memcpy(stream->answer, &header, sizeof header);
-    return STREAM_ANSWER;
 }
 
 static void look_at_init(struct stream *stream, const unsigned char *body, size_t length)
@@ -217,8 +216,10 @@ enum stream_verdict stream_request(struct stream *stream, const void *message, s
     case OP_FLUSH:
         if (!is_taken(stream, OP_FLUSH))
             return STREAM_PASS;
-        if (map_find(&stream->watched, header.inode) == NULL)
-            return answer_success(stream, header.unique);
+        if (map_find(&stream->watched, header.inode) == NULL) {
+            set_answer(stream, header.unique, 0);
+            return STREAM_ANSWER;
+        }
         break;
     default:
         if (!is_taken(stream, header.opcode))
@@ -247,6 +248,14 @@ bool stream_kills_set_id(struct stream *stream, uint64_t inode)
 void stream_answered(struct stream *stream, uint64_t unique)
 {
     map_take(&stream->under_way, unique, NULL);
+}
+
+void stream_failed(struct stream *stream, const void *message, int error)
+{
+    struct in_header header;
+    memcpy(&header, message, sizeof header);
+    map_take(&stream->under_way, header.unique, NULL);
+    set_answer(stream, header.unique, error);
 }
 
 void stream_declined(struct stream *stream, const void *message)

@@ -60,6 +60,9 @@ bool stream_kills_set_id(struct stream *stream, uint64_t inode);
 /* Godwit has answered a request that it took. */
 void stream_answered(struct stream *stream, uint64_t unique);
 
+/* Godwit could not take a request that was for it: `stream.answer` becomes this error. */
+void stream_failed(struct stream *stream, const void *message, int error);
+
 /* Godwit does not answer a request that was for it: libfuse gets it. */
 void stream_declined(struct stream *stream, const void *message);
 

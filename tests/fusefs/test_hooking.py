@@ -2,38 +2,49 @@
 
 import errno
 import json
+import os
+import struct
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from fusefs import channel
 
+NATIVE = Path(__file__).parents[2] / "fusefs" / "native"
 SOURCE = Path(__file__).parent / "native" / "fake_libfuse.c"
 
-# Loads what pyfuse3 would load, and calls what it would call, with a socket for the kernel's messages. Prints what receiving
-# FUSE_INIT and FUSE_FALLOCATE returns, how many messages were handed over, whether the reply to FUSE_INIT asks for passthrough,
-# and why files are not passed through.
-PROGRAM = """
-import ctypes, json, os, socket, struct, sys
+# Loads what pyfuse3 would load, and calls what it would call, with a socket for the kernel's messages.
+MOUNTED = """
+import ctypes, json, os, random, socket, struct, sys
 from fusefs import channel
 
 class Buffer(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_size_t), ("flags", ctypes.c_int), ("memory", ctypes.c_void_p)]
+    _fields_ = [("size", ctypes.c_size_t), ("flags", ctypes.c_int), ("memory", ctypes.c_void_p), ("descriptor", ctypes.c_int)]
 
-library, prepared, receives = sys.argv[1:]
+library, prepared, receives = sys.argv[1:4]
 wanted, taken, mount = channel.InitFlag.PASSTHROUGH, [], channel.Channel()
+on_request = taken.append
 if prepared == "prepared":
-    mount.prepare(wanted, [43], taken.append)
+    mount.prepare(wanted, [25, 43], lambda message: on_request(message))
 libfuse = ctypes.CDLL(library, mode=os.RTLD_LOCAL)
 pyfuse3 = ctypes.CDLL(None) if receives == "by its name" else libfuse
 kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 session, buffer = ctypes.c_int(device.fileno()), Buffer()
 
-def receive(opcode, unique, body):
-    kernel.send(struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, 1, 0, 0, 1, 0, 0) + body)
+def received(message):
+    kernel.send(message)
     return pyfuse3.fuse_session_receive_buf(ctypes.byref(session), ctypes.byref(buffer))
+
+def request(opcode, unique, body, ino=1):
+    return struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, ino, 0, 0, 1, 0, 0) + body
+
+def reply(message):
+    libfuse.reply(device.fileno(), message, len(message))
 
 result = ctypes.CDLL(None).fuse_session_mount(ctypes.byref(session), b"/mnt")
 assert ctypes.c_int.in_dll(libfuse, "mounted").value == (result == 0)
@@ -41,13 +52,51 @@ if result != 0:
     sys.exit("it is not mounted")
 os.open("/dev/fuse", os.O_RDWR)  # for the channel to find
 mount.mounted()
-init = receive(26, 2, struct.pack("<IIIII", 7, 45, 0, 1 << 30, wanted >> 32) + bytes(44))
-message = struct.pack("<IiQ", 80, 0, 2) + struct.pack("<II", 7, 45) + bytes(56)
-libfuse.reply(device.fileno(), message, len(message))
+init = received(request(26, 2, struct.pack("<IIIII", 7, 45, 0, 1 << 30, wanted >> 32) + bytes(44)))
+"""
+
+# Prints what receiving FUSE_INIT and FUSE_FALLOCATE returns, how many messages were handed over, whether the reply to FUSE_INIT
+# asks for passthrough, and why files are not passed through.
+TELL = """
+reply(struct.pack("<IiQ", 80, 0, 2) + struct.pack("<II", 7, 45) + bytes(56))
 asks = int.from_bytes(kernel.recv(100)[48:52], "little") << 32 == wanted
-fallocate = receive(43, 4, bytes(32))
+fallocate = received(request(43, 4, bytes(32)))
 assert asks == (wanted in mount.granted)
 print(json.dumps([init, fallocate, len(taken), asks, mount.why_not]))
+"""
+
+# Sends messages of all kinds, also some that no kernel sends; Python takes them, leaves them to libfuse, or fails.
+SEND_MUCH = """
+rng = random.Random(4)
+kernel.setblocking(False)
+
+def on_request(message):
+    what = rng.random()
+    if what < 0.1:
+        raise ValueError("a mistake in Python")
+    return what < 0.6
+
+for unique in range(4, 8000, 2):
+    opcode = rng.choice((1, 14, 16, 16, 25, 27, 35, 36, 43, 63, 64, 4096, 1 << 31))
+    body = rng.randbytes(rng.choice((0, 1, 7, 8, 39, 40, 64, 4056, 8000)))
+    message = request(opcode, unique, struct.pack("<Q", unique - 2) + body if rng.random() < 0.3 else body, rng.randrange(20))
+    if rng.random() < 0.1:
+        message = message[: rng.randrange(1, len(message) + 1)]
+    count = received(message)
+    assert count in (len(message), -4), (count, len(message))
+    if count > 0 and buffer.flags & 2:
+        os.close(buffer.descriptor)
+    handle = rng.randrange(50)
+    mount.will_open(handle, channel.OpenFlag(rng.choice((1, 8, 128))), rng.randrange(3), directory=rng.random() < 0.5)
+    mount.watch_flush(rng.randrange(20), rng.random() < 0.5)
+    mount.kills_set_id(rng.randrange(20))
+    answer = struct.pack("<IiQQII", 32, 0, unique, handle, 0, 0)
+    reply(answer[: rng.randrange(1, len(answer) + 1)] if rng.random() < 0.1 else answer)
+    try:
+        while True:
+            kernel.recv(10000)
+    except BlockingIOError:
+        pass
 """
 INIT_BYTES, FALLOCATE_BYTES = 104, 72
 HOOKED = [INIT_BYTES, -errno.EINTR, 1, True, ""]
@@ -59,7 +108,7 @@ pytestmark = pytest.mark.skipif(channel.load() is None, reason="the extension wa
 
 
 @pytest.mark.parametrize(
-    ("name", "build", "receives", "expected"),
+    ("name", "options", "receives", "expected"),
     [
         pytest.param("libfuse3.so.3", [], BY_NAME, HOOKED, id="until 3.16"),
         pytest.param("libfuse3.so.4", [], BY_NAME, HOOKED, id="since 3.17"),
@@ -70,8 +119,8 @@ pytestmark = pytest.mark.skipif(channel.load() is None, reason="the extension wa
         pytest.param("libfuse3.so.4", [], OTHERWISE, [*LEFT_ALONE, NO_PYFUSE3], id="pyfuse3 receives otherwise"),
     ],
 )
-def test_what_is_found_in_libfuse(tmp_path: Path, name: str, build: list[str], receives: str, expected: list[object]) -> None:
-    done = mount(tmp_path / name, build, "prepared", receives)
+def test_what_is_found_in_libfuse(tmp_path: Path, name: str, options: list[str], receives: str, expected: list[object]) -> None:
+    done = mount(tmp_path / name, options, "prepared", receives)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == expected
     assert done.stderr == (f"files go through the mount process: {expected[-1]}\n" if expected[-1] else "")
@@ -87,8 +136,59 @@ def test_without_a_libfuse_nothing_is_mounted(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "it is not mounted\n")
 
 
-def mount(library: Path, build: list[str], prepared: str, receives: str) -> subprocess.CompletedProcess[str]:
-    """Runs the program with a libfuse built for it."""
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", *build, str(SOURCE), "-o", str(library)], check=True)
-    command = [sys.executable, "-c", PROGRAM, str(library), prepared, receives]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+def test_a_request_that_python_fails_to_take_is_answered(tmp_path: Path) -> None:
+    script = """
+def on_request(message):
+    raise ValueError("a mistake in Python")
+
+result = received(request(43, 4, bytes(32)))
+print(json.dumps([result, kernel.recv(100).hex()]))
+"""
+    done = mount(tmp_path / "libfuse3.so.4", [], "prepared", BY_NAME, script)
+    assert json.loads(done.stdout) == [-errno.EINTR, struct.pack("<IiQ", 16, -errno.EIO, 4).hex()]
+    assert "a mistake in Python" in done.stderr
+
+
+def test_the_whole_extension_bears_any_messages(tmp_path: Path) -> None:
+    """Under AddressSanitizer and UndefinedBehaviorSanitizer, in a Python that is not built for them."""
+    extension = tmp_path / "_channel.so"
+    include = f"-I{sysconfig.get_paths()['include']}"
+    sanitize = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    build(extension, [*sanitize, "-std=c11", "-D_GNU_SOURCE", "-fvisibility=hidden", include], *sorted(NATIVE.glob("*.c")))
+    libraries = (
+        subprocess.check_output(["gcc", f"-print-file-name=lib{name}.so"], text=True).strip() for name in ("asan", "ubsan")
+    )
+    told = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "GODWIT_CHANNEL": str(extension)}
+    done = mount(tmp_path / "libfuse3.so.4", [], "prepared", BY_NAME, SEND_MUCH, TAKE_EXTENSION, told)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "a mistake in Python" in done.stderr
+
+
+# Loads another build of the extension than the one that is installed.
+TAKE_EXTENSION = """
+import importlib.util, os, sys
+before = sys.getdlopenflags()
+sys.setdlopenflags(before | os.RTLD_GLOBAL)
+spec = importlib.util.spec_from_file_location("fusefs._channel", os.environ["GODWIT_CHANNEL"])
+sys.modules["fusefs._channel"] = importlib.util.module_from_spec(spec)
+sys.setdlopenflags(before)
+"""
+
+
+def mount(
+    library: Path,
+    options: list[str],
+    prepared: str,
+    receives: str,
+    script: str = TELL,
+    first: str = "",
+    told: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script on what is mounted, with a libfuse built for it."""
+    build(library, ["-O2", *options], SOURCE)
+    command = [sys.executable, "-c", first + MOUNTED + script, str(library), prepared, receives]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **told})
+
+
+def build(library: Path, options: list[str], *sources: Path) -> None:
+    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", *options, *sources, "-o", library], check=True)
