@@ -1,12 +1,12 @@
 """The only place with an engine and transactions.
 
 Writes go through one queue: what arrives while a transaction runs goes together into the next one, in order of arrival
-(group commit). Each transaction begins by checking that the office still has this manager's term; if not, it changes nothing
-and the store is fenced for good; so it is when the term's time is over. The body of a request must check before it writes,
-so that a refused one leaves no trace; one with several operations uses `Transaction.savepoint`. What nobody waits for comes in
-small parts that give way to the rest, but not for ever (`write_parts`). Bodies have no effects
-outside the database: those are queued with `Transaction.after` and run in the event loop after the commit, in order, before
-anybody is answered.
+(group commit); one that finds the queue empty may have a transaction at once (`write_at_once`). Each transaction begins by
+checking that the office still has this manager's term; if not, it changes nothing and the store is fenced for good; so it is
+when the term's time is over. The body of a request must check before it writes, so that a refused one leaves no trace; one with
+several operations uses `Transaction.savepoint`. What nobody waits for comes in small parts that give way to the rest, but not
+for ever (`write_parts`). Bodies have no effects outside the database: those are queued with `Transaction.after` and run in the
+event loop after the commit, in order, before anybody is answered.
 
 On SQLite, reads and transactions run in the event loop: they take tens of microseconds each, while a second thread would
 contend with the loop for the interpreter. On PostgreSQL they run in worker threads. Reads see what is committed, whoever is
@@ -310,7 +310,7 @@ class Store:
 
     @property
     def is_idle(self) -> bool:
-        """Whether `write_at_once` may be used: no other work is queued, and transactions need no thread."""
+        """Whether `write_at_once` may be used: no work is queued but what gives way, and transactions need no thread."""
         return self._inline and not self._queue and self._may_write.is_set() and self._closed is None
 
     def write_at_once(self, work: Work[T]) -> T:
@@ -322,8 +322,12 @@ class Store:
         except Fenced as error:
             self._end(error)
             raise self._ended() from error
-        for effect in effects:
-            effect()
+        try:
+            for effect in effects:
+                effect()
+        except Exception as error:
+            self._end(Fenced(f"the manager's memory is behind the catalog: {error!r}"))
+            raise
         return item.outcome()
 
     def _submit(self, work: Work[T], durable: bool, queue: deque[_Item[Any]] | None = None) -> _Item[T]:
@@ -374,7 +378,8 @@ class Store:
         while True:
             await self._work_came.wait()
             await trio.lowlevel.checkpoint()
-            await self._may_write.wait()
+            while not self._may_write.is_set():
+                await self._may_write.wait()
             if self._closed is not None:
                 return
             batch = self._take_batch()

@@ -247,6 +247,66 @@ def test_nothing_is_committed_at_once_in_an_older_term(sqlite_url: str) -> None:
     trio.run(main)
 
 
+def test_an_effect_that_fails_ends_the_term(sqlite_url: str) -> None:
+    """What the manager has in memory is not what is in the catalog any more."""
+
+    async def main() -> None:
+        async with in_office(sqlite_url) as office:
+
+            def fail() -> None:
+                raise RuntimeError("a mistake")
+
+            with pytest.raises(RuntimeError):
+                office.store.write_at_once(lambda tx: tx.after(fail))
+            assert not office.store.is_idle
+            with pytest.raises(NotManager):
+                await office.store.write(_count)
+
+    trio.run(main)
+
+
+def test_the_log_begins_anew_before_the_next_write(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first write into a new log waits for the disk: not in the event loop."""
+    monkeypatch.setattr(wal, "CHECKPOINT_S", 0.02)
+    monkeypatch.setattr(wal, "LONG_BYTES", wal.CHECKPOINT_BYTES)
+    path = Path(f"{make_url(sqlite_url).database}-wal")
+
+    def write_much(tx: Transaction) -> None:
+        tx.execute(insert(applied), {"session": 1, "request_id": 1, "reply": os.urandom(2 * wal.CHECKPOINT_BYTES)})
+
+    async def main() -> None:
+        async with in_office(sqlite_url) as office:
+            await office.store.write(write_much)
+            with trio.fail_after(10.0):
+                while path.stat().st_size > wal.CHECKPOINT_BYTES:
+                    await trio.sleep(0.01)
+
+    trio.run(main)
+
+
+def test_a_log_that_could_not_begin_anew_is_let_grow(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal, "CHECKPOINT_S", 0.01)
+    monkeypatch.setattr(wal, "CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(wal, "LONG_BYTES", 0)
+    monkeypatch.setattr(wal, "HOLD_S", 0.05)
+    recovered, held = threading.Event(), itertools.count()
+
+    def hang(_log: wal.WriteAheadLog) -> None:
+        next(held)
+        recovered.wait()
+
+    monkeypatch.setattr(wal.WriteAheadLog, "_begin_anew", hang)
+
+    async def main() -> None:
+        async with in_office(sqlite_url) as office:
+            await office.store.write(_count)
+            await trio.sleep(0.5)
+            recovered.set()
+            assert next(held) == 1
+
+    trio.run(main)
+
+
 def test_the_log_begins_anew_though_writes_never_pause(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wal, "CHECKPOINT_S", 0.02)
     monkeypatch.setattr(wal, "LONG_BYTES", wal.CHECKPOINT_BYTES)
