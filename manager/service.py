@@ -135,6 +135,8 @@ IMMEDIATE: dict[type, Callable[[Term, Session, Any], Any]] = {
     SetLock: locking.set_lock,
     Unlock: locking.unlock,
 }
+# What mounts ask by themselves although nobody uses them.
+BY_THEMSELVES = frozenset({Heartbeat, WatchRecalls, RecallDone, AskLeases, AwaitLocks})
 FOR_CANDIDATES = frozenset({Ping, AskHearing, AskOffice})
 FOR_AGENTS = frozenset(
     {
@@ -177,6 +179,12 @@ class Connection:
 
     def at_once(self, request: Any) -> Any:
         """The reply to a request that can be answered without waiting, else None."""
+        reply = self._answer_at_once(request)
+        if reply is not None:
+            self._count(request)
+        return reply
+
+    def _answer_at_once(self, request: Any) -> Any:
         kind = type(request)
         immediate = IMMEDIATE.get(kind)
         if immediate is not None:
@@ -213,7 +221,9 @@ class Connection:
         elif kind is Join:
             reply = await joining.join(term, request)
         else:
-            reply = await self._handle(term, self._check_session(term, request), request, send)
+            session = self._check_session(term, request)
+            self._count(request)
+            reply = await self._handle(term, session, request, send)
         self._term_in_office()
         return reply
 
@@ -254,10 +264,15 @@ class Connection:
         if not 0 <= ino <= INO_MAX:
             raise ProtocolError(f"inode number out of range: {ino}")
         session.heard_s = monotonic_s()
-        if session.role == MOUNT:
-            term.state.leases.counts.requests += 1
-            term.courtesy.asked(session.heard_s)
         return session
+
+    def _count(self, request: Any) -> None:
+        """Notes a request, once, of which the session has been checked."""
+        if self._term is None or self._session is None or self._session.role != MOUNT:
+            return
+        self._term.state.leases.counts.requests += 1
+        if type(request) not in BY_THEMSELVES:
+            self._term.courtesy.asked(self._session.heard_s)
 
     def _check_introduced(self, term: Term) -> None:
         """`NotManager` when the connection does not stand for a live session of the term in office any more."""

@@ -4,7 +4,7 @@ import trio
 import trio.testing
 
 from cluster.clock import file_time_ns, monotonic_s
-from cluster.messages import ROOT_INO, AwaitCopies, GetWhere, StartMigration, Task
+from cluster.messages import ROOT_INO, AwaitCopies, GetWhere, Heartbeat, StartMigration, Task
 from manager.courtesy import RUSH_REQUESTS, RUSH_S, Courtesy
 from tests.manager.office import Office, Peer, small_network
 
@@ -96,12 +96,18 @@ def test_requests_of_mounts_make_a_rush_and_those_of_agents_do_not(url: str) -> 
         async with small_network(url, give_way_s=NEVER_S) as (office, mount):
             assert office.term is not None
             agent = await office.peer("s2", "agent")
+            await mount.new_ino()
+            before = office.term.state.leases.counts.requests
             asked = office.term.courtesy._asked
             asked.clear()
             await agent.attr(ROOT_INO)
-            assert not asked
+            await mount.ask(Heartbeat())
+            assert not asked, "that comes from every mount, whether it is used or not"
             await mount.attr(ROOT_INO)
             assert len(asked) == 1
+            await mount.mkdir(b"d")
+            assert len(asked) == 2
+            assert office.term.state.leases.counts.requests == before + 3
 
     trio.run(main)
 
