@@ -42,8 +42,7 @@ class Batcher(Generic[T, R]):
                 await self._wake.wait()
             count = self._count([ticket.item for ticket in self._waiting])
             batch, self._waiting = self._waiting[:count], self._waiting[count:]
-            with trio.CancelScope(shield=True):
-                results = await self._results(batch)
+            results = await self._results(batch)
             for ticket, result in zip(batch, results, strict=True):
                 ticket.result = result
                 ticket.done.set()
@@ -70,10 +69,13 @@ class Batcher(Generic[T, R]):
 def in_thread(
     function: Callable[[Sequence[T]], Sequence[R | Exception]], limiter: trio.CapacityLimiter
 ) -> Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]]:
-    """What blocks, for a `Batcher`."""
+    """What blocks, for a `Batcher`; it is waited for even when cancelled."""
 
     async def act(items: Sequence[T]) -> Sequence[R | Exception]:
-        return await trio.to_thread.run_sync(function, items, limiter=limiter)
+        results: list[R | Exception] = []
+        with trio.CancelScope(shield=True):
+            results += await trio.to_thread.run_sync(function, items, limiter=limiter)
+        return results
 
     return act
 

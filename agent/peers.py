@@ -165,6 +165,25 @@ class SmallPulls:
 
     async def _pull(self, address: str, requests: Sequence[PullObject]) -> Sequence[SmallObject | Exception]:
         channel = await self._channels.shared(address)
+        try:
+            return await self._exchange(channel, requests)
+        except Unavailable:
+            if len(requests) == 1 or channel.broken.is_set():
+                raise
+        # A disk may have given one of them after minutes, or never: the others need not wait for it.
+        alone: list[SmallObject | Exception] = [Unavailable("not asked yet")] * len(requests)
+        async with trio.open_nursery() as nursery:
+            for at, request in enumerate(requests):
+                nursery.start_soon(self._pull_alone, channel, request, alone, at)
+        return alone
+
+    async def _pull_alone(self, channel: Channel, request: PullObject, results: list[SmallObject | Exception], at: int) -> None:
+        try:
+            (results[at],) = await self._exchange(channel, [request])
+        except Exception as error:
+            results[at] = error
+
+    async def _exchange(self, channel: Channel, requests: Sequence[PullObject]) -> list[SmallObject | Exception]:
         with _answers_of(channel.peer):
             answer = await channel.exchange(PullObjects(list(requests)), timeout_s=STALL_S)
         try:

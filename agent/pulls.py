@@ -14,7 +14,7 @@ from agent.blocks import BlockSums
 from agent.reading import Altered, ObjectReader, Unreadable
 from agent.volumes import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns, monotonic_s
-from cluster.errors import Changed, Corrupt, GodwitError, refused
+from cluster.errors import Changed, Corrupt, GodwitError, Unavailable, refused
 from cluster.leases import TokenGate
 from cluster.messages import (
     PULLED_MAX_BYTES,
@@ -87,18 +87,35 @@ class PullServer:
         refusals = [self._refusal_of(pull) for pull in pulls]
         good = [pull for pull, refusal in zip(pulls, refusals, strict=True) if refusal is None]
         await _outlast_the_clock_step(max(pull.stamp.ctime_ns for pull in pulls))
-        read = iter(await trio.to_thread.run_sync(_read_all, volume, good, limiter=volume.bulk_io))
+        outcomes = await trio.to_thread.run_sync(_read_all, volume, good, limiter=volume.bulk_io)
+        explained = iter(await self._explained_all(good, outcomes))
         results: list[PullEnd | Failure] = []
         contents: list[bytes] = []
-        for pull, refusal in zip(pulls, refusals, strict=True):
-            outcome = refusal or next(read)
+        for refusal in refusals:
+            outcome = refusal or next(explained)
             if isinstance(outcome, SmallObject):
                 results.append(PullEnd(outcome.checksum))
                 contents.append(outcome.content)
             else:
-                error = await self._explained(pull, outcome) if isinstance(outcome, Altered) else outcome
-                results.append(Failure(error.kind, error.errno, str(error)))
+                results.append(Failure(outcome.kind, outcome.errno, str(outcome)))
         return Answer(Pulled(results), b"".join(contents))
+
+    async def _explained_all(
+        self, pulls: Sequence[PullObject], outcomes: Sequence["SmallObject | Altered | Corrupt"]
+    ) -> list["SmallObject | GodwitError"]:
+        """The same, once the manager has said what it means that some are altered."""
+        explained: list[SmallObject | GodwitError] = [Unavailable("not explained yet")] * len(pulls)
+
+        async def explain(at: int, altered: Altered) -> None:
+            explained[at] = await self._explained(pulls[at], altered)
+
+        async with trio.open_nursery() as nursery:
+            for at, outcome in enumerate(outcomes):
+                if isinstance(outcome, Altered):
+                    nursery.start_soon(explain, at, outcome)
+                else:
+                    explained[at] = outcome
+        return explained
 
     def _refusal_of(self, pull: PullObject) -> GodwitError | None:
         try:

@@ -75,6 +75,7 @@ class StagedFile:
         if not clone(source, self.descriptor):
             return False
         self._cloned = True
+        self._go_through_cache()
         self.size = min(size, os.fstat(self.descriptor).st_size)
         os.ftruncate(self.descriptor, self.size)
         return True
@@ -103,11 +104,14 @@ class StagedFile:
             except OSError as error:
                 if error.errno != errno.EINVAL:  # its blocks are longer
                     raise
+        self._go_through_cache()
+        self._unstarted += len(data)
+        return os.pwrite(self.descriptor, data, offset)
+
+    def _go_through_cache(self) -> None:
         if self._direct:
             self._switch(0)
             self._direct = False
-        self._unstarted += len(data)
-        return os.pwrite(self.descriptor, data, offset)
 
     def start_writeback(self) -> None:
         """Lets the disk begin, and gives up the pages that are on it: memory is for those who read and write files here."""

@@ -154,6 +154,38 @@ def test_what_is_wanted_meanwhile_is_asked_for_together_as_far_as_it_fits() -> N
     run(test)
 
 
+def test_what_a_disk_does_not_give_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "STALL_S", 0.3)
+
+    class Stalling(Source):
+        async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
+            del body, send
+            if any(pull.ino == 6 for pull in request.pulls):
+                await trio.sleep_forever()
+            return Answer(Pulled([PullEnd(b"%d" % pull.ino) for pull in request.pulls]), b"x" * len(request.pulls))
+
+    async def test() -> None:
+        async with channel_to(Stalling([])) as source, trio.open_nursery() as nursery:
+            small = SmallPulls(PeerChannels(nursery), nursery)
+            got: list[int] = []
+
+            async def pull(ino: int) -> None:
+                try:
+                    await small.pull(source.peer, PullObject(ino, 1, 1, Stamp(1, 0, 0), b""))
+                except Unavailable:
+                    assert ino == 6
+                else:
+                    got.append(ino)
+
+            async with trio.open_nursery() as pulls:
+                for ino in range(PULLS_MAX + 10):
+                    pulls.start_soon(pull, ino)
+            nursery.cancel_scope.cancel()
+        assert sorted(got) == [ino for ino in range(PULLS_MAX + 10) if ino != 6]
+
+    run(test)
+
+
 async def received_in_bulk(script: Script) -> bytes:
     content = b""
 
