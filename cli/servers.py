@@ -11,6 +11,8 @@ from cli.lost import lost
 from cli.render import as_age, as_bytes, as_shown, as_text, print_facts, print_json, print_line, print_table
 from cli.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.messages import (
+    PARTLY_PASSED,
+    PASSED,
     Added,
     AddServer,
     GetServer,
@@ -205,6 +207,7 @@ def counts_object(counts: MountCounts) -> dict[str, object]:
         "manager_requests": counts.manager_requests,
         "recalls": counts.recalls,
         "caching": counts.caching,
+        "files": counts.files,
         "why_not_passed": counts.why_not_passed,
     }
 
@@ -277,16 +280,15 @@ def _held(held: Holdings) -> str:
 
 
 def _way_of_files(counts: MountCounts | None) -> str:
-    if counts is None:
-        return "-"
-    return "fallback" if counts.why_not_passed else "passthrough"
+    return "-" if counts is None else counts.files or "-"
 
 
 def _files_of(counts: MountCounts | None) -> str:
     """How the mount's kernel reads and writes the objects on this server's disks."""
-    if counts is None:
+    if counts is None or not counts.files:
         return "-"
-    return f"through the mount process: {counts.why_not_passed}" if counts.why_not_passed else "passed through to the kernel"
+    how = {PASSED: "passed through to the kernel", PARTLY_PASSED: "passed through to the kernel on some volumes"}
+    return how.get(counts.files, "through the mount process") + (f": {counts.why_not_passed}" if counts.why_not_passed else "")
 
 
 def _done_by(counts: MountCounts | None) -> str:

@@ -276,16 +276,22 @@ class Join(Request[Joined | Elsewhere], frozen=True, array_like=True, tag="join"
     machine: bytes
 
 
+PASSED, PARTLY_PASSED, FALLBACK = "passthrough", "partly", "fallback"
+
+
 class MountCounts(Message, frozen=True, array_like=True):
     """What a mount process has done since its start: requests that the kernel made of it, that it made of managers, and recalls
-    that it obeyed; `caching` is how many inodes it holds a lease to cache at the moment. `why_not_passed`: why the kernel does
-    not read and write the objects on this server's disks itself, empty if it does."""
+    that it obeyed; `caching` is how many inodes it holds a lease to cache at the moment. `files`: whether the kernel reads and
+    writes the objects on this server's disks itself (one of the above, or empty while nobody knows), and
+    `why_not_passed` why it does not. `problems` are sentences for people."""
 
     kernel_requests: int = 0
     manager_requests: int = 0
     recalls: int = 0
     caching: int = 0
     why_not_passed: str = ""
+    files: str = ""
+    problems: list[str] = []
 
 
 class Heartbeat(Request[Beat], frozen=True, array_like=True, tag="heartbeat"):

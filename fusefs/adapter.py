@@ -117,6 +117,10 @@ class GodwitOperations(pyfuse3.Operations):
         self._channel = channel
         self._released = released
 
+    def init(self) -> None:
+        """The kernel's FUSE_INIT is about to be answered."""
+        self._channel.begun.set()
+
     # ---------------------------------------------------------- names and attributes
 
     @guarded

@@ -1,7 +1,8 @@
 """The message stream between the kernel and libfuse, with what Godwit adds to it: see docs/passthrough.md.
 
 `load` must run before pyfuse3 is imported for the first time (importing any module of `fusefs` does it). Where the extension was
-not built, or pyfuse3 uses a libfuse that it does not know, nothing is added: the mount works through ordinary reads and writes.
+not built, or pyfuse3 uses a libfuse that it does not know, nothing is added: the mount works through ordinary reads and writes,
+and its locks are not known to others.
 """
 
 import errno
@@ -14,6 +15,10 @@ import sys
 from collections.abc import Callable, Iterable
 from enum import IntFlag
 from types import ModuleType
+
+import trio
+
+from cluster.messages import FALLBACK, PARTLY_PASSED, PASSED
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +63,21 @@ _extension = load()
 
 
 class Channel:
-    """One mount's stream. `prepare` comes before pyfuse3 mounts, `mounted` after it, `unmounting` before it unmounts.
+    """One mount's stream. `prepare` comes before pyfuse3 mounts, `mounted` after it, `begun` when the kernel's FUSE_INIT has been
+    answered, `unmounting` before it unmounts.
 
-    `device`: the descriptor of /dev/fuse while something is mounted, else -1. `why_not`: why files are not passed through, empty
-    if they are.
+    `device`: the descriptor of /dev/fuse while something is mounted, else -1. `why_unchanged`: why the stream is as libfuse makes
+    it, empty if Godwit adds something.
     """
 
     def __init__(self) -> None:
-        self.why_not = "nothing is mounted"
+        self.why_unchanged = ""
         self.device = -1
+        self.begun = trio.Event()
+        self._why_not = "nothing is mounted"
+        self._volumes: dict[str, str] = {}  # why the files of each are not passed through, as far as that has been tried
+        self._refused: dict[int, str] = {}  # the same by the file system's device number
+        self._errors: set[int | None] = set()
         self._granted = InitFlag(0)
         self._wanted = InitFlag(0)
 
@@ -80,19 +91,46 @@ class Channel:
     def mounted(self) -> None:
         """To be called when pyfuse3 has mounted."""
         self.device = _find_device()
-        self.why_not = ""
+        self._why_not = ""
         if not self._wanted & InitFlag.PASSTHROUGH:
-            self._cannot("it is turned off in the configuration")
-        elif _extension is None:
-            self._cannot("the extension fusefs._channel was not built")
+            self._cannot_pass("it is turned off in the configuration")
+        if _extension is None:
+            self._is_unchanged("the extension fusefs._channel was not built")
         elif _extension.state()[0] < 0:
-            self._cannot("this libfuse is not known to the extension")
+            self._is_unchanged("this libfuse is not known to the extension")
 
-    def _cannot(self, why_not: str) -> None:
+    def _is_unchanged(self, why: str) -> None:
+        """Says it once."""
+        if not self.why_unchanged:
+            self.why_unchanged = why
+            self._cannot_pass(why)
+            log.warning("locks of this mount's files hold on this server only: %s", why)
+
+    def _cannot_pass(self, why_not: str) -> None:
         """Says it once: the first reason is the one that counts."""
-        if not self.why_not:
-            self.why_not = why_not
+        if not self._why_not:
+            self._why_not = why_not
             log.warning("files go through the mount process: %s", why_not)
+
+    @property
+    def why_not(self) -> str:
+        """Why files are not passed through, or those of some volumes; empty if they are, or while nobody knows."""
+        return self._why_not or "; ".join(f"{volume}: {why}" for volume, why in self._volumes.items() if why)
+
+    @property
+    def files(self) -> str:
+        """`PASSED`, `PARTLY_PASSED` or `FALLBACK`; empty while it has not been tried with any volume."""
+        reasons = self._volumes.values()
+        if self._why_not or (reasons and all(reasons)):
+            return FALLBACK
+        if not reasons:
+            return ""
+        return PARTLY_PASSED if any(reasons) else PASSED
+
+    @property
+    def problems(self) -> list[str]:
+        """What whoever looks after this server should know."""
+        return [f"locks of its mount's files hold on this server only: {self.why_unchanged}"] if self.why_unchanged else []
 
     def unmounting(self) -> None:
         """To be called before pyfuse3 unmounts."""
@@ -106,32 +144,61 @@ class Channel:
             _, offered, granted = _extension.state()
             self._granted = InitFlag(granted)
             if not offered:
-                self._cannot("this pyfuse3 is not known to the extension")
+                self._is_unchanged("this pyfuse3 is not known to the extension")
             elif InitFlag.PASSTHROUGH in self._wanted and InitFlag.PASSTHROUGH not in self._granted:
-                self._cannot("this kernel cannot do it (Linux 6.9 and later can)")
+                self._cannot_pass("this kernel cannot do it (Linux 6.9 and later can)")
         return self._granted
 
     # -------------------------------------------------------------------------------------------------- replies
 
     def open_backing(self, descriptor: int) -> int:
-        """A backing id for the file behind *descriptor*; 0 if files cannot be passed through, which is said once."""
-        if self.why_not or InitFlag.PASSTHROUGH not in self.granted:
+        """A backing id for the file behind *descriptor*; 0 if it cannot be passed through, which is said once."""
+        if self._why_not or InitFlag.PASSTHROUGH not in self.granted or self.device < 0:
+            return 0
+        volume = os.fstat(descriptor).st_dev
+        if volume in self._refused:
             return 0
         request = bytearray(_BACKING_MAP.pack(descriptor, 0, 0))
         try:
             backing_id: int = fcntl.ioctl(self.device, _BACKING_OPEN, request, True)
         except OSError as error:
-            if error.errno in (errno.EPERM, errno.ELOOP, errno.EOPNOTSUPP, errno.EINVAL):
-                self._cannot(_WHY_NOT.get(error.errno, os.strerror(error.errno)))
-            else:
-                log.warning("a file goes through the mount process: %s", error)
+            self._note_refusal(volume, error)
             return 0
         return backing_id
 
+    def _note_refusal(self, volume: int, error: OSError) -> None:
+        if error.errno == errno.EPERM:
+            self._cannot_pass("this process may not do it (it needs CAP_SYS_ADMIN)")
+        elif error.errno in _OF_VOLUME:
+            self._refused[volume] = _OF_VOLUME[error.errno]
+            log.warning("files of one volume go through the mount process: %s", _OF_VOLUME[error.errno])
+        elif error.errno not in self._errors:
+            self._errors.add(error.errno)
+            log.warning("some files go through the mount process: %s", error)
+
     def close_backing(self, backing_id: int) -> None:
-        """The id is not needed any more; what is open by it goes on."""
-        if self.device >= 0:
+        """The id is not needed any more; what is open by it goes on. Raises nothing: whoever closes a file could do nothing."""
+        if self.device < 0:
+            return
+        try:
             fcntl.ioctl(self.device, _BACKING_CLOSE, _BACKING_ID.pack(backing_id))
+        except OSError as error:
+            log.warning("the kernel keeps backing id %d: %s", backing_id, error)
+
+    def try_volume(self, root: str) -> bool:
+        """Finds out whether a volume's files can be passed through; False if that has to be tried again. Blocks."""
+        try:
+            descriptor = os.open(f"{root}/volume.toml", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            backing_id = self.open_backing(descriptor)
+            if backing_id:
+                self.close_backing(backing_id)
+            self._volumes[root] = self._refused.get(os.fstat(descriptor).st_dev, "")
+        finally:
+            os.close(descriptor)
+        return True
 
     def will_open(self, handle: int, flags: OpenFlag, backing_id: int = 0, *, directory: bool = False) -> None:
         """What to add to the reply that returns *handle*, which follows at once."""
@@ -160,9 +227,10 @@ class Channel:
                 raise
 
 
-_WHY_NOT = {
-    errno.EPERM: "this process may not do it (it needs CAP_SYS_ADMIN)",
+_OF_VOLUME = {
     errno.ELOOP: "the volume is on a stacked file system",
+    errno.EOPNOTSUPP: "the volume's file system cannot do it",
+    errno.EINVAL: "the volume's file system cannot do it",
 }
 
 

@@ -158,7 +158,9 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
 
     def counts() -> MountCounts:
         requests = operations.requests + raw.requests
-        return MountCounts(requests, session.requests, recalls.obeyed, len(caching.leased()), channel.why_not)
+        cached = len(caching.leased())
+        told = (channel.why_not, channel.files, channel.problems)
+        return MountCounts(requests, session.requests, recalls.obeyed, cached, *told)
 
     session = ManagerSession(
         managers=config.managers,
@@ -215,6 +217,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     )
     for task in (session.run, *loops):
         nursery.start_soon(task)
+    nursery.start_soon(passthrough.try_volumes, config.agent.volumes)
     return _Mount(operations, settler, recalls, caching, kernel, channel)
 
 

@@ -6,10 +6,15 @@ What is passed through cannot be taken back: the manager leaves the home where i
 """
 
 import os
+from collections.abc import Sequence
+
+import trio
 
 from fusefs.channel import Channel, InitFlag
 from fusefs.objects import LocalObject
 from fusefs.openfiles import Handle, OpenInode, Way
+
+TRY_AGAIN_S = 1.0
 
 
 class Passthrough:
@@ -17,6 +22,14 @@ class Passthrough:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+
+    async def try_volumes(self, roots: Sequence[str]) -> None:
+        """Finds out, once the kernel has begun, whether the files of these volumes can be passed through: somebody may ask."""
+        await self._channel.begun.wait()
+        untried = list(roots)
+        while untried:
+            untried = [root for root in untried if not await trio.to_thread.run_sync(self._channel.try_volume, root)]
+            await trio.sleep(TRY_AGAIN_S)
 
     def opened(self, handle: Handle) -> Way:
         """How the kernel is to use this handle, of which it hears at once; with `PASSED`, by its inode's `backing_id`."""

@@ -62,15 +62,16 @@ def server_info(term: Term, server: str, counts: Counts, now: float) -> ServerIn
     )
     if member is None:
         return info
+    counts_of_mount = next((session.counts for session in sessions if session.role == MOUNT), None)
     return msgspec.structs.replace(
         info,
-        counts=next((session.counts for session in sessions if session.role == MOUNT), None),
+        counts=counts_of_mount,
         state=str(member.state),
         since_ns=member.since_ns,
         wanted_empty=member.standing.wanted_empty,
         manager=member.manager,
         release=member.release,
-        problems=list(member.problems),
+        problems=[*member.problems, *(counts_of_mount.problems if counts_of_mount is not None else [])],
     )
 
 

@@ -32,10 +32,17 @@ def need_passthrough() -> None:
 def assert_mode(lab: Lab, mode: str) -> None:
     """Every mount says that it is in the mode."""
 
-    def reasons() -> dict[str, str] | None:
-        servers = godwit(lab, "servers", "ls")["servers"]
-        told = {server["server"]: server["counts"]["why_not_passed"] for server in servers if server["counts"]}
-        return told if told.keys() == set(lab.servers) else None
+    expected = (mode, "" if mode == PASSTHROUGH else WHY_TURNED_OFF)
+    assert files_of(lab) == dict.fromkeys(lab.servers, expected)
 
-    expected = "" if mode == PASSTHROUGH else WHY_TURNED_OFF
-    assert wait_until(reasons, "every mount has told its counts", 20) == dict.fromkeys(lab.servers, expected)
+
+def files_of(lab: Lab) -> dict[str, tuple[str, str]]:
+    """In which mode each server's mount is, and why not in the other, as soon as all have told."""
+
+    def told() -> dict[str, tuple[str, str]] | None:
+        servers = godwit(lab, "servers", "ls")["servers"]
+        counts = {server["server"]: server["counts"] for server in servers if server["counts"] and server["counts"]["files"]}
+        found = {server: (count["files"], count["why_not_passed"]) for server, count in counts.items()}
+        return found if found.keys() == set(lab.servers) else None
+
+    return wait_until(told, "every mount has told its counts", 20)

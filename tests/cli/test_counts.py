@@ -12,7 +12,7 @@ from cluster.messages import Holdings, LeaseCounts, LeaseRow, LeaseRows, MountCo
 
 ROW = LeaseRow(7, b"/a b", READ, "s2", "s1", 1, 2, 3, 4, 5, 6, 62.0, 9.54, is_open=False)
 COUNTS = LeaseCounts(11, 12, 13, 14, recalled=15, waited_out=16, given_back=17, requests=18)
-MOUNT = MountCounts(kernel_requests=21, manager_requests=22, recalls=23, caching=24, why_not_passed="no reason")
+MOUNT = MountCounts(kernel_requests=21, manager_requests=22, recalls=23, caching=24, why_not_passed="no reason", files="fallback")
 INFO = ServerInfo("s1", ["mount"], [], 0, 0, 0.4, counts=MOUNT)
 SILENT = msgspec.structs.replace(INFO, server="s2", counts=None)
 
@@ -73,8 +73,30 @@ def test_what_a_mount_has_done(capsys: pytest.CaptureFixture[str]) -> None:
         "manager_requests": 22,
         "recalls": 23,
         "caching": 24,
+        "files": "fallback",
         "why_not_passed": "no reason",
     }
+
+
+@pytest.mark.parametrize(
+    ("files", "why_not", "cell", "fact"),
+    [
+        ("", "", "-", "-"),
+        ("passthrough", "", "passthrough", "passed through to the kernel"),
+        ("partly", "/v2: because", "partly", "passed through to the kernel on some volumes: /v2: because"),
+        ("fallback", "because", "fallback", "through the mount process: because"),
+    ],
+)
+def test_how_files_are_read_and_written(
+    files: str, why_not: str, cell: str, fact: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = msgspec.structs.replace(MOUNT, files=files, why_not_passed=why_not)
+    info = msgspec.structs.replace(INFO, counts=counts)
+    print_servers([info], "s1")
+    assert columns(capsys.readouterr().out)["FILES"] == cell
+    print_details(ServerDetails(info, Holdings(0, 0, 0, 0, 0, 0), {}, is_manager=False, leases=3))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("files ")]
+    assert line.split(maxsplit=1)[1] == fact
 
 
 def test_servers_say_how_much_their_mounts_cache(capsys: pytest.CaptureFixture[str]) -> None:
