@@ -1,0 +1,339 @@
+"""How the kernel is to use each handle, with a channel that notes backing ids; what a channel makes of the kernel's answers."""
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+import trio
+
+from cluster.messages import FALLBACK, PARTLY_PASSED, PASSED, Node
+from cluster.session import ManagerSession
+from fusefs import channel
+from fusefs.channel import Channel, InitFlag
+from fusefs.objects import LocalObject, Object
+from fusefs.openfiles import Handle, OpenInode, Way
+from fusefs.passthrough import Passthrough
+
+NODE = Node(7, 0o100644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+ALL = InitFlag.PASSTHROUGH | InitFlag.DIRECT_IO_ALLOW_MMAP
+
+
+class Ids:
+    """In the place of a channel: the backing ids that the kernel has, by the file behind each."""
+
+    def __init__(self, granted: InitFlag = ALL, *, passes: bool = True) -> None:
+        self.granted = granted
+        self.passes = passes
+        self.given = 0
+        self.live: dict[int, int] = {}
+
+    def open_backing(self, descriptor: int) -> int:
+        if not self.passes:
+            return 0
+        self.given += 1
+        self.live[self.given] = os.fstat(descriptor).st_ino
+        return self.given
+
+    def close_backing(self, backing_id: int) -> None:
+        del self.live[backing_id]
+
+
+class Files:
+    """Objects of this server, and inodes that are open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.objects: list[LocalObject] = []
+
+    def object(self, name: str) -> LocalObject:
+        path = self.folder / name
+        path.touch()
+        opened = LocalObject(str(path), os.open(path, os.O_RDWR), cast(ManagerSession, None), 1.0)
+        self.objects.append(opened)
+        return opened
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Files]:
+    made = Files(tmp_path)
+    yield made
+    for opened in made.objects:
+        opened.close()
+
+
+def inode(home: LocalObject | None = None, *, dirty: bool = False) -> OpenInode:
+    elsewhere = cast(Object, SimpleNamespace())
+    return OpenInode(msgspec.structs.replace(NODE, dirty=dirty), home=home or elsewhere)
+
+
+def handle(of: OpenInode, *, write: bool = False, append: bool = False) -> Handle:
+    return Handle(of, write or append, append)
+
+
+def passthrough(ids: Ids) -> Passthrough:
+    return Passthrough(cast(Channel, ids))
+
+
+def test_all_handles_of_an_inode_share_one_backing_id_until_the_last_is_released(files: Files) -> None:
+    ids = Ids()
+    ways, state = passthrough(ids), inode(files.object("a"))
+    handles = [handle(state), handle(state, write=True), handle(state, append=True)]
+    assert [ways.opened(one) for one in handles] == [Way.PASSED] * 3
+    assert list(ids.live) == [state.backing_id]
+    for one in handles:
+        assert list(ids.live) == [state.backing_id]
+        ways.released(one)
+    assert ids.live == {}
+    assert ids.given == 1
+    again = handle(state)
+    assert ways.opened(again) is Way.PASSED
+    assert list(ids.live) == [state.backing_id] == [2]
+
+
+def test_inodes_have_ids_of_their_own(files: Files) -> None:
+    ids = Ids()
+    ways, states = passthrough(ids), [inode(files.object(name)) for name in "ab"]
+    handles = [handle(state) for state in states]
+    assert [ways.opened(one) for one in handles] == [Way.PASSED] * 2
+    assert len(ids.live) == 2
+    ways.released(handles[0])
+    assert list(ids.live) == [states[1].backing_id]
+
+
+def test_what_is_passed_through_elsewhere_by_now_is_asked_for_each_time(files: Files) -> None:
+    ids = Ids()
+    ways, state = passthrough(ids), inode(files.object("a"))
+    first = handle(state)
+    ways.opened(first)
+    for home in (None, files.object("b")):
+        state.home = home
+        later = handle(state)
+        assert ways.opened(later) is Way.DIRECT, "the kernel takes no other object, and no page cache, beside the first"
+        ways.released(later)
+    assert len(ids.live) == 1
+    ways.released(first)
+    assert ids.live == {}
+    assert ways.opened(handle(state)) is Way.PASSED, "it begins anew, with the object that is the home now"
+
+
+def test_what_goes_through_the_page_cache_stays_there_although_the_home_came(files: Files) -> None:
+    ids = Ids()
+    ways, state = passthrough(ids), inode()
+    first = handle(state)
+    assert ways.opened(first) is Way.CACHED
+    state.home = files.object("a")
+    assert ways.opened(handle(state, write=True)) is Way.CACHED
+    assert ways.opened(handle(state, append=True)) is Way.DIRECT
+    assert ids.given == 0
+
+
+@pytest.mark.parametrize(
+    ("write", "append", "dirty", "granted", "way"),
+    [
+        (False, False, False, ALL, Way.CACHED),
+        (False, False, True, ALL, Way.DIRECT),
+        (True, False, False, ALL, Way.DIRECT),
+        (True, False, False, InitFlag.PASSTHROUGH, Way.CACHED),
+        (False, False, True, InitFlag.PASSTHROUGH, Way.CACHED),
+        (False, True, False, InitFlag(0), Way.DIRECT),
+    ],
+)
+def test_what_has_its_home_elsewhere(write: bool, append: bool, dirty: bool, granted: InitFlag, way: Way) -> None:
+    state = inode(dirty=dirty)
+    assert passthrough(Ids(granted)).opened(handle(state, write=write, append=append)) is way
+
+
+def test_what_cannot_be_passed_through_goes_through_the_page_cache(files: Files) -> None:
+    ways, state = passthrough(Ids(passes=False)), inode(files.object("a"))
+    handles = [handle(state, write=True), handle(state, append=True)]
+    assert [ways.opened(one) for one in handles] == [Way.CACHED, Way.DIRECT]
+    for one in handles:
+        ways.released(one)
+    assert state.way is None
+
+
+# -------------------------------------------------------------------------------------------------------- the channel
+
+
+class Kernel:
+    """What the extension and the ioctls say."""
+
+    def __init__(self) -> None:
+        self.device = 5
+        self.offered = self.granted = int(ALL)
+        self.refusal = 0
+        self.asked: list[tuple[int, int]] = []
+
+    def prepare(self, *_: Any) -> None:
+        return
+
+    def state(self) -> tuple[int, int, int]:
+        return self.device, self.offered, self.granted
+
+    def ioctl(self, device: int, request: int, argument: Any, mutate: bool = False) -> int:
+        del mutate
+        self.asked.append((device, request))
+        if self.refusal:
+            raise OSError(self.refusal, os.strerror(self.refusal))
+        return 9 if isinstance(argument, bytearray) else 0
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    monkeypatch.setattr(channel, "_extension", made)
+    monkeypatch.setattr(channel, "_find_device", lambda: 5)
+    monkeypatch.setattr(fcntl, "ioctl", made.ioctl)
+    return made
+
+
+def mounted(wanted: InitFlag = ALL) -> Channel:
+    made = Channel()
+    made.prepare(wanted, [], lambda _message: True)
+    made.mounted()
+    return made
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def volume(folder: Path) -> str:
+    (folder / "volume.toml").touch()
+    return str(folder)
+
+
+def test_a_volume_is_tried_and_its_id_given_back(kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = mounted()
+    assert (made.files, made.why_not) == ("", "")
+    assert not made.try_volume(str(tmp_path)), "it is none yet"
+    assert made.try_volume(volume(tmp_path))
+    assert (made.files, made.why_not, made.problems) == (PASSED, "", [])
+    assert len(kernel.asked) == 2
+    assert told(caplog) == []
+
+
+@pytest.mark.parametrize("error", [errno.ELOOP, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_volume_that_cannot_be_passed_through_is_asked_for_once(
+    kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: int
+) -> None:
+    kernel.refusal = error
+    made, root = mounted(), volume(tmp_path)
+    assert made.try_volume(root)
+    with (tmp_path / "volume.toml").open() as file:
+        assert made.open_backing(file.fileno()) == 0
+    assert len(kernel.asked) == len(told(caplog)) == 1
+    assert (made.files, made.problems) == (FALLBACK, [])
+    assert made.why_not.startswith(f"{root}: ")
+
+
+def test_one_volume_does_not_keep_the_others_from_it(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, root, other = mounted(), volume(tmp_path), tmp_path / "other"
+    other.mkdir()
+    for refusal, tried in ((errno.ELOOP, root), (0, volume(other))):
+        kernel.refusal = refusal
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fstat", lambda _descriptor, device=refusal: SimpleNamespace(st_dev=device))
+            assert made.try_volume(tried)
+    assert (made.files, made.why_not) == (PARTLY_PASSED, f"{root}: the volume is on a stacked file system")
+
+
+@pytest.mark.parametrize(
+    ("error", "files", "words"),
+    [(errno.EPERM, FALLBACK, "CAP_SYS_ADMIN"), (errno.EMFILE, "", "some files go through the mount process")],
+)
+def test_other_refusals_are_said_once(
+    kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: int, files: str, words: str
+) -> None:
+    kernel.refusal = error
+    made = mounted()
+    with (tmp_path / "object").open("w") as file:
+        assert [made.open_backing(file.fileno()) for _ in range(3)] == [0, 0, 0]
+    (line,) = told(caplog)
+    assert words in line
+    assert made.files == files
+
+
+def test_an_id_that_the_kernel_does_not_take_back_hurts_nobody(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
+    made = mounted()
+    kernel.refusal = errno.ENOENT
+    made.close_backing(3)
+    assert "backing id 3" in told(caplog)[0]
+
+
+def lacks_nothing(_kernel: Kernel) -> None:
+    return
+
+
+def lacks_libfuse(kernel: Kernel) -> None:
+    kernel.device = -1
+
+
+def lacks_pyfuse3(kernel: Kernel) -> None:
+    kernel.offered = kernel.granted = 0
+
+
+def lacks_linux_6_9(kernel: Kernel) -> None:
+    kernel.granted = int(InitFlag.DIRECT_IO_ALLOW_MMAP)
+
+
+LOCAL = "locks of this mount's files hold on this server only"
+
+
+@pytest.mark.parametrize(
+    ("lack", "wanted", "why", "is_local"),
+    [
+        (lacks_nothing, InitFlag.DIRECT_IO_ALLOW_MMAP, "it is turned off in the configuration", False),
+        (lacks_libfuse, ALL, "this libfuse is not known to the extension", True),
+        (lacks_pyfuse3, ALL, "this pyfuse3 is not known to the extension", True),
+        (lacks_linux_6_9, ALL, "this kernel cannot do it (Linux 6.9 and later can)", False),
+    ],
+)
+def test_what_is_missing_is_said_once(
+    kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, lack: Any, wanted: InitFlag, why: str, is_local: bool
+) -> None:
+    lack(kernel)
+    made = mounted(wanted)
+    for _ in range(2):
+        assert made.try_volume(volume(tmp_path))
+        assert (made.files, made.why_not) == (FALLBACK, why)
+    assert told(caplog) == [f"files go through the mount process: {why}", *([f"{LOCAL}: {why}"] if is_local else [])]
+    assert len(made.problems) == is_local
+    assert kernel.asked == []
+
+
+def test_nothing_is_asked_of_an_extension_that_is_not_there(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(channel, "_extension", None)
+    made = mounted()
+    why = "the extension fusefs._channel was not built"
+    assert made.try_volume(volume(tmp_path))
+    made.will_open(1, channel.OpenFlag.DIRECT_IO)
+    made.watch_flush(1, True)
+    assert not made.kills_set_id(1)
+    assert (made.files, made.why_not, made.granted) == (FALLBACK, why, InitFlag(0))
+    assert told(caplog) == [f"files go through the mount process: {why}", f"{LOCAL}: {why}"]
+    assert kernel.asked == []
+
+
+def test_volumes_are_tried_once_the_kernel_has_begun_until_they_are_there(kernel: Kernel, tmp_path: Path) -> None:
+    made = mounted()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Passthrough(made).try_volumes, [str(tmp_path)])
+            await trio.sleep(0.05)
+            assert kernel.asked == []
+            made.begun.set()
+            volume(tmp_path)
+
+    trio.run(main)
+    assert made.files == PASSED
