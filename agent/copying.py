@@ -158,7 +158,7 @@ class Attempts:
         if source.stamp is None:
             raise Unavailable("the catalog does not know its stamp")
         peer = None if self._is_here(source.volume) else await self._directory.find(source.volume)
-        request = PullObject(task.ino, source.volume, source.version, source.stamp, task.token)
+        request = PullObject(task.ino, source.volume, source.version, source.stamp, task.token, is_written=task.is_written)
         receive = partial(self._receiver.receive, task, peer=peer, work=work, stale=stale)
         try:
             publication = await receive(request=request)

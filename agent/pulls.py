@@ -176,7 +176,7 @@ def _read_all(volume: LocalVolume, pulls: Sequence[PullObject]) -> list[SmallObj
 
 
 def _read_small(volume: LocalVolume, pull: PullObject) -> SmallObject:
-    with closing(ObjectReader(volume.layout.object_path(pull.ino), pull.stamp)) as reader:
+    with closing(ObjectReader(volume.layout.object_path(pull.ino), pull.stamp, is_written=pull.is_written)) as reader:
         parts = []
         while not reader.finished:
             parts.append(bytes(reader.read()))
@@ -218,7 +218,7 @@ def _reader_of(
 ) -> Callable[[], ObjectReader]:
     path = volume.layout.object_path(request.ino)
     snapshots = str(volume.layout.staging) if request.stamp.size > SMALL_BYTES else ""
-    return lambda: ObjectReader(path, request.stamp, ranges=ranges, snapshots=snapshots)
+    return lambda: ObjectReader(path, request.stamp, ranges=ranges, snapshots=snapshots, is_written=request.is_written)
 
 
 async def _outlast_the_clock_step(changed_ns: int) -> None:

@@ -35,9 +35,20 @@ class ObjectReader:
 
     *ranges* (offset, length) are what is read of it, by default all. *snapshots* is a directory of the same file system: if
     that makes reflinks, `content`, the descriptor that is read, is a snapshot, and the object may be written meanwhile.
+
+    *is_written*: somebody may have it mapped, and have written to some pages already. More that is stored in these leaves no
+    trace in the stamp until they have been on their way to the disk: so they are sent there first.
     """
 
-    def __init__(self, path: str, stamp: Stamp, *, ranges: Sequence[tuple[int, int]] = (), snapshots: str = "") -> None:
+    def __init__(
+        self,
+        path: str,
+        stamp: Stamp,
+        *,
+        ranges: Sequence[tuple[int, int]] = (),
+        snapshots: str = "",
+        is_written: bool = False,
+    ) -> None:
         self._path = path
         self._stamp = stamp
         self._ranges = list(ranges or [(0, stamp.size)])
@@ -57,12 +68,21 @@ class ObjectReader:
             raise Unreadable(error.errno, error.strerror) from error
         self.content = self._descriptor
         try:
+            if is_written:
+                self._catch_stores()
             self.check()
             if snapshots:
                 self._take_snapshot(snapshots)
         except BaseException:
             self.close()
             raise
+
+    def _catch_stores(self) -> None:
+        """The next store into any page is to change the object's times."""
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise Unreadable(error.errno, error.strerror) from error
 
     def _take_snapshot(self, directory: str) -> None:
         taken = snapshot(self._descriptor, directory)

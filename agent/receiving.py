@@ -90,7 +90,7 @@ class Receiver:
             if not is_worth_a_look(os.fstat(stale).st_size, size):
                 raise Unlike
             rebuild = await work.in_thread(Rebuild, stale, staged, size)
-            sums = SumBlocks(request.ino, request.volume, request.version, request.stamp, request.token)
+            sums = SumBlocks(request.ino, request.volume, request.version, request.stamp, request.token, request.is_written)
             async with self._channels.own(peer.address) as connection:
                 whole = await pull_bulk(connection, sums, sum_bytes(size), rebuild.compare, limiter)
                 missing = rebuild.missing()

@@ -901,6 +901,7 @@ class Task(Message, frozen=True, array_like=True):
     first); `checksum` is the expected BLAKE3 digest, or empty when nobody has computed it for this version yet.
     For `delete`: move the object on `volume` to the trash; it is fine if there is none.
     `claim` names this attempt; a report with an older claim is ignored. `token` is a pass to read the sources of a copy.
+    `is_written`: as of `PullObject`.
     """
 
     task: int
@@ -919,6 +920,7 @@ class Task(Message, frozen=True, array_like=True):
     gid: int = 0
     attempts: int = 0
     token: bytes = b""
+    is_written: bool = False
 
 
 class Tasks(Message, frozen=True, array_like=True, tag="tasks"):
@@ -1205,6 +1207,7 @@ class PullObject(Request[PullEnd], frozen=True, array_like=True, tag="pullobject
 
     The source serves it only if its object's stamp is `stamp` before and after: otherwise `Changed` if a newer version is
     being written there, else `Corrupt`. `ranges`: these pairs of offset and length only, at most `RANGES_MAX`, ascending.
+    `is_written`: somebody may have had it open for writing without a break since before that version.
     """
 
     ino: int
@@ -1213,6 +1216,7 @@ class PullObject(Request[PullEnd], frozen=True, array_like=True, tag="pullobject
     stamp: Stamp
     token: bytes
     ranges: list[tuple[int, int]] = []
+    is_written: bool = False
 
 
 PULLS_MAX = 64
@@ -1239,6 +1243,7 @@ class SumBlocks(Request[PullEnd], frozen=True, array_like=True, tag="sumblocks")
     version: int
     stamp: Stamp
     token: bytes
+    is_written: bool = False
 
 
 # ------------------------------------------------------------------------------------------------- administration

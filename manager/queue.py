@@ -176,6 +176,7 @@ def _claim_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow) -
         uid=inode.uid,
         gid=inode.gid,
         attempts=row.attempts,
+        is_written=bool(inode.dirty),
     )
 
 

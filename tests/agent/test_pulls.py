@@ -1,6 +1,9 @@
 """The source's side of a copy: what is served, and what is never served."""
 
+import mmap
 import os
+import time
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -8,7 +11,8 @@ import pytest
 import trio
 
 from agent import reflinks
-from agent.reading import CHUNK_BYTES
+from agent.pulls import SETTLED_NS
+from agent.reading import CHUNK_BYTES, Altered, ObjectReader
 from cluster.content import content_of
 from cluster.errors import Changed, Corrupt, GodwitError, Refused, TokenRefused
 from cluster.messages import (
@@ -269,3 +273,20 @@ def test_a_reader_that_stops_holds_up_nobody(tmp_path: Path) -> None:
             slow.close()
 
     run(test)
+
+
+def test_what_is_stored_through_a_mapping_while_it_is_read_is_seen(tmp_path: Path) -> None:
+    """In a page that was dirty already: until that has been written to the disk, stores into it change no time."""
+    path = tmp_path / "object"
+    path.write_bytes(bytes(2 * mmap.PAGESIZE))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0] = 1
+        time.sleep(SETTLED_NS / 1e9)  # a second change within a tick of an older kernel's clock would leave no trace
+        stamp = stamp_at(str(path))
+        mapped[0] = 2
+        assert stamp_at(str(path)) == stamp
+        with closing(ObjectReader(str(path), stamp, is_written=True)) as reader:
+            assert reader.read()[0] == 2
+            mapped[0] = 3
+            with pytest.raises(Altered):
+                reader.check()

@@ -156,6 +156,35 @@ def test_what_stays_open_is_committed_without_a_close(lab: Lab, here: Path) -> N
         assert godwit(lab, "where", str(path))["dirty"]
 
 
+STORE = """
+import mmap, sys, threading
+with open(sys.argv[1], "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+    threading.Thread(target=sys.stdin.read, daemon=True).start()
+    number = 0
+    while threading.active_count() > 1:
+        number += 1
+        mapped[0:8] = mapped[-8:] = number.to_bytes(8, "little")
+"""
+
+
+def test_what_is_stored_through_a_mapping_all_the_time_is_committed_and_copied(lab: Lab, here: Path) -> None:
+    """Stores into a page that is dirty change no time, so that copies have to see to it that there is one moment they are of."""
+    path = here / "mapped"
+    path.write_bytes(bytes(64 * PAGE))
+    before = wait_for_replicas(lab, str(path), 2)["version"]
+    writer = subprocess.Popen([sys.executable, "-c", STORE, str(path)], stdin=subprocess.PIPE)
+    try:
+        wait_until(lambda: godwit(lab, "where", str(path))["version"] >= before + 4, "it is committed again and again")
+        assert [replica["fault"] for replica in godwit(lab, "where", str(path))["replicas"]] == ["", ""]
+    finally:
+        writer.communicate(timeout=30)
+    assert writer.returncode == 0
+    after = wait_for_replicas(lab, str(path), 2)
+    contents = {Path(VolumeLayout(Path(replica["path"])).object_path(after["ino"])).read_bytes() for replica in after["replicas"]}
+    assert contents == {path.read_bytes()}
+    assert [replica["fault"] for replica in after["replicas"]] == ["", ""]
+
+
 def test_stat_tells_what_a_mapping_changed(here: Path) -> None:
     path = here / "mapped"
     path.write_bytes(CONTENT)
