@@ -18,6 +18,12 @@ BLOCK = 4096
 MIB = 1 << 20
 
 
+@pytest.fixture
+def place(place_in_each_mode: Path) -> Path:
+    """A fresh directory that everybody may enter."""
+    return place_in_each_mode
+
+
 def room(descriptor: int) -> int:
     """How many bytes of the disk the file has."""
     return os.fstat(descriptor).st_blocks * 512

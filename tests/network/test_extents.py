@@ -12,6 +12,7 @@ import pytest
 from cluster.volume import VolumeLayout
 from lab.lab import Lab
 from tests.conftest import fresh
+from tests.modes import both_modes
 from tests.mount.acting import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, Outcome, fallocate, outcome
 from tests.mount.extents import runs
 from tests.network.conditions import godwit, wait_for_replicas, wait_until
@@ -47,6 +48,20 @@ def held() -> Iterator[Callable[[Path, int], int]]:
 
 
 Held = Callable[[Path, int], int]
+
+
+COLLAPSE_RANGE, INSERT_RANGE, UNSHARE_RANGE = 0x08, 0x20, 0x40
+
+
+@both_modes
+@pytest.mark.parametrize("mode", [COLLAPSE_RANGE, INSERT_RANGE, UNSHARE_RANGE])
+def test_what_fuse_has_no_way_for_is_refused(network: Lab, folder: str, held: "Held", mode: int) -> None:
+    """By the kernel, which asks no file system that is mounted by FUSE."""
+    file = held(network.mount("s1") / folder / "file", os.O_RDWR | os.O_CREAT)
+    content = os.urandom(3 * BLOCK)
+    os.write(file, content)
+    assert outcome(lambda: fallocate(file, mode, BLOCK, BLOCK)) == Outcome(errno.errorcode[errno.EOPNOTSUPP])
+    assert os.pread(file, 4 * BLOCK, 0) == content
 
 
 def punched(blocks: int, *holes: int) -> bytes:

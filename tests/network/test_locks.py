@@ -16,6 +16,7 @@ import pytest
 
 from lab.lab import Lab
 from tests.conftest import fresh
+from tests.modes import both_modes
 from tests.network.conditions import godwit, wait_until
 from tests.network.locking import COUNT, TRANSACT, Holder, held, side_by_side
 
@@ -160,15 +161,17 @@ def test_a_deadlock_between_servers_is_refused(lab: Lab) -> None:
     first.end()
 
 
-def test_no_increment_is_lost_between_servers(lab: Lab) -> None:
+@both_modes
+def test_no_increment_is_lost_between_servers(network: Lab) -> None:
     """Who gets the lock reads what the last holder wrote, although size and time of the file may look the same."""
-    path = made(lab, b"00000000", server="s2")
+    path = made(network, b"00000000", server="s2")
     side_by_side(COUNT, [[str(path[name]), str(INCREMENTS)] for name in ("s1", "s2", "s3")])
     assert path["s1"].read_bytes() == b"%08d" % (3 * INCREMENTS)
 
 
-def test_who_gets_a_lock_reads_what_was_written_although_size_and_time_are_the_same(lab: Lab) -> None:
-    path = made(lab, b"old")
+@both_modes
+def test_who_gets_a_lock_reads_what_was_written_although_size_and_time_are_the_same(network: Lab) -> None:
+    path = made(network, b"old")
     writer, reader = os.open(path["s1"], os.O_RDWR), os.open(path["s2"], os.O_RDONLY)
     try:
         for content in (b"one", b"two", b"six"):
@@ -185,13 +188,14 @@ def test_who_gets_a_lock_reads_what_was_written_although_size_and_time_are_the_s
         os.close(reader)
 
 
-def test_two_servers_write_one_database(lab: Lab) -> None:
-    folder = fresh(lab.mount("s1"))
+@both_modes
+def test_two_servers_write_one_database(network: Lab) -> None:
+    folder = fresh(network.mount("s1"))
     with closing(sqlite3.connect(folder / "db", isolation_level=None)) as connection:
         connection.execute("CREATE TABLE entries (who TEXT, number INTEGER, PRIMARY KEY (who, number))")
         connection.execute("CREATE TABLE total (value INTEGER)")
         connection.execute("INSERT INTO total VALUES (0)")
-    seen = {name: str(lab.mount(name) / folder.name / "db") for name in ("s1", "s2", "s3")}
+    seen = {name: str(network.mount(name) / folder.name / "db") for name in ("s1", "s2", "s3")}
     side_by_side(TRANSACT, [[seen[name], name, str(TRANSACTIONS)] for name in ("s1", "s2")])
     with closing(sqlite3.connect(seen["s3"])) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
