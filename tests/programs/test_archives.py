@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.modes import both_modes
 from tests.mount.trees import differences, snapshot
 from tests.programs.running import need, run
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, both_modes]
 
 WHOLE_SECONDS = 1_234_567_890
 

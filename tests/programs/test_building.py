@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.modes import both_modes
 from tests.programs.running import need, run
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, both_modes]
 
 MAKEFILE = """\
 CFLAGS = -O1 -Wall

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.modes import FALLBACK, PASSTHROUGH
+from tests.modes import both_modes
 from tests.programs.running import run
 
 pytestmark = pytest.mark.programs
@@ -27,8 +27,6 @@ MODULES = (
     "test_mmap",
     "test_fileio",
 )
-IN_BOTH_MODES = ("test_os", "test_mmap", "test_fileio")
-RUNS = [(PASSTHROUGH, module) for module in MODULES] + [(FALLBACK, module) for module in IN_BOTH_MODES]
 
 DEEP = "up to 45 seconds each for paths of 60 names; test_extractall_none_ownership, which does the same, is run"
 
@@ -74,7 +72,8 @@ def interpreter(module: str) -> str:
     pytest.skip(f"{interpreters()[0]} has the package test without {module} (Debian's leaves test_sqlite3 out)")
 
 
-@pytest.mark.parametrize(("way_of_files", "module"), RUNS)
+@both_modes
+@pytest.mark.parametrize("module", MODULES)
 def test_cpython(directory: Path, module: str) -> None:
     ignored = [argument for pattern in LEFT_OUT.get(module, {}) for argument in ("--ignore", pattern)]
     argv = [interpreter(module), "-m", "test", "--tempdir", directory, "-v", "--timeout", 230, *ignored, module]
