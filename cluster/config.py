@@ -59,8 +59,9 @@ class MountConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `request_timeout_s`: how long an application may wait for a manager or another server before it gets EIO.
     `commit_s`: how often a file that stays open for writing is committed. `renew_s`: the time after which the holder of a
-    lease token decides whether to renew it. `passthrough`: whether the kernel may itself read and
-    write the objects on this server's disks, where it can.
+    lease token decides whether to renew it. `passthrough`: whether the kernel may itself read and write the objects on this
+    server's disks, where it can; `unfenced`: also on volumes whose file system cannot stop programs that have files open from
+    writing when their leases have ended.
     """
 
     mountpoint: str
@@ -68,6 +69,7 @@ class MountConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     commit_s: Seconds = 5.0
     renew_s: Seconds = 5.0
     passthrough: bool = True
+    unfenced: bool = False
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

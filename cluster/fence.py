@@ -1,4 +1,4 @@
-"""The fence: an object's immutable flag, which makes writes fail also on descriptors that are open already.
+"""The fence: an object's immutable flag, which makes writes fail also on descriptors that are open already (`stops_writers`).
 
 A lease is no mutual exclusion for a mount that was stopped between its look at the clock and its write at its own disk. So
 the agent that commits a file in the place of a silent mount fences the object first, and whoever writes it later, with a good
@@ -36,6 +36,31 @@ def fence(descriptor: int) -> bool:
         if error.errno in _CANNOT:
             return False
         raise
+    return True
+
+
+def stops_writers(directory: str) -> bool:
+    """Whether the directory's file system heeds a fence on descriptors that are open already.
+
+    ext4 does; xfs and btrfs look at the flag only when a file is opened.
+    """
+    try:
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False
+    try:
+        return fence(descriptor) and not _takes_writes(descriptor)
+    finally:
+        with suppress(OSError):
+            lift(descriptor)
+        os.close(descriptor)
+
+
+def _takes_writes(descriptor: int) -> bool:
+    try:
+        os.pwrite(descriptor, b"x", 0)
+    except PermissionError:
+        return False
     return True
 
 

@@ -151,12 +151,12 @@ class Channel:
 
     # -------------------------------------------------------------------------------------------------- replies
 
-    def open_backing(self, descriptor: int) -> int:
-        """A backing id for the file behind *descriptor*; 0 if it cannot be passed through, which is said once."""
-        if self._why_not or InitFlag.PASSTHROUGH not in self.granted or self.device < 0:
-            return 0
-        volume = os.fstat(descriptor).st_dev
-        if volume in self._refused:
+    def open_backing(self, descriptor: int, volume: int) -> int:
+        """A backing id for the file behind *descriptor*, on the file system with the device number *volume*.
+
+        0 if there can be none, which is said once.
+        """
+        if self._why_not or volume in self._refused or InitFlag.PASSTHROUGH not in self.granted or self.device < 0:
             return 0
         request = bytearray(_BACKING_MAP.pack(descriptor, 0, 0))
         try:
@@ -170,11 +170,16 @@ class Channel:
         if error.errno == errno.EPERM:
             self._cannot_pass("this process may not do it (it needs CAP_SYS_ADMIN)")
         elif error.errno in _OF_VOLUME:
-            self._refused[volume] = _OF_VOLUME[error.errno]
-            log.warning("files of one volume go through the mount process: %s", _OF_VOLUME[error.errno])
+            self.refuse(volume, _OF_VOLUME[error.errno])
         elif error.errno not in self._errors:
             self._errors.add(error.errno)
             log.warning("some files go through the mount process: %s", error)
+
+    def refuse(self, volume: int, why: str) -> None:
+        """Files of this file system are not to be passed through."""
+        if volume not in self._refused:
+            self._refused[volume] = why
+            log.warning("files of one volume go through the mount process: %s", why)
 
     def close_backing(self, backing_id: int) -> None:
         """The id is not needed any more; what is open by it goes on. Raises nothing: whoever closes a file could do nothing."""
@@ -185,20 +190,9 @@ class Channel:
         except OSError as error:
             log.warning("the kernel keeps backing id %d: %s", backing_id, error)
 
-    def try_volume(self, root: str) -> bool:
-        """Finds out whether a volume's files can be passed through; False if that has to be tried again. Blocks."""
-        try:
-            descriptor = os.open(f"{root}/volume.toml", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            backing_id = self.open_backing(descriptor)
-            if backing_id:
-                self.close_backing(backing_id)
-            self._volumes[root] = self._refused.get(os.fstat(descriptor).st_dev, "")
-        finally:
-            os.close(descriptor)
-        return True
+    def tried(self, root: str, volume: int) -> None:
+        """What became of opening a file of this volume is known."""
+        self._volumes[root] = self._refused.get(volume, "")
 
     def will_open(self, handle: int, flags: OpenFlag, backing_id: int = 0, *, directory: bool = False) -> None:
         """What to add to the reply that returns *handle*, which follows at once."""

@@ -187,7 +187,7 @@ def _put_together(config: ServerConfig, nursery: trio.Nursery) -> _Mount:
     numbers = InodeNumbers(session, timeout_s)
     homes = Homes(session, peers, leases, timeout_s)
     reader = Reader(session, peers, leases, caching, homes, timeout_s)
-    passthrough = Passthrough(channel)
+    passthrough = Passthrough(channel, unfenced=config.mount.unfenced)
     files = Files(
         session, peers, settler, attributes, numbers, leases, caching, homes, reader, changes, passthrough, paths, timeout_s
     )

@@ -161,6 +161,11 @@ class LocalObject:
         """For the kernel's use, as long as the object is not closed."""
         return self._descriptor
 
+    @property
+    def directory(self) -> str:
+        """A directory of the same file system."""
+        return os.path.dirname(self._path)
+
     def stamp(self) -> Stamp:
         return stamp_of(os.fstat(self._descriptor))
 

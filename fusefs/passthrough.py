@@ -10,26 +10,60 @@ from collections.abc import Sequence
 
 import trio
 
+from cluster.fence import stops_writers
 from fusefs.channel import Channel, InitFlag
 from fusefs.objects import LocalObject
 from fusefs.openfiles import Handle, OpenInode, Way
 
 TRY_AGAIN_S = 1.0
+NO_FENCE = "its file system does not stop programs from writing when a lease has ended (see [mount] unfenced)"
 
 
 class Passthrough:
-    """Decides for each handle that the kernel is about to get."""
+    """Decides for each handle that the kernel is about to get.
 
-    def __init__(self, channel: Channel) -> None:
+    Who has a file open that is passed through can be stopped only by the fence. So volumes without one are left out, unless
+    *unfenced*.
+    """
+
+    def __init__(self, channel: Channel, *, unfenced: bool = False) -> None:
         self._channel = channel
+        self._unfenced = unfenced
+        self._fenced: set[int] = set()  # file systems that are known to have one
 
     async def try_volumes(self, roots: Sequence[str]) -> None:
         """Finds out, once the kernel has begun, whether the files of these volumes can be passed through: somebody may ask."""
         await self._channel.begun.wait()
         untried = list(roots)
-        while untried:
-            untried = [root for root in untried if not await trio.to_thread.run_sync(self._channel.try_volume, root)]
+        while untried := [root for root in untried if not await trio.to_thread.run_sync(self._try_volume, root)]:
             await trio.sleep(TRY_AGAIN_S)
+
+    def _try_volume(self, root: str) -> bool:
+        """False if that has to be tried again."""
+        try:
+            descriptor = os.open(f"{root}/volume.toml", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            volume = os.fstat(descriptor).st_dev
+            backing_id = self._open_backing(descriptor, volume, root)
+            if backing_id:
+                self._channel.close_backing(backing_id)
+            self._channel.tried(root, volume)
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _open_backing(self, descriptor: int, volume: int, directory: str) -> int:
+        backing_id = self._channel.open_backing(descriptor, volume)
+        if not backing_id or self._unfenced or volume in self._fenced:
+            return backing_id
+        if stops_writers(directory):
+            self._fenced.add(volume)
+            return backing_id
+        self._channel.close_backing(backing_id)
+        self._channel.refuse(volume, NO_FENCE)
+        return 0
 
     def opened(self, handle: Handle) -> Way:
         """How the kernel is to use this handle, of which it hears at once; with `PASSED`, by its inode's `backing_id`."""
@@ -49,8 +83,8 @@ class Passthrough:
         return Way.DIRECT if self._goes_around(handle, home) else Way.CACHED
 
     def _register(self, state: OpenInode, home: LocalObject) -> bool:
-        state.backing_id = self._channel.open_backing(home.descriptor)
         state.backing = _identity(home)
+        state.backing_id = self._open_backing(home.descriptor, state.backing[0], home.directory)
         return state.backing_id > 0
 
     def _goes_around(self, handle: Handle, home: LocalObject | None) -> bool:

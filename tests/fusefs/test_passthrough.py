@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,10 +17,11 @@ import trio
 from cluster.messages import FALLBACK, PARTLY_PASSED, PASSED, Node
 from cluster.session import ManagerSession
 from fusefs import channel
+from fusefs import passthrough as passing
 from fusefs.channel import Channel, InitFlag
 from fusefs.objects import LocalObject, Object
 from fusefs.openfiles import Handle, OpenInode, Way
-from fusefs.passthrough import Passthrough
+from fusefs.passthrough import NO_FENCE, Passthrough
 
 NODE = Node(7, 0o100644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 ALL = InitFlag.PASSTHROUGH | InitFlag.DIRECT_IO_ALLOW_MMAP
@@ -34,7 +36,7 @@ class Ids:
         self.given = 0
         self.live: dict[int, int] = {}
 
-    def open_backing(self, descriptor: int) -> int:
+    def open_backing(self, descriptor: int, _volume: int) -> int:
         if not self.passes:
             return 0
         self.given += 1
@@ -169,6 +171,7 @@ class Kernel:
         self.device = 5
         self.offered = self.granted = int(ALL)
         self.refusal = 0
+        self.has_fence = True
         self.asked: list[tuple[int, int]] = []
 
     def prepare(self, *_: Any) -> None:
@@ -176,6 +179,9 @@ class Kernel:
 
     def state(self) -> tuple[int, int, int]:
         return self.device, self.offered, self.granted
+
+    def stops_writers(self, _directory: str) -> bool:
+        return self.has_fence
 
     def ioctl(self, device: int, request: int, argument: Any, mutate: bool = False) -> int:
         del mutate
@@ -191,6 +197,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(channel, "_extension", made)
     monkeypatch.setattr(channel, "_find_device", lambda: 5)
     monkeypatch.setattr(fcntl, "ioctl", made.ioctl)
+    monkeypatch.setattr(passing, "stops_writers", made.stops_writers)
     return made
 
 
@@ -205,6 +212,11 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def try_volume(made: Channel, root: str, **settings: Any) -> None:
+    made.begun.set()
+    trio.run(partial(Passthrough(made, **settings).try_volumes, [root]))
+
+
 def volume(folder: Path) -> str:
     (folder / "volume.toml").touch()
     return str(folder)
@@ -213,8 +225,7 @@ def volume(folder: Path) -> str:
 def test_a_volume_is_tried_and_its_id_given_back(kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = mounted()
     assert (made.files, made.why_not) == ("", "")
-    assert not made.try_volume(str(tmp_path)), "it is none yet"
-    assert made.try_volume(volume(tmp_path))
+    try_volume(made, volume(tmp_path))
     assert (made.files, made.why_not, made.problems) == (PASSED, "", [])
     assert len(kernel.asked) == 2
     assert told(caplog) == []
@@ -226,12 +237,28 @@ def test_a_volume_that_cannot_be_passed_through_is_asked_for_once(
 ) -> None:
     kernel.refusal = error
     made, root = mounted(), volume(tmp_path)
-    assert made.try_volume(root)
+    try_volume(made, root)
     with (tmp_path / "volume.toml").open() as file:
-        assert made.open_backing(file.fileno()) == 0
+        assert made.open_backing(file.fileno(), os.fstat(file.fileno()).st_dev) == 0
     assert len(kernel.asked) == len(told(caplog)) == 1
     assert (made.files, made.problems) == (FALLBACK, [])
     assert made.why_not.startswith(f"{root}: ")
+
+
+def test_a_volume_without_a_fence_is_passed_through_only_if_that_is_wanted(
+    kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, files: Files
+) -> None:
+    kernel.has_fence = False
+    made, root = mounted(), volume(tmp_path)
+    ways = Passthrough(made)
+    assert [ways.opened(handle(inode(files.object(name)))) for name in "ab"] == [Way.CACHED] * 2
+    assert len(kernel.asked) == 2, "an id was given, and given back at once"
+    try_volume(made, root)
+    assert (made.files, made.why_not) == (FALLBACK, f"{root}: {NO_FENCE}")
+    assert len(told(caplog)) == 1
+    unfenced = mounted()
+    try_volume(unfenced, root, unfenced=True)
+    assert (unfenced.files, unfenced.why_not) == (PASSED, "")
 
 
 def test_one_volume_does_not_keep_the_others_from_it(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +268,7 @@ def test_one_volume_does_not_keep_the_others_from_it(kernel: Kernel, tmp_path: P
         kernel.refusal = refusal
         with monkeypatch.context() as patched:
             patched.setattr(os, "fstat", lambda _descriptor, device=refusal: SimpleNamespace(st_dev=device))
-            assert made.try_volume(tried)
+            try_volume(made, tried)
     assert (made.files, made.why_not) == (PARTLY_PASSED, f"{root}: the volume is on a stacked file system")
 
 
@@ -255,7 +282,7 @@ def test_other_refusals_are_said_once(
     kernel.refusal = error
     made = mounted()
     with (tmp_path / "object").open("w") as file:
-        assert [made.open_backing(file.fileno()) for _ in range(3)] == [0, 0, 0]
+        assert [made.open_backing(file.fileno(), 1) for _ in range(3)] == [0, 0, 0]
     (line,) = told(caplog)
     assert words in line
     assert made.files == files
@@ -302,7 +329,7 @@ def test_what_is_missing_is_said_once(
     lack(kernel)
     made = mounted(wanted)
     for _ in range(2):
-        assert made.try_volume(volume(tmp_path))
+        try_volume(made, volume(tmp_path))
         assert (made.files, made.why_not) == (FALLBACK, why)
     assert told(caplog) == [f"files go through the mount process: {why}", *([f"{LOCAL}: {why}"] if is_local else [])]
     assert len(made.problems) == is_local
@@ -315,7 +342,7 @@ def test_nothing_is_asked_of_an_extension_that_is_not_there(
     monkeypatch.setattr(channel, "_extension", None)
     made = mounted()
     why = "the extension fusefs._channel was not built"
-    assert made.try_volume(volume(tmp_path))
+    try_volume(made, volume(tmp_path))
     made.will_open(1, channel.OpenFlag.DIRECT_IO)
     made.watch_flush(1, True)
     assert not made.kills_set_id(1)

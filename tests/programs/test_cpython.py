@@ -28,24 +28,6 @@ MODULES = (
     "test_fileio",
 )
 
-DEEP = "up to 45 seconds each for paths of 60 names; test_extractall_none_ownership, which does the same, is run"
-
-# Single tests that are left out, by module: a pattern for regrtest's --ignore and the reason. docs/testing.md has the same table.
-LEFT_OUT = {
-    "test_os": {
-        "test.test_os.BytesWalkTests.test_walk_many_open_files": "a minute; it does the same as WalkTests', which is run",
-    },
-    "test_pathlib": {
-        "test.test_pathlib.PathTest.test_glob_many_open_files": "a minute; it does the same as PosixPathTest's, which is run",
-    },
-    "test_tarfile": {
-        "*.NoneInfoExtractTests_FullyTrusted.*": DEEP,
-        "*.NoneInfoExtractTests_Tar.*": DEEP,
-        "*.NoneInfoExtractTests_Default.*": DEEP,
-        "*.NoneInfoExtractTests_Data.test_extractall_none_[gmu]*": DEEP,
-    },
-}
-
 
 @functools.cache
 def interpreters() -> list[str]:
@@ -75,8 +57,7 @@ def interpreter(module: str) -> str:
 @both_modes
 @pytest.mark.parametrize("module", MODULES)
 def test_cpython(directory: Path, module: str) -> None:
-    ignored = [argument for pattern in LEFT_OUT.get(module, {}) for argument in ("--ignore", pattern)]
-    argv = [interpreter(module), "-m", "test", "--tempdir", directory, "-v", "--timeout", 230, *ignored, module]
+    argv = [interpreter(module), "-m", "test", "--tempdir", directory, "-v", "--timeout", 230, module]
     said = run(argv, cwd=directory, env={"TMPDIR": str(directory)})
     ran = sum(int(count) for count in re.findall(r"^Ran (\d+) tests? in", said, re.MULTILINE))
     assert ran > 0, said
