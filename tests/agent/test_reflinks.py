@@ -1,4 +1,7 @@
-"""Copies within one server, and what a file system with reflinks spares: the ioctl is played by one that copies."""
+"""Copies within one server, and what a file system with reflinks spares: the ioctl is played by one that copies.
+
+With real ones: `test_filesystems.py`.
+"""
 
 import errno
 import fcntl
