@@ -77,8 +77,13 @@ class StagedFile:
         self._cloned = True
         self._go_through_cache()
         self.size = min(size, os.fstat(self.descriptor).st_size)
-        os.ftruncate(self.descriptor, self.size)
+        self._cut()
         return True
+
+    def _cut(self) -> None:
+        """Sets the length. Not if it is that: on xfs the last block would be shared no more."""
+        if os.fstat(self.descriptor).st_size != self.size:
+            os.ftruncate(self.descriptor, self.size)
 
     def append(self, data: bytes | memoryview) -> None:
         """Adds the next bytes; blocks of zeros stay holes."""
@@ -120,7 +125,7 @@ class StagedFile:
 
     def complete(self, record: ObjectRecord) -> None:
         """Sets the length, the record and the file's time; nothing may be written any more."""
-        os.ftruncate(self.descriptor, self.size)
+        self._cut()
         write_record(self.descriptor, record)
         os.utime(self.descriptor, ns=(record.mtime_ns, record.mtime_ns))
 
