@@ -6,18 +6,22 @@ import subprocess
 import time
 from pathlib import Path
 
+from bench.caches import forget_pages, ready_memory
 from bench.metadata import create_files, read_files
 from bench.sample import MB, Elsewhere, Ground, Sample, per_second
-from bench.throughput import BLOCK, opened, read_file, write_file
+from bench.throughput import BLOCK, CACHED_TWICE, opened, read_file, write_file
 
 
 def remote_read(ground: Ground) -> Sample:
-    """Sequential read on s2 of a file that is on s1 only, where it is in the page cache."""
+    """Sequential read on s2 of a file that is on s1 only, and in no page cache."""
     elsewhere = _elsewhere(ground)
     near = _without_copies(ground, "remote-large")
     write_file(ground.load, near / "large", synced=True)
     elsewhere.wait_until_current(near, ground.load.copies_s)
-    return read_file(elsewhere.seen_there(near) / "large", ground.load.limit_s)
+    path = elsewhere.seen_there(near) / "large"
+    forget_pages(path)
+    ready_memory(CACHED_TWICE * ground.load.file_bytes)
+    return read_file(path, ground.load.limit_s)
 
 
 def remote_small_files(ground: Ground) -> Sample:
@@ -71,12 +75,15 @@ def bulk_copy(ground: Ground) -> Sample:
 
 
 def changed_part(ground: Ground) -> Sample:
-    """What share of a large file that has a copy is sent when 1 MiB in it was written, in per cent."""
+    """What share of a large file that has a copy is sent when 1 MiB in it was written, in per cent.
+
+    The file is cut to nothing in the end: that frees the disks at once.
+    """
     elsewhere = _elsewhere(ground)
     directory = ground.directory / "changed"
     directory.mkdir()
     elsewhere.set_copies(directory, 2)
-    path, size = directory / "large", ground.load.copied_bytes
+    path, size = directory / "large", ground.load.bulk_bytes
     _write_whole(ground, path, size)
     elsewhere.wait_until_current(directory, ground.load.copies_s)
     before, start = elsewhere.sent_bytes(), time.monotonic()
@@ -84,6 +91,7 @@ def changed_part(ground: Ground) -> Sample:
         os.pwrite(descriptor, bytes(BLOCK), size // 3)
     elapsed = elsewhere.wait_until_current(directory, ground.load.copies_s) - start
     sent = elsewhere.sent_bytes() - before
+    os.truncate(path, 0)
     return Sample(100 * sent / size, sent, elapsed)
 
 

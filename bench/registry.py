@@ -82,11 +82,11 @@ GROUPS = (
     Group(
         "network",
         (
-            Measurement("remote sequential read", MB_S, network.remote_read),
+            Measurement("remote sequential read, cold", MB_S, network.remote_read),
             Measurement("remote open+read+close", FILES_S, network.remote_small_files),
             Measurement("copies current, 2,000 × 4 KiB", S, network.copies_of_small_files),
             Measurement("copies current, 512 MiB", S, network.copies_of_large_file),
-            Measurement("sent after 1 MiB of 512 changed", PER_CENT, network.changed_part),
+            Measurement("sent after 1 MiB of 4 GiB changed", PER_CENT, network.changed_part),
         ),
         needs_network=True,
         chained=False,

@@ -70,6 +70,7 @@ async def _run(config: ServerConfig, until: Callable[[], Awaitable[None]], backg
             mount = _put_together(config, tasks)
             try:
                 async with _mounted(mount, config):
+                    tasks.start_soon(_set_read_ahead, mount.channel, config.mount.mountpoint)
                     try:
                         await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
                     finally:
@@ -239,7 +240,6 @@ async def _mounted(mount: _Mount, config: ServerConfig) -> AsyncIterator[None]:
     }
     mountpoint = config.mount.mountpoint
     pyfuse3.init(mount.operations, mountpoint, options)
-    _set_read_ahead(mountpoint)
     mount.channel.mounted()
     mount.kernel.mounted()
     if not mount.kernel.can_void_names:
@@ -254,11 +254,13 @@ async def _mounted(mount: _Mount, config: ServerConfig) -> AsyncIterator[None]:
         log.info("unmounted %s", mountpoint)
 
 
-def _set_read_ahead(mountpoint: str) -> None:
+async def _set_read_ahead(channel: Channel, mountpoint: str) -> None:
     """Lets the kernel ask for larger pieces of a file that is read in sequence than its default of 128 KiB.
 
-    The device number comes from mountinfo: `stat` on the mount would wait for this very process.
+    That has to wait until FUSE_INIT has been answered, which sets the value back. The device number comes from mountinfo: `stat` on
+    the mount would wait for this very process.
     """
+    await channel.begun.wait()
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         if fields[4] == mountpoint.replace(" ", "\\040"):

@@ -100,7 +100,7 @@ def test_a_snapshot_is_of_one_moment_although_stores_through_a_mapping_go_on(fol
             ObjectReader(str(path), stamp, snapshots=str(folder), is_written=True)
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", ["one block", "zeros where something was", "cut off"])
 def test_a_newer_version_is_made_from_the_older_one(folder: Path, name: str) -> None:
     new = CHANGES[name]
 

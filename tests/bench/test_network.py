@@ -64,7 +64,7 @@ def test_a_bulk_copy_is_made_by_the_network_or_by_cp(tmp_path: Path) -> None:
 
 def test_the_share_that_is_sent_is_of_the_whole_file(tmp_path: Path) -> None:
     sample = network.changed_part(ground(tmp_path, OneDirectory()))
-    assert sample.value == pytest.approx(100 * 160_000 / QUICK.copied_bytes)
+    assert sample.value == pytest.approx(100 * 160_000 / QUICK.bulk_bytes)
 
 
 def test_the_wait_for_copies_counts_from_the_last_write(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ FILES_LISTED = 300
 SYNCS = 400
 MADE = 300
 CHANGES = 20
+OPENED = 3  # requests to open and close a directory
+MEBIBYTES = 16
 PASSES = 20
 ON_THE_WAY = 20  # requests that a first pass may need besides one for each file: directories on the way, the mount's own
 HEARTBEAT_S = 1.6  # within which a mount has told its counts anew
@@ -184,7 +186,34 @@ def test_a_second_long_listing_asks_the_manager_nothing(lab: Lab) -> None:
             list_long()
 
     list_long()
-    assert Meter(lab, "s3").cost(list_again).manager == 0
+    cost = Meter(lab, "s3").cost(list_again)
+    assert cost.manager == 0
+    assert cost.kernel <= PASSES * OPENED, "the kernel has kept the listing, and all that is in it"
+
+
+def test_a_mount_that_reads_and_writes_itself_is_asked_for_a_mebibyte_at_a_time(fallback: Lab) -> None:
+    """By programs that ask for less, too: that is what write-back and read-ahead are for."""
+    path, pages = fresh(fallback.mount("s1")) / "large", os.urandom(4096)
+    meter = Meter(fallback, "s1")
+
+    def write() -> None:
+        with path.open("wb", buffering=1 << 20) as file:
+            for _ in range(MEBIBYTES * 256):
+                file.write(pages)
+
+    def read() -> None:
+        with path.open("rb", buffering=4096) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while file.read(4096):
+                pass
+
+    def write_and_read() -> None:
+        write()
+        read()
+
+    assert meter.cost(write_and_read).kernel < 3 * MEBIBYTES
+    there = fallback.mount("s2") / path.parent.name / path.name
+    assert Meter(fallback, "s2").cost(there.read_bytes).kernel < 1.5 * MEBIBYTES
 
 
 def test_an_fsync_asks_the_manager_only_for_what_is_not_durable_yet(lab: Lab) -> None:
