@@ -10,6 +10,9 @@ from cluster.messages import GetStatus, Status
 def status(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, as_json: JsonOption = False) -> None:
     """Show the network at a glance. Who is the manager, the servers, their volumes and space, and what the queues hold.
 
+    FILES says whether the kernel reads and writes the files of a server's volumes itself (passthrough), those of some
+    volumes (partly), or the mount process does (fallback); `godwit servers show` says why, and which PROBLEMS there are.
+
     \b
     Examples:
       godwit status

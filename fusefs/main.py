@@ -257,8 +257,8 @@ async def _mounted(mount: _Mount, config: ServerConfig) -> AsyncIterator[None]:
 async def _set_read_ahead(channel: Channel, mountpoint: str) -> None:
     """Lets the kernel ask for larger pieces of a file that is read in sequence than its default of 128 KiB.
 
-    That has to wait until FUSE_INIT has been answered, which sets the value back. The device number comes from mountinfo: `stat` on
-    the mount would wait for this very process.
+    That has to wait until FUSE_INIT has been answered, which sets the value back. The device number comes from mountinfo:
+    `stat` on the mount would wait for this very process.
     """
     await channel.begun.wait()
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
