@@ -20,13 +20,22 @@ def can_drop() -> bool:
 
 def forget_pages(path: Path) -> None:
     """File content is read from the disk again, that of *path* even where the machine's caches cannot be dropped."""
+    forget_pages_of(path)
+    _drop(PAGES)
+
+
+def forget_pages_of(path: Path) -> None:
+    """The content of one file is read from the disk again.
+
+    A virtual machine's host is busy for seconds with the memory that all of the machine's caches had, and each page that is
+    used meanwhile costs more: that would be measured by what lasts longer than a second.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-    _drop(PAGES)
 
 
 def forget_names() -> None:

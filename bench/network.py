@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench.caches import forget_pages, ready_memory
+from bench.caches import forget_pages_of, ready_memory
 from bench.metadata import create_files, read_files
 from bench.sample import MB, Elsewhere, Ground, Sample, per_second
 from bench.throughput import BLOCK, CACHED_TWICE, opened, read_file, write_file
@@ -19,7 +19,8 @@ def remote_read(ground: Ground) -> Sample:
     write_file(ground.load, near / "large", synced=True)
     elsewhere.wait_until_current(near, ground.load.copies_s)
     path = elsewhere.seen_there(near) / "large"
-    forget_pages(path)
+    for cached in (*elsewhere.objects_of(near / "large"), path):
+        forget_pages_of(cached)
     ready_memory(CACHED_TWICE * ground.load.file_bytes)
     return read_file(path, ground.load.limit_s)
 

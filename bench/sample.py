@@ -78,6 +78,9 @@ class Elsewhere(Protocol):
     def set_copies(self, directory: Path, copies: int) -> None:
         """Gives a directory a policy of its own."""
 
+    def objects_of(self, path: Path) -> list[Path]:
+        """The plain files, on whatever server's disks, that have the content of a file."""
+
     def sent_bytes(self) -> int:
         """How many bytes this server has sent over the network."""
 

@@ -16,6 +16,7 @@ from cli.ask import talk
 from cli.conversation import Asker
 from cli.target import Target, lab_target
 from cluster.messages import DEAD, GetWhere, ListTasks, SetPolicy, Where
+from cluster.volume import VolumeLayout
 from lab.lab import Lab
 
 ASK_TIMEOUT_S = 30.0
@@ -83,6 +84,15 @@ class LabElsewhere:
             await asker(SetPolicy(ino, copies=copies))
 
         talk(self._target, ASK_TIMEOUT_S, ask)
+
+    def objects_of(self, path: Path) -> list[Path]:
+        ino = path.stat().st_ino
+
+        async def ask(asker: Asker) -> list[Path]:
+            where = await asker(GetWhere(ino))
+            return [Path(VolumeLayout(Path(row.path)).object_path(ino)) for row in where.replicas]
+
+        return talk(self._target, ASK_TIMEOUT_S, ask)
 
     def sent_bytes(self) -> int:
         """Counted by the network devices of this server's namespace, so whatever any of its processes sends."""

@@ -49,7 +49,7 @@ MAX_TASKS = 256
 DRAIN_TIMEOUT_S = 10.0
 GC_THRESHOLD = 50_000  # objects; the interpreter's default is 700
 GIVE_BACK_TIMEOUT_S = 2.0
-READ_AHEAD_KIB = 1024
+READ_AHEAD_KIB = 2048
 
 
 async def run_mount(config: ServerConfig, until: Callable[[], Awaitable[None]]) -> None:

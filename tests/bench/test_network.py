@@ -27,6 +27,9 @@ class OneDirectory:
     def set_copies(self, directory: Path, copies: int) -> None:
         self.copies.append((directory.name, copies))
 
+    def objects_of(self, path: Path) -> list[Path]:
+        return [path]
+
     def sent_bytes(self) -> int:
         self.sent += 160_000
         return self.sent
