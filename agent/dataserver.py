@@ -59,7 +59,7 @@ R = TypeVar("R")
 
 OPEN_OBJECTS = 512
 IO_MAX_BYTES = 4 * 1024 * 1024
-AHEAD_FROM_BYTES = 128 * 1024
+AHEAD_FROM_BYTES = 512 * 1024  # shorter ones are hardly of somebody who reads in sequence
 AHEAD_BYTES = 8 * 1024 * 1024
 INLINE_WRITE_BYTES = 64 * 1024
 OFFSET_MAX = 2**63 - 1

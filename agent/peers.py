@@ -4,6 +4,7 @@ Small objects are asked for together, over one connection to each peer. A large 
 writer at this end holds up nobody else.
 """
 
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -167,8 +168,8 @@ class SmallPulls:
         channel = await self._channels.shared(address)
         try:
             return await self._exchange(channel, requests)
-        except Unavailable:
-            if len(requests) == 1 or channel.broken.is_set():
+        except Unavailable as error:
+            if len(requests) == 1 or channel.broken.is_set() or error.errno != errno.ETIMEDOUT:
                 raise
         # A disk may have given one of them after minutes, or never: the others need not wait for it.
         alone: list[SmallObject | Exception] = [Unavailable("not asked yet")] * len(requests)

@@ -23,6 +23,7 @@ _LONG = struct.Struct("@l")
 _INT = struct.Struct("@i")  # what the kernel reads and writes, whatever the request's number says
 
 _NO_FLAGS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+_NO_NAMELESS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 _CANNOT = _NO_FLAGS | {errno.EPERM, errno.EACCES}
 
 
@@ -39,17 +40,19 @@ def fence(descriptor: int) -> bool:
     return True
 
 
-def stops_writers(directory: str) -> bool:
-    """Whether the directory's file system heeds a fence on descriptors that are open already.
+def stops_writers(directory: str) -> bool | None:
+    """Whether a fence stops who has a file of the directory's file system open already; None if that cannot be found out now.
 
-    ext4 does; xfs and btrfs look at the flag only when a file is opened.
+    On ext4 it does; xfs and btrfs look at the flag only when a file is opened.
     """
     try:
         descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return False
+    except OSError as error:
+        return False if error.errno in _NO_NAMELESS_FILES else None
     try:
         return fence(descriptor) and not _takes_writes(descriptor)
+    except OSError:
+        return None
     finally:
         with suppress(OSError):
             lift(descriptor)
@@ -61,6 +64,8 @@ def _takes_writes(descriptor: int) -> bool:
         os.pwrite(descriptor, b"x", 0)
     except PermissionError:
         return False
+    except OSError:
+        return True  # a full disk, perhaps: the flag was not looked at before
     return True
 
 

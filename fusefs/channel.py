@@ -156,11 +156,12 @@ class Channel:
 
         0 if there can be none, which is said once.
         """
-        if self._why_not or volume in self._refused or InitFlag.PASSTHROUGH not in self.granted or self.device < 0:
+        device = self.device
+        if self._why_not or volume in self._refused or InitFlag.PASSTHROUGH not in self.granted or device < 0:
             return 0
         request = bytearray(_BACKING_MAP.pack(descriptor, 0, 0))
         try:
-            backing_id: int = fcntl.ioctl(self.device, _BACKING_OPEN, request, True)
+            backing_id: int = fcntl.ioctl(device, _BACKING_OPEN, request, True)
         except OSError as error:
             self._note_refusal(volume, error)
             return 0
@@ -183,10 +184,11 @@ class Channel:
 
     def close_backing(self, backing_id: int) -> None:
         """The id is not needed any more; what is open by it goes on. Raises nothing: whoever closes a file could do nothing."""
-        if self.device < 0:
+        device = self.device
+        if device < 0:
             return
         try:
-            fcntl.ioctl(self.device, _BACKING_CLOSE, _BACKING_ID.pack(backing_id))
+            fcntl.ioctl(device, _BACKING_CLOSE, _BACKING_ID.pack(backing_id))
         except OSError as error:
             log.warning("the kernel keeps backing id %d: %s", backing_id, error)
 

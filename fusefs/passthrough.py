@@ -16,7 +16,7 @@ from fusefs.objects import LocalObject
 from fusefs.openfiles import Handle, OpenInode, Way
 
 TRY_AGAIN_S = 1.0
-NO_FENCE = "its file system does not stop programs from writing when a lease has ended (see [mount] unfenced)"
+NO_FENCE = "programs cannot be stopped from writing there when a lease has ended (see [mount] unfenced)"
 
 
 class Passthrough:
@@ -34,8 +34,13 @@ class Passthrough:
     async def try_volumes(self, roots: Sequence[str]) -> None:
         """Finds out, once the kernel has begun, whether the files of these volumes can be passed through: somebody may ask."""
         await self._channel.begun.wait()
-        untried = list(roots)
-        while untried := [root for root in untried if not await trio.to_thread.run_sync(self._try_volume, root)]:
+        async with trio.open_nursery() as nursery:
+            for root in roots:
+                nursery.start_soon(self._try_until_known, root)
+
+    async def _try_until_known(self, root: str) -> None:
+        """A disk may be away, or hang: that is no reason not to stop."""
+        while not await trio.to_thread.run_sync(self._try_volume, root, abandon_on_cancel=True):
             await trio.sleep(TRY_AGAIN_S)
 
     def _try_volume(self, root: str) -> bool:
@@ -46,24 +51,26 @@ class Passthrough:
             return False
         try:
             volume = os.fstat(descriptor).st_dev
-            backing_id = self._open_backing(descriptor, volume, root)
+            backing_id = self._channel.open_backing(descriptor, volume)
             if backing_id:
                 self._channel.close_backing(backing_id)
+                if self._may_pass(volume, root) is None:
+                    return False
             self._channel.tried(root, volume)
         finally:
             os.close(descriptor)
         return True
 
-    def _open_backing(self, descriptor: int, volume: int, directory: str) -> int:
-        backing_id = self._channel.open_backing(descriptor, volume)
-        if not backing_id or self._unfenced or volume in self._fenced:
-            return backing_id
-        if stops_writers(directory):
+    def _may_pass(self, volume: int, directory: str) -> bool | None:
+        """Whether this file system has a fence, or needs none; None while nobody knows."""
+        if self._unfenced or volume in self._fenced:
+            return True
+        has_fence = stops_writers(directory)
+        if has_fence:
             self._fenced.add(volume)
-            return backing_id
-        self._channel.close_backing(backing_id)
-        self._channel.refuse(volume, NO_FENCE)
-        return 0
+        elif has_fence is False:
+            self._channel.refuse(volume, NO_FENCE)
+        return has_fence
 
     def opened(self, handle: Handle) -> Way:
         """How the kernel is to use this handle, of which it hears at once; with `PASSED`, by its inode's `backing_id`."""
@@ -84,7 +91,11 @@ class Passthrough:
 
     def _register(self, state: OpenInode, home: LocalObject) -> bool:
         state.backing = _identity(home)
-        state.backing_id = self._open_backing(home.descriptor, state.backing[0], home.directory)
+        volume = state.backing[0]
+        state.backing_id = self._channel.open_backing(home.descriptor, volume)
+        if state.backing_id and not self._may_pass(volume, home.directory):
+            self._channel.close_backing(state.backing_id)
+            state.backing_id = 0
         return state.backing_id > 0
 
     def _goes_around(self, handle: Handle, home: LocalObject | None) -> bool:

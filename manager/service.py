@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from cluster.clock import monotonic_s
-from cluster.errors import NotManager, ProtocolError
+from cluster.errors import GodwitError, NotManager, ProtocolError
 from cluster.messages import (
     AddServer,
     Applied,
@@ -179,7 +179,11 @@ class Connection:
 
     def at_once(self, request: Any) -> Any:
         """The reply to a request that can be answered without waiting, else None."""
-        reply = self._answer_at_once(request)
+        try:
+            reply = self._answer_at_once(request)
+        except GodwitError:
+            self._count(request)
+            raise
         if reply is not None:
             self._count(request)
         return reply

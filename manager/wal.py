@@ -7,8 +7,8 @@ That first write syncs the log's head, and so is made here, too: it changes noth
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import trio
 from sqlalchemy import Engine
@@ -31,7 +31,6 @@ class WriteAheadLog:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._path = f"{engine.url.database}-wal"
-        self._is_held = False
 
     def sync(self) -> None:
         """Makes all commits so far durable. Raises `OSError`. (The log itself carries no locks that closing it could drop.)"""
@@ -50,17 +49,12 @@ class WriteAheadLog:
                 continue
             await trio.to_thread.run_sync(self._checkpoint)
             if self._size() > long_bytes:
-                with holding_writes(), self._held(), trio.move_on_after(HOLD_S):
-                    await trio.to_thread.run_sync(self._begin_anew, abandon_on_cancel=True)
+                with holding_writes():
+                    with trio.move_on_after(HOLD_S) as folding:
+                        await trio.to_thread.run_sync(self._checkpoint, abandon_on_cancel=True)
+                    if not folding.cancelled_caught:
+                        await trio.to_thread.run_sync(self._begin_anew)
                 long_bytes = max(LONG_BYTES, 2 * self._size())
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        self._is_held = True
-        try:
-            yield
-        finally:
-            self._is_held = False
 
     def _size(self) -> int:
         return os.stat(self._path).st_size
@@ -73,9 +67,6 @@ class WriteAheadLog:
             log.warning("the log of the catalog could not be folded in, again in a moment: %s", error.orig)
 
     def _begin_anew(self) -> None:
-        self._checkpoint()
-        if not self._is_held:
-            return  # it took too long: a write would hold up others
         try:
             with self._engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA user_version = 0")  # as it is: SQLite leaves rows alone that do not change

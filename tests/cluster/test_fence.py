@@ -1,5 +1,7 @@
 """The fence on real files: what it forbids, who gets past it, and that it stays whatever happens to the name."""
 
+import errno
+import fcntl
 import os
 from collections.abc import Callable
 from functools import partial
@@ -95,3 +97,19 @@ def test_what_fails_for_another_reason_fails(path: Path) -> None:
         despite_fence(str(path), partial(os.rename, path.with_name("missing"), path))
     with pytest.raises(OSError, match="Directory not empty"):
         despite_fence(str(path), partial(os.rename, path, path.parent))
+
+
+def test_what_cannot_be_tried_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stops_writers(str(tmp_path / "away")) is None
+    assert stops_writers("/proc") is False, "it has no nameless files"
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "a bad disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "ioctl", fail)
+        assert stops_writers(str(tmp_path)) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", fail)
+        assert stops_writers(str(tmp_path)) is False, "the flag was not looked at before"
+    assert stops_writers(str(tmp_path)) is True

@@ -171,7 +171,7 @@ class Kernel:
         self.device = 5
         self.offered = self.granted = int(ALL)
         self.refusal = 0
-        self.has_fence = True
+        self.has_fence: bool | None = True
         self.asked: list[tuple[int, int]] = []
 
     def prepare(self, *_: Any) -> None:
@@ -180,7 +180,7 @@ class Kernel:
     def state(self) -> tuple[int, int, int]:
         return self.device, self.offered, self.granted
 
-    def stops_writers(self, _directory: str) -> bool:
+    def stops_writers(self, _directory: str) -> bool | None:
         return self.has_fence
 
     def ioctl(self, device: int, request: int, argument: Any, mutate: bool = False) -> int:
@@ -259,6 +259,29 @@ def test_a_volume_without_a_fence_is_passed_through_only_if_that_is_wanted(
     unfenced = mounted()
     try_volume(unfenced, root, unfenced=True)
     assert (unfenced.files, unfenced.why_not) == (PASSED, "")
+
+
+def test_a_volume_of_which_nobody_knows_is_not_passed_through_yet(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, files: Files
+) -> None:
+    """Its disk may be away for a while."""
+    monkeypatch.setattr(passing, "TRY_AGAIN_S", 0.01)
+    kernel.has_fence = None
+    made, root = mounted(), volume(tmp_path)
+    made.begun.set()
+    ways = Passthrough(made)
+    assert ways.opened(handle(inode(files.object("a")))) is Way.CACHED
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ways.try_volumes, [root])
+            await trio.sleep(0.05)
+            assert (made.files, told(caplog)) == ("", [])
+            kernel.has_fence = True
+
+    trio.run(main)
+    assert made.files == PASSED
+    assert ways.opened(handle(inode(files.object("b")))) is Way.PASSED
 
 
 def test_one_volume_does_not_keep_the_others_from_it(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -289,20 +289,22 @@ def test_a_log_that_could_not_begin_anew_is_let_grow(sqlite_url: str, monkeypatc
     monkeypatch.setattr(wal, "CHECKPOINT_BYTES", 0)
     monkeypatch.setattr(wal, "LONG_BYTES", 0)
     monkeypatch.setattr(wal, "HOLD_S", 0.05)
-    recovered, held = threading.Event(), itertools.count()
+    recovered, calls, begun = threading.Event(), itertools.count(), itertools.count()
 
     def hang(_log: wal.WriteAheadLog) -> None:
-        next(held)
-        recovered.wait()
+        if next(calls) == 1:  # the one for which writes are held up
+            recovered.wait()
 
-    monkeypatch.setattr(wal.WriteAheadLog, "_begin_anew", hang)
+    monkeypatch.setattr(wal.WriteAheadLog, "_checkpoint", hang)
+    monkeypatch.setattr(wal.WriteAheadLog, "_begin_anew", lambda _log: next(begun))
 
     async def main() -> None:
         async with in_office(sqlite_url) as office:
             await office.store.write(_count)
             await trio.sleep(0.5)
             recovered.set()
-            assert next(held) == 1
+            assert next(calls) > 3
+            assert next(begun) == 0
 
     trio.run(main)
 
