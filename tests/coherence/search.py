@@ -35,7 +35,8 @@ EXPLAINING_STEPS = 2000  # what takes more to be shown needless is left in an ex
 class Step:
     """A call as one object sees it. `what` is for the model.
 
-    `returned_ns` is None if it may never have happened. `keys`: two steps without a common key commute; None shares with all.
+    `returned_ns` is None if it may never have happened. `keys`: two steps without a common key commute, and no observation tells
+    in which order they were done; None shares with all.
     """
 
     operation: Operation

@@ -139,10 +139,11 @@ def test_up_finds_the_data_again_also_after_a_crash_of_everything(tmp_path: Path
         assert "received fast shutdown request" in log
         assert "was not properly shut down" not in log
         lab.up()
-        for pid in [*processes_of_database(lab), *(lab.pid("s1", part) for part in ("manager", "agent", "mount"))]:
+        parts = ("manager", "agent", "mount")
+        for pid in [*processes_of_database(lab), *(lab.pid("s1", part) for part in parts)]:
             os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 30
-        while processes_of_database(lab) and time.monotonic() < deadline:
+        while (processes_of_database(lab) or any(lab.is_running("s1", part) for part in parts)) and time.monotonic() < deadline:
             time.sleep(0.01)
         lab.up()
         assert (lab.mount("s1") / "kept").read_bytes() == b"kept"
