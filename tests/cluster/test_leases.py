@@ -65,7 +65,7 @@ def test_another_cluster_seals_otherwise() -> None:
 # ------------------------------------------------------------------------------------------------------- deciding
 
 
-@pytest.mark.parametrize(("is_open", "is_dirty", "used"), itertools.product((False, True), repeat=3))
+@pytest.mark.parametrize(("is_open", "is_dirty", "used"), list(itertools.product((False, True), repeat=3)))
 def test_a_token_is_renewed_while_its_inode_is_open_dirty_or_used(is_open: bool, is_dirty: bool, used: bool) -> None:
     idle = not (is_open or is_dirty or used)
     assert decide(is_open=is_open, is_dirty=is_dirty, used=used) is (Decision.LAPSE if idle else Decision.RENEW)

@@ -32,7 +32,7 @@ FROM_TIME = (Event.HEARD, Event.SILENT, Event.SILENT_TOO_LONG)
 DOCUMENT = Path(__file__, "../../../docs/membership.md").resolve()
 
 
-@pytest.mark.parametrize(("standing", "event"), product(STANDINGS, Event), ids=str)
+@pytest.mark.parametrize(("standing", "event"), list(product(STANDINGS, Event)), ids=str)
 def test_an_event_leads_to_a_standing_or_is_refused(standing: Standing, event: Event) -> None:
     if event in TRANSITIONS[standing]:
         assert transition(standing, event) in STANDINGS
