@@ -29,6 +29,17 @@ MODULES = (
 )
 
 
+# 28 variations of one test, which take a minute in both modes: paths of 60 names, again and again. One of them is run.
+LEFT_OUT = {
+    "test_tarfile": (
+        "*.NoneInfoExtractTests_FullyTrusted.*",
+        "*.NoneInfoExtractTests_Tar.*",
+        "*.NoneInfoExtractTests_Default.*",
+        "*.NoneInfoExtractTests_Data.test_extractall_none_[gmu]*",
+    ),
+}
+
+
 @functools.cache
 def interpreters() -> list[str]:
     """The Python interpreters here that have the `test` package, this one's own first."""
@@ -57,7 +68,8 @@ def interpreter(module: str) -> str:
 @both_modes
 @pytest.mark.parametrize("module", MODULES)
 def test_cpython(directory: Path, module: str) -> None:
-    argv = [interpreter(module), "-m", "test", "--tempdir", directory, "-v", "--timeout", 230, module]
+    ignored = [argument for pattern in LEFT_OUT.get(module, ()) for argument in ("--ignore", pattern)]
+    argv = [interpreter(module), "-m", "test", "--tempdir", directory, "-v", "--timeout", 230, *ignored, module]
     said = run(argv, cwd=directory, env={"TMPDIR": str(directory)})
     ran = sum(int(count) for count in re.findall(r"^Ran (\d+) tests? in", said, re.MULTILINE))
     assert ran > 0, said
