@@ -80,6 +80,19 @@ def in_thread(
     return act
 
 
+async def side_by_side(act: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
+    """What *act* returns for each item, in order."""
+    results: dict[int, R] = {}
+
+    async def run(at: int, item: T) -> None:
+        results[at] = await act(item)
+
+    async with trio.open_nursery() as nursery:
+        for at, item in enumerate(items):
+            nursery.start_soon(run, at, item)
+    return [results[at] for at in range(len(items))]
+
+
 def at_most(limit: int) -> Callable[[Sequence[T]], int]:
     """So many go together, for a `Batcher`."""
     return lambda items: min(limit, len(items))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from agent.batches import Batcher
+from agent.batches import Batcher, side_by_side
 from agent.locks import KeyedLocks
 from agent.pulls import SmallObject
 from cluster.bulk import BulkConnection
@@ -172,17 +172,14 @@ class SmallPulls:
             if len(requests) == 1 or channel.broken.is_set() or error.errno != errno.ETIMEDOUT:
                 raise
         # A disk may have given one of them after minutes, or never: the others need not wait for it.
-        alone: list[SmallObject | Exception] = [Unavailable("not asked yet")] * len(requests)
-        async with trio.open_nursery() as nursery:
-            for at, request in enumerate(requests):
-                nursery.start_soon(self._pull_alone, channel, request, alone, at)
-        return alone
+        return await side_by_side(partial(self._pull_alone, channel), requests)
 
-    async def _pull_alone(self, channel: Channel, request: PullObject, results: list[SmallObject | Exception], at: int) -> None:
+    async def _pull_alone(self, channel: Channel, request: PullObject) -> SmallObject | Exception:
         try:
-            (results[at],) = await self._exchange(channel, [request])
+            (result,) = await self._exchange(channel, [request])
         except Exception as error:
-            results[at] = error
+            return error
+        return result
 
     async def _exchange(self, channel: Channel, requests: Sequence[PullObject]) -> list[SmallObject | Exception]:
         with _answers_of(channel.peer):

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import trio
 
+from agent.batches import side_by_side
 from agent.blocks import BlockSums
 from agent.reading import Altered, ObjectReader, Unreadable
 from agent.volumes import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns, monotonic_s
-from cluster.errors import Changed, Corrupt, GodwitError, Unavailable, refused
+from cluster.errors import Changed, Corrupt, GodwitError, refused
 from cluster.leases import TokenGate
 from cluster.messages import (
     PULLED_MAX_BYTES,
@@ -88,34 +89,21 @@ class PullServer:
         good = [pull for pull, refusal in zip(pulls, refusals, strict=True) if refusal is None]
         await _outlast_the_clock_step(max(pull.stamp.ctime_ns for pull in pulls))
         outcomes = await trio.to_thread.run_sync(_read_all, volume, good, limiter=volume.bulk_io)
-        explained = iter(await self._explained_all(good, outcomes))
+        altered = [(pull, outcome) for pull, outcome in zip(good, outcomes, strict=True) if isinstance(outcome, Altered)]
+        explained = iter(await side_by_side(lambda pair: self._explained(*pair), altered))
+        read = iter(outcomes)
         results: list[PullEnd | Failure] = []
         contents: list[bytes] = []
         for refusal in refusals:
-            outcome = refusal or next(explained)
+            outcome = refusal or next(read)
+            if isinstance(outcome, Altered):
+                outcome = next(explained)
             if isinstance(outcome, SmallObject):
                 results.append(PullEnd(outcome.checksum))
                 contents.append(outcome.content)
             else:
                 results.append(Failure(outcome.kind, outcome.errno, str(outcome)))
         return Answer(Pulled(results), b"".join(contents))
-
-    async def _explained_all(
-        self, pulls: Sequence[PullObject], outcomes: Sequence["SmallObject | Altered | Corrupt"]
-    ) -> list["SmallObject | GodwitError"]:
-        """The same, once the manager has said what it means that some are altered."""
-        explained: list[SmallObject | GodwitError] = [Unavailable("not explained yet")] * len(pulls)
-
-        async def explain(at: int, altered: Altered) -> None:
-            explained[at] = await self._explained(pulls[at], altered)
-
-        async with trio.open_nursery() as nursery:
-            for at, outcome in enumerate(outcomes):
-                if isinstance(outcome, Altered):
-                    nursery.start_soon(explain, at, outcome)
-                else:
-                    explained[at] = outcome
-        return explained
 
     def _refusal_of(self, pull: PullObject) -> GodwitError | None:
         try:

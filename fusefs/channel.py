@@ -66,14 +66,13 @@ class Channel:
     """One mount's stream. `prepare` comes before pyfuse3 mounts, `mounted` after it, `begun` when the kernel's FUSE_INIT has been
     answered, `unmounting` before it unmounts.
 
-    `device`: the descriptor of /dev/fuse while something is mounted, else -1. `why_unchanged`: why the stream is as libfuse makes
-    it, empty if Godwit adds something.
+    `device`: the descriptor of /dev/fuse while something is mounted, else -1.
     """
 
     def __init__(self) -> None:
-        self.why_unchanged = ""
         self.device = -1
         self.begun = trio.Event()
+        self._why_unchanged = ""  # why the stream is as libfuse makes it
         self._why_not = "nothing is mounted"
         self._volumes: dict[str, str] = {}  # why the files of each are not passed through, as far as that has been tried
         self._refused: dict[int, str] = {}  # the same by the file system's device number
@@ -101,8 +100,8 @@ class Channel:
 
     def _is_unchanged(self, why: str) -> None:
         """Says it once."""
-        if not self.why_unchanged:
-            self.why_unchanged = why
+        if not self._why_unchanged:
+            self._why_unchanged = why
             self._cannot_pass(why)
             log.warning("locks of this mount's files hold on this server only: %s", why)
 
@@ -130,7 +129,7 @@ class Channel:
     @property
     def problems(self) -> list[str]:
         """What whoever looks after this server should know."""
-        return [f"locks of its mount's files hold on this server only: {self.why_unchanged}"] if self.why_unchanged else []
+        return [f"locks of its mount's files hold on this server only: {self._why_unchanged}"] if self._why_unchanged else []
 
     def unmounting(self) -> None:
         """To be called before pyfuse3 unmounts."""

@@ -162,9 +162,9 @@ class LocalObject:
         return self._descriptor
 
     @property
-    def directory(self) -> str:
-        """A directory of the same file system."""
-        return os.path.dirname(self._path)
+    def path(self) -> str:
+        """Where it was opened."""
+        return self._path
 
     def stamp(self) -> Stamp:
         return stamp_of(os.fstat(self._descriptor))

@@ -45,8 +45,9 @@ class Passthrough:
 
     def _try_volume(self, root: str) -> bool:
         """False if that has to be tried again."""
+        path = f"{root}/volume.toml"
         try:
-            descriptor = os.open(f"{root}/volume.toml", os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return False
         try:
@@ -54,18 +55,18 @@ class Passthrough:
             backing_id = self._channel.open_backing(descriptor, volume)
             if backing_id:
                 self._channel.close_backing(backing_id)
-                if self._may_pass(volume, root) is None:
+                if self._may_pass(volume, path) is None:
                     return False
             self._channel.tried(root, volume)
         finally:
             os.close(descriptor)
         return True
 
-    def _may_pass(self, volume: int, directory: str) -> bool | None:
-        """Whether this file system has a fence, or needs none; None while nobody knows."""
+    def _may_pass(self, volume: int, path: str) -> bool | None:
+        """Whether the file system of the file at *path* has a fence, or needs none; None while nobody knows."""
         if self._unfenced or volume in self._fenced:
             return True
-        has_fence = stops_writers(directory)
+        has_fence = stops_writers(os.path.dirname(path))
         if has_fence:
             self._fenced.add(volume)
         elif has_fence is False:
@@ -93,7 +94,7 @@ class Passthrough:
         state.backing = _identity(home)
         volume = state.backing[0]
         state.backing_id = self._channel.open_backing(home.descriptor, volume)
-        if state.backing_id and not self._may_pass(volume, home.directory):
+        if state.backing_id and not self._may_pass(volume, home.path):
             self._channel.close_backing(state.backing_id)
             state.backing_id = 0
         return state.backing_id > 0

@@ -4,6 +4,7 @@ import mmap
 import os
 import random
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -45,10 +46,8 @@ def mounted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def folder(mounted: Path, request: pytest.FixtureRequest) -> Path:
-    made = mounted / str(abs(hash(request.node.name)))
-    made.mkdir()
-    return made
+def folder(mounted: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=mounted))
 
 
 def is_shared(path: str) -> bool:

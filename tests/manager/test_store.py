@@ -284,26 +284,31 @@ def test_the_log_begins_anew_before_the_next_write(sqlite_url: str, monkeypatch:
     trio.run(main)
 
 
+class HangingDisk:
+    """Any log is long, and the disk hangs when one is folded in while writes are held up for that."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.hung, self.recovered, self.folded = trio.Event(), threading.Event(), itertools.count()
+        for name, value in {"CHECKPOINT_S": 0.01, "CHECKPOINT_BYTES": 0, "LONG_BYTES": 0, "HOLD_S": 0.05}.items():
+            monkeypatch.setattr(wal, name, value)
+        monkeypatch.setattr(wal.WriteAheadLog, "_checkpoint", lambda _log: self._fold_in())
+
+    def _fold_in(self) -> None:
+        if next(self.folded) == 1:  # the one for which writes are held up
+            trio.from_thread.run_sync(self.hung.set)
+            self.recovered.wait()
+
+
 def test_a_log_that_could_not_begin_anew_is_let_grow(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wal, "CHECKPOINT_S", 0.01)
-    monkeypatch.setattr(wal, "CHECKPOINT_BYTES", 0)
-    monkeypatch.setattr(wal, "LONG_BYTES", 0)
-    monkeypatch.setattr(wal, "HOLD_S", 0.05)
-    recovered, calls, begun = threading.Event(), itertools.count(), itertools.count()
-
-    def hang(_log: wal.WriteAheadLog) -> None:
-        if next(calls) == 1:  # the one for which writes are held up
-            recovered.wait()
-
-    monkeypatch.setattr(wal.WriteAheadLog, "_checkpoint", hang)
+    disk, begun = HangingDisk(monkeypatch), itertools.count()
     monkeypatch.setattr(wal.WriteAheadLog, "_begin_anew", lambda _log: next(begun))
 
     async def main() -> None:
         async with in_office(sqlite_url) as office:
             await office.store.write(_count)
             await trio.sleep(0.5)
-            recovered.set()
-            assert next(calls) > 3
+            disk.recovered.set()
+            assert next(disk.folded) > 3
             assert next(begun) == 0
 
     trio.run(main)
@@ -336,28 +341,17 @@ def test_the_log_begins_anew_though_writes_never_pause(sqlite_url: str, monkeypa
 
 
 def test_a_disk_that_hangs_holds_up_no_write_for_long(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wal, "CHECKPOINT_S", 0.01)
-    monkeypatch.setattr(wal, "CHECKPOINT_BYTES", 0)
-    monkeypatch.setattr(wal, "LONG_BYTES", 0)
-    monkeypatch.setattr(wal, "HOLD_S", 0.05)
-    hung, recovered, calls = trio.Event(), threading.Event(), itertools.count()
-
-    def hang(_log: wal.WriteAheadLog) -> None:
-        if next(calls) == 1:  # the one for which writes are held up
-            trio.from_thread.run_sync(hung.set)
-            recovered.wait()
-
-    monkeypatch.setattr(wal.WriteAheadLog, "_checkpoint", hang)
+    disk = HangingDisk(monkeypatch)
 
     async def main() -> None:
         async with in_office(sqlite_url) as office:
             await office.store.write(_count)
-            await hung.wait()
+            await disk.hung.wait()
             try:
                 with trio.fail_after(10.0):
                     await office.store.write(_count)
             finally:
-                recovered.set()
+                disk.recovered.set()
 
     trio.run(main)
 

@@ -94,8 +94,7 @@ def test_each_says_once_in_its_log_what_it_lacks(lab: Lab) -> None:
     assert sum(STACKED in line for line in told["s2"]) == 1
 
 
-def test_what_one_writes_the_others_read(lab: Lab, paths: dict[str, Path]) -> None:
-    del lab
+def test_what_one_writes_the_others_read(paths: dict[str, Path]) -> None:
     with opened(paths["home"], os.O_RDWR | os.O_CREAT) as file:
         os.pwrite(file, b"a" * 3 * PAGE, 0)
         for name in ("s1", "s2", "s3"):
