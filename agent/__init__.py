@@ -5,5 +5,5 @@
          ├─ taskqueue ── copying, reports, peers, publishing
          └─ workers: settler, strays, trash, registration
 
-Knows neither FUSE nor SQL: the catalog is reached through `cluster.session` only.
+Knows neither FUSE nor SQL: the catalog is reached through `cluster.rpc.session` only.
 """

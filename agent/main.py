@@ -7,29 +7,29 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import trio
 
-from agent.copying import Attempts
-from agent.dataserver import OPEN_OBJECTS, DataServer
-from agent.diskwork import DiskWork
-from agent.forsaken import ForsakenKeeper
-from agent.locks import KeyedLocks
-from agent.objects import OpenObjects
-from agent.peers import PeerChannels, SmallPulls, VolumeDirectory
-from agent.pulls import PullServer
-from agent.receiving import Receiver
-from agent.registration import Registration
-from agent.reports import Reporter
-from agent.settler import Settler
+from agent.copying.attempts import Attempts
+from agent.copying.peers import PeerChannels, SmallPulls, VolumeDirectory
+from agent.copying.pulls import PullServer
+from agent.copying.receiving import Receiver
+from agent.copying.reports import Reporter
+from agent.copying.tasks import TaskQueue
+from agent.keyed_locks import KeyedLocks
+from agent.loop import run_worker
+from agent.objects.disk_batches import DiskWork
+from agent.objects.open_objects import OpenObjects
+from agent.serving.dataserver import OPEN_OBJECTS, DataServer
 from agent.strays import Arrivals, Grace, StrayScan
-from agent.taskqueue import TaskQueue
 from agent.trash import TrashPurger
 from agent.volumes import VolumeTable, open_volumes
-from agent.workers import run_worker
+from agent.workers.conflicts import ForsakenKeeper
+from agent.workers.registration import Registration
+from agent.workers.settling import Settler
 from cluster.config import ServerConfig
 from cluster.errors import own_error
 from cluster.leases import Sealer, TokenGate
 from cluster.messages import AgentRequest
-from cluster.rpc import listen
-from cluster.session import ManagerSession
+from cluster.rpc.connection import listen
+from cluster.rpc.session import ManagerSession
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from agent.diskwork import DiskWork
-from agent.locks import KeyedLocks
-from agent.objects import ObjectKey, OpenObjects
+from agent.keyed_locks import KeyedLocks
+from agent.loop import Outcome
+from agent.objects.disk_batches import DiskWork
+from agent.objects.open_objects import ObjectKey, OpenObjects
 from agent.volumes import LocalVolume, VolumeTable
-from agent.workers import Outcome
 from cluster.clock import monotonic_s
 from cluster.messages import FindStrays, Welcome
-from cluster.session import ManagerSession
-from cluster.volume import OBJECTS_PER_DIRECTORY
+from cluster.rpc.session import ManagerSession
+from cluster.volume.layout import OBJECTS_PER_DIRECTORY
 
 log = logging.getLogger(__name__)
 

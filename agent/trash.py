@@ -11,11 +11,11 @@ from functools import partial
 
 import trio
 
+from agent.loop import Outcome
 from agent.volumes import LocalVolume, VolumeTable
-from agent.workers import Outcome
 from cluster.clock import file_time_ns
-from cluster.fence import despite_fence
-from cluster.volume import sync_directory
+from cluster.volume.fence import despite_fence
+from cluster.volume.layout import sync_directory
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import trio
 
 from cluster.errors import Refused, Undone, refused
 from cluster.messages import VolumeState
-from cluster.volume import RECORD_XATTR, VolumeLayout
+from cluster.volume.layout import RECORD_XATTR, VolumeLayout
 
 log = logging.getLogger(__name__)
 

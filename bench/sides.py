@@ -12,11 +12,11 @@ import trio
 
 from bench.report import MOUNTED, NATIVE
 from bench.sample import Elsewhere
-from cli.ask import talk
-from cli.conversation import Asker
-from cli.target import Target, lab_target
+from cli.network.ask import talk
+from cli.network.target import Target, lab_target
 from cluster.messages import DEAD, GetWhere, ListTasks, SetPolicy, Where
-from cluster.volume import VolumeLayout
+from cluster.rpc.conversation import Asker
+from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
 
 ASK_TIMEOUT_S = 30.0

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import (
+from cli.commands import (
     drain,
     init,
     join,
@@ -19,11 +19,11 @@ from cli import (
     policy,
     queue,
     run,
-    servers,
     status,
     units,
     where,
 )
+from cli.commands.servers import servers
 from cluster.errors import GodwitError, Unavailable
 
 EXIT_FAILURE = 1

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from cluster.errors import Refused
-from cluster.wire import parse_address
+from cluster.rpc.wire import parse_address
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"

@@ -1,7 +1,7 @@
 """The states of a server in the network, as a table: the only truth about what follows what, and what each state means.
 
 A server's standing is its state and the wish that it be drained, which outlives a time of being down. An event that the table
-does not have for a standing raises, and changes nothing. Who decides which event has happened: `manager.liveness` for what was
+does not have for a standing raises, and changes nothing. Who decides which event has happened: `manager.rules.liveness` for what was
 heard, and people for the rest.
 """
 

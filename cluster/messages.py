@@ -1,6 +1,6 @@
 """Every message between Godwit's processes.
 
-A request is a `Request[Reply]`; the connection (`cluster.rpc`) carries it with a number and brings back the reply or a
+A request is a `Request[Reply]`; the connection (`cluster.rpc.connection`) carries it with a number and brings back the reply or a
 `Failure`. Names are bytes, times are nanoseconds since the epoch, sizes are bytes. Inode, volume and task numbers are
 64-bit. Requests marked *mutation* carry a `request_id` and are applied once, however often they are sent; all others may
 be repeated freely.
@@ -32,7 +32,7 @@ DEFERRED = "deferred"
 CLAIMED = "claimed"
 DEAD = "dead"
 
-# States of a move: `manager.moves` has the transitions.
+# States of a move: `manager.rules.moves` has the transitions.
 MOVE_PLANNED = "planned"
 MOVE_COPYING = "copying"
 MOVE_WAITING = "waiting"
@@ -93,7 +93,7 @@ class Node(Message, frozen=True, array_like=True, tag="node"):
     """One inode as the catalog knows it.
 
     While `dirty` is true the content is being written at the home, and `size`, `mtime_ns`, `ctime_ns` and `blocks` are
-    those of the last commit: whoever needs the present ones asks the home and lays them over (`cluster.content`).
+    those of the last commit: whoever needs the present ones asks the home and lays them over (`cluster.volume.content`).
     `object_ctime_ns` is the change time of the home's object at the last commit, 0 before the first.
     """
 
@@ -615,7 +615,7 @@ class Commit(Message, frozen=True, array_like=True, tag="commit"):
     catalog's (gaps do no harm), else the commit is refused with ESTALE. `content` None means that nothing was written
     since the last commit; `version` is ignored then. `final` says that the committing process has no writer left; the
     catalog clears `dirty` if no session but the committer's has the inode open for writing. Refused with `Fenced` for
-    another home epoch. Committers hold the object's lock (`cluster.content`) from `fstat` to the reply, so commits of
+    another home epoch. Committers hold the object's lock (`cluster.volume.content`) from `fstat` to the reply, so commits of
     one file cannot overtake one another.
 
     `begun` is the number from `BeginCommit` if the committer asked before it looked at the object, else 0. A writer on

@@ -13,21 +13,21 @@ import trio
 from cluster.clock import file_time_ns
 from cluster.errors import Fenced, GodwitError, Refused, refused
 from cluster.messages import AwaitCopies, Create, CreateObject, CreateUnnamed, Lookup, Node, Open, RemoveXattr, SetAttr, Sync
-from cluster.session import ManagerSession
-from fusefs.attributes import Attributes
-from fusefs.caching import Caching, Seen
-from fusefs.changes import Changed, Changes
+from cluster.rpc.session import ManagerSession
+from fusefs.caching.cache import Caching, Seen
+from fusefs.caching.changes import Changed, Changes
+from fusefs.caching.tokens import Leases
+from fusefs.content.attributes import Attributes
+from fusefs.content.inode_numbers import InodeNumbers
+from fusefs.content.last_paths import LastKnownPaths
+from fusefs.content.passthrough import Passthrough
+from fusefs.content.peers import Peers
+from fusefs.content.settling import Settler
 from fusefs.homes import Homes, check_home
-from fusefs.inodes import InodeNumbers
-from fusefs.leases import Leases
 from fusefs.objects import Buffer, LocalObject, Object
 from fusefs.openfiles import OpenInode, Way
-from fusefs.passthrough import Passthrough
-from fusefs.paths import LastKnownPaths
-from fusefs.peers import Peers
 from fusefs.privileges import has_set_id, without_set_id
 from fusefs.reading import Reader
-from fusefs.settling import Settler
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ import stat
 
 from cluster.errors import Fenced, GodwitError, Unavailable
 from cluster.messages import Locate, Node, Opened, Replica
-from cluster.session import ManagerSession
-from fusefs.leases import Held, Leases
+from cluster.rpc.session import ManagerSession
+from fusefs.caching.tokens import Held, Leases
+from fusefs.content.peers import Peers
 from fusefs.objects import LocalObject, Object, RemoteObject
 from fusefs.openfiles import OpenInode
-from fusefs.peers import Peers
 
 log = logging.getLogger(__name__)
 

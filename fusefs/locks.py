@@ -33,11 +33,11 @@ from cluster.messages import (
     Unlock,
     Welcome,
 )
-from cluster.session import ManagerSession
+from cluster.rpc.session import ManagerSession
 from cluster.spans import with_span, within, without
-from fusefs.caching import Caching
-from fusefs.raw import Handler, Opcode, Raw
-from fusefs.recalls import Kernel
+from fusefs.caching.cache import Caching
+from fusefs.caching.recalls import Kernel
+from fusefs.kernel.requests import Handler, Opcode, Raw
 
 log = logging.getLogger(__name__)
 

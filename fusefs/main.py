@@ -14,32 +14,32 @@ import trio
 from cluster.config import ServerConfig
 from cluster.errors import GodwitError, Refused
 from cluster.messages import MountCounts, Welcome
-from cluster.session import ManagerSession
-from fusefs.adapter import GodwitOperations
-from fusefs.attributes import Attributes
-from fusefs.caching import Caching
-from fusefs.changes import Changes
-from fusefs.channel import Channel, InitFlag
-from fusefs.directories import Directories
-from fusefs.extents import Extents
+from cluster.rpc.session import ManagerSession
+from fusefs.caching.cache import Caching
+from fusefs.caching.changes import Changes
+from fusefs.caching.recalls import SHORT_NAMES_S, Recalls
+from fusefs.caching.tokens import Leases
+from fusefs.content.attributes import Attributes
+from fusefs.content.fencing import Guard
+from fusefs.content.inode_numbers import InodeNumbers
+from fusefs.content.last_paths import LastKnownPaths
+from fusefs.content.passthrough import Passthrough
+from fusefs.content.peers import Peers
+from fusefs.content.settling import Settler
 from fusefs.files import Files
-from fusefs.guarding import Guard
+from fusefs.handlers.extents import Extents
+from fusefs.handlers.pyfuse import GodwitOperations
+from fusefs.handlers.quick import Quick
+from fusefs.handlers.statx import Statx
 from fusefs.homes import Homes
-from fusefs.inodes import InodeNumbers
-from fusefs.leases import Leases
+from fusefs.kernel.invalidation import KernelCache
+from fusefs.kernel.requests import RawRequests
+from fusefs.kernel.stream import Channel, InitFlag
 from fusefs.locks import Locks
+from fusefs.names.listings import Directories
+from fusefs.names.open_directories import Opens
 from fusefs.namespace import Namespace
-from fusefs.notify import KernelCache
-from fusefs.opens import Opens
-from fusefs.passthrough import Passthrough
-from fusefs.paths import LastKnownPaths
-from fusefs.peers import Peers
-from fusefs.quick import Quick
-from fusefs.raw import RawRequests
 from fusefs.reading import Reader
-from fusefs.recalls import SHORT_NAMES_S, Recalls
-from fusefs.settling import Settler
-from fusefs.statx import Statx
 from fusefs.unnamed import Unnamed
 
 log = logging.getLogger(__name__)

@@ -31,16 +31,16 @@ from cluster.messages import (
     Space,
     Unlink,
 )
-from cluster.session import ManagerSession
-from fusefs.attributes import Attributes, with_content_of
-from fusefs.caching import NOTHING, Allowance, Caching, Seen
-from fusefs.changes import Changes, Names
-from fusefs.channel import Channel, InitFlag
-from fusefs.directories import Directories
+from cluster.rpc.session import ManagerSession
+from fusefs.caching.cache import NOTHING, Allowance, Caching, Seen
+from fusefs.caching.changes import Changes, Names
+from fusefs.content.attributes import Attributes, with_content_of
+from fusefs.content.inode_numbers import InodeNumbers
+from fusefs.content.last_paths import LastKnownPaths
 from fusefs.files import SECURITY_CAPABILITY, Files
-from fusefs.inodes import InodeNumbers
+from fusefs.kernel.stream import Channel, InitFlag
+from fusefs.names.listings import Directories
 from fusefs.openfiles import OpenFiles
-from fusefs.paths import LastKnownPaths
 from fusefs.privileges import ACCESS_LIST, has_set_id, without_set_id
 
 

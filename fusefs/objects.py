@@ -12,10 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
-from cluster.content import ApplyOne, commit_object, content_of, object_lock, prepare_commit, stamp_of
 from cluster.errors import Changed, Fenced, GodwitError, TokenRefused, Unavailable, Undone, from_os_error, refused
-from cluster.extents import allocate, copy, is_repeatable, seek
-from cluster.fence import is_writable, lift, open_object_at
 from cluster.messages import (
     AllocateObject,
     Commit,
@@ -34,11 +31,14 @@ from cluster.messages import (
     TruncateObject,
     WriteObject,
 )
-from cluster.rpc import Answer
-from cluster.session import ManagerSession
-from cluster.volume import VolumeLayout
-from fusefs.leases import Held, Leases
-from fusefs.peers import Peers
+from cluster.rpc.connection import Answer
+from cluster.rpc.session import ManagerSession
+from cluster.volume.content import ApplyOne, commit_object, content_of, object_lock, prepare_commit, stamp_of
+from cluster.volume.extents import allocate, copy, is_repeatable, seek
+from cluster.volume.fence import is_writable, lift, open_object_at
+from cluster.volume.layout import VolumeLayout
+from fusefs.caching.tokens import Held, Leases
+from fusefs.content.peers import Peers
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Which inodes this mount holds open, and what it knows of them.
 
 An inode is *registered* at the manager from before its first open here until after its last close and the commit that
-follows (`fusefs.settling`). `OpenInode.lock` orders opening, settling and registration of one inode; reads and writes do
+follows (`fusefs.content.settling`). `OpenInode.lock` orders opening, settling and registration of one inode; reads and writes do
 not take it.
 """
 
@@ -18,7 +18,7 @@ import trio
 from cluster.errors import refused
 from cluster.messages import Node, Replica
 from cluster.messages import OpenInode as Registration
-from fusefs.leases import Use
+from fusefs.caching.tokens import Use
 from fusefs.objects import LocalObject, Object
 
 log = logging.getLogger(__name__)

@@ -5,13 +5,13 @@ import os
 
 from cluster.errors import GodwitError, Unavailable
 from cluster.messages import Node
-from cluster.session import ManagerSession
-from fusefs.caching import Caching
+from cluster.rpc.session import ManagerSession
+from fusefs.caching.cache import Caching
+from fusefs.caching.tokens import Leases
+from fusefs.content.peers import Peers
 from fusefs.homes import Homes, check_home
-from fusefs.leases import Leases
 from fusefs.objects import Buffer, LocalObject, check_replica
 from fusefs.openfiles import OpenInode
-from fusefs.peers import Peers
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """`open` with O_TMPFILE, for which pyfuse3 has no handler: a file without a name, which `link` may give it later.
 
-To the manager it is a file whose last name has gone (`manager.namespace.create_unnamed`); everything else is as for a file that
+To the manager it is a file whose last name has gone (`manager.changes.namespace.create_unnamed`); everything else is as for a file that
 was created.
 """
 
@@ -8,11 +8,11 @@ import struct
 
 import trio
 
-from fusefs.answers import entry, opened
-from fusefs.channel import OpenFlag
 from fusefs.files import Files
+from fusefs.kernel.replies import entry, opened
+from fusefs.kernel.requests import Handler, Opcode, Raw
+from fusefs.kernel.stream import OpenFlag
 from fusefs.openfiles import Way
-from fusefs.raw import Handler, Opcode, Raw
 
 _CREATE_IN = struct.Struct("<IIII")  # flags, mode, umask (which the kernel has applied), further flags; a name follows
 _FLAGS = {Way.PASSED: OpenFlag.PASSTHROUGH, Way.DIRECT: OpenFlag.DIRECT_IO, Way.CACHED: OpenFlag(0)}

@@ -17,7 +17,7 @@ import msgspec
 
 from cluster.config import ServerConfig, load_config
 from cluster.errors import Refused
-from cluster.volume import VolumeLayout
+from cluster.volume.layout import VolumeLayout
 from lab import database, network, processes, teardown
 from lab.database import DATABASE
 from lab.launch import launch, program_of, wait_for_parts, wait_for_volumes

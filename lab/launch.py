@@ -9,11 +9,11 @@ from pathlib import Path
 import trio
 
 import cli
-from cli.conversation import Asker, converse
 from cluster.config import ServerConfig
 from cluster.errors import GodwitError, Unavailable
 from cluster.messages import GetStatus, Status
-from cluster.wire import parse_address
+from cluster.rpc.conversation import Asker, converse
+from cluster.rpc.wire import parse_address
 from lab.mounts import answers
 from lab.network import enter
 from lab.processes import ProcessId, is_alive, is_listening, spawn

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.errors import Refused
-from cluster.fence import lift_below
+from cluster.volume.fence import lift_below
 from lab import network, processes
 from lab.database import DATABASE
 from lab.mounts import detach, mounts_below

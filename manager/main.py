@@ -1,6 +1,6 @@
 """The manager's process: a candidate that listens always, and answers while it holds the office.
 
-What to do is decided in `manager.election`; here it is done. `Candidate.term` is there only from the moment nobody else acts
+What to do is decided in `manager.rules.election`; here it is done. `Candidate.term` is there only from the moment nobody else acts
 any more, until this candidate stops acting itself.
 """
 
@@ -20,9 +20,13 @@ from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
 from cluster.errors import GodwitError, NotManager, ProtocolError, Unavailable, own_error
 from cluster.messages import AskHearing, AskOffice, Elsewhere, Hearing, Join, ManagerRequest, OfficeInfo, Ping, Pong
-from cluster.rpc import listen
-from manager.canvass import Line, ask_hearing
-from manager.election import (
+from cluster.rpc.connection import listen
+from manager.catalog.office import Roll, depose_office, extend_office, read_office, read_roll, resign_office, take_office
+from manager.catalog.store import Store, make_engines, retrying, write_transaction
+from manager.catalog.upgrade import migrate
+from manager.membership import requeue_loop
+from manager.migrating import migrate_loop
+from manager.rules.election import (
     ASK_PART,
     EXTEND_PART,
     WATCH_PART,
@@ -43,15 +47,11 @@ from manager.election import (
     stepped_aside,
     watching,
 )
-from manager.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
-from manager.membership import requeue_loop
-from manager.migrate import migrate
-from manager.migrating import migrate_loop
-from manager.office import Roll, depose_office, extend_office, read_office, read_roll, resign_office, take_office
 from manager.service import Connection
-from manager.store import Store, make_engines, retrying, write_transaction
 from manager.term import Term
-from manager.volume_scans import volume_scan_loop
+from manager.workers.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
+from manager.workers.prevote import Line, ask_hearing
+from manager.workers.volume_scans import volume_scan_loop
 
 log = logging.getLogger(__name__)
 

@@ -24,14 +24,14 @@ from cluster.membership import (
     transition,
 )
 from cluster.messages import COPY, DEAD, DEFERRED, ROOT_INO, WAITING
-from manager.namespace import queue_scan
-from manager.queue import release_claims
-from manager.schema import servers, tasks
-from manager.state import DOWN, State
-from manager.store import Transaction
+from manager.catalog.schema import servers, tasks
+from manager.catalog.store import Transaction
+from manager.changes.namespace import queue_scan
+from manager.changes.tasks import release_claims
+from manager.memory.state import DOWN, State
 from manager.tasks import align_inode
 from manager.term import Term
-from manager.volume_scans import queue_volume_scan
+from manager.workers.volume_scans import queue_volume_scan
 
 log = logging.getLogger(__name__)
 

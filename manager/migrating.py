@@ -1,7 +1,7 @@
 """Carries migrations out, in the background: plans their moves, keeps a window of them going, and ends them.
 
 Everything is in the catalog, and each step is one transaction, so that the next manager goes on where this one stopped. What
-is in memory only says what was looked at lately. A move goes on by itself when an agent reports (`manager.moving`); here it is
+is in memory only says what was looked at lately. A move goes on by itself when an agent reports (`manager.changes.moves`); here it is
 begun, and looked at again when something may have changed that nobody reports: a writer has closed, a volume has room.
 """
 
@@ -26,16 +26,16 @@ from cluster.messages import (
     PLANNING,
     RUNNING,
 )
-from manager.holdings import holds_anything
-from manager.inodes import find_inode
-from manager.moves import ACTIVE, UNFINISHED, VANISHED, Event, Move, Step
-from manager.moving import record, start_move
-from manager.placement import Place, draw, has_room
+from manager.catalog.hot import Hot
+from manager.catalog.inodes import find_inode
+from manager.catalog.schema import migrations, moves
+from manager.catalog.store import Transaction
+from manager.changes.holdings import holds_anything
+from manager.changes.moves import record, start_move
+from manager.memory.state import MIGRATE, State
 from manager.planning import Order, plan_from_the_start, plan_some
-from manager.schema import migrations, moves
-from manager.state import MIGRATE, State
-from manager.statements import Hot
-from manager.store import Transaction
+from manager.rules.moves import ACTIVE, UNFINISHED, VANISHED, Event, Move, Step
+from manager.rules.placement import Place, draw, has_room
 from manager.tasks import align_inode, replicas_of
 from manager.term import Term
 

@@ -19,12 +19,12 @@ from cluster.messages import (
     PLANNING,
     RUNNING,
 )
-from manager.inodes import InodeRow, children, find_inode
-from manager.moves import UNFINISHED, Event, next_state, taken_by
-from manager.schema import migration_scans, migrations, moves
-from manager.state import State
-from manager.statements import Hot
-from manager.store import Transaction
+from manager.catalog.hot import Hot
+from manager.catalog.inodes import InodeRow, children, find_inode
+from manager.catalog.schema import migration_scans, migrations, moves
+from manager.catalog.store import Transaction
+from manager.memory.state import State
+from manager.rules.moves import UNFINISHED, Event, next_state, taken_by
 from manager.tasks import inodes_on, replicas_of
 
 PLAN_BATCH = 64

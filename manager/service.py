@@ -66,12 +66,20 @@ from cluster.messages import (
     WatchRecalls,
     Welcome,
 )
-from cluster.rpc import SendReply
-from manager import admin, agents, conflicts, foresight, joining, leasing, locking, losing, opening, orders, servers
-from manager.granting import GRANTING
-from manager.introductions import check_hello, introduce
-from manager.questions import QUESTIONS
-from manager.sessions import AGENT, MOUNT, Session
+from cluster.rpc.connection import SendReply
+from manager.memory.granting import GRANTING
+from manager.memory.sessions import AGENT, MOUNT, Session
+from manager.requests import agents, conflicts, servers
+from manager.requests import dry_run as foresight
+from manager.requests import join as joining
+from manager.requests import leases as leasing
+from manager.requests import locks as locking
+from manager.requests import lost_servers as losing
+from manager.requests import migrations as orders
+from manager.requests import opens as opening
+from manager.requests import status as admin
+from manager.requests.hello import check_hello, introduce
+from manager.requests.reads import QUESTIONS
 from manager.term import Term
 
 
@@ -168,7 +176,7 @@ class Candidate(Protocol):
 
 
 class Connection:
-    """One connection of a peer: `cluster.rpc.Handler`."""
+    """One connection of a peer: `cluster.rpc.connection.Handler`."""
 
     def __init__(self, candidate: Candidate, cluster: str) -> None:
         self._candidate = candidate

@@ -11,19 +11,19 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.messages import CLAIMED, COPY, DEAD, DELETE, WAITING
-from manager.fences import Held
-from manager.forsaken import fall_back, forsaken_volumes, newest_replica
-from manager.homes import switch_home
-from manager.inodes import InodeRow, find_inode
-from manager.moves import choose_home
-from manager.moving import active_moves, advance, effective_moves, file_gone, settle_going
-from manager.placement import Action, Copy, Drop, Holding, Layout, Place, lay_out
-from manager.policies import Policy
-from manager.schema import replicas, tasks
-from manager.sessions import Session
-from manager.state import State
-from manager.statements import Hot
-from manager.store import Transaction
+from manager.catalog.homes import switch_home
+from manager.catalog.hot import Hot
+from manager.catalog.inodes import InodeRow, find_inode
+from manager.catalog.schema import replicas, tasks
+from manager.catalog.store import Transaction
+from manager.changes.fallback import fall_back, forsaken_volumes, newest_replica
+from manager.changes.moves import active_moves, advance, effective_moves, file_gone, settle_going
+from manager.memory.mutations import Held
+from manager.memory.policies import Policy
+from manager.memory.sessions import Session
+from manager.memory.state import State
+from manager.rules.moves import choose_home
+from manager.rules.placement import Action, Copy, Drop, Holding, Layout, Place, lay_out
 
 _REPLICAS = Hot(
     select(

@@ -12,24 +12,24 @@ from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
 from cluster.errors import NotManager
 from cluster.leases import Sealer
-from manager.caching import Notes
-from manager.claims import Claims
-from manager.courtesy import Courtesy
-from manager.election import safe_until
-from manager.forsaken import has_forsaken
-from manager.granting import Granting
-from manager.inodes import find_inode
-from manager.leases import Leases
-from manager.liveness import Delays
-from manager.locks import kept_s
-from manager.members import Members
-from manager.moving import has_open_orders
-from manager.policies import Policies
-from manager.queue import begin_queue
-from manager.schema import counters, inodes, orphans, servers
-from manager.sessions import Session, Sessions
-from manager.state import State
-from manager.store import Store, Transaction
+from manager.catalog.inodes import find_inode
+from manager.catalog.schema import counters, inodes, orphans, servers
+from manager.catalog.store import Store, Transaction
+from manager.changes.fallback import has_forsaken
+from manager.changes.moves import has_open_orders
+from manager.changes.tasks import begin_queue
+from manager.memory.claims import Claims
+from manager.memory.granting import Granting
+from manager.memory.leases import Leases
+from manager.memory.locks import kept_s
+from manager.memory.members import Members
+from manager.memory.notes import Notes
+from manager.memory.policies import Policies
+from manager.memory.sessions import Session, Sessions
+from manager.memory.state import State
+from manager.memory.throttle import Courtesy
+from manager.rules.election import safe_until
+from manager.rules.liveness import Delays
 from manager.tasks import discard_objects
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ import pytest
 from xdist.remote import Producer
 from xdist.workermanage import NodeManager
 
-from cluster.fence import lift_below
+from cluster.volume.fence import lift_below
 from lab.lab import Lab
 from lab.state import PARTS
-from tests.modes import FALLBACK, PASSTHROUGH, TURNED_OFF, assert_mode, need_passthrough
 from tests.scheduling import AloneLast, runs_alone
+from tests.support.modes import FALLBACK, PASSTHROUGH, TURNED_OFF, assert_mode, need_passthrough
 
 numbers = itertools.count(1)
 

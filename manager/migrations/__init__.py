@@ -1,1 +1,1 @@
-"""Versions of the catalog's schema (Alembic). `manager.migrate` runs them; there is no alembic.ini."""
+"""Versions of the catalog's schema (Alembic). `manager.catalog.upgrade` runs them; there is no alembic.ini."""

@@ -58,7 +58,7 @@ from cluster.messages import (
     Volumes,
     Welcome,
 )
-from cluster.rpc import SendReply, listen
+from cluster.rpc.connection import SendReply, listen
 from tests.agent.tokens import token_for
 
 

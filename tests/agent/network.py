@@ -13,10 +13,10 @@ from blake3 import blake3
 
 from agent.main import Agent, serve_agent
 from cluster.config import AgentConfig, ManagerConfig, MountConfig, ServerConfig
-from cluster.content import stamp_of
 from cluster.messages import COPY, CommitObject, CreateObject, Node, Replica, Stamp, WriteObject
-from cluster.rpc import Channel, connect
-from cluster.volume import ObjectRecord, VolumeLayout, read_record
+from cluster.rpc.connection import Channel, connect
+from cluster.volume.content import stamp_of
+from cluster.volume.layout import ObjectRecord, VolumeLayout, read_record
 from tests.agent.fakemanager import FakeManager, regular_file
 from tests.agent.tokens import SECRET, token_for
 

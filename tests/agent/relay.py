@@ -2,7 +2,7 @@
 
 import trio
 
-from cluster.wire import parse_address
+from cluster.rpc.wire import parse_address
 from tests.agent.network import Network, free_address
 
 RELAYED_AT_ONCE = 256 * 1024

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 import trio
 
-from agent.pulls import SMALL_BYTES
-from agent.taskqueue import is_small
+from agent.copying.pulls import SMALL_BYTES
+from agent.copying.tasks import is_small
 from cluster.messages import COPY, DELETE, Replica, Stamp, Task, WriteObject
 from tests.agent.network import TIMEOUT_S, Network, digest, free_address, network, record_of, run, stamp_at
 from tests.agent.tokens import token_for

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trio
 
-from agent.dataserver import IO_MAX_BYTES, OPEN_OBJECTS
+from agent.serving.dataserver import IO_MAX_BYTES, OPEN_OBJECTS
 from cluster.errors import Changed, Fenced, Refused, TokenRefused, Unavailable
 from cluster.leases import READ
 from cluster.messages import (
@@ -28,7 +28,7 @@ from cluster.messages import (
     TruncateObject,
     WriteObject,
 )
-from cluster.rpc import Channel
+from cluster.rpc.connection import Channel
 from tests.agent.fakemanager import regular_file
 from tests.agent.network import TIMEOUT_S, Network, network, record_of, run, stamp_at, with_epoch
 from tests.agent.tokens import token_for

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import Refused
-from cluster.extents import COPY_MAX_BYTES
 from cluster.leases import READ
 from cluster.messages import AllocateObject, CommitObject, CopyObject, CreateObject, ReadObject, Request, SeekObject
-from cluster.rpc import Channel
+from cluster.rpc.connection import Channel
+from cluster.volume.extents import COPY_MAX_BYTES
 from tests.agent.fakemanager import regular_file
 from tests.agent.network import TIMEOUT_S, Network, network, run
 from tests.agent.tokens import token_for

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.pulls import SETTLED_NS
-from agent.reading import CHUNK_BYTES, Altered, ObjectReader
-from agent.receiving import LONG_BYTES
-from cluster.fence import stops_writers
+from agent.copying.pulls import SETTLED_NS
+from agent.copying.receiving import LONG_BYTES
+from agent.objects.reading import CHUNK_BYTES, Altered, ObjectReader
+from cluster.volume.fence import stops_writers
+from tests.agent.copying.test_rebuilding import CHANGES, SIZE, copy_twice
 from tests.agent.network import digest, network, run, stamp_at
-from tests.agent.test_rebuilding import CHANGES, SIZE, copy_twice
-from tests.agent.test_reflinks import copied_to_the_other_volume, overwrite, read_all
+from tests.agent.objects.test_reflinks import copied_to_the_other_volume, overwrite, read_all
 
 IMAGE_BYTES = 2 << 30  # most of it a hole; xfs wants at least 300 MiB
 

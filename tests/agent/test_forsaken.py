@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.content import stamp_of
-from cluster.fence import is_fenced
 from cluster.messages import ForgetForsaken, ForsakenObject, KeepForsaken, NameForsaken, Stamp
+from cluster.volume.content import stamp_of
+from cluster.volume.fence import is_fenced
 from tests.agent.fakemanager import CONFLICTS
 from tests.agent.network import Network, digest, network, record_of, run, stamp_at
 

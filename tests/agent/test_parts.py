@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.batches import Batcher, at_most, in_thread
-from agent.locks import KeyedLocks
-from agent.objects import ObjectKey, OpenObjects
-from agent.reports import Reporter
-from agent.workers import BACKOFF_MAX_S, Outcome, backoff_s, run_worker
+from agent.copying.reports import Reporter
+from agent.keyed_locks import KeyedLocks
+from agent.loop import BACKOFF_MAX_S, Outcome, backoff_s, run_worker
+from agent.objects.open_objects import ObjectKey, OpenObjects
 from cluster.errors import Unavailable
 from cluster.messages import ReportTasks, TaskReport
-from cluster.session import ManagerSession
+from cluster.rpc.session import ManagerSession
 
 
 class Scripted:

@@ -11,7 +11,7 @@ import trio
 
 from cluster.config import ServerConfig, dump_config
 from cluster.messages import StatObject
-from cluster.rpc import connect
+from cluster.rpc.connection import connect
 from tests.agent.network import TIMEOUT_S, Network, RunningAgent, network, run
 from tests.agent.tokens import token_for
 

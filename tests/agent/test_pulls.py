@@ -10,10 +10,9 @@ import msgspec
 import pytest
 import trio
 
-from agent import reflinks
-from agent.pulls import SETTLED_NS
-from agent.reading import CHUNK_BYTES, Altered, ObjectReader
-from cluster.content import content_of
+from agent.copying.pulls import SETTLED_NS
+from agent.objects import reflinks
+from agent.objects.reading import CHUNK_BYTES, Altered, ObjectReader
 from cluster.errors import Changed, Corrupt, GodwitError, Refused, TokenRefused
 from cluster.messages import (
     PULLED_MAX_BYTES,
@@ -27,8 +26,9 @@ from cluster.messages import (
     PullObjects,
     SumBlocks,
 )
-from cluster.rpc import Answer
-from cluster.volume import write_record
+from cluster.rpc.connection import Answer
+from cluster.volume.content import content_of
+from cluster.volume.layout import write_record
 from tests.agent.network import TIMEOUT_S, Network, digest, network, record_of, run, stamp_at
 from tests.agent.tokens import token_for
 

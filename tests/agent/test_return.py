@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.release import RELEASE
-from cluster.session import ManagerSession
+from cluster.rpc.session import ManagerSession
 from tests.agent.network import free_address, network, run
 
 

@@ -13,8 +13,8 @@ from agent.main import serve_agent
 from agent.strays import Grace
 from cluster.config import ServerConfig
 from cluster.errors import Fenced, GodwitError, Refused, Unavailable
-from cluster.fence import is_fenced
 from cluster.messages import DELETE, ReadObject, Welcome, WriteObject
+from cluster.volume.fence import is_fenced
 from tests.agent.fakemanager import regular_file
 from tests.agent.network import TIMEOUT_S, network, record_of, run, stamp_at
 from tests.agent.tokens import token_for

@@ -18,7 +18,7 @@ from lab.lab import Lab
 from lab.network import Network
 from lab.registry import register, unregister
 from lab.state import LabState, read_state, server_config, server_names, write_config, write_state
-from tests.cli.runner import godwit
+from tests.support.runner import godwit
 
 
 def all_commands() -> list[tuple[str, ...]]:

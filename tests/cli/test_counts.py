@@ -5,8 +5,8 @@ import re
 import msgspec
 import pytest
 
-from cli.leases import as_told, lease_object, leases_object, print_leases
-from cli.servers import details_object, print_details, print_servers, server_object
+from cli.commands.leases import as_told, lease_object, leases_object, print_leases
+from cli.commands.servers.servers import details_object, print_details, print_servers, server_object
 from cluster.leases import READ, SHARED, WRITE
 from cluster.messages import Holdings, LeaseCounts, LeaseRow, LeaseRows, MountCounts, ServerDetails, ServerInfo
 

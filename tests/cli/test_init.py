@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cluster.config import load_config
-from cluster.volume import VolumeLayout
-from tests.cli.runner import godwit
+from cluster.volume.layout import VolumeLayout
+from tests.support.runner import godwit
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ import pytest
 
 from cluster.config import load_config
 from cluster.invitations import new_token
-from cluster.volume import VolumeLayout
+from cluster.volume.layout import VolumeLayout
 from lab import network, processes
 from lab.database import PROGRAMS
 from lab.lab import Lab
 from lab.launch import launch, program_of, wait_for_parts, wait_for_volumes
 from lab.mounts import detach
 from lab.state import PARTS, read_state
-from tests.network.conditions import wait_until
+from tests.support.conditions import wait_until
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root"),

@@ -5,7 +5,7 @@ import re
 import msgspec
 import pytest
 
-from cli.locks import lock_object, print_locks
+from cli.commands.locks import lock_object, print_locks
 from cluster.messages import LOCK_END, LockRow, LockSpan
 
 ROW = LockRow(7, b"/a", False, LockSpan(10, 19, True), "s2", 42, waiting=False, since_s=3.21)

@@ -6,14 +6,14 @@ from pathlib import Path
 import msgspec
 import trio
 
-from cli.manager import ask_candidates, manager_of, office_object
-from cli.target import Target
+from cli.commands.manager import ask_candidates, manager_of, office_object
+from cli.network.target import Target
 from cluster.messages import AskOffice, OfficeInfo
-from cluster.rpc import SendReply, listen
+from cluster.rpc.connection import SendReply, listen
 from lab.registry import unregister
-from tests.cli.runner import godwit
 from tests.cli.test_commands import fake_lab
 from tests.cluster.test_session import free_address
+from tests.support.runner import godwit
 
 
 class _Says:

@@ -4,11 +4,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cli.commands.migrate import plan_object
+from cli.commands.migrations import migration_object, print_migration
+from cli.commands.watching import describe, require_done
+from cli.display.progress import Meter, Totals, overall_rate, rate_between, totals
 from cli.main import app
-from cli.migrate import plan_object
-from cli.migrations import migration_object, print_migration
-from cli.progress import Meter, Totals, overall_rate, rate_between, totals
-from cli.watching import describe, require_done
 from cluster.errors import Refused
 from cluster.messages import MigrationPlan, MigrationRow, MoveCount
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from cli.render import as_age, as_bytes, as_shown, as_text, print_facts, print_json, print_table
+from cli.display.render import as_age, as_bytes, as_shown, as_text, print_facts, print_json, print_table
 
 
 def test_names_survive_json(capsys: pytest.CaptureFixture[str]) -> None:

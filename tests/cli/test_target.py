@@ -8,13 +8,13 @@ from typing import Any, cast
 import pytest
 import trio
 
-from cli import target as target_module
-from cli.conversation import Asker
-from cli.names import find_inode
-from cli.target import Target, find_target, only_lab, split_at_mount
+from cli.network import target as target_module
+from cli.network.names import find_inode
+from cli.network.target import Target, find_target, only_lab, split_at_mount
 from cluster.config import dump_config
 from cluster.errors import Refused, Unavailable
 from cluster.messages import Blob, Found, Lookup, Node, ReadLink
+from cluster.rpc.conversation import Asker
 from lab import registry
 from lab.lab import Lab
 from lab.network import Network

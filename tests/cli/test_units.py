@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cli.units import UNITS, make_units, program
+from cli.commands.units import UNITS, make_units, program
 from cluster.config import ServerConfig, dump_config, parse_config
 from cluster.errors import Refused
-from tests.cli.runner import godwit
+from tests.support.runner import godwit
 
 CONFIG = parse_config(
     b"""

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 import trio
 
-from cluster import bulk
-from cluster.bulk import BulkConnection
 from cluster.errors import Changed, GodwitError, ProtocolError, Unavailable
-from cluster.frames import BODY_MAX_BYTES, pack
 from cluster.messages import AgentRequest, Chunk, Done, Message, PullEnd, PullObject, Stamp
-from cluster.rpc import Replies, connect, listen
-from cluster.wire import Wire, connect_wire, parse_address
+from cluster.rpc import bulk
+from cluster.rpc.bulk import BulkConnection
+from cluster.rpc.connection import Replies, connect, listen
+from cluster.rpc.frames import BODY_MAX_BYTES, pack
+from cluster.rpc.wire import Wire, connect_wire, parse_address
 from tests.agent.network import TIMEOUT_S, free_address, run
 
 PULL = PullObject(1, 1, 1, Stamp(0, 0, 0), b"")

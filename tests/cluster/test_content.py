@@ -9,11 +9,11 @@ import msgspec
 import pytest
 import trio
 
-from cluster import content as content_module
-from cluster.content import REALTIME_COARSE, commit_object, content_of, object_lock, overlay, visible_ctime_ns
 from cluster.errors import Fenced, Refused, refused
 from cluster.messages import Commit, Content, Node, Operation
-from cluster.volume import read_record
+from cluster.volume import content as content_module
+from cluster.volume.content import REALTIME_COARSE, commit_object, content_of, object_lock, overlay, visible_ctime_ns
+from cluster.volume.layout import read_record
 
 NODE = Node(7, 0o100644, 1, 5, 6, 0, 0, 0, 0, 0, 0, 0, dirty=True, home_volume=1, home_epoch=2)
 

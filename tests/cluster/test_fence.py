@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.fence import despite_fence, fence, is_fenced, is_writable, lift, open_object_at, stops_writers
+from cluster.volume.fence import despite_fence, fence, is_fenced, is_writable, lift, open_object_at, stops_writers
 
 CHANGES: list[Callable[[int], object]] = [
     lambda descriptor: os.pwrite(descriptor, b"late", 0),

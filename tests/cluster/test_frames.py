@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ProtocolError
-from cluster.frames import BODY_MAX_BYTES, HEAD_MAX_BYTES, HEADER, PREFACE, Frame, FrameParser, pack
+from cluster.rpc.frames import BODY_MAX_BYTES, HEAD_MAX_BYTES, HEADER, PREFACE, Frame, FrameParser, pack
 
 frames = st.lists(
     st.builds(Frame, st.integers(0, 2**64 - 1), st.binary(max_size=50), st.binary(max_size=200)),

@@ -14,9 +14,7 @@ import msgspec
 import pytest
 import trio
 
-from cluster import rpc
 from cluster.errors import Changed, GodwitError, NoSpace, Refused, Unavailable
-from cluster.frames import BODY_MAX_BYTES, HEADER, PREFACE, pack
 from cluster.messages import (
     AgentRequest,
     Chunk,
@@ -34,8 +32,10 @@ from cluster.messages import (
     WriteObject,
     Written,
 )
-from cluster.rpc import Answer, Channel, SendReply, connect, listen
-from cluster.wire import parse_address
+from cluster.rpc import connection as rpc
+from cluster.rpc.connection import Answer, Channel, SendReply, connect, listen
+from cluster.rpc.frames import BODY_MAX_BYTES, HEADER, PREFACE, pack
+from cluster.rpc.wire import parse_address
 
 TIMEOUT_S = 5.0
 PULL = PullObject(1, 1, 1, Stamp(0, 0, 0), b"")

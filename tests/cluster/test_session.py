@@ -11,8 +11,8 @@ import trio
 
 from cluster.errors import Fenced, NotManager, ProtocolError, Unavailable
 from cluster.messages import Beat, Done, Heartbeat, Hello, ManagerRequest, Ping, Pong, Sync, Welcome
-from cluster.rpc import SendReply, listen
-from cluster.session import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, ManagerSession
+from cluster.rpc.connection import SendReply, listen
+from cluster.rpc.session import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, ManagerSession
 
 
 def free_address() -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import Refused
-from cluster.volume import (
+from cluster.volume.layout import (
     RECORD_MAX_BYTES,
     RECORD_XATTR,
     ObjectRecord,

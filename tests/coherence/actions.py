@@ -28,7 +28,7 @@ from tests.coherence.records import (
     record,
     records_in,
 )
-from tests.mount.acting import renameat2
+from tests.support.acting import renameat2
 
 DIRECTORIES = ("a", "b")
 CHANGING = tuple(f"{directory}/n{number}" for directory in DIRECTORIES for number in range(4))

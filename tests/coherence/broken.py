@@ -16,10 +16,10 @@ import msgspec
 import trio
 
 import fusefs.main
-from cli.run import run_part
+from cli.commands.run import run_part
 from cluster.errors import GodwitError
 from cluster.messages import Grant, Recall, RecallDone, Request
-from cluster.session import ManagerSession
+from cluster.rpc.session import ManagerSession
 
 R = TypeVar("R")
 

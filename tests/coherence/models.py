@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import cast
 
 from tests.coherence.search import State
-from tests.mount.acting import RENAME_EXCHANGE, RENAME_NOREPLACE
+from tests.support.acting import RENAME_EXCHANGE, RENAME_NOREPLACE
 
 What = tuple[Hashable, ...]
 

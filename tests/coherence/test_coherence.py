@@ -14,7 +14,7 @@ import pytest
 from lab.lab import Lab
 from tests.coherence.load import Load, chosen_seed
 from tests.coherence.reporting import judge
-from tests.modes import FALLBACK, PASSTHROUGH, both_modes
+from tests.support.modes import FALLBACK, PASSTHROUGH, both_modes
 
 CALLS = {PASSTHROUGH: 50_000, FALLBACK: 12_000}
 CALLS_ON_TMPFS = 30_000

@@ -16,7 +16,7 @@ import pytest
 from lab.lab import Lab
 from tests.coherence.load import Load, chosen_seed, mark_missing
 from tests.coherence.reporting import judge
-from tests.network.conditions import godwit, wait_until
+from tests.support.conditions import godwit, wait_until
 
 ACCESS_S = 2.0
 REQUEST_TIMEOUT_S = 8.0

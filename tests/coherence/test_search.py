@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.coherence.models import Names, Register
 from tests.coherence.records import Call, Operation
 from tests.coherence.search import Model, State, Step, check
-from tests.mount.acting import RENAME_EXCHANGE, RENAME_NOREPLACE
+from tests.support.acting import RENAME_EXCHANGE, RENAME_NOREPLACE
 
 OPERATION = Operation(1, "s1", Call(1, 0, "write"))
 

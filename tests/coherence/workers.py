@@ -31,7 +31,7 @@ from tests.coherence.actions import (
     own_name,
 )
 from tests.coherence.records import CELLS, NEW_MODE
-from tests.mount.acting import RENAME_EXCHANGE, RENAME_NOREPLACE
+from tests.support.acting import RENAME_EXCHANGE, RENAME_NOREPLACE
 
 KEPT_OPEN = 4
 MODES = (0o600, 0o640, NEW_MODE, 0o660, 0o666, 0o700, 0o711, 0o755)

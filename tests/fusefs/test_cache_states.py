@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.messages import Grant, Node, Recall
-from fusefs.caching import Caching
+from fusefs.caching.cache import Caching
 
 INO = 7
 ACCESS_S = 15.0

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from cluster.messages import Grant, Node, Recall
-from fusefs import caching as caching_module
-from fusefs.caching import Allowance, Caching, Contents, KeptListing, Listed, Seen
+from fusefs.caching import cache as caching_module
+from fusefs.caching.cache import Allowance, Caching, Contents, KeptListing, Listed, Seen
 
 ACCESS_S = 15.0
 DIRECTORY, FILE, OTHER = 10, 11, 12

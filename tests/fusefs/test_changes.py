@@ -9,10 +9,10 @@ import trio
 
 from cluster.errors import GodwitError, Refused, Unavailable
 from cluster.messages import Applied, Create, Grant, Node, Operation, Recall, Unlink
-from cluster.session import ManagerSession
-from fusefs.caching import Caching, Contents
-from fusefs.changes import Changes
-from fusefs.recalls import Recalls
+from cluster.rpc.session import ManagerSession
+from fusefs.caching.cache import Caching, Contents
+from fusefs.caching.changes import Changes
+from fusefs.caching.recalls import Recalls
 
 PARENT, DIRECTORY, FILE = 1, 10, 11
 

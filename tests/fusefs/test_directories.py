@@ -7,16 +7,16 @@ from typing import Any, cast
 import trio
 
 from cluster.messages import COOKIE_TERM_BITS, Entry, GetParent, Grant, Listing, Node, Parent, ReadDir, Recall
-from cluster.session import ManagerSession
-from fusefs.attributes import Attributes
-from fusefs.caching import Caching
-from fusefs.channel import OpenFlag
-from fusefs.directories import TERM_MAX, Directories
+from cluster.rpc.session import ManagerSession
+from fusefs.caching.cache import Caching
+from fusefs.content.attributes import Attributes
+from fusefs.content.last_paths import LastKnownPaths
 from fusefs.files import Files
-from fusefs.listings import COOKIE_MAX, MARKS, Marks, cookie_of, position
+from fusefs.kernel.listings import COOKIE_MAX, MARKS, Marks, cookie_of, position
+from fusefs.kernel.stream import OpenFlag
+from fusefs.names.listings import TERM_MAX, Directories
+from fusefs.names.open_directories import Opens
 from fusefs.openfiles import OpenFiles
-from fusefs.opens import Opens
-from fusefs.paths import LastKnownPaths
 
 DIRECTORY, FILE = 10, 11
 KEEP = OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE

@@ -8,10 +8,10 @@ import pytest
 import trio
 
 from cluster.errors import GodwitError, Refused, Unavailable
-from cluster.extents import COPY_MAX_BYTES
-from cluster.session import ManagerSession
-from cluster.volume import VolumeLayout
-from fusefs.extents import copy_all
+from cluster.rpc.session import ManagerSession
+from cluster.volume.extents import COPY_MAX_BYTES
+from cluster.volume.layout import VolumeLayout
+from fusefs.handlers.extents import copy_all
 from fusefs.objects import LocalObject
 from fusefs.reading import all_data
 

@@ -13,15 +13,15 @@ from types import MappingProxyType
 
 import pytest
 
-from fusefs import channel
+from fusefs.kernel import stream as channel
 
-NATIVE = Path(__file__).parents[2] / "fusefs" / "native"
+NATIVE = Path(__file__).parents[2] / "fusefs" / "kernel" / "native"
 SOURCE = Path(__file__).parent / "native" / "fake_libfuse.c"
 
 # Loads what pyfuse3 would load, and calls what it would call, with a socket for the kernel's messages.
 MOUNTED = """
 import ctypes, json, os, random, socket, struct, sys
-from fusefs import channel
+from fusefs.kernel import stream as channel
 
 class Buffer(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("flags", ctypes.c_int), ("memory", ctypes.c_void_p), ("descriptor", ctypes.c_int)]
@@ -170,8 +170,8 @@ TAKE_EXTENSION = """
 import importlib.util, os, sys
 before = sys.getdlopenflags()
 sys.setdlopenflags(before | os.RTLD_GLOBAL)
-spec = importlib.util.spec_from_file_location("fusefs._channel", os.environ["GODWIT_CHANNEL"])
-sys.modules["fusefs._channel"] = importlib.util.module_from_spec(spec)
+spec = importlib.util.spec_from_file_location("fusefs.kernel._channel", os.environ["GODWIT_CHANNEL"])
+sys.modules["fusefs.kernel._channel"] = importlib.util.module_from_spec(spec)
 sys.setdlopenflags(before)
 """
 

@@ -10,8 +10,8 @@ import trio.testing
 from cluster.errors import Refused, Unavailable
 from cluster.leases import READ, LeaseToken, Sealer
 from cluster.messages import AskLeases, LeaseTokens
-from fusefs.caching import Caching
-from fusefs.leases import Leases, Use
+from fusefs.caching.cache import Caching
+from fusefs.caching.tokens import Leases, Use
 
 ACCESS_S = 30.0
 RENEW_S = 10.0

@@ -7,8 +7,8 @@ import trio
 import trio.testing
 
 from cluster.messages import Grant, Node, Recall
-from fusefs.caching import Caching
-from fusefs.lingering import LINGER_MAX, LINGER_S, LOOK_S, Lingering
+from fusefs.caching.cache import Caching
+from fusefs.content.lingering import LINGER_MAX, LINGER_S, LOOK_S, Lingering
 from fusefs.openfiles import OpenInode
 
 REGULAR, DIRECTORY = 0o100644, 0o040755

@@ -24,12 +24,12 @@ from cluster.messages import (
     Welcome,
     WokenLocks,
 )
-from fusefs.caching import Caching
+from fusefs.caching.cache import Caching
+from fusefs.kernel.requests import Opcode, Raw
 from fusefs.locks import BY_FLOCK, READ, UNLOCK, WRITE, Locks
-from fusefs.raw import Opcode, Raw
-from manager.locks import Locks as Table
-from manager.sessions import MOUNT
-from manager.sessions import Session as ManagersSession
+from manager.memory.locks import Locks as Table
+from manager.memory.sessions import MOUNT
+from manager.memory.sessions import Session as ManagersSession
 
 ACCESS_S = 15.0
 LASTS_S = 15.75

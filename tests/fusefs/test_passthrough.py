@@ -15,13 +15,13 @@ import pytest
 import trio
 
 from cluster.messages import FALLBACK, PARTLY_PASSED, PASSED, Node
-from cluster.session import ManagerSession
-from fusefs import channel
-from fusefs import passthrough as passing
-from fusefs.channel import Channel, InitFlag
+from cluster.rpc.session import ManagerSession
+from fusefs.content import passthrough as passing
+from fusefs.content.passthrough import NO_FENCE, Passthrough
+from fusefs.kernel import stream as channel
+from fusefs.kernel.stream import Channel, InitFlag
 from fusefs.objects import LocalObject, Object
 from fusefs.openfiles import Handle, OpenInode, Way
-from fusefs.passthrough import NO_FENCE, Passthrough
 
 NODE = Node(7, 0o100644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 ALL = InitFlag.PASSTHROUGH | InitFlag.DIRECT_IO_ALLOW_MMAP

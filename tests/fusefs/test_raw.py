@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from cluster.errors import refused
-from fusefs.raw import Opcode, Raw, RawRequests, parse
+from fusefs.kernel.requests import Opcode, Raw, RawRequests, parse
 
 
 def message(opcode: int, unique: int, body: bytes, *, extensions: int = 0) -> bytes:

@@ -9,8 +9,8 @@ import trio
 
 from cluster.errors import Unavailable
 from cluster.messages import Done, GiveBack, Grant, Node, Recall, RecallDone, Request
-from fusefs.caching import Caching
-from fusefs.recalls import LATER_S, Recalls
+from fusefs.caching.cache import Caching
+from fusefs.caching.recalls import LATER_S, Recalls
 
 DIRECTORY, FILE = 10, 11
 ACCESS_S = 15.0

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from cluster.errors import NoSpace
 from cluster.messages import Node, Volume
+from fusefs.content.last_paths import LastKnownPaths
+from fusefs.content.peers import pick_home
 from fusefs.files import KernelPages
 from fusefs.openfiles import OpenInode
-from fusefs.paths import LastKnownPaths
-from fusefs.peers import pick_home
 
 NODE = Node(7, 0o100644, 1, 0, 0, 0, 10, 8, 1, 1, 1, 1, version=3, home_volume=1, home_epoch=1)
 

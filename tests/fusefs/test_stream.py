@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fusefs.channel import InitFlag, OpenFlag
+from fusefs.kernel.stream import InitFlag, OpenFlag
 
-NATIVE = Path(__file__).parents[2] / "fusefs" / "native"
+NATIVE = Path(__file__).parents[2] / "fusefs" / "kernel" / "native"
 DRIVER = Path(__file__).parent / "native" / "stream_driver.c"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 

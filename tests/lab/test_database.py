@@ -16,8 +16,8 @@ from lab import database
 from lab.lab import Lab
 from lab.network import processes_in
 from lab.state import read_state, write_state
-from tests.cli.runner import godwit
 from tests.lab.test_lab import remains
+from tests.support.runner import godwit
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root"),

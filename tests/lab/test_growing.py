@@ -10,15 +10,15 @@ import msgspec
 import pytest
 
 from cluster.errors import GodwitError, Refused
-from cluster.volume import VolumeLayout
+from cluster.volume.layout import VolumeLayout
 from lab import network
 from lab.lab import Lab
 from lab.launch import NotReady
 from lab.mounts import is_fuse_mount
 from lab.registry import tag_of
 from lab.state import new_state, read_state, write_state
-from tests.cli.runner import godwit
 from tests.lab.test_lab import connect, remains
+from tests.support.runner import godwit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root")
 

@@ -18,7 +18,7 @@ from lab.launch import NotReady
 from lab.mounts import answers, is_fuse_mount, mounts_below
 from lab.registry import REGISTRY, registered, tag_of
 from lab.state import PARTS
-from tests.cli.runner import godwit
+from tests.support.runner import godwit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root")
 

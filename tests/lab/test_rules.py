@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import Refused
-from cluster.volume import VolumeLayout
+from cluster.volume.layout import VolumeLayout
 from lab import processes
 from lab.lab import Lab
 from lab.mounts import Mounted, parse_mountinfo

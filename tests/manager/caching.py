@@ -8,7 +8,7 @@ import trio
 
 from cluster.errors import NotManager
 from cluster.messages import Described, Found, GetAttr, Grant, Listing, Lookup, ReadDir, Recall, RecallDone
-from manager.fences import QUIET_S
+from manager.memory.mutations import QUIET_S
 from tests.manager.office import Office, Peer, until
 
 QUIET_FOR_S = QUIET_S * 1.1

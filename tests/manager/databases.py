@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sqlalchemy import create_engine
 
-from manager.migrate import migrate
-from manager.store import make_engines
+from manager.catalog.store import make_engines
+from manager.catalog.upgrade import migrate
 
 MEMORY = "/dev/shm"
 SERVER_BYTES = 1 << 30

@@ -39,14 +39,14 @@ from cluster.messages import (
     WatchRecalls,
     Welcome,
 )
-from manager.housekeeping import reap_loop, scan_loop
-from manager.migrate import migrate
+from manager.catalog.office import read_office, take_office
+from manager.catalog.store import Store, make_engines, write_transaction
+from manager.catalog.upgrade import migrate
 from manager.migrating import migrate_loop
-from manager.office import read_office, take_office
 from manager.service import Candidate, Connection
-from manager.store import Store, make_engines, write_transaction
 from manager.term import Term
-from manager.volume_scans import volume_scan_loop
+from manager.workers.housekeeping import reap_loop, scan_loop
+from manager.workers.volume_scans import volume_scan_loop
 
 R = TypeVar("R")
 
@@ -83,7 +83,7 @@ class Peer:
         return await self.ask(Hello(PROTOCOL, "test", self.server, self.role, self.number, opens or [], [], caching or []))
 
     async def ask(self, request: Request[R]) -> R:
-        """As `cluster.rpc` does for a process elsewhere."""
+        """As `cluster.rpc.connection` does for a process elsewhere."""
 
         async def send(_reply: Any, _body: Any) -> None:
             raise AssertionError("managers answer once")

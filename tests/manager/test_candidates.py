@@ -13,14 +13,14 @@ from sqlalchemy import Engine, insert
 from cluster.config import ServerConfig
 from cluster.errors import ProtocolError, Unavailable
 from cluster.messages import ROOT_INO, AskHearing, AskOffice, GetAttr, GetStatus, Hearing, OfficeInfo, Ping, Request, Status
-from cluster.rpc import connect
-from cluster.session import ManagerSession
-from manager.election import OfficeRow
+from cluster.rpc.connection import connect
+from cluster.rpc.session import ManagerSession
+from manager.catalog.office import extend_office, read_office, take_office
+from manager.catalog.schema import servers
+from manager.catalog.store import make_engines, write_transaction
+from manager.catalog.upgrade import migrate
 from manager.main import run_manager
-from manager.migrate import migrate
-from manager.office import extend_office, read_office, take_office
-from manager.schema import servers
-from manager.store import make_engines, write_transaction
+from manager.rules.election import OfficeRow
 from tests.manager.office import config, until
 
 TERM_S = 1.0

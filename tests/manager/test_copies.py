@@ -42,8 +42,8 @@ from cluster.messages import (
     Unlink,
     Where,
 )
-from manager import agents as agents_module
-from manager.housekeeping import tick_loop
+from manager.requests import agents as agents_module
+from manager.workers.housekeeping import tick_loop
 from tests.manager.office import GIB, NOW, Office, Peer, in_office, small_network, until
 
 

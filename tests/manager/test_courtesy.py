@@ -5,7 +5,7 @@ import trio.testing
 
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.messages import ROOT_INO, AwaitCopies, GetWhere, Heartbeat, StartMigration, Task
-from manager.courtesy import RUSH_REQUESTS, RUSH_S, Courtesy
+from manager.memory.throttle import RUSH_REQUESTS, RUSH_S, Courtesy
 from tests.manager.office import Office, Peer, small_network
 
 NEVER_S = 1000.0

@@ -8,11 +8,11 @@ from sqlalchemy import select, update
 
 from cluster.leases import read_token
 from cluster.messages import AskLeases, Close, Closing, Node, Open, Opened, StartMigration
-from manager.homes import switch_home
-from manager.inodes import get_inode
-from manager.moves import ACTIVE
-from manager.schema import moves, replicas
-from manager.store import Transaction
+from manager.catalog.homes import switch_home
+from manager.catalog.inodes import get_inode
+from manager.catalog.schema import moves, replicas
+from manager.catalog.store import Transaction
+from manager.rules.moves import ACTIVE
 from manager.tasks import replicas_of
 from tests.manager.caching import caching_mount
 from tests.manager.office import Office, Peer, small_network

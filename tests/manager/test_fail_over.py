@@ -26,8 +26,8 @@ from cluster.messages import (
     SetXattr,
     Unlink,
 )
-from manager.office import depose_office, read_office
-from manager.store import Transaction, make_engines, write_transaction
+from manager.catalog.office import depose_office, read_office
+from manager.catalog.store import Transaction, make_engines, write_transaction
 from tests.manager.office import NOW, Office, Peer, in_office, small_network
 from tests.manager.test_lost_database import backend, engines, terminate
 

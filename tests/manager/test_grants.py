@@ -25,13 +25,14 @@ from cluster.messages import (
     Rename,
     SetAttr,
 )
-from manager import leases, leasing
-from manager.fences import Fences, Mutation, as_markdown
-from manager.leases import Leases
-from manager.questions import QUESTIONS
-from manager.schema import caching
+from manager.catalog.schema import caching
+from manager.memory import leases
+from manager.memory.leases import Leases
+from manager.memory.mutations import Fences, Mutation, as_markdown
+from manager.memory.sessions import Session
+from manager.requests import leases as leasing
+from manager.requests.reads import QUESTIONS
 from manager.service import Connection as Served
-from manager.sessions import Session
 from tests.manager.caching import CachingMount, caching_mount, granted, quiet
 from tests.manager.office import NOW, SECRET, Office, small_network
 

@@ -6,7 +6,7 @@ from cluster.clock import monotonic_s
 from cluster.leases import READ, SHARED, WRITE, LeaseToken, Sealer, margin_s, read_token
 from cluster.messages import PROTOCOL as VERSION
 from cluster.messages import AskLeases, Close, Closing, Hello, LeaseRows, ListLeases, ListUnsettled, Open, OpenInode
-from manager.leases import Leases
+from manager.memory.leases import Leases
 from tests.manager.office import SECRET, Office, Peer, in_office, small_network, until
 
 ACCESS_S = 15.0

@@ -32,7 +32,7 @@ from cluster.messages import (
     Unlink,
     Where,
 )
-from manager.schema import forsaken
+from manager.catalog.schema import forsaken
 from tests.manager.office import NOW, Office, Peer, in_office
 from tests.manager.test_membership import told
 
@@ -82,7 +82,7 @@ class Scene:
         assert self.office.term is not None
 
         async def scanned() -> bool:
-            return not await self.rows("SELECT volume FROM volume_scans")
+            return not await self.rows("SELECT volume from volume_scans")
 
         await self.office.background(scanned)
 
@@ -171,7 +171,7 @@ def test_a_file_that_somebody_may_be_writing_waits(url: str) -> None:
         await scene.lose()
 
         async def looked_at() -> bool:
-            return bool(await scene.rows(f"SELECT after FROM volume_scans WHERE volume = 1 AND after >= {node.ino}"))
+            return bool(await scene.rows(f"SELECT after from volume_scans WHERE volume = 1 AND after >= {node.ino}"))
 
         await scene.office.background(looked_at)
         assert await scene.home(node.ino) == "s1"
@@ -214,7 +214,7 @@ def test_nothing_is_put_over_what_was_forsaken_and_nobody_deletes_it(url: str) -
         agent = await scene.come_back()
         await scene.fall()
         assert await agent.claim() == []
-        assert await scene.rows("SELECT task FROM tasks WHERE volume = 1") == []
+        assert await scene.rows("SELECT task from tasks WHERE volume = 1") == []
         assert (await agent.ask(FindStrays(1, [kept.ino, removed.ino]))).inodes == []
         found = (await agent.ask(ListForsaken())).objects
         assert [(item.ino, item.volume, item.stamp, item.kept_size, item.conflict) for item in found] == [

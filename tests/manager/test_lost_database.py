@@ -8,9 +8,9 @@ import trio
 from sqlalchemy import Connection, Engine, select, text, update
 
 from cluster.errors import NotManager
-from manager.office import read_office
-from manager.schema import counters
-from manager.store import POSTGRES_SETTINGS, Store, Transaction, make_engines
+from manager.catalog.office import read_office
+from manager.catalog.schema import counters
+from manager.catalog.store import POSTGRES_SETTINGS, Store, Transaction, make_engines
 from tests.manager.office import in_office
 
 SLEEP_LIMIT = POSTGRES_SETTINGS["options"].rpartition("=")[2].replace("000", "s")
@@ -121,7 +121,7 @@ def test_a_manager_that_sleeps_in_a_transaction_loses_it_and_its_locks(postgres_
 def wait_until_gone(engine: Engine, pid: int) -> None:
     """Returns when the server has ended a process by itself; the test's own time limit is the deadline."""
     with engine.connect() as connection:
-        while connection.execute(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}).scalar_one():
+        while connection.execute(text("SELECT count(*) from pg_stat_activity WHERE pid = :pid"), {"pid": pid}).scalar_one():
             connection.exec_driver_sql("SELECT pg_sleep(0.01)")
 
 

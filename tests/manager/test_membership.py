@@ -28,9 +28,9 @@ from cluster.messages import (
     ServerInfo,
     VolumeState,
 )
+from manager.catalog.schema import invitations, scans, servers, tasks, volume_scans
+from manager.catalog.store import Transaction
 from manager.membership import change_standing, requeue_loop, tick_members
-from manager.schema import invitations, scans, servers, tasks, volume_scans
-from manager.store import Transaction
 from tests.manager.office import GIB, Office, Peer, in_office, small_network, until
 from tests.manager.test_copies import agent_of, agents_of, where
 

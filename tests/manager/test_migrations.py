@@ -38,9 +38,9 @@ from cluster.messages import (
     Unlink,
 )
 from manager import migrating
-from manager.queue import release_claims
-from manager.schema import replicas
-from manager.volume_scans import queue_volume_scan
+from manager.catalog.schema import replicas
+from manager.changes.tasks import release_claims
+from manager.workers.volume_scans import queue_volume_scan
 from tests.manager.office import GIB, NOW, Office, Peer, in_office, small_network
 from tests.manager.test_copies import agents_of, where
 

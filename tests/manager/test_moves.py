@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.messages import MOVE_COPYING, MOVE_DELETING, MOVE_DONE, MOVE_FAILED, MOVE_WAITING
 from manager.migrating import pick_target
-from manager.moves import (
+from manager.rules.moves import (
     ACTIVE,
     MEANINGS,
     TRANSITIONS,
@@ -23,8 +23,8 @@ from manager.moves import (
     look_at_target,
     next_state,
 )
-from manager.placement import Copy, Drop, Holding, Layout, Place, lay_out
-from tests.manager.placing import place
+from manager.rules.placement import Copy, Drop, Holding, Layout, Place, lay_out
+from tests.manager.rules.placing import place
 
 GIB = 2**30
 DOCUMENT = Path(__file__, "../../../docs/migration.md").resolve()

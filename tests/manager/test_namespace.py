@@ -27,7 +27,7 @@ from cluster.messages import (
     SetXattr,
     Unlink,
 )
-from manager import acl
+from manager.rules import acl
 from tests.manager.office import NOW, Peer, small_network
 
 LATER = NOW + 1000

@@ -5,9 +5,9 @@ from sqlalchemy import Connection, select
 
 from cluster.clock import monotonic_s
 from cluster.messages import ROOT_INO, Close, Closing, Link, Node, Open, Rename, Rmdir, SetAttr, Unlink
-from manager.housekeeping import tick_loop
-from manager.schema import caching
+from manager.catalog.schema import caching
 from manager.service import Connection as Served
+from manager.workers.housekeeping import tick_loop
 from tests.manager.caching import CachingMount, caching_mount, granted, quiet
 from tests.manager.office import NOW, Office, Peer, in_office, small_network, until
 

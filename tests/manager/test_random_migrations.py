@@ -34,9 +34,9 @@ from cluster.messages import (
     TaskReport,
     Unlink,
 )
+from manager.catalog.schema import inodes, replicas, tasks
+from manager.changes.tasks import release_claims
 from manager.migrating import Migrator
-from manager.queue import release_claims
-from manager.schema import inodes, replicas, tasks
 from manager.term import reap
 from tests.manager.office import NOW, Office, Peer, in_office
 

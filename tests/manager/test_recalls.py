@@ -29,7 +29,7 @@ from cluster.messages import (
     SetXattr,
     Unlink,
 )
-from manager.fences import RECALLED
+from manager.memory.mutations import RECALLED
 from tests.manager.caching import CachingMount, caching_mount, granted, quiet
 from tests.manager.office import NOW, Office, Peer, small_network, until
 

@@ -18,12 +18,12 @@ from sqlalchemy.exc import OperationalError
 
 from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Refused, refused
 from cluster.messages import PROTOCOL, Applied, Apply, GetAttr, Hello, Unlink
-from manager import store as store_module
-from manager import wal
-from manager.migrate import migrate
-from manager.office import extend_office, read_office, take_office
-from manager.schema import applied, counters, metadata
-from manager.store import Store, Transaction, is_retriable, make_engines, retrying, write_transaction
+from manager.catalog import store as store_module
+from manager.catalog import wal
+from manager.catalog.office import extend_office, read_office, take_office
+from manager.catalog.schema import applied, counters, metadata
+from manager.catalog.store import Store, Transaction, is_retriable, make_engines, retrying, write_transaction
+from manager.catalog.upgrade import migrate
 from tests.manager.office import NOW, in_office, small_network
 
 
@@ -439,7 +439,7 @@ def test_acknowledged_replies_are_forgotten(url: str) -> None:
             for number in range(200):
                 await mount.mkdir(b"%d" % number)
             stored = await office.store.read(
-                lambda connection: connection.execute(text("SELECT count(*) FROM applied")).scalar_one()
+                lambda connection: connection.execute(text("SELECT count(*) from applied")).scalar_one()
             )
             assert stored < 130
 

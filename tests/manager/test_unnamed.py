@@ -25,12 +25,12 @@ from cluster.messages import (
     SetXattr,
     Unlink,
 )
-from manager import acl
+from manager.rules import acl
 from tests.manager.caching import caching_mount, granted, quiet
 from tests.manager.office import NOW, Office, Peer, in_office, small_network
 from tests.manager.test_copies import where
 from tests.manager.test_namespace import refuses
-from tests.mount.choices import ACLS
+from tests.support.choices import ACLS
 
 FILE = stat.S_IFREG | 0o666
 LATER = NOW + 1000

@@ -9,7 +9,7 @@ import pytest
 
 from lab.lab import Lab
 from tests.conftest import fresh, reading_logs
-from tests.modes import FALLBACK, PASSTHROUGH
+from tests.support.modes import FALLBACK, PASSTHROUGH
 
 
 @pytest.fixture(params=["ext4", "mount"])

@@ -5,8 +5,8 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from tests.mount.acting import ANNA, BERT, ROOT, Outcome, User, acting_as, outcome
-from tests.mount.trees import Seen, attributes, content, differences, snapshot, walk, xattrs
+from tests.support.acting import ANNA, BERT, ROOT, Outcome, User, acting_as, outcome
+from tests.support.trees import Seen, attributes, content, differences, snapshot, walk, xattrs
 
 PADDING = b"up/up/up"
 

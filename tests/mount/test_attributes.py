@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lab.lab import Lab
-from tests.mount.acting import ANNA, BERT, ROOT, User, acting_as
-from tests.mount.choices import ACLS
+from tests.support.acting import ANNA, BERT, ROOT, User, acting_as
+from tests.support.choices import ACLS
 
 
 def mode_of(path: Path) -> int:

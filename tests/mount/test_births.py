@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.modes import both_modes
-from tests.mount.acting import AT_FDCWD, libc
 from tests.mount.conftest import Views
 from tests.mount.test_times import wait_for_a_tick
+from tests.support.acting import AT_FDCWD, libc
+from tests.support.modes import both_modes
 
 AT_SYMLINK_NOFOLLOW = 0x100
 BASIC_STATS, BIRTH_TIME = 0x7FF, 0x800

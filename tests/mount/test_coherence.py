@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from lab.lab import Lab
-from tests.mount.acting import RENAME_EXCHANGE, renameat2
 from tests.mount.conftest import Views
-from tests.mount.processes import together
-from tests.mount.trees import snapshot
+from tests.support.acting import RENAME_EXCHANGE, renameat2
+from tests.support.processes import together
+from tests.support.trees import snapshot
 
 PAIRS = list(itertools.permutations(("s1", "s2", "s3"), 2))
 

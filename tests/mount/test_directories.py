@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.acting import RENAME_EXCHANGE, RENAME_NOREPLACE, libc, renameat2
-from tests.mount.processes import start, together
+from tests.support.acting import RENAME_EXCHANGE, RENAME_NOREPLACE, libc, renameat2
+from tests.support.processes import start, together
 
 libc.opendir.restype = ctypes.c_void_p
 libc.readdir.restype = ctypes.c_void_p

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.acting import ANNA, BERT, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, Outcome, acting_as, fallocate, outcome
-from tests.mount.extents import runs
 from tests.mount.test_files import opened
-from tests.programs.running import need
+from tests.support.acting import ANNA, BERT, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, Outcome, acting_as, fallocate, outcome
+from tests.support.extents import runs
+from tests.support.running import need
 
 BLOCK = 4096
 MIB = 1 << 20

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.acting import ANNA, acting_as
-from tests.mount.processes import together
+from tests.support.acting import ANNA, acting_as
+from tests.support.processes import together
 
 GIB = 1 << 30
 

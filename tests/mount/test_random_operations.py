@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from tests.modes import FALLBACK, PASSTHROUGH, both_modes
-from tests.mount import choices
-from tests.mount.acting import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT, User, fallocate, link_open, renameat2
-from tests.mount.choices import Where
-from tests.mount.extents import extents_from
 from tests.mount.pair import Pair, Side
-from tests.mount.trees import attributes, xattrs
+from tests.support import choices
+from tests.support.acting import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT, User, fallocate, link_open, renameat2
+from tests.support.choices import Where
+from tests.support.extents import extents_from
+from tests.support.modes import FALLBACK, PASSTHROUGH, both_modes
+from tests.support.trees import attributes, xattrs
 
 OPERATIONS = {PASSTHROUGH: 10_000, FALLBACK: 3_000}
 STEPS = 80

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lab.lab import Lab
 from tests.mount.conftest import Views
-from tests.mount.trees import differences, snapshot
-from tests.network.conditions import wait_for_replicas
+from tests.support.conditions import wait_for_replicas
+from tests.support.trees import differences, snapshot
 
 FILES = 60
 CAPABILITY = struct.pack("<5I", 0x02000000, 1 << 10, 0, 0, 0)

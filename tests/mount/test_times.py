@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.acting import RENAME_EXCHANGE, renameat2
+from tests.support.acting import RENAME_EXCHANGE, renameat2
 
 CLOCK_REALTIME_COARSE = 5
 DEADLINE_S = 5.0

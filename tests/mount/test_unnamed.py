@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.modes import both_modes
-from tests.mount.acting import ANNA, AT_EMPTY_PATH, AT_SYMLINK_FOLLOW, BERT, ROOT, acting_as, link_open
-from tests.mount.choices import ACLS
 from tests.mount.conftest import Views
 from tests.mount.test_births import born_ns
 from tests.mount.test_files import opened
 from tests.mount.test_times import wait_for_a_tick
+from tests.support.acting import ANNA, AT_EMPTY_PATH, AT_SYMLINK_FOLLOW, BERT, ROOT, acting_as, link_open
+from tests.support.choices import ACLS
+from tests.support.modes import both_modes
 
 WAYS = pytest.mark.parametrize("how", [AT_SYMLINK_FOLLOW, AT_EMPTY_PATH], ids=["by /proc", "by the descriptor"])
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from cluster.frames import PREFACE
-from cluster.volume import VolumeLayout
-from cluster.wire import parse_address
+from cluster.rpc.frames import PREFACE
+from cluster.rpc.wire import parse_address
+from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
-from tests.network.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
+from tests.support.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
 
 REQUEST_TIMEOUT_S = 8.0
 SESSION_TIMEOUT_S = 6.0

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from cluster.volume import VolumeLayout, read_record
+from cluster.volume.layout import VolumeLayout, read_record
 from lab.lab import Lab
-from tests.network.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
+from tests.support.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 PACKAGES = ["json", "email", "asyncio", "logging", "unittest"]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.modes import both_modes
-from tests.mount.trees import differences, snapshot
-from tests.programs.running import need, run
+from tests.support.modes import both_modes
+from tests.support.running import need, run
+from tests.support.trees import differences, snapshot
 
 pytestmark = [pytest.mark.programs, both_modes]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.modes import both_modes
-from tests.programs.running import need, run
+from tests.support.modes import both_modes
+from tests.support.running import need, run
 
 pytestmark = [pytest.mark.programs, both_modes]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.modes import both_modes
-from tests.programs.running import run
+from tests.support.modes import both_modes
+from tests.support.running import run
 
 pytestmark = pytest.mark.programs
 

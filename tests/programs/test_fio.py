@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.volume import VolumeLayout
+from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
-from tests.modes import both_modes
-from tests.network.conditions import godwit, wait_for_replicas
-from tests.programs.running import need, run
+from tests.support.conditions import godwit, wait_for_replicas
+from tests.support.modes import both_modes
+from tests.support.running import need, run
 
 MIB = int(os.environ.get("GODWIT_FIO_MIB", "2"))
 TIMEOUT_S = 100 + MIB * 10

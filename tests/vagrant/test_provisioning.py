@@ -178,7 +178,7 @@ def test_the_steps_end_with_mounted_servers(machines: Machines) -> None:
     assert machines.on("s2", "ls /srv/godwit") == "objects\nstaging\ntrash\nvolume.toml\n"
     assert "s1" in machines.on("s2", "godwit servers ls")
     assert (
-        machines.on("s1", "psql -At postgresql://godwit:$PASSWORD@$DATABASE/handover -c 'SELECT count(*) FROM tokens'") == "0\n"
+        machines.on("s1", "psql -At postgresql://godwit:$PASSWORD@$DATABASE/handover -c 'SELECT count(*) from tokens'") == "0\n"
     )
     for server, script in (("s1", "first.sh"), ("s2", "further.sh")):
         before = machines.on(server, "cat /etc/godwit/godwit.toml")

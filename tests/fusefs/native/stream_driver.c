@@ -1,4 +1,4 @@
-/* Plays a recorded stream through fusefs/native/stream.c: see tests/fusefs/test_stream.py.
+/* Plays a recorded stream through fusefs/kernel/native/stream.c: see tests/fusefs/test_stream.py.
  *
  * Input: records of a letter, a length and so many bytes; output: one line for each.
  *   R a request, read from a buffer of just its length: pass, take, or answer with its bytes

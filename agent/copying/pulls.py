@@ -1,0 +1,215 @@
+"""The source's side of a copy: an object, parts of one or digests of its blocks, only if it is what the catalog says it is.
+
+Nothing here writes to the object: even setting its record would change the stamp by which it is known.
+"""
+
+import errno
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from typing import NamedTuple
+
+import trio
+
+from agent.batches import side_by_side
+from agent.objects.blocks import BlockSums
+from agent.objects.reading import Altered, ObjectReader, Unreadable
+from agent.volumes import LocalVolume, VolumeTable
+from cluster.clock import file_time_ns, monotonic_s
+from cluster.errors import Changed, Corrupt, GodwitError, refused
+from cluster.leases import TokenGate
+from cluster.messages import (
+    PULLED_MAX_BYTES,
+    PULLS_MAX,
+    RANGES_MAX,
+    SUM_BLOCK_BYTES,
+    SUM_BYTES,
+    Chunk,
+    Failure,
+    GetAttr,
+    Pulled,
+    PullEnd,
+    PullHeader,
+    PullObject,
+    PullObjects,
+    SumBlocks,
+)
+from cluster.rpc.connection import Answer, Replies
+from cluster.rpc.session import ManagerSession
+
+SETTLED_NS = 50_000_000
+"""Before Linux 6.13 a file's times move in steps of up to 10 ms: a second change within a step leaves no trace."""
+SMALL_BYTES = 256 * 1024
+"""What is not longer goes together with others."""
+MANAGER_TIMEOUT_S = 10.0
+INO_MAX = 2**63
+
+
+class PullServer:
+    """Serves `PullObject`, `PullObjects` and `SumBlocks`."""
+
+    def __init__(self, volumes: VolumeTable, session: ManagerSession, gate: TokenGate) -> None:
+        self._volumes = volumes
+        self._session = session
+        self._gate = gate
+
+    async def serve(self, request: PullObject | SumBlocks, send: Replies) -> PullEnd:
+        """Sends header and chunks and returns the end. Raises `Changed` or `Corrupt`, possibly after some chunks."""
+        volume = self._checked(request)
+        ranges = request.ranges if isinstance(request, PullObject) else []
+        if not are_within(ranges, request.stamp.size):
+            raise refused(errno.EINVAL, f"{len(ranges)} parts of inode {request.ino} that are not in order")
+        async with self.reading(request, ranges) as reader:
+            if isinstance(request, SumBlocks):
+                sums = BlockSums(reader)
+                await send(PullHeader(sum_bytes(request.stamp.size)))
+                await send.bodies(Chunk(), sums.next_body, volume.bulk_io)
+            else:
+                await send(PullHeader(reader.bytes))
+                await send.bodies(Chunk(), lambda: None if reader.finished else reader.read(), volume.bulk_io)
+            if not ranges:
+                require_recorded(reader, request, reader.digest())
+            return PullEnd(reader.digest())
+
+    def _checked(self, request: PullObject | SumBlocks) -> LocalVolume:
+        """The volume, if that may be asked for."""
+        volume = self._volumes.require(request.volume)
+        if not 0 < request.ino < INO_MAX or request.stamp.size < 0:
+            raise refused(errno.EINVAL, f"inode {request.ino}, {request.stamp.size} bytes")
+        self._gate.check(request.token, request.ino, monotonic_s())
+        return volume
+
+    async def serve_many(self, request: PullObjects) -> Answer:
+        """All small objects of a request, in one step."""
+        pulls = request.pulls
+        size = sum(max(0, pull.stamp.size) for pull in pulls)
+        if not 0 < len(pulls) <= PULLS_MAX or size > PULLED_MAX_BYTES or len({pull.volume for pull in pulls}) > 1:
+            raise refused(errno.EINVAL, f"{len(pulls)} objects at once, of {size} bytes")
+        volume = self._volumes.require(pulls[0].volume)
+        refusals = [self._refusal_of(pull) for pull in pulls]
+        good = [pull for pull, refusal in zip(pulls, refusals, strict=True) if refusal is None]
+        await _outlast_the_clock_step(max(pull.stamp.ctime_ns for pull in pulls))
+        outcomes = await trio.to_thread.run_sync(_read_all, volume, good, limiter=volume.bulk_io)
+        altered = [(pull, outcome) for pull, outcome in zip(good, outcomes, strict=True) if isinstance(outcome, Altered)]
+        explained = iter(await side_by_side(lambda pair: self._explained(*pair), altered))
+        read = iter(outcomes)
+        results: list[PullEnd | Failure] = []
+        contents: list[bytes] = []
+        for refusal in refusals:
+            outcome = refusal or next(read)
+            if isinstance(outcome, Altered):
+                outcome = next(explained)
+            if isinstance(outcome, SmallObject):
+                results.append(PullEnd(outcome.checksum))
+                contents.append(outcome.content)
+            else:
+                results.append(Failure(outcome.kind, outcome.errno, str(outcome)))
+        return Answer(Pulled(results), b"".join(contents))
+
+    def _refusal_of(self, pull: PullObject) -> GodwitError | None:
+        try:
+            self._checked(pull)
+        except GodwitError as error:
+            return error
+        return None
+
+    @asynccontextmanager
+    async def reading(
+        self, request: PullObject | SumBlocks, ranges: Sequence[tuple[int, int]] = ()
+    ) -> AsyncIterator[ObjectReader]:
+        """A reader of an object of this server; what it raises within the block becomes `Changed` or `Corrupt`."""
+        volume = self._volumes.require(request.volume)
+        await _outlast_the_clock_step(request.stamp.ctime_ns)
+        try:
+            reader = await trio.to_thread.run_sync(_reader_of(volume, request, ranges), limiter=volume.bulk_io)
+            try:
+                yield reader
+            finally:
+                reader.close()
+        except Altered as altered:
+            raise await self._explained(request, altered) from altered
+        except Unreadable as error:
+            raise _unreadable(request, error) from error
+
+    async def _explained(self, request: PullObject | SumBlocks, altered: Altered) -> GodwitError:
+        what = f"inode {request.ino} on volume {request.volume}, version {request.version}: {altered}"
+        if altered.version > request.version:
+            return Changed(f"{what}; version {altered.version} is there now")
+        try:
+            node = (await self._session.call(GetAttr(request.ino), timeout_s=MANAGER_TIMEOUT_S)).node
+        except GodwitError as error:
+            return error
+        if node.dirty or node.version > request.version:
+            return Changed(f"{what}; it is being written")
+        return Corrupt(what)
+
+
+class SmallObject(NamedTuple):
+    """The content of a small object, with its digest."""
+
+    content: bytes
+    checksum: bytes
+
+
+def _read_all(volume: LocalVolume, pulls: Sequence[PullObject]) -> list[SmallObject | Altered | Corrupt]:
+    """Reads small objects; why those cannot be sent that cannot. Blocks."""
+    results: list[SmallObject | Altered | Corrupt] = []
+    for pull in pulls:
+        try:
+            results.append(_read_small(volume, pull))
+        except (Altered, Corrupt) as error:
+            results.append(error)
+        except Unreadable as error:
+            results.append(_unreadable(pull, error))
+    return results
+
+
+def _read_small(volume: LocalVolume, pull: PullObject) -> SmallObject:
+    with closing(ObjectReader(volume.layout.object_path(pull.ino), pull.stamp, is_written=pull.is_written)) as reader:
+        parts = []
+        while not reader.finished:
+            parts.append(bytes(reader.read()))
+        require_recorded(reader, pull, reader.digest())
+        return SmallObject(b"".join(parts), reader.digest())
+
+
+def _unreadable(request: PullObject | SumBlocks, error: Unreadable) -> Corrupt:
+    return Corrupt(f"cannot read inode {request.ino} on volume {request.volume}: {error.strerror}")
+
+
+def are_within(ranges: Sequence[tuple[int, int]], size: int) -> bool:
+    """Whether these are parts of *size* bytes, one behind the other, and not too many."""
+    end = 0
+    for offset, length in ranges:
+        if offset < end or length <= 0 or offset + length > size:
+            return False
+        end = offset + length
+    return len(ranges) <= RANGES_MAX
+
+
+def sum_bytes(size: int) -> int:
+    """How long the digests of all blocks of *size* bytes are."""
+    return -(-size // SUM_BLOCK_BYTES) * SUM_BYTES
+
+
+def require_recorded(reader: ObjectReader, request: PullObject | SumBlocks, digest: bytes) -> None:
+    """Raises `Corrupt` if the object's record says that its content has another digest."""
+    record = reader.record()
+    if record and record.version == request.version and record.checksum and record.checksum != digest.hex():
+        raise Corrupt(
+            f"inode {request.ino} on volume {request.volume}, version {request.version}: "
+            f"the content's digest is {digest.hex()}, its record says {record.checksum}"
+        )
+
+
+def _reader_of(
+    volume: LocalVolume, request: PullObject | SumBlocks, ranges: Sequence[tuple[int, int]]
+) -> Callable[[], ObjectReader]:
+    path = volume.layout.object_path(request.ino)
+    snapshots = str(volume.layout.staging) if request.stamp.size > SMALL_BYTES else ""
+    return lambda: ObjectReader(path, request.stamp, ranges=ranges, snapshots=snapshots, is_written=request.is_written)
+
+
+async def _outlast_the_clock_step(changed_ns: int) -> None:
+    young_ns = changed_ns + SETTLED_NS - file_time_ns()
+    if young_ns > 0:
+        await trio.sleep(min(young_ns, SETTLED_NS) / 1e9)

@@ -1,0 +1,186 @@
+"""The target's side of a copy: how a version of an object comes into `staging/`, by the way that moves the fewest bytes.
+
+A source on this server is copied from disk to disk, or by reflink. Small objects come together.
+Of a large one that is here in an older version only the parts that differ are sent (`agent/blocks.py`). Whichever way,
+what is returned has the digest of the source's version, and a large file is durable.
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import msgspec
+import trio
+from blake3 import blake3
+
+from agent.copying.peers import PeerChannels, SmallPulls, pull_bulk
+from agent.copying.pulls import SMALL_BYTES, PullServer, require_recorded, sum_bytes
+from agent.objects.blocks import Rebuild, Unlike, is_worth_a_look
+from agent.objects.disk_batches import DiskWork
+from agent.objects.reading import ObjectReader, digest_of
+from agent.objects.staging import Publication, StagedFile
+from cluster.errors import Corrupt, ProtocolError
+from cluster.messages import RANGES_MAX, PullObject, SumBlocks, Task, Volume
+from cluster.volume.layout import ObjectRecord, display_path
+
+log = logging.getLogger(__name__)
+
+TURN_BYTES = 32 * 1024 * 1024
+LONG_BYTES = 8 * 1024 * 1024
+
+
+class Receiver:
+    """Brings objects into `staging/`."""
+
+    def __init__(self, channels: PeerChannels, small: SmallPulls, pulls: PullServer) -> None:
+        self._channels = channels
+        self._small = small
+        self._pulls = pulls
+
+    async def receive(self, task: Task, request: PullObject, peer: Volume | None, work: DiskWork, *, stale: bool) -> Publication:
+        """The version that *request* asks for. *peer* is None for a volume of this server; *stale*: an older version is here.
+
+        Raises what the source answers, and `OSError` for the disk of the target only.
+        """
+        if peer is None:
+            return await self._copy_here(task, request, work)
+        if request.stamp.size <= SMALL_BYTES:
+            return await self._receive_small(task, request, peer, work)
+        if stale:
+            with suppress(Unlike):
+                return await self._rebuild(task, request, peer, work)
+        return await self._receive_large(task, request, peer, work)
+
+    async def _copy_here(self, task: Task, request: PullObject, work: DiskWork) -> Publication:
+        async with _staged(task, work, direct=_is_long(request)) as staged, self._pulls.reading(request) as reader:
+            if await work.in_thread(_clone_at_rest, staged, reader):
+                checksum = await work.in_thread(digest_of, staged.descriptor)
+            else:
+                while not reader.finished:
+                    await work.in_thread(_append_some, staged, reader)
+                checksum = reader.digest()
+            require_recorded(reader, request, checksum)
+            return await _finished(task, request, checksum, staged, work)
+
+    async def _receive_small(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
+        content, checksum = await self._small.pull(peer.address, request)
+        _require_sent(task, checksum, blake3(content).digest())
+        _require_expected(task, request, checksum)
+        return Publication(work.volume, _record_for(task, request, checksum), content)
+
+    async def _receive_large(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
+        hasher = blake3()
+        async with _staged(task, work, direct=_is_long(request)) as staged:
+
+            def take(data: memoryview) -> None:
+                hasher.update(data)
+                staged.append(data)
+
+            async with self._channels.own(peer.address) as connection:
+                end = await pull_bulk(connection, request, request.stamp.size, take, work.volume.bulk_io)
+            _require_sent(task, end.checksum, hasher.digest())
+            return await _finished(task, request, end.checksum, staged, work)
+
+    async def _rebuild(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
+        """Makes the version from the stale object here and what differs in it; raises `Unlike` if that is not worth it."""
+        size, limiter = request.stamp.size, work.volume.bulk_io
+        async with _stale_object(task, work) as stale, _staged(task, work) as staged:
+            if not is_worth_a_look(os.fstat(stale).st_size, size):
+                raise Unlike
+            rebuild = await work.in_thread(Rebuild, stale, staged, size)
+            sums = SumBlocks(request.ino, request.volume, request.version, request.stamp, request.token, request.is_written)
+            async with self._channels.own(peer.address) as connection:
+                whole = await pull_bulk(connection, sums, sum_bytes(size), rebuild.compare, limiter)
+                missing = rebuild.missing()
+                for start in range(0, len(missing), RANGES_MAX):
+                    parts = msgspec.structs.replace(request, ranges=missing[start : start + RANGES_MAX])
+                    await pull_bulk(connection, parts, sum(length for _, length in parts.ranges), rebuild.fill, limiter)
+            if await work.in_thread(digest_of, staged.descriptor) != whole.checksum:
+                log.warning("inode %d on volume %d could not be made from its older version", task.ino, task.volume)
+                raise Unlike
+            log.debug("inode %d on volume %d: %d parts of %d bytes differed", task.ino, task.volume, len(missing), size)
+            return await _finished(task, request, whole.checksum, staged, work)
+
+
+def _is_long(request: PullObject) -> bool:
+    return request.stamp.size >= LONG_BYTES
+
+
+@asynccontextmanager
+async def _staged(task: Task, work: DiskWork, *, direct: bool = False) -> AsyncIterator[StagedFile]:
+    """A file in `staging/`, removed if the block is left by an exception; else what became of it took it over."""
+    staged = await work.in_thread(partial(StagedFile, work.volume, task.ino, direct=direct))
+    try:
+        yield staged
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await work.in_thread(staged.discard)
+        raise
+
+
+@asynccontextmanager
+async def _stale_object(task: Task, work: DiskWork) -> AsyncIterator[int]:
+    try:
+        descriptor = await work.in_thread(work.volume.layout.open_object, task.ino, os.O_RDONLY)
+    except OSError as error:
+        raise Unlike from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _clone_at_rest(staged: StagedFile, reader: ObjectReader) -> bool:
+    """Whether *staged* could be made a reflink of the object, which did not change meanwhile."""
+    if not staged.clone(reader.content, reader.bytes):
+        return False
+    reader.check()
+    return True
+
+
+def _append_some(staged: StagedFile, reader: ObjectReader) -> None:
+    end = staged.size + TURN_BYTES
+    while staged.size < end and not reader.finished:
+        staged.append(reader.read())
+
+
+async def _finished(task: Task, request: PullObject, checksum: bytes, staged: StagedFile, work: DiskWork) -> Publication:
+    _require_expected(task, request, checksum)
+    record = _record_for(task, request, checksum)
+
+    def finish() -> None:
+        staged.complete(record)
+        staged.sync()
+
+    await work.in_thread(finish)
+    return Publication(work.volume, record, staged)
+
+
+def _require_sent(task: Task, sent: bytes, received: bytes) -> None:
+    if received != sent:
+        raise ProtocolError(f"inode {task.ino} arrived with the digest {received.hex()}, sent was {sent.hex()}")
+
+
+def _require_expected(task: Task, request: PullObject, checksum: bytes) -> None:
+    if task.checksum and request.version == task.version and task.checksum != checksum:
+        raise Corrupt(
+            f"inode {task.ino} on volume {request.volume}, version {request.version}: "
+            f"the content's digest is {checksum.hex()}, the catalog's {task.checksum.hex()}"
+        )
+
+
+def _record_for(task: Task, request: PullObject, checksum: bytes) -> ObjectRecord:
+    """What the copy's object says of itself."""
+    return ObjectRecord(
+        ino=task.ino,
+        version=request.version,
+        home_epoch=task.home_epoch,
+        checksum=checksum.hex(),
+        path=display_path(task.path),
+        mode=task.mode,
+        uid=task.uid,
+        gid=task.gid,
+        mtime_ns=request.stamp.mtime_ns,
+    )

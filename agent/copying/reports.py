@@ -1,0 +1,63 @@
+"""Brings reports of attempts to the manager, many in one request, and keeps them until it has taken them."""
+
+import logging
+
+import trio
+
+from cluster.errors import GodwitError, Unavailable
+from cluster.messages import ReportTasks, TaskReport
+from cluster.rpc.session import ManagerSession
+
+log = logging.getLogger(__name__)
+
+GATHER_S = 0.1
+BATCH = 64
+MANAGER_TIMEOUT_S = 15.0
+RETRY_S = 0.5
+
+
+class Reporter:
+    """`deliver` returns when the manager has the report; the number of reports is bounded by who calls it."""
+
+    def __init__(self, session: ManagerSession) -> None:
+        self._session = session
+        self._waiting: list[tuple[TaskReport, trio.Event]] = []
+        self._first = trio.Event()
+        self._full = trio.Event()
+
+    async def deliver(self, report: TaskReport, at_most: int) -> None:
+        """*at_most* reports can be waiting at the moment: when all have come there is nothing to gather."""
+        delivered = trio.Event()
+        self._waiting.append((report, delivered))
+        self._first.set()
+        if len(self._waiting) >= min(BATCH, at_most):
+            self._full.set()
+        await delivered.wait()
+
+    async def run(self) -> None:
+        """Sends batches until cancelled."""
+        while True:
+            await self._first.wait()
+            with trio.move_on_after(GATHER_S):
+                await self._full.wait()
+            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+            if not self._waiting:
+                self._first = trio.Event()
+            if len(self._waiting) < BATCH:
+                self._full = trio.Event()
+            await self._send([report for report, _ in batch])
+            for _, delivered in batch:
+                delivered.set()
+
+    async def _send(self, reports: list[TaskReport]) -> None:
+        while True:
+            try:
+                await self._session.call(ReportTasks(reports), timeout_s=MANAGER_TIMEOUT_S)
+                return
+            except Unavailable as error:
+                log.warning("%d reports wait for the manager: %s", len(reports), error)
+                await trio.sleep(RETRY_S)
+            except GodwitError as error:
+                # Their claims run out and the tasks are tried again: the copies are there then and are confirmed.
+                log.error("the manager did not take %d reports: %s", len(reports), error)
+                return

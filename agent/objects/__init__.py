@@ -1,0 +1,1 @@
+"""Objects on volumes: read, received, published, set aside. Most of it blocks, and runs in threads."""

@@ -1,0 +1,102 @@
+"""Digests of an object's blocks: by them a server that has an older version sees which parts of the newer one it lacks.
+
+The source sums its blocks (`BlockSums`); the target looks at its stale object block by block (`Rebuild`), keeps what is the
+same and asks for the rest. The digest of the whole decides in the end, as for any copy. Everything here blocks.
+"""
+
+import mmap
+import os
+
+from blake3 import blake3
+
+from agent.objects.reading import ObjectReader, forget_read
+from agent.objects.staging import StagedFile
+from cluster.messages import SUM_BLOCK_BYTES, SUM_BYTES
+
+REBUILD_MIN_BYTES = 8 * 1024 * 1024
+"""Below that, asking costs about as much as copying."""
+UNLIKE_SHARE = 0.25
+BLOCKS_AT_ONCE = 64
+
+
+class Unlike(Exception):
+    """So much is different that the whole object had better be copied."""
+
+
+def is_worth_a_look(old_size: int, new_size: int) -> bool:
+    """Whether an object of *old_size* may spare most of a copy of *new_size* bytes."""
+    return new_size >= REBUILD_MIN_BYTES and old_size >= (1 - UNLIKE_SHARE) * new_size
+
+
+class BlockSums:
+    """Digests of the blocks that *reader* gives, whose chunks are whole blocks."""
+
+    def __init__(self, reader: ObjectReader) -> None:
+        self._reader = reader
+
+    def next_body(self) -> bytes | None:
+        """The digests of the next few blocks; None at the end."""
+        sums: list[bytes] = []
+        while len(sums) < BLOCKS_AT_ONCE and not self._reader.finished:
+            data = self._reader.read()
+            sums += (blake3(data[start : start + SUM_BLOCK_BYTES]).digest() for start in range(0, len(data), SUM_BLOCK_BYTES))
+        return b"".join(sums) or None
+
+
+class Rebuild:
+    """Makes *staged* out of the stale object *base*: first the digests of all blocks, then the parts that are `missing`.
+
+    Where the file system can, *staged* begins as a reflink of *base*, and what is the same is never copied.
+    """
+
+    def __init__(self, base: int, staged: StagedFile, size: int) -> None:
+        self._base = base
+        self._staged = staged
+        self._size = size
+        self._next = 0
+        self._lacking = 0
+        self._runs: list[tuple[int, int]] = []
+        self._part: tuple[int, int] | None = None
+        self._buffer = memoryview(mmap.mmap(-1, SUM_BLOCK_BYTES))
+        self._cloned = staged.clone(base, size)
+
+    def compare(self, sums: memoryview) -> None:
+        """Takes the digests of the next blocks; raises `Unlike` as soon as it is not worth going on."""
+        for start in range(0, len(sums), SUM_BYTES):
+            length = min(SUM_BLOCK_BYTES, self._size - self._next)
+            data = self._buffer[: self._read(length)]
+            if len(data) == length and blake3(data).digest() == sums[start : start + SUM_BYTES]:
+                if not self._cloned:
+                    self._staged.put(data, self._next)
+            else:
+                self._note_missing(length)
+            forget_read(self._base, self._next, length)
+            self._next += length
+
+    def _read(self, length: int) -> int:
+        try:
+            return os.preadv(self._base, [self._buffer[:length]], self._next)
+        except OSError:
+            return 0  # what the disk has lost is missing, too
+
+    def _note_missing(self, length: int) -> None:
+        self._lacking += length
+        if self._lacking > UNLIKE_SHARE * self._size:
+            raise Unlike
+        if self._runs and sum(self._runs[-1]) == self._next:
+            self._runs[-1] = (self._runs[-1][0], self._runs[-1][1] + length)
+        else:
+            self._runs.append((self._next, length))
+
+    def missing(self) -> list[tuple[int, int]]:
+        """The parts (offset, length) that are different; all blocks must have been compared."""
+        return list(self._runs)
+
+    def fill(self, data: memoryview) -> None:
+        """Takes the next bytes of the missing parts, in order."""
+        while data:
+            offset, length = self._part or self._runs.pop(0)
+            taken = data[:length]
+            self._staged.put(taken, offset)
+            data = data[len(taken) :]
+            self._part = (offset + len(taken), length - len(taken)) if len(taken) < length else None

@@ -1,0 +1,1 @@
+"""What the agent answers to mounts, to other agents and to operators."""

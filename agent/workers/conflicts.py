@@ -1,0 +1,172 @@
+"""What this server alone had when it was declared lost: kept beside the files, which have gone on without it.
+
+After the start, and after each return, the manager is asked which objects were forsaken on this server's volumes; until they
+are settled, it has nothing else done with them. For each object that holds something new a number is drawn for a new inode (the
+manager keeps it), the object is renamed to that number, gets its record, and the manager names the file. What is there says
+where an attempt ended:
+
+| there is | then |
+|---|---|
+| the object under its old number | it is looked at, and renamed if it holds something new |
+| the object under its new number | it gets its record (again), and is named |
+| neither | there is nothing to keep, and the manager is told |
+
+Nobody has a right to write such an object any more. It is fenced all the same, since a mount may have been stopped while it
+wrote.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+
+import trio
+
+from agent.keyed_locks import KeyedLocks
+from agent.loop import Outcome
+from agent.objects.disk_batches import DiskWork
+from agent.objects.open_objects import ObjectKey, OpenObjects
+from agent.objects.reading import Altered, verify_object
+from agent.objects.staging import make_object_directory
+from agent.volumes import LocalVolume
+from cluster.errors import Refused
+from cluster.messages import Content, Done, ForgetForsaken, ForsakenObject, KeepForsaken, ListForsaken, NameForsaken, Request
+from cluster.rpc.session import ManagerSession
+from cluster.volume.content import content_of, object_lock, stamp_of
+from cluster.volume.fence import despite_fence, fence, lift
+from cluster.volume.layout import ObjectRecord, display_path, sync_directory, write_record
+
+log = logging.getLogger(__name__)
+
+MANAGER_TIMEOUT_S = 30.0
+
+
+class ForsakenKeeper:
+    """Worker that settles forsaken objects until there are none, and looks again after each `restart`."""
+
+    name = "forsaken objects"
+
+    def __init__(
+        self,
+        *,
+        works: Callable[[int], DiskWork],
+        session: ManagerSession,
+        locks: KeyedLocks[int],
+        objects: OpenObjects,
+    ) -> None:
+        self._works = works
+        self._session = session
+        self._locks = locks
+        self._objects = objects
+        self._again = trio.Event()
+        self._again.set()
+
+    def restart(self) -> None:
+        """Has the manager asked once more."""
+        self._again.set()
+
+    async def run_once(self) -> Outcome:
+        """Asks, and settles what is named; it asks again until nothing is, whatever fails in between."""
+        await self._again.wait()
+        self._again = trio.Event()
+        found: list[ForsakenObject] | None = None
+        try:
+            found = (await self._session.call(ListForsaken(), timeout_s=MANAGER_TIMEOUT_S)).objects
+            settled = [await self._settle(item) for item in found]
+        finally:
+            if found is None or found:
+                self._again.set()
+        return Outcome.PROGRESS if all(settled) else Outcome.IDLE
+
+    async def _settle(self, item: ForsakenObject) -> bool:
+        """Whether that went well; a disk that fails for one object must not keep the others."""
+        work = self._works(item.volume)
+        async with self._locks.hold(item.ino):
+            self._objects.forget(ObjectKey(item.volume, item.ino))
+            try:
+                number = await self._under_new_number(work, item)
+                if number:
+                    await self._name(work, item, number)
+                else:
+                    await self._tell(ForgetForsaken(item.volume, item.ino))
+            except OSError as error:
+                log.error("what this server alone had of inode %d on volume %d is not kept yet: %s", item.ino, item.volume, error)
+                return False
+        return True
+
+    async def _under_new_number(self, work: DiskWork, item: ForsakenObject) -> int:
+        """The number under which the object is now; 0 if there is nothing to keep."""
+        layout = work.volume.layout
+        if item.conflict and os.path.lexists(layout.object_path(item.conflict)):
+            return item.conflict
+        path = layout.object_path(item.ino)
+        try:
+            async with object_lock(path) as descriptor:
+                is_new = await work.in_thread(_holds_something_new, descriptor, path, item)
+                if is_new:
+                    reply = await self._session.call(KeepForsaken(item.volume, item.ino), timeout_s=MANAGER_TIMEOUT_S)
+                    await work.in_thread(_rename, work.volume, item.ino, reply.first)
+                    return reply.first
+        except FileNotFoundError:
+            log.warning("inode %d on volume %d was forsaken and is not there: nothing is kept", item.ino, item.volume)
+            return 0
+        await work.discard.submit(item.ino)
+        log.info("inode %d on volume %d was forsaken and holds nothing new: moved to the trash", item.ino, item.volume)
+        return 0
+
+    async def _name(self, work: DiskWork, item: ForsakenObject, number: int) -> None:
+        content = await work.in_thread(_adopt, work.volume, item, number)
+        request = NameForsaken(item.volume, item.ino, content)
+        try:
+            path = (await self._session.call(request, timeout_s=MANAGER_TIMEOUT_S)).path
+        except Refused as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return
+        log.warning("what this server alone had of inode %d is kept as %s", item.ino, display_path(path))
+
+    async def _tell(self, request: Request[Done]) -> None:
+        try:
+            await self._session.call(request, timeout_s=MANAGER_TIMEOUT_S)
+        except Refused as error:
+            if error.errno != errno.ENOENT:  # told already: the reply was lost
+                raise
+
+
+def _holds_something_new(descriptor: int, path: str, item: ForsakenObject) -> bool:
+    """Whether nobody else has the object's content. It is fenced first, so that this stays true. Blocks."""
+    before = stamp_of(os.fstat(descriptor))
+    fence(descriptor)
+    status = os.fstat(descriptor)
+    if item.stamp == before and (status.st_size, status.st_mtime_ns) == (before.size, before.mtime_ns):
+        return False
+    if not item.kept_checksum or status.st_size != item.kept_size:
+        return True
+    try:
+        return verify_object(path).checksum != item.kept_checksum
+    except Altered:
+        return True
+
+
+def _rename(volume: LocalVolume, ino: int, number: int) -> None:
+    source, target = volume.layout.object_path(ino), volume.layout.object_path(number)
+    make_object_directory(os.path.dirname(target))
+    despite_fence(source, partial(os.rename, source, target))
+    sync_directory(os.path.dirname(target))
+    sync_directory(os.path.dirname(source))
+
+
+def _adopt(volume: LocalVolume, item: ForsakenObject, number: int) -> Content:
+    """Makes the object say that it is the first version of its new inode; its content, durable. Blocks."""
+    descriptor = volume.layout.open_object(number, os.O_RDONLY)
+    try:
+        lift(descriptor)
+        mtime_ns = os.fstat(descriptor).st_mtime_ns
+        record = ObjectRecord(number, 1, 1, mode=item.mode, uid=item.uid, gid=item.gid, mtime_ns=mtime_ns)
+        write_record(descriptor, record)
+        fence(descriptor)
+        os.fsync(descriptor)
+        return content_of(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+"""Commits what mounts left behind: dirty files of this server that nobody has open for writing any more.
+
+A mount that went away with one open may only be stopped, and write once more when it goes on. So the object is fenced then, and
+stays so until somebody opens the file for writing.
+"""
+
+import errno
+import logging
+
+import trio
+
+from agent.loop import Outcome
+from agent.volumes import LocalVolume, VolumeTable
+from cluster.errors import GodwitError, Refused
+from cluster.messages import BeginCommit, Begun, GetAttr, ListUnsettled, Node, Operation
+from cluster.rpc.session import ManagerSession
+from cluster.volume.content import commit_object, object_lock
+from cluster.volume.fence import fence, lift
+
+log = logging.getLogger(__name__)
+
+LIMIT = 256
+AT_ONCE = 8
+MANAGER_TIMEOUT_S = 15.0
+
+
+class Settler:
+    """Worker: one pass over the unsettled inodes. Each problem is logged once, not at every pass."""
+
+    name = "settler"
+
+    def __init__(self, volumes: VolumeTable, session: ManagerSession) -> None:
+        self._volumes = volumes
+        self._session = session
+        self._known_problems: dict[int, str] = {}
+        self._unfenced: set[int] = set()  # volumes whose file system has no fence, which is said once
+
+    async def run_once(self) -> Outcome:
+        unsettled = await self._session.call(ListUnsettled(LIMIT), timeout_s=MANAGER_TIMEOUT_S)
+        slots = trio.Semaphore(AT_ONCE)
+        problems: dict[int, str] = {}
+
+        async def settle_one(ino: int) -> None:
+            async with slots:
+                problem = await self._settle(ino)
+            if problem:
+                problems[ino] = problem
+                if self._known_problems.get(ino) != problem:
+                    log.error("inode %d stays dirty: %s", ino, problem)
+
+        async with trio.open_nursery() as nursery:
+            for ino in unsettled.inodes:
+                nursery.start_soon(settle_one, ino)
+        self._known_problems = problems
+        more = len(unsettled.inodes) >= LIMIT and len(problems) < len(unsettled.inodes) // 2
+        return Outcome.PROGRESS if more else Outcome.IDLE
+
+    async def _settle(self, ino: int) -> str:
+        """Commits one inode; returns what prevents it, or an empty string."""
+        try:
+            node = await self._get(ino)
+            volume = self._volumes.get(node.home_volume)
+            if not node.dirty or volume is None:
+                return ""
+            async with object_lock(volume.layout.object_path(ino)) as descriptor:
+                # A mount may have committed while the lock was waited for.
+                begun = await self._session.call(BeginCommit(ino), timeout_s=MANAGER_TIMEOUT_S)
+                node = begun.node
+                if node.dirty and node.home_volume == volume.number:
+                    await self._commit(descriptor, volume, begun)
+            return ""
+        except FileNotFoundError:
+            return f"its object is missing on volume {node.home_volume}; nothing is committed in its place"
+        except Refused as error:
+            return "" if error.errno == errno.ENOENT else str(error)
+        except (GodwitError, OSError) as error:
+            return str(error)
+
+    async def _commit(self, descriptor: int, volume: LocalVolume, begun: Begun) -> None:
+        fenced = not begun.orderly and fence(descriptor)
+        if not begun.orderly and not fenced and volume.number not in self._unfenced:
+            self._unfenced.add(volume.number)
+            log.warning("%s has no immutable flag: a mount that was stopped while it wrote may write late", volume.layout.root)
+        node = await commit_object(descriptor, begun.node, b"", final=True, apply=self._apply, begun=begun.number, fenced=fenced)
+        if node.dirty and fenced:
+            lift(descriptor)  # somebody has opened it for writing in the meantime
+
+    async def _get(self, ino: int) -> Node:
+        return (await self._session.call(GetAttr(ino), timeout_s=MANAGER_TIMEOUT_S)).node
+
+    async def _apply(self, operation: Operation) -> Node:
+        return await self._session.apply_one(operation, timeout_s=MANAGER_TIMEOUT_S)

@@ -1,0 +1,326 @@
+"""`godwit servers …`: the member machines, how they stand, and who comes and goes."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from cli.commands.drain import drain
+from cli.commands.servers.lost import lost
+from cli.display.render import as_age, as_bytes, as_shown, as_text, print_facts, print_json, print_line, print_table
+from cli.network.ask import ask
+from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
+from cluster.messages import (
+    PARTLY_PASSED,
+    PASSED,
+    Added,
+    AddServer,
+    GetServer,
+    GetStatus,
+    Holdings,
+    MountCounts,
+    RemoveServer,
+    ServerDetails,
+    ServerInfo,
+    Space,
+)
+
+REMOVE_TIMEOUT_S = 600.0  # a server that is down is forgotten replica by replica
+EXPIRES_S = 3600.0
+MANAGERS_NAMED = 3  # in the command that joins: enough that one of them is there
+
+app = typer.Typer(
+    help="The servers of the network.\n\nA server is up, suspect (silent for a moment), down (its replicas do not count), "
+    "draining (wanted empty), lost or left.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The server's name, as in servers ls.", show_default=False)]
+
+
+app.command("drain")(drain)
+
+
+@app.callback()
+def servers() -> None:
+    pass
+
+
+@app.command("ls")
+def list_servers(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, as_json: JsonOption = False) -> None:
+    """List the servers. How they stand, their volumes, and how many tasks their queues hold; * is the manager's.
+
+    Example: godwit servers ls --json
+    """
+    status = ask(find_target(root), timeout, GetStatus())
+    if as_json:
+        print_json({"servers": [server_object(info, status.manager) for info in status.servers]})
+    else:
+        print_servers(status.servers, status.manager)
+
+
+@app.command("show")
+def show_server(
+    name: NameArgument, root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, as_json: JsonOption = False
+) -> None:
+    """Show everything about one server. What it holds, what its agent has to do, what is wrong with its disks.
+
+    Example: godwit servers show s2
+    """
+    details = ask(find_target(root), timeout, GetServer(name))
+    if as_json:
+        print_json({"server": details_object(details)})
+    else:
+        print_details(details)
+
+
+def print_details(details: ServerDetails) -> None:
+    """Everything about a server for people."""
+    print_facts(_facts(details))
+    for volume in details.info.volumes:
+        space = f"{as_bytes(volume.free_bytes)} free of {as_bytes(volume.total_bytes)}"
+        print_line(f"volume {volume.volume}: {volume.path}, {space}, at {volume.address}")
+    for problem in details.info.problems:
+        print_line(f"problem: {problem}")
+    for path in details.conflicts:
+        print_line(f"conflict: {as_shown(path)}")
+
+
+@app.command("remove")
+def remove_server(
+    name: NameArgument, root: RootOption = None, timeout: TimeoutOption = REMOVE_TIMEOUT_S, as_json: JsonOption = False
+) -> None:
+    """Let a server leave for good. It must be empty (drain it first), or down and needed by no file.
+
+    Its processes are refused from then on, until it is added again.
+
+    Example: godwit servers remove s3
+    """
+    answer = ask(find_target(root), timeout, RemoveServer(name))
+    if as_json:
+        print_json({"server": name, "forgotten_replicas": answer.count})
+        return
+    print_line(f"{name} has left the network; {answer.count} replicas on it were forgotten")
+
+
+app.command("lost")(lost)
+
+
+@app.command("add")
+def add_server(
+    name: NameArgument,
+    expires: Annotated[float, typer.Option("--expires", min=1.0, help="For how many seconds the token is good.")] = EXPIRES_S,
+    root: RootOption = None,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Invite a new server, take back one that has left, or end a drain.
+
+    \b
+    Examples:
+      godwit servers add s4              prints what to type on the new machine
+      godwit servers add s1              s1 was drained, and is to be used again
+    """
+    added = ask(find_target(root), timeout, AddServer(name, expires))
+    if as_json:
+        print_json(added_object(added))
+        return
+    for line in _told(added):
+        print_line(line)
+
+
+def print_servers(infos: list[ServerInfo], manager: str) -> None:
+    """One line for each volume; a server without volumes has one, too."""
+    rows: list[tuple[object, ...]] = []
+    for info in infos:
+        mark = "*" if info.server == manager else ""
+        head = (info.server + mark, _standing(info), _seen(info.last_seen_s), " ".join(sorted(info.roles)) or "-")
+        cached = "-" if info.counts is None else info.counts.caching
+        tail = (
+            _way_of_files(info.counts),
+            cached,
+            info.waiting_tasks,
+            info.dead_tasks,
+            info.release or "-",
+            len(info.problems) or "-",
+        )
+        for volume in info.volumes:
+            space = f"{as_bytes(volume.free_bytes)} of {as_bytes(volume.total_bytes)}"
+            rows.append((*head, volume.volume, space, volume.path, *tail))
+        if not info.volumes:
+            rows.append((*head, "-", "-", "-", *tail))
+    columns = (
+        "SERVER",
+        "STATE",
+        "SEEN",
+        "ROLES",
+        "VOLUME",
+        "FREE",
+        "PATH",
+        "FILES",
+        "CACHED",
+        "WAITING",
+        "DEAD",
+        "RELEASE",
+        "PROBLEMS",
+    )
+    print_table(columns, rows, right=("VOLUME", "FREE", "CACHED", "WAITING", "DEAD", "PROBLEMS"))
+
+
+def server_object(info: ServerInfo, manager: str) -> dict[str, object]:
+    """A server for JSON; see docs/cli.md."""
+    return {
+        "server": info.server,
+        "state": info.state,
+        "since_ns": info.since_ns,
+        "wanted_empty": info.wanted_empty,
+        "is_manager": info.server == manager,
+        "manager_address": info.manager,
+        "release": info.release,
+        "problems": info.problems,
+        "roles": sorted(info.roles),
+        "last_seen_s": _age(info.last_seen_s),
+        "waiting_tasks": info.waiting_tasks,
+        "dead_tasks": info.dead_tasks,
+        "counts": None if info.counts is None else counts_object(info.counts),
+        "volumes": [
+            {
+                "volume": volume.volume,
+                "path": volume.path,
+                "uuid": volume.uuid,
+                "address": volume.address,
+                "total_bytes": volume.total_bytes,
+                "free_bytes": volume.free_bytes,
+                "device": volume.device,
+                "up": volume.up,
+            }
+            for volume in info.volumes
+        ],
+    }
+
+
+def counts_object(counts: MountCounts) -> dict[str, object]:
+    """What a mount has done for JSON; see docs/cli.md."""
+    return {
+        "kernel_requests": counts.kernel_requests,
+        "manager_requests": counts.manager_requests,
+        "recalls": counts.recalls,
+        "caching": counts.caching,
+        "files": counts.files,
+        "why_not_passed": counts.why_not_passed,
+    }
+
+
+def details_object(details: ServerDetails) -> dict[str, object]:
+    """Everything about a server for JSON; see docs/cli.md."""
+    held = details.holdings
+    return {
+        **server_object(details.info, details.info.server if details.is_manager else ""),
+        "holds": {
+            "replicas": held.replicas,
+            "current": held.current,
+            "bytes": held.bytes,
+            "homes": held.homes,
+            "dirty": held.dirty,
+            "sole": held.sole,
+        },
+        "tasks": details.tasks,
+        "leases": details.leases,
+        "forsaken": details.forsaken,
+        "conflicts": [as_text(path) for path in details.conflicts],
+    }
+
+
+def added_object(added: Added) -> dict[str, object]:
+    """What `servers add` did for JSON; see docs/cli.md."""
+    return {
+        "server": added.server,
+        "outcome": added.outcome,
+        "cluster": added.cluster,
+        "managers": added.managers,
+        "token": added.token or None,
+        "expires_s": added.expires_s or None,
+    }
+
+
+def space_object(space: Space) -> dict[str, object]:
+    """The network's space for JSON; see docs/cli.md."""
+    return {"total_bytes": space.total_bytes, "free_bytes": space.free_bytes}
+
+
+def join_command(added: Added) -> str:
+    """What is typed on the machine that joins; its own address and volumes are to be filled in."""
+    managers = " ".join(f"--manager {address}" for address in added.managers[:MANAGERS_NAMED])
+    return f"godwit join {added.token} --server {added.server} {managers} --address ADDRESS --volume DIR"
+
+
+def _facts(details: ServerDetails) -> list[tuple[str, object]]:
+    info = details.info
+    since = f" for {as_age(max(0.0, time.time() - info.since_ns / 1e9))}" if info.since_ns else ""
+    return [
+        ("server", info.server + (", the manager" if details.is_manager else "")),
+        ("state", _standing(info) + since),
+        ("seen", f"{_seen(info.last_seen_s)}: {' '.join(sorted(info.roles)) or 'no process'}"),
+        ("release", info.release or "-"),
+        ("candidate", info.manager or "-"),
+        ("holds", _held(details.holdings)),
+        ("needed for", f"{details.holdings.sole} files that have no other current replica"),
+        ("forsaken", f"{details.forsaken} objects, of files that fell back when it was declared lost"),
+        ("leases", f"its mount holds {details.leases}"),
+        ("mount", _done_by(info.counts)),
+        ("files", _files_of(info.counts)),
+        ("queue", ", ".join(f"{count} {state}" for state, count in details.tasks.items())),
+    ]
+
+
+def _held(held: Holdings) -> str:
+    homes = f"home of {held.homes}" + (f" ({held.dirty} being written)" if held.dirty else "")
+    return f"{held.replicas} replicas, {held.current} current, {as_bytes(held.bytes)}; {homes}"
+
+
+def _way_of_files(counts: MountCounts | None) -> str:
+    return "-" if counts is None else counts.files or "-"
+
+
+def _files_of(counts: MountCounts | None) -> str:
+    """How the mount's kernel reads and writes the objects on this server's disks."""
+    if counts is None or not counts.files:
+        return "-"
+    how = {PASSED: "passed through to the kernel", PARTLY_PASSED: "passed through to the kernel on some volumes"}
+    return how.get(counts.files, "through the mount process") + (f": {counts.why_not_passed}" if counts.why_not_passed else "")
+
+
+def _done_by(counts: MountCounts | None) -> str:
+    if counts is None:
+        return "-"
+    return (
+        f"asked {counts.kernel_requests} times by its kernel, asked managers {counts.manager_requests} times, "
+        f"obeyed {counts.recalls} recalls, caches {counts.caching} inodes"
+    )
+
+
+def _told(added: Added) -> list[str]:
+    match added.outcome:
+        case "undrained":
+            return [f"{added.server} is not drained any more"]
+        case "readmitted":
+            return [
+                f"{added.server} is a member again: its processes are let in when they come",
+                f"if the machine has lost its configuration, type there within {as_age(added.expires_s)}:",
+                f"  {join_command(added)}",
+            ]
+        case _:
+            return [f"on {added.server}, within {as_age(added.expires_s)}:", f"  {join_command(added)}"]
+
+
+def _standing(info: ServerInfo) -> str:
+    return f"{info.state}, to be drained" if info.wanted_empty and info.state == "down" else info.state
+
+
+def _age(seconds: float) -> float | None:
+    return None if seconds < 0 else round(seconds, 1)
+
+
+def _seen(seconds: float) -> str:
+    return "never" if seconds < 0 else f"{as_age(seconds)} ago"

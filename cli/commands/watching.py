@@ -1,0 +1,145 @@
+"""Watching a migration until it is over: a display that moves on a terminal, plain lines in a pipe."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import trio
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cli.display.progress import Meter, Rate, Totals, totals
+from cli.display.render import as_age, as_bytes, print_line
+from cli.network.ask import talk_on
+from cli.network.target import Target
+from cluster.clock import monotonic_s
+from cluster.errors import Refused
+from cluster.messages import (
+    MIGRATION_CANCELLED,
+    MIGRATION_DONE,
+    MIGRATION_FAILED,
+    ListMigrations,
+    MigrationRow,
+)
+from cluster.rpc.conversation import Asker
+
+POLL_S = 0.5
+LINE_S = 2.0  # in a pipe, at most one line in this time
+ENDS = (MIGRATION_DONE, MIGRATION_FAILED, MIGRATION_CANCELLED)
+EXIT_INTERRUPTED = 130
+
+
+class Display(Protocol):
+    """What shows each state that was seen."""
+
+    def show(self, row: MigrationRow, rate: Rate) -> None: ...
+
+
+def watch(target: Target, timeout_s: float, number: int, *, quiet: bool = False) -> MigrationRow:
+    """Shows the migration until it is over, and returns what it came to. Ctrl-C ends only the watching."""
+
+    async def follow(asker: Asker) -> MigrationRow:
+        meter = Meter()
+        with _display(quiet) as display:
+            while True:
+                row = await find_migration(asker, number)
+                display.show(row, meter.see(monotonic_s(), totals(row)))
+                if row.state in ENDS and (row.ended_ns or row.state == MIGRATION_FAILED):
+                    return row
+                await trio.sleep(POLL_S)
+
+    try:
+        return talk_on(target, timeout_s, follow)
+    except* KeyboardInterrupt:
+        sys.stderr.write(f"godwit: migration {number} goes on; look at it with: godwit migrations watch {number}\n")
+    raise typer.Exit(EXIT_INTERRUPTED)
+
+
+async def find_migration(asker: Asker, number: int) -> MigrationRow:
+    """The migration's row; raises `Refused` if there is none."""
+    answer = await asker(ListMigrations(number))
+    if not answer.migrations:
+        raise Refused(f"there is no migration {number} (see: godwit migrations ls)")
+    return answer.migrations[0]
+
+
+def require_done(row: MigrationRow) -> None:
+    """Raises `Refused` for a migration that came to another end than was asked for."""
+    if row.state == MIGRATION_FAILED:
+        failed = totals(row).failed_files
+        raise Refused(
+            f"{failed} file{'' if failed == 1 else 's'} of migration {row.migration} could not be moved: {row.problem} "
+            f"(see: godwit migrations show {row.migration}; again: godwit migrations resume {row.migration})"
+        )
+    if row.state == MIGRATION_CANCELLED:
+        raise Refused(f"migration {row.migration} was cancelled")
+
+
+def describe(row: MigrationRow, done: Totals, rate: Rate) -> str:
+    """One line that says how far it is."""
+    parts = [
+        f"{done.done_files} of {done.files} files",
+        f"{as_bytes(done.done_size)} of {as_bytes(done.size)}",
+        f"{as_bytes(int(rate.size))}/s",
+    ]
+    if row.state not in ENDS and rate.left_s is not None and row.planned:
+        parts.append(f"{as_age(rate.left_s)} left")
+    if done.failed_files:
+        parts.append(f"{done.failed_files} failed")
+    return ", ".join(parts)
+
+
+@contextmanager
+def _display(quiet: bool) -> Iterator[Display]:
+    if quiet:
+        yield _Nothing()
+    elif sys.stdout.isatty():
+        with Live(console=Console(highlight=False), refresh_per_second=4) as live:
+            yield _Bar(live)
+    else:
+        yield _Lines()
+
+
+class _Nothing:
+    def show(self, row: MigrationRow, rate: Rate) -> None:
+        """Prints nothing: the caller prints the end."""
+
+
+class _Lines:
+    """A line when something has changed, but not many."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._last_s = -LINE_S
+
+    def show(self, row: MigrationRow, rate: Rate) -> None:
+        line = f"migration {row.migration} {row.state}: {describe(row, totals(row), rate)}"
+        now = monotonic_s()
+        if row.state in ENDS or (line != self._last and now - self._last_s >= LINE_S):
+            print_line(line)
+            sys.stdout.flush()
+            self._last, self._last_s = line, now
+
+
+class _Bar:
+    """A bar, what it means in numbers, and what is in the way."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def show(self, row: MigrationRow, rate: Rate) -> None:
+        done = totals(row)
+        bar = ProgressBar(total=max(done.files, 1), completed=done.done_files, width=40)
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(Text(f"migration {row.migration}"), bar, Text(row.state if row.planned else f"{row.state}, still planning"))
+        table = Table.grid()
+        table.add_row(grid)
+        table.add_row(Text(describe(row, done, rate)))
+        if row.problem:
+            table.add_row(Text(row.problem, style="yellow"))
+        self._live.update(table)

@@ -1,0 +1,1 @@
+"""Whom a command asks: which network, its manager, its agents."""

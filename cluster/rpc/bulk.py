@@ -1,0 +1,203 @@
+"""Bulk bodies over a connection, moved by threads: the event loop only waits for the socket, and copies no byte.
+
+On the wire they are frames like all others. A thread works in turns: as long as the peer keeps up and at most
+`TURN_BYTES`. So a slow peer holds no thread, and many transfers share a few.
+"""
+
+import enum
+import mmap
+import select
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import trio
+
+from cluster.errors import ProtocolError, Unavailable, from_failure
+from cluster.messages import Failure, Reply, Request
+from cluster.rpc.frames import HEADER, lengths_of, pack, pack_head
+from cluster.rpc.wire import DEAD_PEER_S, Wire
+
+TURN_BYTES = 32 * 1024 * 1024
+PATIENCE_MS = 20
+BUFFER_BYTES = 1024 * 1024
+
+NextBody = Callable[[], bytes | memoryview | None]
+"""The next body, which stays as it is until the next call; None at the end. Blocks."""
+TakeReply = Callable[[Any, memoryview], bool]
+"""Takes a reply with its body, which is good for the time of the call; True for the last one. Blocks."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_reply_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Reply)
+
+
+class _Turn(enum.Enum):
+    """Why a thread's turn is over: all is done, the peer was waited for, or others want the thread."""
+
+    DONE = enum.auto()
+    WAIT = enum.auto()
+    MORE = enum.auto()
+
+
+class _Sending:
+    """Frames with one head, and a body each."""
+
+    def __init__(self, peer: str, number: int, head: bytes, next_body: NextBody) -> None:
+        self._peer = peer
+        self._number = number
+        self._head = head
+        self._next_body = next_body
+        self._rest: list[bytes | memoryview] = []
+
+    @property
+    def within_frame(self) -> bool:
+        """Whether a frame was begun: no other may follow before its end."""
+        return bool(self._rest)
+
+    def turn(self, lent: socket.socket) -> _Turn:
+        poller = select.poll()
+        poller.register(lent, select.POLLOUT)
+        sent = 0
+        while sent < TURN_BYTES:
+            if not self._rest:
+                body = self._next_body()
+                if body is None:
+                    return _Turn.DONE
+                self._rest = [pack_head(self._number, self._head, len(body)), memoryview(body)]
+            try:
+                count = lent.sendmsg(self._rest)
+            except BlockingIOError:
+                if not poller.poll(PATIENCE_MS):
+                    return _Turn.WAIT
+            except OSError as error:
+                raise Unavailable(f"the connection to {self._peer} broke: {error.strerror}") from error
+            else:
+                sent += count
+                self._rest = _without(self._rest, count)
+        return _Turn.MORE
+
+
+def _without(parts: list[bytes | memoryview], count: int) -> list[bytes | memoryview]:
+    """What is left of *parts* when *count* bytes have gone."""
+    while parts and count >= len(parts[0]):
+        count -= len(parts[0])
+        parts = parts[1:]
+    return [memoryview(parts[0])[count:], *parts[1:]] if parts else []
+
+
+async def send_bodies(wire: Wire, number: int, reply: Any, next_body: NextBody, limiter: trio.CapacityLimiter) -> None:
+    """Sends *reply* with each of the bodies; nothing else is sent over *wire* meanwhile.
+
+    Raises what *next_body* raises, between two frames, or `Unavailable`. Cancelled within a frame it closes the wire.
+    """
+    sending = _Sending(wire.peer, number, _encode(reply), next_body)
+    async with wire.lent() as lent:
+        try:
+            while (turn := await trio.to_thread.run_sync(sending.turn, lent, limiter=limiter)) is not _Turn.DONE:
+                if turn is _Turn.WAIT and not await wire.writable_within(DEAD_PEER_S):
+                    raise Unavailable(f"{wire.peer} took no data for {DEAD_PEER_S:g} s")
+        finally:
+            if sending.within_frame:
+                wire.close()
+
+
+class _Receiving:
+    """The replies to one request."""
+
+    def __init__(self, peer: str, number: int, buffer: mmap.mmap, take: TakeReply) -> None:
+        self._peer = peer
+        self._number = number
+        self._take = take
+        # Pages of its own: the kernel copies several times slower from a body that begins anywhere.
+        self._buffer = memoryview(buffer)
+        self._header = bytearray(HEADER.size)
+        self._body_bytes = 0
+        self._head: Any = None
+        self._wait_for(self._header_complete, memoryview(self._header))
+
+    def turn(self, lent: socket.socket) -> _Turn:
+        poller = select.poll()
+        poller.register(lent, select.POLLIN)
+        received = 0
+        while received < TURN_BYTES:
+            try:
+                count = lent.recv_into(self._target[self._filled :])
+            except BlockingIOError:
+                if not self._await_data(lent, poller):
+                    return _Turn.WAIT
+                continue
+            except OSError as error:
+                raise Unavailable(f"the connection to {self._peer} broke: {error.strerror}") from error
+            if not count:
+                raise Unavailable(f"the connection to {self._peer} broke")
+            received += count
+            self._filled += count
+            if self._filled == len(self._target) and self._complete(self._target):
+                return _Turn.DONE
+        return _Turn.MORE
+
+    def _await_data(self, lent: socket.socket, poller: select.poll) -> bool:
+        """Whether the rest of what is being received has come; to be woken for every segment would take the sender longer than
+        sending does."""
+        lent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(self._target) - self._filled)
+        if poller.poll(PATIENCE_MS):
+            return True
+        lent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        return False
+
+    def _wait_for(self, complete: Callable[[memoryview], bool], target: memoryview) -> None:
+        self._target, self._filled, self._complete = target, 0, complete
+
+    def _header_complete(self, header: memoryview) -> bool:
+        head_bytes, self._body_bytes, number = lengths_of(header)
+        if number != self._number or not head_bytes:
+            raise ProtocolError(f"{self._peer} answered request {number} with {head_bytes} bytes, asked was {self._number}")
+        self._wait_for(self._head_complete, memoryview(bytearray(head_bytes)))
+        return False
+
+    def _head_complete(self, head: memoryview) -> bool:
+        self._head = self._decoded(head)
+        if not self._body_bytes:
+            return self._body_complete(self._buffer[:0])
+        if self._body_bytes > len(self._buffer):
+            self._buffer = memoryview(mmap.mmap(-1, self._body_bytes))
+        self._wait_for(self._body_complete, self._buffer[: self._body_bytes])
+        return False
+
+    def _body_complete(self, body: memoryview) -> bool:
+        self._wait_for(self._header_complete, memoryview(self._header))
+        return self._take(self._head, body)
+
+    def _decoded(self, head: memoryview) -> Any:
+        try:
+            reply = _reply_decoder.decode(head)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"{self._peer} sent garbage: {error}") from error
+        if isinstance(reply, Failure):
+            raise from_failure(reply.kind, reply.errno, reply.message)
+        return reply
+
+
+class BulkConnection:
+    """The asking end of a connection for bulk replies: one request after the other. Who made the wire closes it."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.peer = wire.peer
+        self._wire = wire
+        self._number = 0
+        self._buffer = mmap.mmap(-1, BUFFER_BYTES)
+
+    async def ask(self, request: Request[Any], take: TakeReply, *, limiter: trio.CapacityLimiter, stall_s: float) -> None:
+        """Hands the replies to *take* in threads until it says that one was the last.
+
+        Raises the `GodwitError` that the peer answers, what *take* raises, or `Unavailable`, also when nothing comes for
+        *stall_s*. After anything but what the peer answers instead of a first body, the connection is of no use any more.
+        """
+        self._number += 1
+        await self._wire.send(pack(self._number, _encode(request)))
+        receiving = _Receiving(self.peer, self._number, self._buffer, take)
+        async with self._wire.lent() as lent:
+            while (turn := await trio.to_thread.run_sync(receiving.turn, lent, limiter=limiter)) is not _Turn.DONE:
+                if turn is _Turn.WAIT and not await self._wire.readable_within(stall_s):
+                    raise Unavailable(f"{self.peer} sent nothing for {stall_s:g} s")

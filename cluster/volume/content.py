@@ -1,0 +1,152 @@
+"""The content of a home's object: what it is now, and how it is committed to the catalog.
+
+Mounts and agents both write objects and both commit. The order of commits of one file is kept by the object's lock: an
+`flock` on the object, held from `fstat` until the catalog has answered. It is the only use of `flock` on objects.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import trio
+
+from cluster.errors import Refused
+from cluster.messages import Commit, Content, Node, Operation, Stamp
+from cluster.volume.fence import fence, lift
+from cluster.volume.layout import ObjectRecord, display_path, read_record, write_record
+
+ApplyOne = Callable[[Operation], Awaitable[Node]]
+
+LOCK_RETRY_MIN_S = 0.001
+LOCK_RETRY_MAX_S = 0.02
+TICK_S = 0.001
+REALTIME_COARSE = 5  # of linux/time.h: the clock of files' times, where they are coarse
+
+FINE_TIMES = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) >= (6, 13)
+"""Whether a change that follows a look at a file's times always moves them (multigrain timestamps). Before, what is changed
+within one tick of the kernel's clock, up to 10 ms, looks the same."""
+
+
+def content_of(status: os.stat_result) -> Content:
+    """The content that an object's `stat` shows."""
+    return Content(size=status.st_size, blocks=status.st_blocks, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of an object from its `stat`."""
+    return Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
+
+
+def visible_ctime_ns(ctime_ns: int, content: Content) -> int:
+    """The file's change time after a write that left *content*.
+
+    The object's own ctime also moves when Godwit writes its record, so it only bounds an mtime that was set by hand.
+    """
+    return max(ctime_ns, min(content.mtime_ns, content.ctime_ns))
+
+
+def overlay(node: Node, content: Content) -> Node:
+    """*node* with the size and times that its home's object has at this moment."""
+    if content.ctime_ns == node.object_ctime_ns and content.size == node.size:
+        return node
+    return msgspec.structs.replace(
+        node,
+        size=content.size,
+        blocks=content.blocks,
+        mtime_ns=content.mtime_ns,
+        ctime_ns=visible_ctime_ns(node.ctime_ns, content),
+    )
+
+
+@asynccontextmanager
+async def object_lock(path: str) -> AsyncIterator[int]:
+    """Holds the lock of the object at *path*, on a descriptor of its own, which it yields. Raises `OSError`."""
+    # For reading, which is enough for all that its holders do, and possible with a fenced object, too.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        wait_s = LOCK_RETRY_MIN_S
+        while not _try_lock(descriptor):
+            # A blocking flock could not be cancelled, so that whoever stops with the lock would stop us too.
+            await trio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LOCK_RETRY_MAX_S)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def commit_object(
+    descriptor: int, node: Node, path: bytes, *, final: bool, apply: ApplyOne, begun: int = 0, fenced: bool = False
+) -> Node:
+    """Commits the object's present content; the caller holds the object's lock. Returns the catalog's node.
+
+    *node* is the committer's knowledge of the inode, *begun* the number that came with it (see `Commit`), *path* its last
+    known name (empty: as before). If nothing was written since the last commit, only `final` is told. *fenced*: the
+    committer has fenced the object, and it stays so. Raises what *apply* raises; the file is still dirty then and a repeat
+    is harmless.
+    """
+    while True:
+        commit = await prepare_commit(descriptor, node, path, final=final, begun=begun, fenced=fenced)
+        try:
+            return await apply(commit)
+        except Refused as error:
+            if error.errno != errno.ESTALE:
+                raise
+            # The record was lost or older than the catalog: a version above both is needed, and the stamp is unknown.
+            node = msgspec.structs.replace(node, version=commit.version + 1, object_ctime_ns=0)
+
+
+async def prepare_commit(
+    descriptor: int, node: Node, path: bytes, *, final: bool, begun: int = 0, fenced: bool = False
+) -> Commit:
+    """The commit of the object's present content, whose record is written. The caller holds the object's lock.
+
+    The record of a *fenced* object is written with the fence lifted: what anybody writes meanwhile is in the commit, since
+    the content is looked at when the fence is back.
+    """
+    record = read_record(descriptor)
+    version = max(node.version, record.version if record else 0)
+    changed = os.fstat(descriptor).st_ctime_ns != node.object_ctime_ns
+    content = None
+    if changed:
+        version += 1
+        status = os.fstat(descriptor)
+        if fenced:
+            lift(descriptor)
+        write_record(
+            descriptor,
+            ObjectRecord(
+                ino=node.ino,
+                version=version,
+                home_epoch=node.home_epoch,
+                path=display_path(path) if path else record.path if record else "",
+                mode=node.mode,
+                uid=node.uid,
+                gid=node.gid,
+                mtime_ns=status.st_mtime_ns,
+            ),
+        )
+        if fenced:
+            fence(descriptor)
+        if not FINE_TIMES:
+            await _next_tick(os.fstat(descriptor).st_ctime_ns)
+        content = content_of(os.fstat(descriptor))
+    return Commit(node.ino, node.home_epoch, version, content, final, begun)
+
+
+async def _next_tick(ctime_ns: int) -> None:
+    """Waits until what is changed from now on gets another change time."""
+    while time.clock_gettime_ns(REALTIME_COARSE) <= ctime_ns:
+        await trio.sleep(TICK_S)

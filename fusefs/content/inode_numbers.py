@@ -1,0 +1,31 @@
+"""Inode numbers in advance, so that a create needs one request."""
+
+import trio
+
+from cluster.messages import TakeInodes
+from cluster.rpc.session import ManagerSession
+
+RANGE = 4096
+
+
+class InodeNumbers:
+    """Hands out numbers from ranges that the manager gave to this session."""
+
+    def __init__(self, session: ManagerSession, timeout_s: float) -> None:
+        self._session = session
+        self._timeout_s = timeout_s
+        self._next = 0
+        self._end = 0
+        self._lock = trio.Lock()
+
+    async def take(self) -> int:
+        """A number that nobody has or had; raises `Unavailable`."""
+        while self._next >= self._end:
+            async with self._lock:
+                if self._next < self._end:
+                    continue
+                reply = await self._session.call(TakeInodes(RANGE), timeout_s=self._timeout_s)
+                self._next, self._end = reply.first, reply.first + reply.count
+        number = self._next
+        self._next += 1
+        return number

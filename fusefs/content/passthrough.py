@@ -1,0 +1,128 @@
+"""How the kernel reads and writes each open file: on the home's object itself where that is on this server's disk.
+
+The kernel's rules (fs/fuse/iomode.c): page-cached and passed-through handles of one inode exclude each other, all passed-through
+ones share one backing id, and `DIRECT` ones go with either. So the first handle decides, until the last of its kind is released.
+What is passed through cannot be taken back: the manager leaves the home where it is as long as its server has the file open.
+"""
+
+import os
+from collections.abc import Sequence
+
+import trio
+
+from cluster.volume.fence import stops_writers
+from fusefs.kernel.stream import Channel, InitFlag
+from fusefs.objects import LocalObject
+from fusefs.openfiles import Handle, OpenInode, Way
+
+TRY_AGAIN_S = 1.0
+NO_FENCE = "programs cannot be stopped from writing there when a lease has ended (see [mount] unfenced)"
+
+
+class Passthrough:
+    """Decides for each handle that the kernel is about to get.
+
+    Who has a file open that is passed through can be stopped only by the fence. So volumes without one are left out, unless
+    *unfenced*.
+    """
+
+    def __init__(self, channel: Channel, *, unfenced: bool = False) -> None:
+        self._channel = channel
+        self._unfenced = unfenced
+        self._fenced: set[int] = set()  # file systems that are known to have one
+
+    async def try_volumes(self, roots: Sequence[str]) -> None:
+        """Finds out, once the kernel has begun, whether the files of these volumes can be passed through: somebody may ask."""
+        await self._channel.begun.wait()
+        async with trio.open_nursery() as nursery:
+            for root in roots:
+                nursery.start_soon(self._try_until_known, root)
+
+    async def _try_until_known(self, root: str) -> None:
+        """A disk may be away, or hang: that is no reason not to stop."""
+        while not await trio.to_thread.run_sync(self._try_volume, root, abandon_on_cancel=True):
+            await trio.sleep(TRY_AGAIN_S)
+
+    def _try_volume(self, root: str) -> bool:
+        """False if that has to be tried again."""
+        path = f"{root}/volume.toml"
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            volume = os.fstat(descriptor).st_dev
+            backing_id = self._channel.open_backing(descriptor, volume)
+            if backing_id:
+                self._channel.close_backing(backing_id)
+                if self._may_pass(volume, path) is None:
+                    return False
+            self._channel.tried(root, volume)
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _may_pass(self, volume: int, path: str) -> bool | None:
+        """Whether the file system of the file at *path* has a fence, or needs none; None while nobody knows."""
+        if self._unfenced or volume in self._fenced:
+            return True
+        has_fence = stops_writers(os.path.dirname(path))
+        if has_fence:
+            self._fenced.add(volume)
+        elif has_fence is False:
+            self._channel.refuse(volume, NO_FENCE)
+        return has_fence
+
+    def opened(self, handle: Handle) -> Way:
+        """How the kernel is to use this handle, of which it hears at once; with `PASSED`, by its inode's `backing_id`."""
+        state = handle.inode
+        way = handle.way = self._choose(state, handle)
+        if way is not Way.DIRECT:
+            state.way = way
+            state.way_handles += 1
+        return way
+
+    def _choose(self, state: OpenInode, handle: Handle) -> Way:
+        home = state.home if isinstance(state.home, LocalObject) else None
+        if state.way is Way.PASSED:
+            return Way.PASSED if home is not None and _identity(home) == state.backing else Way.DIRECT
+        if state.way is None and home is not None and self._register(state, home):
+            return Way.PASSED
+        return Way.DIRECT if self._goes_around(handle, home) else Way.CACHED
+
+    def _register(self, state: OpenInode, home: LocalObject) -> bool:
+        state.backing = _identity(home)
+        volume = state.backing[0]
+        state.backing_id = self._channel.open_backing(home.descriptor, volume)
+        if state.backing_id and not self._may_pass(volume, home.path):
+            self._channel.close_backing(state.backing_id)
+            state.backing_id = 0
+        return state.backing_id > 0
+
+    def _goes_around(self, handle: Handle, home: LocalObject | None) -> bool:
+        """Appending goes around the page cache: through it, the kernel splits a write where it believes a page to end, and the
+        parts could come apart between those of other servers. So do writing to another server, whose order with the writes of
+        others is known only there, and reading what is written there: the kernel takes a new size over before it drops the last
+        page, behind whose old end there are zeros. These two only if the kernel can map such files.
+        """
+        if handle.append:
+            return True
+        written_elsewhere = home is None and (handle.write or handle.inode.node.dirty)
+        return written_elsewhere and InitFlag.DIRECT_IO_ALLOW_MMAP in self._channel.granted
+
+    def released(self, handle: Handle) -> None:
+        """The kernel has given the handle up."""
+        state = handle.inode
+        if handle.way in (None, Way.DIRECT):
+            return
+        state.way_handles -= 1
+        if state.way_handles:
+            return
+        if state.way is Way.PASSED:
+            self._channel.close_backing(state.backing_id)
+        state.way = None
+
+
+def _identity(home: LocalObject) -> tuple[int, int]:
+    status = os.fstat(home.descriptor)
+    return status.st_dev, status.st_ino

@@ -1,0 +1,240 @@
+"""The message stream between the kernel and libfuse, with what Godwit adds to it: see docs/passthrough.md.
+
+`load` must run before pyfuse3 is imported for the first time (importing any module of `fusefs` does it). Where the extension was
+not built, or pyfuse3 uses a libfuse that it does not know, nothing is added: the mount works through ordinary reads and writes,
+and its locks are not known to others.
+"""
+
+import errno
+import fcntl
+import importlib
+import logging
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterable
+from enum import IntFlag
+from types import ModuleType
+
+import trio
+
+from cluster.messages import FALLBACK, PARTLY_PASSED, PASSED
+
+log = logging.getLogger(__name__)
+
+_BACKING_OPEN = 0x4010E501  # _IOW(FUSE_DEV_IOC_MAGIC, 1, struct fuse_backing_map)
+_BACKING_CLOSE = 0x4004E502
+_BACKING_MAP = struct.Struct("=iIQ")  # descriptor, flags, padding
+_BACKING_ID = struct.Struct("=I")
+
+
+class InitFlag(IntFlag):
+    """Flags of FUSE_INIT that libfuse does not ask for."""
+
+    POSIX_LOCKS = 1 << 1
+    FLOCK_LOCKS = 1 << 10
+    HANDLE_KILLPRIV_V2 = 1 << 28
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
+    PASSTHROUGH = 1 << 37
+
+
+class OpenFlag(IntFlag):
+    """Flags of the reply to an open."""
+
+    DIRECT_IO = 1 << 0
+    KEEP_CACHE = 1 << 1
+    CACHE_DIR = 1 << 3
+    PASSTHROUGH = 1 << 7
+
+
+def load() -> ModuleType | None:
+    """The extension, with its symbols visible to what is loaded later; None if it was not built."""
+    before = sys.getdlopenflags()
+    sys.setdlopenflags(before | os.RTLD_GLOBAL)
+    try:
+        return importlib.import_module("fusefs.kernel._channel")
+    except ImportError:
+        return None
+    finally:
+        sys.setdlopenflags(before)
+
+
+_extension = load()
+
+
+class Channel:
+    """One mount's stream. `prepare` comes before pyfuse3 mounts, `mounted` after it, `begun` when the kernel's FUSE_INIT has been
+    answered, `unmounting` before it unmounts.
+
+    `device`: the descriptor of /dev/fuse while something is mounted, else -1.
+    """
+
+    def __init__(self) -> None:
+        self.device = -1
+        self.begun = trio.Event()
+        self._why_unchanged = ""  # why the stream is as libfuse makes it
+        self._why_not = "nothing is mounted"
+        self._volumes: dict[str, str] = {}  # why the files of each are not passed through, as far as that has been tried
+        self._refused: dict[int, str] = {}  # the same by the file system's device number
+        self._errors: set[int | None] = set()
+        self._granted = InitFlag(0)
+        self._wanted = InitFlag(0)
+
+    def prepare(self, wanted: InitFlag, taken: Iterable[int], on_request: Callable[[bytes], bool]) -> None:
+        """*wanted*: what the kernel is asked for; *taken*: the opcodes of requests that go to *on_request* as whole messages. It
+        returns False for those that libfuse is to get all the same."""
+        self._wanted = wanted
+        if _extension is not None:
+            _extension.prepare(on_request, int(wanted), sum(1 << opcode for opcode in taken))
+
+    def mounted(self) -> None:
+        """To be called when pyfuse3 has mounted."""
+        self.device = _find_device()
+        self._why_not = ""
+        if not self._wanted & InitFlag.PASSTHROUGH:
+            self._cannot_pass("it is turned off in the configuration")
+        if _extension is None:
+            self._is_unchanged("the extension fusefs._channel was not built")
+        elif _extension.state()[0] < 0:
+            self._is_unchanged("this libfuse is not known to the extension")
+
+    def _is_unchanged(self, why: str) -> None:
+        """Says it once."""
+        if not self._why_unchanged:
+            self._why_unchanged = why
+            self._cannot_pass(why)
+            log.warning("locks of this mount's files hold on this server only: %s", why)
+
+    def _cannot_pass(self, why_not: str) -> None:
+        """Says it once: the first reason is the one that counts."""
+        if not self._why_not:
+            self._why_not = why_not
+            log.warning("files go through the mount process: %s", why_not)
+
+    @property
+    def why_not(self) -> str:
+        """Why files are not passed through, or those of some volumes; empty if they are, or while nobody knows."""
+        return self._why_not or "; ".join(f"{volume}: {why}" for volume, why in self._volumes.items() if why)
+
+    @property
+    def files(self) -> str:
+        """`PASSED`, `PARTLY_PASSED` or `FALLBACK`; empty while it has not been tried with any volume."""
+        reasons = self._volumes.values()
+        if self._why_not or (reasons and all(reasons)):
+            return FALLBACK
+        if not reasons:
+            return ""
+        return PARTLY_PASSED if any(reasons) else PASSED
+
+    @property
+    def problems(self) -> list[str]:
+        """What whoever looks after this server should know."""
+        return [f"locks of its mount's files hold on this server only: {self._why_unchanged}"] if self._why_unchanged else []
+
+    def unmounting(self) -> None:
+        """To be called before pyfuse3 unmounts."""
+        self.device = -1
+
+    @property
+    def granted(self) -> InitFlag:
+        """What the kernel grants. To be asked while a request is handled: FUSE_INIT, which comes before, has been seen by then,
+        if it is ever seen."""
+        if not self._granted and self.device >= 0 and _extension is not None:
+            _, offered, granted = _extension.state()
+            self._granted = InitFlag(granted)
+            if not offered:
+                self._is_unchanged("this pyfuse3 is not known to the extension")
+            elif InitFlag.PASSTHROUGH in self._wanted and InitFlag.PASSTHROUGH not in self._granted:
+                self._cannot_pass("this kernel cannot do it (Linux 6.9 and later can)")
+        return self._granted
+
+    # -------------------------------------------------------------------------------------------------- replies
+
+    def open_backing(self, descriptor: int, volume: int) -> int:
+        """A backing id for the file behind *descriptor*, on the file system with the device number *volume*.
+
+        0 if there can be none, which is said once.
+        """
+        device = self.device
+        if self._why_not or volume in self._refused or InitFlag.PASSTHROUGH not in self.granted or device < 0:
+            return 0
+        request = bytearray(_BACKING_MAP.pack(descriptor, 0, 0))
+        try:
+            backing_id: int = fcntl.ioctl(device, _BACKING_OPEN, request, True)
+        except OSError as error:
+            self._note_refusal(volume, error)
+            return 0
+        return backing_id
+
+    def _note_refusal(self, volume: int, error: OSError) -> None:
+        if error.errno == errno.EPERM:
+            self._cannot_pass("this process may not do it (it needs CAP_SYS_ADMIN)")
+        elif error.errno in _OF_VOLUME:
+            self.refuse(volume, _OF_VOLUME[error.errno])
+        elif error.errno not in self._errors:
+            self._errors.add(error.errno)
+            log.warning("some files go through the mount process: %s", error)
+
+    def refuse(self, volume: int, why: str) -> None:
+        """Files of this file system are not to be passed through."""
+        if volume not in self._refused:
+            self._refused[volume] = why
+            log.warning("files of one volume go through the mount process: %s", why)
+
+    def close_backing(self, backing_id: int) -> None:
+        """The id is not needed any more; what is open by it goes on. Raises nothing: whoever closes a file could do nothing."""
+        device = self.device
+        if device < 0:
+            return
+        try:
+            fcntl.ioctl(device, _BACKING_CLOSE, _BACKING_ID.pack(backing_id))
+        except OSError as error:
+            log.warning("the kernel keeps backing id %d: %s", backing_id, error)
+
+    def tried(self, root: str, volume: int) -> None:
+        """What became of opening a file of this volume is known."""
+        self._volumes[root] = self._refused.get(volume, "")
+
+    def will_open(self, handle: int, flags: OpenFlag, backing_id: int = 0, *, directory: bool = False) -> None:
+        """What to add to the reply that returns *handle*, which follows at once."""
+        if _extension is not None and flags:
+            _extension.will_open(directory, handle, int(flags), backing_id)
+
+    def watch_flush(self, ino: int, wanted: bool) -> None:
+        """Whether closes of this inode's descriptors are handed over."""
+        if _extension is not None:
+            _extension.watch_flush(ino, wanted)
+
+    def kills_set_id(self, ino: int) -> bool:
+        """Whether a write of this inode that was received since the last question is to take the set-id bits away."""
+        return _extension is not None and _extension.kills_set_id(ino)
+
+    def reply(self, message: bytes) -> None:
+        """Answers a request that was handed over."""
+        assert _extension is not None
+        _extension.answered(int.from_bytes(message[8:16], "little"))
+        if self.device < 0:
+            return
+        try:
+            os.write(self.device, message)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # it does not wait any more, or there is no mount any more
+                raise
+
+
+_OF_VOLUME = {
+    errno.ELOOP: "the volume is on a stacked file system",
+    errno.EOPNOTSUPP: "the volume's file system cannot do it",
+    errno.EINVAL: "the volume's file system cannot do it",
+}
+
+
+def _find_device() -> int:
+    """The descriptor of /dev/fuse that pyfuse3 uses: it does not tell."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{descriptor}") == "/dev/fuse":
+                return int(descriptor)
+        except FileNotFoundError:
+            continue  # the listing's own
+    raise RuntimeError("nothing is mounted by this process")

@@ -1,0 +1,1 @@
+"""The database: its tables, connections and transactions, the office's row, backups. Knows no request and no term."""

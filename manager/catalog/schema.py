@@ -1,0 +1,334 @@
+"""The tables of the catalog: what each column means, which values are special, and who repairs what a crash leaves.
+
+`docs/catalog.md` explains how they are used. All numbers are 64-bit, all times nanoseconds since the epoch, all names bytes.
+The first version of the schema is `migrations/versions/v0001_first.py`; a test keeps the two equal.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    text,
+)
+
+FIRST_INO = 1024
+FIRST_COOKIE = 3
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite makes only an INTEGER primary key the key of the table itself; its INTEGER has 64 bits.
+Number = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _number(name: str, default: int = 0) -> Column[int]:
+    return Column(name, Number, nullable=False, server_default=text(str(default)))
+
+
+# Who is the manager. One row, id 1. A transaction that finds another term than its own changes nothing.
+office = Table(
+    "office",
+    metadata,
+    Column("id", Number, primary_key=True, autoincrement=False),
+    _number("term"),  # 0: nobody was ever in office
+    Column("server", String(63), nullable=False, server_default=""),  # empty: vacant, anyone may take it at once
+    Column("address", String(255), nullable=False, server_default=""),
+    _number("beat"),  # raised by the holder; candidates watch it change
+    _number("stopped"),  # the holders of all terms up to this one have said that they act no more
+)
+
+# Named numbers: `next_ino` (first inode number never handed out), `next_volume`, `inodes` (rows of that table).
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    _number("value"),
+    sqlite_with_rowid=False,
+)
+
+# Every file, directory, symlink and special file. Row 1 is the root.
+inodes = Table(
+    "inodes",
+    metadata,
+    Column("ino", Number, primary_key=True, autoincrement=False),
+    _number("mode"),  # type and permission bits
+    _number("nlink"),  # directories: 2 + subdirectories; 0: no name left, or none yet: the row is in `orphans` too
+    _number("uid"),
+    _number("gid"),
+    _number("rdev"),
+    _number("size"),  # of the last commit while dirty
+    _number("blocks"),
+    _number("atime_ns"),
+    _number("mtime_ns"),
+    _number("ctime_ns"),
+    _number("btime_ns"),
+    _number("version"),  # of the content; 0: never committed
+    _number("dirty"),  # 1: the home's object may be newer than `version`. Left by a crash: the home's agent commits
+    _number("home_volume"),  # 0: no content (not a regular file)
+    _number("home_epoch"),
+    _number("object_ctime_ns"),  # of the home's object at the last commit; 0: never committed
+    _number("marks"),  # which special attributes `xattrs` has for it, and more: see manager.catalog.inodes
+)
+Index("ix_inodes_dirty", inodes.c.home_volume, inodes.c.ino, sqlite_where=text("dirty = 1"), postgresql_where=text("dirty = 1"))
+
+symlinks = Table(
+    "symlinks",
+    metadata,
+    Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("target", LargeBinary, nullable=False),
+)
+
+# Names. `cookie` orders a listing and is never used again: (term << 40) | n, n counted in the manager's memory.
+dentries = Table(
+    "dentries",
+    metadata,
+    Column("parent", Number, ForeignKey(inodes.c.ino), primary_key=True, autoincrement=False),
+    Column("name", LargeBinary, primary_key=True),
+    Column("cookie", Number, nullable=False),
+    Column("ino", Number, ForeignKey(inodes.c.ino), nullable=False),
+    Index(None, "parent", "cookie", unique=True),
+    Index(None, "ino"),
+    sqlite_with_rowid=False,
+)
+
+xattrs = Table(
+    "xattrs",
+    metadata,
+    Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("name", LargeBinary, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
+
+# Inodes without a name, kept while a session holds them open. Left by a crash: reaped after the next manager's grace time.
+orphans = Table(
+    "orphans",
+    metadata,
+    Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+)
+
+# Contents on volumes. Current when `version` is the inode's. Rows outlive their inode until the object is deleted, so
+# there is no foreign key. The home has a row from the creation on, with version 0 and no stamp until the first commit.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("ino", Number, primary_key=True, autoincrement=False),
+    Column("volume", Number, primary_key=True, autoincrement=False),
+    _number("version"),
+    Column("stamp_size", Number),  # the three are NULL together: the object has no committed content
+    Column("stamp_mtime_ns", Number),
+    Column("stamp_ctime_ns", Number),
+    Column("checksum", LargeBinary, nullable=False, server_default=text("''")),  # BLAKE3; empty: not known yet
+    Column("fault", String, nullable=False, server_default=""),  # what a reader found wrong with this version; empty: nothing
+    Index(None, "volume", "ino"),
+    sqlite_with_rowid=False,
+)
+
+# Objects that were homes on a server that was declared lost, and may hold what nobody else had: the file fell back to an
+# older replica. Nothing is put over them and they are deleted by nobody; a row goes when the server is back and its agent has
+# looked. Rows outlive their inode, so there is no foreign key; they hold what the file was, for its conflict name.
+forsaken = Table(
+    "forsaken",
+    metadata,
+    Column("ino", Number, primary_key=True, autoincrement=False),
+    Column("volume", Number, primary_key=True, autoincrement=False),
+    _number("newer"),  # 1: its last commit is newer than what the file fell back to
+    Column("stamp_size", Number),  # of its last commit; the three are NULL together
+    Column("stamp_mtime_ns", Number),
+    Column("stamp_ctime_ns", Number),
+    _number("kept_size"),  # of what the file fell back to, with its checksum
+    Column("kept_checksum", LargeBinary, nullable=False, server_default=text("''")),
+    _number("mode"),
+    _number("uid"),
+    _number("gid"),
+    _number("parent"),
+    Column("name", LargeBinary, nullable=False, server_default=text("''")),
+    _number("conflict"),  # the inode that it becomes; 0: not known yet
+    Index(None, "volume", "ino"),
+    sqlite_with_rowid=False,
+)
+
+# Files that were kept under a conflict name, until they are removed.
+conflicts = Table(
+    "conflicts",
+    metadata,
+    Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("server", String(63), nullable=False),
+)
+
+# Servers that have ever introduced themselves or were added.
+servers = Table(
+    "servers",
+    metadata,
+    Column("server", String(63), primary_key=True),
+    _number("joined_ns"),
+    _number("mount_session"),  # the live mount's session, for the next manager's grace time; 0: none
+    _number("agent_session"),  # the newest agent's session: an older one's claims are void; 0: none yet
+    Column("state", String(8), nullable=False, server_default="up"),  # up, down, lost, left: cluster.membership.stored_state
+    _number("draining"),  # 1: wanted empty, whatever `state` says
+    _number("since_ns"),  # when `state` or `draining` last changed; 0: never
+    Column("manager", String(255), nullable=False, server_default=""),  # its candidate's host:port
+    Column("release", String(32), nullable=False, server_default=""),  # of Godwit that its agent runs
+    sqlite_with_rowid=False,
+)
+
+# One-time tokens with which a new server may join; a row is deleted when it is used.
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),  # BLAKE2b of the token
+    Column("server", String(63), nullable=False),
+    _number("expires_ns"),
+)
+
+# `free_bytes` is the last value that was worth a transaction; the manager has the newest in memory.
+volumes = Table(
+    "volumes",
+    metadata,
+    Column("volume", Number, primary_key=True, autoincrement=False),
+    Column("uuid", String(64), nullable=False),
+    Column("server", String(63), nullable=False),
+    Column("path", String, nullable=False),
+    Column("address", String(255), nullable=False),
+    Column("device", String(255), nullable=False),
+    _number("total_bytes"),
+    _number("free_bytes"),
+    UniqueConstraint("uuid"),
+)
+
+# Directories with a policy of their own; the root always has one.
+policies = Table(
+    "policies",
+    metadata,
+    Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    _number("copies"),
+    _number("sync_copies"),
+)
+
+# Directories whose files are still to be brought to their policy; worked off in the background, entry by entry.
+scans = Table(
+    "scans",
+    metadata,
+    Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    _number("after"),  # the cookie up to which entries are done
+)
+
+# Volumes whose files are to be brought to their policy, since the volume stopped or began to count; worked off by number.
+volume_scans = Table(
+    "volume_scans",
+    metadata,
+    Column("volume", Number, primary_key=True, autoincrement=False),
+    _number("after"),  # the inode up to which files are done
+)
+
+# Orders to move files from one server to others. Kept after their end, as history.
+migrations = Table(
+    "migrations",
+    metadata,
+    Column("migration", Number, primary_key=True),
+    Column("kind", String(8), nullable=False),  # move (chosen paths), drain (all that a server holds)
+    Column("state", String(9), nullable=False),  # planning, running, paused, failed, done, cancelled
+    Column("source", String(63), nullable=False),  # server
+    Column("target", String(63), nullable=False),  # server; empty: wherever placement says
+    Column("subject", String, nullable=False),  # the paths as they were asked for, for people: JSON list
+    _number("planned"),  # 1: every file has its move
+    _number("cursor"),  # drain: the inode up to which moves are planned, on volume `cursor_volume`
+    _number("cursor_volume"),
+    _number("created_ns"),
+    _number("ended_ns"),  # 0: not yet; a cancelled one ends when what was being deleted is gone
+    _number("token"),  # of the request that started it, which may come again; drains: negative, drawn here
+    UniqueConstraint("token"),
+    Index(None, "ended_ns"),
+    sqlite_autoincrement=True,
+)
+
+# Directories whose files still have to get their moves.
+migration_scans = Table(
+    "migration_scans",
+    metadata,
+    Column("migration", Number, ForeignKey(migrations.c.migration, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("ino", Number, primary_key=True, autoincrement=False),
+    _number("after"),  # the cookie up to which entries are done
+)
+
+# One replica each that leaves a volume: copy, check, delete. `docs/migration.md` has the states as a table.
+moves = Table(
+    "moves",
+    metadata,
+    Column("migration", Number, ForeignKey(migrations.c.migration, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("ino", Number, primary_key=True, autoincrement=False),
+    Column("source", Number, primary_key=True, autoincrement=False),  # volume
+    _number("target"),  # volume; 0: wherever placement says
+    Column("state", String(9), nullable=False),  # manager.rules.moves
+    _number("bytes"),  # size when it was planned
+    Column("error", String, nullable=False, server_default=""),
+    _number("changed_ns"),
+    Index(None, "migration", "state", "ino"),
+    Index(None, "ino"),
+    sqlite_with_rowid=False,
+)
+
+# The queues. At most one row per (inode, volume). Deadlines of claims and back-offs are in the manager's memory: a new
+# manager makes all deferred tasks wait and gives the claimed ones a whole claim time.
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("task", Number, primary_key=True),
+    Column("server", String(63), nullable=False),  # whose queue
+    Column("operation", String(8), nullable=False),  # copy, delete
+    Column("state", String(8), nullable=False),  # waiting, deferred, claimed, dead
+    _number("ino"),
+    _number("volume"),
+    _number("version"),  # the newest version wanted; may be newer than the one a claim is for
+    _number("claim"),  # raised at each claim: reports of older ones are ignored
+    _number("attempts"),
+    Column("error", String, nullable=False, server_default=""),
+    _number("queued_ns"),
+    UniqueConstraint("ino", "volume"),
+    Index(None, "server", "state", "task"),
+    Index(None, "state", "task"),
+    sqlite_autoincrement=True,
+)
+
+# Replies to mutations that the client has not acknowledged yet. Rows of sessions that have ended: the manager's housekeeping.
+applied = Table(
+    "applied",
+    metadata,
+    Column("session", Number, primary_key=True, autoincrement=False),
+    Column("request_id", Number, primary_key=True, autoincrement=False),
+    Column("reply", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Directories in which the mount of a server may be caching names or what they stand for; a row is there before the first grant,
+# and deleted some time after the last one has ended. What a new manager goes by until the mounts have presented themselves.
+caching = Table(
+    "caching",
+    metadata,
+    Column("directory", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("server", String(63), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# Inode numbers handed out, so that an object made just now is not taken for a stray. The newest few of each mount.
+ranges = Table(
+    "ranges",
+    metadata,
+    Column("first", Number, primary_key=True, autoincrement=False),
+    _number("count"),
+    Column("server", String(63), nullable=False),
+    _number("session"),
+    Index(None, "server"),
+)

@@ -1,0 +1,392 @@
+"""Names: create (also without one), link, unlink, rmdir, rename, with the semantics of a local Linux file system.
+
+Every function checks first and writes then, so that a refused operation leaves no trace. Permissions are checked by the
+kernels of the mounts.
+"""
+
+import errno
+import stat
+from typing import Any
+
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from cluster.errors import refused
+from cluster.messages import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    SYMLINK_MAX,
+    Create,
+    CreateUnnamed,
+    Link,
+    Node,
+    Rename,
+    Rmdir,
+    Unlink,
+)
+from manager.catalog.hot import Hot
+from manager.catalog.inodes import (
+    HAS_ACCESS_ACL,
+    HAS_DEFAULT_ACL,
+    UNNAMED,
+    InodeRow,
+    check_name,
+    find_entry,
+    get_directory,
+    get_entry,
+    get_inode,
+    get_live_directory,
+    has_children,
+    node_of,
+    relink,
+    touch_directory,
+)
+from manager.catalog.schema import FIRST_INO, dentries, inodes, orphans, policies, replicas, scans, symlinks, xattrs
+from manager.catalog.store import Transaction
+from manager.changes.attributes import read_acl
+from manager.memory.mutations import Mutation, Part
+from manager.memory.notes import note_itself, note_new
+from manager.memory.policies import is_below
+from manager.memory.state import SCAN, State
+from manager.rules import acl
+from manager.rules.limits import check_id, check_time
+from manager.tasks import align_inode
+
+LINK_MAX = 65000
+DIRECTORY_BYTES = 4096
+DIRECTORY_BLOCKS = 8
+RDEV_MAX = 2**32 - 1
+
+_TYPES = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
+
+_ADD_INODE = Hot(insert(inodes))
+_ADD_ENTRY = Hot(insert(dentries))
+# SQLite's default for the checksum would be a text.
+_ADD_REPLICA = Hot(insert(replicas).values(ino=bindparam("ino"), volume=bindparam("volume"), version=0, checksum=b""))
+_ADD_XATTR = insert(xattrs)
+_ADD_ORPHAN = Hot(insert(orphans))
+_REMOVE_ORPHAN = delete(orphans).where(orphans.c.ino == bindparam("b_ino"))
+_SET_MARKS = update(inodes).where(inodes.c.ino == bindparam("b_ino")).values(marks=bindparam("to_marks"))
+_REMOVE_ENTRY = Hot(delete(dentries).where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name")))
+_MOVE_ENTRY = Hot(
+    update(dentries)
+    .where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name"))
+    .values(parent=bindparam("to_parent"), name=bindparam("to_name"), cookie=bindparam("cookie"))
+)
+_POINT_ENTRY = Hot(
+    update(dentries)
+    .where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name"))
+    .values(ino=bindparam("ino"))
+)
+
+
+def create(tx: Transaction, state: State, mutation: Mutation, op: Create) -> Node:
+    """Makes an inode and its name; a regular file is born dirty and open for writing."""
+    parent = _check_create(tx, state, op)
+    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: op.ino})
+    directory = stat.S_ISDIR(op.mode)
+    node = _add_inode(tx, state, mutation, parent, op, links=2 if directory else 1)
+    _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
+    touch_directory(tx.connection, op.parent, op.now_ns, links=int(directory))
+    if op.target:
+        tx.execute(insert(symlinks), {"ino": op.ino, "target": op.target})
+    elif directory and mutation.session.watches:
+        note_new(tx, state.notes, mutation.session.server, op.ino)
+    return node
+
+
+def create_unnamed(tx: Transaction, state: State, mutation: Mutation, op: CreateUnnamed) -> Node:
+    """Makes a regular file as `create` does, which is born an orphan."""
+    if not stat.S_ISREG(op.mode):
+        raise refused(errno.EINVAL, f"mode {op.mode:o}")
+    new = Create(op.directory, b"", op.ino, op.mode, op.uid, op.gid, 0, op.now_ns, op.home_volume)
+    _check_inode(state, new)
+    directory = get_live_directory(tx.connection, op.directory)
+    state.claim(tx, mutation, op, {Part.INODE: op.ino})
+    node = _add_inode(tx, state, mutation, directory, new, links=0, marks=UNNAMED)
+    _ADD_ORPHAN.run(tx.connection, {"ino": op.ino})
+    tx.after(lambda: state.lost_name(op.ino))
+    return node
+
+
+def _add_inode(
+    tx: Transaction, state: State, mutation: Mutation, parent: InodeRow, op: Create, *, links: int, marks: int = 0
+) -> Node:
+    """An inode with what it gets from its parent; a regular file with its home."""
+    mode, gid = op.mode, op.gid
+    directory = stat.S_ISDIR(mode)
+    if parent.mode & stat.S_ISGID:
+        gid = parent.gid
+        mode |= stat.S_ISGID if directory else 0
+    lists: list[tuple[bytes, bytes]] = []
+    if parent.marks & HAS_DEFAULT_ACL and not stat.S_ISLNK(mode):
+        mode, inherited, lists = _inherit(tx, op.parent, mode)
+        marks |= inherited
+    regular = stat.S_ISREG(mode)
+    row = {
+        "ino": op.ino,
+        "mode": mode,
+        "nlink": links,
+        "uid": op.uid,
+        "gid": gid,
+        "rdev": op.rdev if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else 0,
+        "size": DIRECTORY_BYTES if directory else len(op.target),
+        "blocks": DIRECTORY_BLOCKS if directory else 0,
+        "atime_ns": op.now_ns,
+        "mtime_ns": op.now_ns,
+        "ctime_ns": op.now_ns,
+        "btime_ns": op.now_ns,
+        "version": 0,
+        "dirty": int(regular),
+        "home_volume": op.home_volume if regular else 0,
+        "home_epoch": int(regular),
+        "object_ctime_ns": 0,
+        "marks": marks,
+    }
+    _ADD_INODE.run(tx.connection, row)
+    tx.inodes_added += 1
+    if regular:
+        _ADD_REPLICA.run(tx.connection, {"ino": op.ino, "volume": op.home_volume})
+        tx.after(lambda: state.register_creator(mutation.session, op.ino))
+    for name, value in lists:
+        tx.execute(_ADD_XATTR, {"ino": op.ino, "name": name, "value": value})
+    return _born(row)
+
+
+def _born(row: dict[str, int]) -> Node:
+    values: dict[str, Any] = {name: value for name, value in row.items() if name != "marks"}
+    values["dirty"] = bool(row["dirty"])
+    return Node(**values)
+
+
+def _check_create(tx: Transaction, state: State, op: Create) -> InodeRow:
+    check_name(op.name)
+    _check_inode(state, op)
+    parent = get_live_directory(tx.connection, op.parent)
+    if find_entry(tx.connection, op.parent, op.name) is not None:
+        raise refused(errno.EEXIST)
+    return parent
+
+
+def _check_inode(state: State, op: Create) -> None:
+    kind = stat.S_IFMT(op.mode)
+    if kind not in _TYPES or op.mode & ~(kind | 0o7777):
+        raise refused(errno.EINVAL, f"mode {op.mode:o}")
+    if not FIRST_INO <= op.ino < state.next_ino or not 0 <= op.rdev <= RDEV_MAX:
+        raise refused(errno.EINVAL, f"inode number {op.ino}")
+    check_id(op.uid)
+    check_id(op.gid)
+    check_time(op.now_ns)
+    if kind == stat.S_IFREG and not state.members.may_get_content(op.home_volume):
+        raise refused(errno.EINVAL, f"volume {op.home_volume}")
+    if (kind == stat.S_IFLNK) != bool(op.target):
+        raise refused(errno.ENOENT if kind == stat.S_IFLNK else errno.EINVAL, "target of a symbolic link")
+    if len(op.target) > SYMLINK_MAX:
+        raise refused(errno.ENAMETOOLONG, "target of a symbolic link")
+    if b"\0" in op.target:
+        raise refused(errno.EINVAL, "target of a symbolic link")
+
+
+def _inherit(tx: Transaction, parent: int, mode: int) -> tuple[int, int, list[tuple[bytes, bytes]]]:
+    """The mode, marks and attributes that something created with *mode* gets from its parent's default list."""
+    default = read_acl(tx.connection, parent, acl.DEFAULT_XATTR)
+    if default is None:
+        return mode, 0, []
+    marks, lists = 0, []
+    mode, access = acl.inherit(default, mode)
+    if access is not None:
+        marks |= HAS_ACCESS_ACL
+        lists.append((acl.ACCESS_XATTR, acl.pack(access)))
+    if stat.S_ISDIR(mode):
+        marks |= HAS_DEFAULT_ACL
+        lists.append((acl.DEFAULT_XATTR, acl.pack(default)))
+    return mode, marks, lists
+
+
+def link(tx: Transaction, state: State, mutation: Mutation, op: Link) -> Node:
+    """Another name for an inode, or the first one for a file that was born without."""
+    check_name(op.name)
+    check_time(op.now_ns)
+    inode = get_inode(tx.connection, op.ino)
+    if stat.S_ISDIR(inode.mode):
+        raise refused(errno.EPERM, "hard link to a directory")
+    unnamed = bool(inode.marks & UNNAMED)
+    if (inode.nlink == 0 and not unnamed) or op.ino in state.reaping:
+        raise refused(errno.ENOENT, "the file has been removed")
+    if inode.nlink >= LINK_MAX:
+        raise refused(errno.EMLINK)
+    get_live_directory(tx.connection, op.parent)
+    if find_entry(tx.connection, op.parent, op.name) is not None:
+        raise refused(errno.EEXIST)
+    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: op.ino})
+    _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
+    touch_directory(tx.connection, op.parent, op.now_ns)
+    relink(tx.connection, op.ino, op.now_ns, 1)
+    if unnamed:
+        tx.execute(_SET_MARKS, {"b_ino": op.ino, "to_marks": inode.marks & ~UNNAMED})
+        tx.execute(_REMOVE_ORPHAN, {"b_ino": op.ino})
+        align_inode(tx, state, op.ino)  # to the policy of the directory; there was none of its own before
+        tx.after(lambda: state.got_name(op.ino))
+    return node_of(get_inode(tx.connection, op.ino))
+
+
+def unlink(tx: Transaction, state: State, mutation: Mutation, op: Unlink) -> None:
+    """Removes a name of something that is not a directory."""
+    check_name(op.name)
+    check_time(op.now_ns)
+    inode = get_entry(tx.connection, op.parent, op.name)
+    if stat.S_ISDIR(inode.mode):
+        raise refused(errno.EISDIR)
+    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: inode.ino})
+    _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
+    touch_directory(tx.connection, op.parent, op.now_ns)
+    _lose_name(tx, state, mutation, op.parent, inode, op.now_ns)
+
+
+def rmdir(tx: Transaction, state: State, mutation: Mutation, op: Rmdir) -> None:
+    """Removes an empty directory."""
+    check_name(op.name)
+    check_time(op.now_ns)
+    inode = get_entry(tx.connection, op.parent, op.name)
+    if not stat.S_ISDIR(inode.mode):
+        raise refused(errno.ENOTDIR)
+    if has_children(tx.connection, inode.ino):
+        raise refused(errno.ENOTEMPTY)
+    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: inode.ino})
+    _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
+    touch_directory(tx.connection, op.parent, op.now_ns, links=-1)
+    _lose_name(tx, state, mutation, op.parent, inode, op.now_ns)
+
+
+def _lose_name(tx: Transaction, state: State, mutation: Mutation, parent: int, inode: InodeRow, now_ns: int) -> None:
+    """A name of *inode* has been removed from its directory; with the last one it becomes an orphan."""
+    directory = stat.S_ISDIR(inode.mode)
+    links = inode.nlink if directory else 1
+    relink(tx.connection, inode.ino, now_ns, -links)
+    if inode.nlink > links:
+        _leave(tx, state, mutation, inode.ino, parent)
+        return
+    _ADD_ORPHAN.run(tx.connection, {"ino": inode.ino})
+    if directory and tx.execute(delete(policies).where(policies.c.ino == inode.ino)).rowcount:
+        state.policies.clear()
+        tx.after(state.policies.clear)
+    tx.after(lambda: state.lost_name(inode.ino))
+
+
+def rename(tx: Transaction, state: State, mutation: Mutation, op: Rename) -> Node | None:
+    """rename(2). The node of what was renamed; None if something was replaced."""
+    if op.flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+        raise refused(errno.EINVAL, f"flags {op.flags}")
+    check_name(op.name)
+    check_name(op.new_name)
+    check_time(op.now_ns)
+    get_directory(tx.connection, op.parent)
+    get_live_directory(tx.connection, op.new_parent)
+    source = get_entry(tx.connection, op.parent, op.name)
+    target = find_entry(tx.connection, op.new_parent, op.new_name)
+    if op.flags == RENAME_EXCHANGE:
+        return _exchange(tx, state, mutation, op, source, target)
+    if target is not None and op.flags == RENAME_NOREPLACE:
+        raise refused(errno.EEXIST)
+    if target is not None and target.ino == source.ino:
+        return node_of(source)
+    directory = stat.S_ISDIR(source.mode)
+    _check_no_cycle(tx, op.parent, op.new_parent, source)
+    if target is not None:
+        _check_replace(tx, source, target)
+    _claim_rename(tx, state, mutation, op, source, target)
+    if target is None:
+        keys = {"b_parent": op.parent, "b_name": op.name}
+        _MOVE_ENTRY.run(tx.connection, {**keys, "to_parent": op.new_parent, "to_name": op.new_name, "cookie": state.cookie()})
+    else:
+        _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
+        _POINT_ENTRY.run(tx.connection, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
+        _lose_name(tx, state, mutation, op.new_parent, target, op.now_ns)
+    moved = directory and op.parent != op.new_parent
+    replaced = target is not None and directory
+    touch_directory(tx.connection, op.parent, op.now_ns, links=-int(moved) - int(replaced and not moved))
+    if op.new_parent != op.parent:
+        touch_directory(tx.connection, op.new_parent, op.now_ns, links=int(moved) - int(replaced))
+    relink(tx.connection, source.ino, op.now_ns, 0)
+    if op.new_parent != op.parent:
+        _leave(tx, state, mutation, source.ino, op.parent)
+    _follow_policy(tx, state, op.parent, op.new_parent, source)
+    return None if target is not None else node_of(get_inode(tx.connection, source.ino))
+
+
+def _claim_rename(
+    tx: Transaction, state: State, mutation: Mutation, op: Rename, source: InodeRow, target: InodeRow | None
+) -> None:
+    parts = {Part.DIRECTORY: op.parent, Part.NEW_DIRECTORY: op.new_parent, Part.INODE: source.ino}
+    if target is not None:
+        parts[Part.REPLACED] = target.ino
+    state.claim(tx, mutation, op, parts)
+
+
+def _leave(tx: Transaction, state: State, mutation: Mutation, ino: int, directory: int) -> None:
+    """The session takes a name of something that it may be caching out of *directory*."""
+    note_itself(tx, state.notes, mutation.session, state.leases.get(ino, mutation.session.number), directory)
+
+
+def _check_no_cycle(tx: Transaction, old_parent: int, new_parent: int, source: InodeRow) -> None:
+    """EINVAL if *source* would end up inside of itself."""
+    if stat.S_ISDIR(source.mode) and old_parent != new_parent and is_below(tx.connection, new_parent, source.ino):
+        raise refused(errno.EINVAL, "a directory cannot be moved into itself")
+
+
+def _check_replace(tx: Transaction, source: InodeRow, target: InodeRow) -> None:
+    if stat.S_ISDIR(target.mode):
+        if not stat.S_ISDIR(source.mode):
+            raise refused(errno.EISDIR)
+        if has_children(tx.connection, target.ino):
+            raise refused(errno.ENOTEMPTY)
+    elif stat.S_ISDIR(source.mode):
+        raise refused(errno.ENOTDIR)
+
+
+def _exchange(tx: Transaction, state: State, mutation: Mutation, op: Rename, source: InodeRow, target: InodeRow | None) -> Node:
+    if target is None:
+        raise refused(errno.ENOENT)
+    if target.ino == source.ino:
+        return node_of(source)
+    _check_no_cycle(tx, op.parent, op.new_parent, source)
+    _check_no_cycle(tx, op.new_parent, op.parent, target)
+    _claim_rename(tx, state, mutation, op, source, target)
+    _POINT_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name, "ino": target.ino})
+    _POINT_ENTRY.run(tx.connection, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
+    gained = 0
+    if op.parent != op.new_parent:
+        gained = int(stat.S_ISDIR(source.mode)) - int(stat.S_ISDIR(target.mode))
+        touch_directory(tx.connection, op.new_parent, op.now_ns, links=gained)
+        _leave(tx, state, mutation, source.ino, op.parent)
+        _leave(tx, state, mutation, target.ino, op.new_parent)
+    touch_directory(tx.connection, op.parent, op.now_ns, links=-gained)
+    relink(tx.connection, source.ino, op.now_ns, 0)
+    relink(tx.connection, target.ino, op.now_ns, 0)
+    _follow_policy(tx, state, op.parent, op.new_parent, source)
+    _follow_policy(tx, state, op.new_parent, op.parent, target)
+    return node_of(get_inode(tx.connection, source.ino))
+
+
+def _follow_policy(tx: Transaction, state: State, old_parent: int, new_parent: int, moved: InodeRow) -> None:
+    """What moved may be under another policy now: a file at once, a directory's files in the background."""
+    if old_parent == new_parent:
+        return
+    before = state.policies.of_directory(tx.connection, old_parent)
+    after = state.policies.of_directory(tx.connection, new_parent)
+    if stat.S_ISDIR(moved.mode):
+        state.policies.clear()
+        tx.after(state.policies.clear)
+        if before != after:
+            queue_scan(tx, state, moved.ino)
+    elif before != after:
+        align_inode(tx, state, moved.ino)
+
+
+def queue_scan(tx: Transaction, state: State, directory: int) -> None:
+    """Has the files below a directory brought to their policies in the background (again from its beginning)."""
+    known = tx.execute(select(scans.c.ino).where(scans.c.ino == directory)).first()
+    if known is None:
+        tx.execute(insert(scans), {"ino": directory, "after": 0})
+    else:
+        tx.execute(update(scans).where(scans.c.ino == directory).values(after=0))
+    tx.after(lambda: state.bells.ring(SCAN))

@@ -1,0 +1,305 @@
+"""The leases of one term: who may use which inode, and cache what of it, for how long. In memory only.
+
+A lease is the row for one inode and one session. It may have a *token*, which agents want to see at I/O, and it may let the
+holder *cache*; then nobody else changes the inode before it was called back (`manager.memory.recalls`). A new manager adopts what
+mounts present to it, and until they have had the time to, it grants nobody to be alone with an inode (`State.in_grace`).
+
+Invariants: whoever a live lease lets write has `writer` set, until it has closed the inode or the lease has ended by the
+manager's clock, which is after the holder has stopped. Whoever may be caching has `cached_until_s` in the future.
+
+Changed in the event loop only; `is_written`, `caching` and `get` may also be asked from the store's thread.
+"""
+
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+from cluster.errors import TokenRefused
+from cluster.leases import READ, SERIAL_TERM_BITS, SHARED, WRITE, LeaseToken, Sealer, margin_s, mode_for
+from cluster.messages import LeaseCounts, Node
+from manager.memory.members import Members
+from manager.memory.sessions import Session
+
+TABLE_MAX = 500_000  # beyond, nobody is granted anything to cache
+CACHED_MAX = 100_000  # the same for one session
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One holder's right to one inode. `ends_s` is when the manager takes it for ended, by its own clock.
+
+    `cached_until_s`: the same for what the holder caches; 0 if it may not. `cache_serial`: of its newest grant to cache.
+    `directory`: under which the catalog notes that the holder's server caches it (0: not known, see `manager.memory.notes`).
+    `told_epoch`: the holder knows that the token is for no newer home than this.
+    """
+
+    ino: int
+    session: int
+    server: str
+    since_s: float
+    ends_s: float = 0.0
+    serial: int = 0
+    token: LeaseToken | None = None
+    writer: bool = False
+    cached_until_s: float = 0.0
+    cache_serial: int = 0
+    directory: int = 0
+    renewals: int = 0
+    told_epoch: int = 0
+
+    @property
+    def mode(self) -> str:
+        """`SHARED` if the holder may not cache; then the token may say more than the holder may rely on."""
+        if not self.cached_until_s:
+            return SHARED
+        return WRITE if self.writer else READ
+
+
+@dataclass
+class Counts:
+    """What has happened in this term."""
+
+    granted: int = 0
+    renewed: int = 0
+    expired: int = 0
+    refused: int = 0
+    recalled: int = 0
+    waited_out: int = 0
+    given_back: int = 0
+    requests: int = 0
+
+    def message(self) -> LeaseCounts:
+        return LeaseCounts(**asdict(self))
+
+
+class Leases:
+    """The table of live leases: at most one for each inode and session."""
+
+    def __init__(self, term: int, access_s: float, sealer: Sealer, members: Members) -> None:
+        self.access_s = access_s
+        self.lasts_s = access_s + margin_s(access_s)
+        self.counts = Counts()
+        self._term = term
+        self._sealer = sealer
+        self._members = members
+        self._serials = itertools.count(term << SERIAL_TERM_BITS | 1)
+        self._holders: dict[int, dict[int, Lease]] = {}
+        self._by_end: OrderedDict[tuple[int, int], None] = OrderedDict()  # all leases last equally long: in order of their ends
+        self._cached: Counter[int] = Counter()  # leases to cache, by session
+
+    def __len__(self) -> int:
+        return len(self._by_end)
+
+    def next_serial(self) -> int:
+        """For a grant or a recall: larger than those of all before, in this term and earlier ones."""
+        return next(self._serials)
+
+    # --------------------------------------------------------------------------------------------------- granting
+
+    def grant(self, session: Session, node: Node, *, writer: bool, in_grace: bool, now: float) -> bytes:
+        """A sealed token for the session: a new lease, or the one that it has for another access time."""
+        holders = self._holders.get(node.ino, {})
+        others = [
+            lease.writer
+            for number, lease in holders.items()
+            if number != session.number and lease.token is not None and lease.ends_s > now
+        ]
+        home = self._members.get(node.home_volume)
+        at_home = home is not None and home.server == session.server
+        token = LeaseToken(
+            serial=next(self._serials),
+            ino=node.ino,
+            mode=mode_for(writer=writer, at_home=at_home, others=others, in_grace=in_grace),
+            holder=session.server,
+            home_volume=node.home_volume,
+            address="" if home is None else home.address,
+            version=node.version,
+            home_epoch=node.home_epoch,
+            term=self._term,
+            access_s=self.access_s,
+            issued_s=now,
+        )
+        lease = self._extended(session, node.ino, token.serial, now)
+        lease.token, lease.writer = token, writer
+        return self._sealer.seal(token)
+
+    def let_cache(self, session: Session, inodes: Iterable[int], directory: int, serial: int, now: float) -> None:
+        """The session may cache these for an access time, noted under *directory*."""
+        for ino in inodes:
+            lease = self._extended(session, ino, serial, now)
+            self._begin_caching(lease)
+            lease.cache_serial = serial
+            lease.directory = directory
+
+    def has_room(self, session: Session) -> bool:
+        """Whether the session may be granted more to cache."""
+        return len(self._by_end) < TABLE_MAX and self._cached[session.number] < CACHED_MAX
+
+    def pass_for(self, server: str, ino: int, version: int, home_epoch: int, now: float) -> bytes:
+        """A token with which *server*'s agent may read the inode's replicas to copy them. It is nobody's lease."""
+        serial = next(self._serials)
+        token = LeaseToken(serial, ino, READ, server, 0, "", version, home_epoch, self._term, self.access_s, now)
+        return self._sealer.seal(token)
+
+    def adopt(
+        self, session: Session, sealed: list[bytes], caching: list[int], is_writer: Callable[[int], bool], now: float
+    ) -> None:
+        """Takes over what a mount holds from an earlier term, as if it had been granted now; what is no token of its is left.
+
+        What it has from this term stays as it is.
+        """
+        for item in sealed:
+            try:
+                token = self._sealer.open(item)
+            except TokenRefused:
+                continue
+            known = self.get(token.ino, session.number)
+            if token.holder == session.server and (known is None or known.token is None):
+                lease = self._extended(session, token.ino, token.serial, now, counted=False)
+                lease.token, lease.writer = token, is_writer(token.ino)
+        for ino in caching:
+            known = self.get(ino, session.number)
+            if known is None or not known.cached_until_s:
+                self._begin_caching(self._extended(session, ino, 0, now, counted=False))
+
+    def _extended(self, session: Session, ino: int, serial: int, now: float, *, counted: bool = True) -> Lease:
+        """The session's lease for the inode, which ends a whole time from now."""
+        holders = self._holders.get(ino)
+        if holders is None:
+            holders = self._holders[ino] = {}
+        lease = holders.get(session.number)
+        if lease is not None and lease.ends_s <= now:
+            self._drop(ino, session.number)
+            self.counts.expired += 1
+            holders = self._holders.setdefault(ino, {})
+            lease = None
+        if lease is None:
+            lease = holders[session.number] = Lease(ino, session.number, session.server, now)
+            self.counts.granted += counted
+        elif lease.ends_s != now + self.lasts_s:  # else it is for the same answer
+            lease.renewals += 1
+            self.counts.renewed += counted
+        if lease.cached_until_s <= now:
+            self._end_caching(lease)
+        lease.ends_s = now + self.lasts_s
+        lease.serial = max(lease.serial, serial)
+        key = (ino, session.number)
+        self._by_end[key] = None
+        self._by_end.move_to_end(key)
+        return lease
+
+    def _begin_caching(self, lease: Lease) -> None:
+        if not lease.cached_until_s:
+            self._cached[lease.session] += 1
+        lease.cached_until_s = lease.ends_s
+
+    # ----------------------------------------------------------------------------------------------------- ending
+
+    def stops_writing(self, session: Session, ino: int) -> None:
+        """The holder has closed the inode for writing; the lease goes on as one to read."""
+        lease = self.get(ino, session.number)
+        if lease is not None:
+            lease.writer = False
+
+    def stops_caching(self, ino: int, session: int, *, up_to: int, is_open: bool) -> bool:
+        """The holder caches nothing any more under grants with serials up to *up_to*; False if that changes nothing.
+
+        What remains is a lease that lets it cache nothing, if it has a token or the inode open.
+        """
+        lease = self.get(ino, session)
+        if lease is None or not lease.cached_until_s or lease.cache_serial > up_to:
+            return False
+        self._end_caching(lease)
+        if lease.token is None and not is_open:
+            self._drop(ino, session)
+        return True
+
+    def knows_home(self, ino: int, session: int, home_epoch: int) -> None:
+        """The holder has been told to ask where the home is, when its epoch was this."""
+        lease = self.get(ino, session)
+        if lease is not None:
+            lease.told_epoch = max(lease.told_epoch, home_epoch)
+
+    def end_session(self, session: int) -> None:
+        """The holder is known to be dead (a process that was fenced may still believe in its tokens)."""
+        for ino, number in [key for key in self._by_end if key[1] == session]:
+            self._drop(ino, number)
+        self._cached.pop(session, None)
+
+    def gone(self, ino: int) -> None:
+        """The inode does not exist any more."""
+        for session in list(self._holders.get(ino, {})):
+            self._drop(ino, session)
+
+    def expire(self, now: float) -> None:
+        """Forgets what has ended."""
+        while self._by_end:
+            ino, session = next(iter(self._by_end))
+            if self._holders[ino][session].ends_s > now:
+                return
+            self._drop(ino, session)
+            self.counts.expired += 1
+
+    def _end_caching(self, lease: Lease) -> None:
+        if lease.cached_until_s:
+            lease.cached_until_s = 0.0
+            self._cached[lease.session] -= 1
+            if not self._cached[lease.session]:
+                del self._cached[lease.session]
+
+    def _drop(self, ino: int, session: int) -> None:
+        del self._by_end[ino, session]
+        holders = self._holders[ino]
+        self._end_caching(holders.pop(session))
+        if not holders:
+            del self._holders[ino]
+
+    # ----------------------------------------------------------------------------------------------------- asking
+
+    def get(self, ino: int, session: int) -> Lease | None:
+        """The session's lease for the inode, if there is one."""
+        return self._holders.get(ino, {}).get(session)
+
+    def is_written(self, ino: int, *, besides: Session | None = None) -> bool:
+        """Whether a live lease of anybody (but *besides*) lets its holder write."""
+        found = self._holders.get(ino)
+        if found is None:
+            return False
+        return any(lease.writer for lease in list(found.values()) if besides is None or lease.session != besides.number)
+
+    def caching(self, ino: int, now: float, *, besides: Session | None = None) -> list[int]:
+        """The sessions that may be caching the inode, but *besides*."""
+        found = self._holders.get(ino)
+        if found is None:
+            return []
+        excepted = None if besides is None else besides.number
+        return [lease.session for lease in list(found.values()) if lease.cached_until_s > now and lease.session != excepted]
+
+    def caching_at(self, ino: int, server: str, now: float) -> list[int]:
+        """The sessions of the server that may be caching the inode."""
+        leases = list(self._holders.get(ino, {}).values())
+        return [lease.session for lease in leases if lease.server == server and lease.cached_until_s > now]
+
+    def astray(self, ino: int, home_epoch: int, now: float, *, besides: Session) -> list[int]:
+        """The sessions, but *besides*, whose tokens name an earlier home of the inode, and who have not been told."""
+        return [
+            lease.session
+            for lease in self._holders.get(ino, {}).values()
+            if lease.session != besides.number
+            and lease.ends_s > now
+            and lease.token is not None
+            and max(lease.token.home_epoch, lease.told_epoch) < home_epoch
+        ]
+
+    def may_cache(self, ino: int, session: Session, now: float) -> bool:
+        """Whether the session's lease lets it cache the inode now."""
+        lease = self.get(ino, session.number)
+        return lease is not None and lease.cached_until_s > now
+
+    def ending_first(self, server: str = "", ino: int = 0) -> Iterator[Lease]:
+        """The live leases of a server (empty: of all) for an inode (0: for all), those that end first at the top."""
+        for key in self._by_end:
+            lease = self._holders[key[0]][key[1]]
+            if server in ("", lease.server) and ino in (0, lease.ino):
+                yield lease

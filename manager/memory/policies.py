@@ -1,0 +1,96 @@
+"""Which policy is in force where: that of the nearest directory upwards that has one of its own.
+
+Most clusters have a policy only at the root; then nothing is looked up. Otherwise what was found for a directory is
+remembered, within a bound, until any policy changes or any directory moves.
+"""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from sqlalchemy import BigInteger, Connection, bindparam, cast, func, literal_column, select
+
+from cluster.messages import ROOT_INO
+from manager.catalog.hot import Hot
+from manager.catalog.inodes import PATH_DEPTH_MAX, parent_of
+from manager.catalog.schema import dentries, policies
+
+CACHE_MAX = 10_000
+COPIES_MAX = 16
+
+_OWN = Hot(select(policies.c.ino, policies.c.copies, policies.c.sync_copies).where(policies.c.ino == bindparam("ino")))
+_SOME = Hot(select(func.count()).select_from(select(literal_column("1")).select_from(policies).limit(2).subquery()))
+
+
+class Policy(NamedTuple):
+    """How many volumes keep a file, the home included, and for how many an fsync waits. `ino` is where it is set."""
+
+    ino: int
+    copies: int
+    sync_copies: int
+
+
+class Policies:
+    """The cache. The event loop and the store's thread both use it: every step on it is one dictionary operation."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[int, Policy] = OrderedDict()
+        self._only_root: Policy | None = None
+
+    def clear(self) -> None:
+        """Something changed: call it in the body that changes it, and again after its commit."""
+        self._found = OrderedDict()
+        self._only_root = None
+
+    def root(self, connection: Connection) -> Policy:
+        """The policy of whatever has none nearer."""
+        return self.of_directory(connection, ROOT_INO)
+
+    def of_directory(self, connection: Connection, directory: int) -> Policy:
+        """The policy in force for what is directly in the directory."""
+        only = self._only_root
+        if only is None:
+            only = self._look_for_others(connection)
+        if only is not None:
+            return only
+        found = self._found
+        policy = found.get(directory)
+        if policy is None:
+            policy = _climb(connection, directory)
+            found[directory] = policy
+            if len(found) > CACHE_MAX:
+                found.popitem(last=False)
+        return policy
+
+    def of_inode(self, connection: Connection, ino: int) -> Policy:
+        """The policy in force for a file; with names in several directories, that of one of them."""
+        if self._only_root is not None:
+            return self._only_root
+        parent = parent_of(connection, ino)
+        return self.root(connection) if parent is None else self.of_directory(connection, parent)
+
+    def _look_for_others(self, connection: Connection) -> Policy | None:
+        if self._found or _SOME.one_or_none(connection, {})[0] > 1:
+            return None
+        self._only_root = Policy(*_OWN.one_or_none(connection, {"ino": ROOT_INO}))
+        return self._only_root
+
+
+def _climb(connection: Connection, directory: int) -> Policy:
+    ino: int | None = directory
+    for _ in range(PATH_DEPTH_MAX):
+        row = _OWN.one_or_none(connection, {"ino": ino})
+        if row is not None:
+            return Policy(*row)
+        ino = parent_of(connection, ino) if ino is not None else None
+        if ino is None:
+            break
+    return Policy(*_OWN.one_or_none(connection, {"ino": ROOT_INO}))
+
+
+def is_below(connection: Connection, ino: int, ancestor: int) -> bool:
+    """Whether *ino* is *ancestor* or somewhere beneath it."""
+    start = select(cast(ino, BigInteger).label("ino")).cte("up", recursive=True)
+    up = start.union(select(dentries.c.parent).join(start, dentries.c.ino == start.c.ino))
+    return (
+        connection.execute(select(literal_column("1")).select_from(up).where(up.c.ino == ancestor).limit(1)).first() is not None
+    )

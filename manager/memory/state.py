@@ -1,0 +1,252 @@
+"""What a manager knows besides the catalog. It dies with the term; whatever matters is presented or found again."""
+
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import trio
+from sqlalchemy import Connection
+
+from cluster.clock import monotonic_s
+from cluster.messages import COOKIE_TERM_BITS, Node, Operation
+from manager.catalog.store import Transaction
+from manager.memory.leases import Leases
+from manager.memory.locks import Locks
+from manager.memory.members import Members
+from manager.memory.mutations import RECALLED, Fences, HeldElsewhere, Mutation, Part
+from manager.memory.notes import Notes, looking_at
+from manager.memory.policies import Policies
+from manager.memory.recalls import Recalls
+from manager.memory.sessions import NOT_WRITING, Session, Sessions
+
+# Keys of bells; the copies of an inode ring under its number.
+REAP = "reap"
+SCAN = "scan"
+QUEUE = "queue"
+DOWN = "down"
+MIGRATE = "migrate"
+VOLUME_SCAN = "volume scan"
+PRESENT = "present"
+
+
+class Bells:
+    """Wakes who waits for something about a key: a server's queue, an inode's copies."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[object, tuple[trio.Event, int]] = {}
+
+    def ring(self, key: object) -> None:
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            waiting[0].set()
+            del self._waiting[key]
+
+    def ring_all(self) -> None:
+        """Wakes everybody, to find that the term is over."""
+        for key in list(self._waiting):
+            self.ring(key)
+
+    @contextmanager
+    def listening(self, key: object) -> Iterator[trio.Event]:
+        """An event that is set at the next ring; look for what is there already after entering."""
+        event, listeners = self._waiting.get(key, (trio.Event(), 0))
+        self._waiting[key] = (event, listeners + 1)
+        try:
+            yield event
+        finally:
+            current = self._waiting.get(key)
+            if current is not None and current[0] is event:
+                if current[1] == 1:
+                    del self._waiting[key]
+                else:
+                    self._waiting[key] = (event, current[1] - 1)
+
+
+class State:
+    """The memory of one term. Bodies of transactions read it from the store's thread and change it only by `tx.after`."""
+
+    def __init__(
+        self, term: int, sessions: Sessions, members: Members, policies: Policies, leases: Leases, locks_s: float, notes: Notes
+    ) -> None:
+        self.sessions = sessions
+        self.members = members
+        self.leases = leases
+        self.notes = notes
+        self.fences = Fences(leases)
+        self.recalls = Recalls(leases, sessions)
+        self.locks = Locks(term, locks_s, lambda: not self.may_lock)
+        self.absent: frozenset[str] = frozenset()  # servers whose mounts may be caching, but have not presented themselves
+        self.may_lock: frozenset[str] = frozenset()  # the same of those that may have locks
+        self.policies = policies
+        self.bells = Bells()
+        self.in_grace = term > 1
+        self.next_ino = 0
+        self.unlinked: set[int] = set()  # orphans that are open; the others are found when the grace time ends
+        self.reaping: set[int] = set()
+        self.orphaned: OrderedDict[int, float] = OrderedDict()  # that nobody has open, and since when
+        self.has_moves = False  # whether any file may have moves: else nobody looks for them
+        self.has_forsaken = False  # whether any object is to be left alone: else nobody looks for them
+        self._changing: Counter[int] = Counter()
+        self._commit_sequences: dict[tuple[int, int], int] = {}  # the committer's opens for writing that a commit ends
+        self._cookies = itertools.count(term << COOKIE_TERM_BITS | 1)
+
+    def ring(self, server: str) -> None:
+        """Tasks have come for the server."""
+        self.bells.ring((QUEUE, server))
+
+    def cookie(self) -> int:
+        """A position behind all entries that exist. (Never used twice: terms only grow.)"""
+        return next(self._cookies)
+
+    @contextmanager
+    def changing(self, session: Session, inodes: Iterable[int]) -> Iterator[None]:
+        """While inside, opens of *inodes* do not trust what they read of dirty flags and capabilities: see `is_changing`."""
+        changing = Counter(inodes)
+        self._changing.update(changing)
+        for ino in changing:
+            self._commit_sequences[session.number, ino] = self.sessions.write_sequence(session, ino)
+        try:
+            yield
+        finally:
+            self._changing.subtract(changing)
+            for ino in changing:
+                self._commit_sequences.pop((session.number, ino), None)
+                if self._changing[ino] <= 0:
+                    del self._changing[ino]
+
+    def is_changing(self, ino: int) -> bool:
+        """Whether a queued transaction may clear `dirty` or add a capability: an open has to queue behind it."""
+        return ino in self._changing
+
+    def may_clean(self, ino: int, committer: Session, begun: int) -> bool:
+        """Whether a final commit may clear `dirty` (asked in the transaction)."""
+        if self.in_grace or self.sessions.is_owed(ino, begun) or self.leases.is_written(ino, besides=committer):
+            return False
+        return not self.sessions.is_written(ino, besides=committer, until=self.commit_sequence(ino, committer))
+
+    def commit_sequence(self, ino: int, committer: Session) -> int:
+        """Which opens for writing of the committer the commit under way ends."""
+        return self._commit_sequences.get((committer.number, ino), NOT_WRITING)
+
+    def may_move_home(self, ino: int) -> bool:
+        """Whether nobody can be writing the inode (asked in the transaction that moves its home, with `dirty` clear)."""
+        return not (self.in_grace or self.is_changing(ino) or self.is_written(ino))
+
+    def is_cached(self, ino: int) -> bool:
+        """Whether any mount may be caching the inode; for a moment longer than it may."""
+        return bool(self.leases.caching(ino, 0.0))
+
+    def may_draw_home(self, ino: int, opener: Session) -> bool:
+        """The same for who opens it for writing; readers keep the home as well, as they may be reading there."""
+        if self.in_grace or self.is_changing(ino) or self.leases.is_written(ino, besides=opener):
+            return False
+        return not self.sessions.is_open(ino, besides=opener)
+
+    def astray(self, writer: Session, ino: int, home_epoch: int, now: float) -> list[int]:
+        """The sessions, but the writer's, that may be reading at an earlier home: who opened the inode before it moved."""
+        found = self.leases.astray(ino, home_epoch, now, besides=writer)
+        return [number for number in found if self.sessions.has_open(number, ino)]
+
+    def is_written(self, ino: int) -> bool:
+        """Whether anybody may be writing it: has it open for writing, or went away with a lease that has not ended."""
+        return self.sessions.is_written(ino) or self.leases.is_written(ino)
+
+    def adopt_leases(self, session: Session, tokens: list[bytes], caching: list[int], now: float) -> None:
+        """Takes over the leases that a mount has presented together with what it holds open."""
+        self.leases.adopt(session, tokens, caching, lambda ino: self.sessions.write_sequence(session, ino) != NOT_WRITING, now)
+
+    def presented(self, server: str) -> None:
+        """The server's mount has said what it caches, or caches nothing any more."""
+        if server in self.absent:
+            self.absent -= {server}
+            self.bells.ring(PRESENT)
+        self.presented_locks(server)
+
+    def presented_locks(self, server: str) -> None:
+        """The server's mount has said what it has locked, or has no locks any more."""
+        if server in self.may_lock:
+            self.may_lock -= {server}
+            if not self.may_lock:
+                self.locks.settle()
+                self.bells.ring(PRESENT)
+
+    def grant(self, session: Session, node: Node, now: float) -> bytes:
+        """A lease for what the session has registered: to write, if it has the inode open for writing."""
+        writer = self.sessions.write_sequence(session, node.ino) != NOT_WRITING
+        return self.leases.grant(session, node, writer=writer, in_grace=self.in_grace, now=now)
+
+    def claim(self, tx: Transaction, mutation: Mutation, operation: Operation, parts: Mapping[Part, int]) -> None:
+        """Called by each operation when it knows what it changes, before it writes: fences that (see `manager.memory.mutations`).
+
+        Raises `HeldElsewhere` if others may be caching what `RECALLED` says.
+        """
+        wanted = RECALLED[type(operation)]
+        recalled = [ino for part, ino in parts.items() if part in wanted]
+        self.claim_inodes(tx, mutation, recalled, [ino for part, ino in parts.items() if part not in wanted])
+
+    def claim_inodes(self, tx: Transaction, mutation: Mutation, recalled: list[int], others: Iterable[int] = ()) -> None:
+        """Fences these inodes; raises `HeldElsewhere` if others may be caching one of *recalled*."""
+        held = self.fences.claim(mutation, recalled, others)
+        absent = self.looking_at(tx.connection, recalled) if self.absent else self.absent
+        if held or absent:
+            raise HeldElsewhere(held, absent)
+
+    def looking_at(self, connection: Connection, inodes: Iterable[int]) -> frozenset[str]:
+        """Which of the absent servers may be caching one of the inodes, as far as the catalog can tell."""
+        return looking_at(connection, self.notes, self.members, inodes, self.absent)
+
+    def wake_all(self) -> None:
+        """The term is over: whoever waits for something finds that out."""
+        self.bells.ring_all()
+        self.recalls.end()
+        self.locks.end()
+
+    def begin_moves(self) -> None:
+        """A migration exists: from now on files are looked at for their moves, and whoever carries it out wakes."""
+        self.has_moves = True
+        self.bells.ring(MIGRATE)
+
+    def forsook(self) -> None:
+        """A file fell back to an older replica: from now on files are looked at for objects that are to be left alone."""
+        self.has_forsaken = True
+
+    def lost_name(self, ino: int) -> None:
+        """The last name of an inode is gone: it is reaped now, or when the last session closes it."""
+        if self.sessions.is_open(ino):
+            self.unlinked.add(ino)
+        elif not self.in_grace:
+            self.orphaned[ino] = monotonic_s()
+            self.bells.ring(REAP)
+
+    def got_name(self, ino: int) -> None:
+        """An inode has its first name: it is no orphan any more."""
+        self.unlinked.discard(ino)
+        self.orphaned.pop(ino, None)
+
+    def take_doomed(self, before: float, limit: int) -> list[int]:
+        """The orphans that are to be reaped now: nobody has them open, and whose last name went before that time.
+
+        Who has looked a name up opens what it meant a moment later: that is an open file, then, not a stale one.
+        """
+        doomed: list[int] = []
+        while self.orphaned and len(doomed) < limit:
+            ino, since_s = next(iter(self.orphaned.items()))
+            if since_s > before:
+                break
+            del self.orphaned[ino]
+            if self.sessions.is_open(ino):
+                self.unlinked.add(ino)
+            else:
+                doomed.append(ino)
+        self.reaping.update(doomed)
+        return doomed
+
+    def register_creator(self, session: Session, ino: int) -> None:
+        """What a session creates it has open for writing; a `Close` with any sequence above 0 ends that."""
+        if self.sessions.is_live(session):
+            self.sessions.open(session, ino, write=True, sequence=0)
+
+    def handed_out(self, next_ino: int) -> None:
+        """Inode numbers below *next_ino* may be used by sessions now."""
+        self.next_ino = max(self.next_ino, next_ino)

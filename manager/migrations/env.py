@@ -1,8 +1,0 @@
-"""What Alembic runs for each command: the versions, on the connection and in the transaction of `manager.migrate`."""
-
-from alembic import context
-
-from manager.schema import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
-context.run_migrations()

@@ -1,0 +1,256 @@
+"""What agents ask: volumes, queues, and what they find on their disks."""
+
+import errno
+from functools import partial
+
+import msgspec
+import trio
+from sqlalchemy import Connection, bindparam, literal_column, select, union_all
+
+from cluster.clock import monotonic_s
+from cluster.errors import ProtocolError, refused
+from cluster.messages import (
+    COPY,
+    ROOT_INO,
+    ClaimTasks,
+    Done,
+    ExtendClaims,
+    FindStrays,
+    Inodes,
+    ListUnsettled,
+    Registered,
+    RegisterVolumes,
+    ReportTasks,
+    Task,
+    TaskReport,
+    Tasks,
+    VolumeState,
+)
+from cluster.rpc.wire import parse_address
+from manager.catalog.schema import forsaken, inodes, ranges, replicas, tasks
+from manager.catalog.store import Transaction
+from manager.changes.namespace import queue_scan
+from manager.changes.tasks import SOURCE_DOWN_BACKOFF_S, Claimed, claim_tasks, report_task, waiting_since
+from manager.memory.members import identify, store_volumes
+from manager.memory.sessions import Session
+from manager.memory.state import QUEUE
+from manager.rules.limits import TEXT_MAX, check_count, check_number, clean_text
+from manager.term import Term
+
+VOLUMES_MAX = 256
+GATHER_S = 0.1  # tasks of one moment are claimed in one transaction
+AT_REST_S = 1.0  # the first one after such a time does not wait for others
+CLAIM_MAX = 32  # in one transaction, which others wait for
+REPORTS_TOGETHER = 8  # likewise
+WAIT_MAX_S = 60.0
+REPORTS_MAX = 1000
+UNSETTLED_MAX = 1000
+STRAYS_MAX = 5000
+UUID_MAX = 64
+DEVICE_MAX = 255
+RELEASE_MAX = 32
+PROBLEMS_MAX = 256
+PROBLEM_MAX = 300
+_PAGE = 500
+
+_UNSETTLED = (
+    select(inodes.c.ino)
+    .where(inodes.c.dirty == literal_column("1"), inodes.c.home_volume == bindparam("volume"), inodes.c.ino > bindparam("after"))
+    .order_by(inodes.c.ino)
+    .limit(_PAGE)
+)
+_KNOWN = union_all(
+    select(replicas.c.ino).where(replicas.c.ino.in_(bindparam("page", expanding=True)), replicas.c.volume == bindparam("volume")),
+    select(tasks.c.ino).where(
+        tasks.c.ino.in_(bindparam("page", expanding=True)), tasks.c.volume == bindparam("volume"), tasks.c.operation == COPY
+    ),
+    select(forsaken.c.ino).where(forsaken.c.ino.in_(bindparam("page", expanding=True)), forsaken.c.volume == bindparam("volume")),
+    select(forsaken.c.conflict).where(forsaken.c.volume == bindparam("volume")),
+)
+_MADE = select(inodes.c.ino).where(inodes.c.ino.in_(bindparam("page", expanding=True)))
+_RANGES = select(ranges.c.first, ranges.c.count, ranges.c.session)
+
+
+async def register_volumes(term: Term, session: Session, request: RegisterVolumes) -> Registered:
+    """Takes a report; only what has changed is written. A new volume makes all directories be looked at again."""
+    _check_volumes(request)
+    members, server = term.state.members, session.server
+    members.heard(server, monotonic_s())
+    members.reported(server, [clean_text(problem, PROBLEM_MAX) for problem in request.problems])
+    identified = members.is_identified(server, request.manager, request.release)
+    numbers = members.refresh(server, request.address, request.volumes)
+    if numbers is None or not identified:
+
+        def work(tx: Transaction) -> list[int]:
+            stored, new = store_volumes(tx, server, request.address, request.volumes)
+            if new:
+                queue_scan(tx, term.state, ROOT_INO)
+            tx.after(lambda: members.learn(stored))
+            if not identified:
+                identify(tx, server, request.manager, request.release)
+                tx.after(lambda: members.identified(server, request.manager, request.release))
+            return [volume.volume for volume in stored]
+
+        numbers = await term.store.write(work, durable=True)
+    member = members.member(server)
+    return Registered(numbers, member.settled_ns if member is not None else 0)
+
+
+def _check_volumes(request: RegisterVolumes) -> None:
+    check_count(len(request.volumes), VOLUMES_MAX, "volumes")
+    check_count(len(request.problems), PROBLEMS_MAX, "problems")
+    try:
+        for address in (request.address, request.manager or request.address):
+            parse_address(address)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error
+    if len(request.manager) > DEVICE_MAX or len(request.release) > RELEASE_MAX or "\0" in request.manager + request.release:
+        raise ProtocolError("malformed report of a server")
+    if len({volume.uuid for volume in request.volumes}) != len(request.volumes) or len(request.address) > DEVICE_MAX:
+        raise ProtocolError("malformed report of volumes")
+    for volume in request.volumes:
+        if not _is_valid(volume):
+            raise ProtocolError(f"malformed report of volume {clean_text(volume.path)!r}")
+
+
+def _is_valid(volume: VolumeState) -> bool:
+    texts = ((volume.uuid, UUID_MAX), (volume.path, TEXT_MAX), (volume.device, DEVICE_MAX))
+    return (
+        all(0 < len(text) <= limit and "\0" not in text for text, limit in texts)
+        and 0 <= volume.free_bytes < 2**62
+        and 0 <= volume.total_bytes < 2**62
+    )
+
+
+async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
+    """Waiting tasks of the sender's server; waits for the first, for those that come with it, and while mounts ask much."""
+    limit = max(1, min(request.limit, CLAIM_MAX))
+    server, members = session.server, term.state.members
+    with trio.move_on_after(max(0.0, min(request.wait_s, WAIT_MAX_S))):
+        while True:
+            with term.state.bells.listening((QUEUE, server)) as bell:
+                oldest_ns = await term.store.read(partial(waiting_since, server=server)) if members.works(server) else None
+                if oldest_ns is not None:
+                    if not term.courtesy.is_due(oldest_ns, monotonic_s()):
+                        await term.courtesy.give_way()
+                        continue
+                    claimed = await _claim(term, session, limit)
+                    if claimed:
+                        return Tasks(claimed)
+                    continue
+                await bell.wait()
+                if monotonic_s() - session.claimed_s < AT_REST_S:
+                    await trio.sleep(GATHER_S)
+    if request.wait_s <= 0 and members.works(server):
+        return Tasks(await _claim(term, session, limit))
+    return Tasks([])
+
+
+async def _claim(term: Term, session: Session, limit: int) -> list[Task]:
+    def work(tx: Transaction) -> list[Task]:
+        claimed = claim_tasks(tx, term.state, session.server, limit)
+        tx.after(lambda: _begin_claims(term, session, claimed))
+        return claimed.tasks
+
+    # A claim that was made is handed out even if the waiting time is over meanwhile.
+    (claimed,) = await term.store.write_parts([work], durable=True)
+    return [_with_pass(term, session, task) if task.operation == COPY else task for task in claimed]
+
+
+def _with_pass(term: Term, session: Session, task: Task) -> Task:
+    token = term.state.leases.pass_for(session.server, task.ino, task.version, task.home_epoch, monotonic_s())
+    return msgspec.structs.replace(task, token=token)
+
+
+def _begin_claims(term: Term, session: Session, claimed: Claimed) -> None:
+    now = session.claimed_s = monotonic_s()
+    for task in claimed.tasks:
+        term.claims.begin(task.task, task.claim, session.server, task.version, now)
+    for number in claimed.postponed:
+        term.claims.defer(number, now + SOURCE_DOWN_BACKOFF_S)
+
+
+async def report(term: Term, session: Session, request: ReportTasks) -> Done:
+    """Ends attempts."""
+    check_count(len(request.reports), REPORTS_MAX, "reports")
+    for item in request.reports:
+        check_number(item.task, "task")
+        check_number(item.version, "version")
+
+    def work(tx: Transaction, reports: list[TaskReport]) -> None:
+        for item in reports:
+            claim = term.claims.get(item.task)
+            tried = claim.version if claim is not None and claim.number == item.claim else 0
+            ended = report_task(
+                tx, term.state, session.server, item, tried_version=tried, max_attempts=term.config.manager.max_attempts
+            )
+            if ended is not None:
+                tx.after(partial(_end_claim, term, ended.task, ended.delay_s))
+
+    starts = range(0, len(request.reports), REPORTS_TOGETHER)
+    await term.store.write_parts(partial(work, reports=request.reports[start : start + REPORTS_TOGETHER]) for start in starts)
+    return Done()
+
+
+def _end_claim(term: Term, task: int, delay_s: float | None) -> None:
+    term.claims.end(task)
+    if delay_s is not None:
+        term.claims.defer(task, monotonic_s() + delay_s)
+
+
+async def extend_claims(term: Term, session: Session, request: ExtendClaims) -> Done:
+    """The claims of these tasks run anew."""
+    check_count(len(request.tasks), REPORTS_MAX, "tasks")
+    term.claims.extend(request.tasks, session.server, monotonic_s())
+    return Done()
+
+
+async def list_unsettled(term: Term, session: Session, request: ListUnsettled) -> Inodes:
+    """Dirty inodes without a writer. None during the grace time: a mount that has not presented itself may be writing them."""
+    state = term.state
+    limit = max(1, min(request.limit, UNSETTLED_MAX))
+    found: list[int] = []
+    if state.in_grace:
+        return Inodes(found)
+    for volume in state.members.of_server(session.server):
+        after = 0
+        while len(found) < limit:
+            page = await term.store.read(partial(_unsettled, volume=volume, after=after))
+            found += [ino for ino in page if not state.is_written(ino) and ino not in state.reaping]
+            if len(page) < _PAGE:
+                break
+            after = page[-1]
+    return Inodes(found[:limit])
+
+
+def _unsettled(connection: Connection, volume: int, after: int) -> list[int]:
+    return list(connection.execute(_UNSETTLED, {"volume": volume, "after": after}).scalars())
+
+
+async def find_strays(term: Term, session: Session, request: FindStrays) -> Inodes:
+    """Objects that nobody knows. None during the grace time, and none that a mount may have made just now.
+
+    An inode that exists was not made just now: its home has a row since then.
+    """
+    check_count(len(request.inodes), STRAYS_MAX, "inodes")
+    volume = term.state.members.get(request.volume)
+    if volume is None or volume.server != session.server:
+        raise refused(errno.ENOENT, f"volume {request.volume} of {session.server}")
+    if term.state.in_grace:
+        return Inodes([])
+
+    live = term.state.sessions.numbers()
+
+    def ask(connection: Connection) -> list[int]:
+        made: set[int] = set()
+        known: set[int] = set()
+        for start in range(0, len(request.inodes), _PAGE):
+            page = request.inodes[start : start + _PAGE]
+            # In this order: one that is made in between is known, since its row comes with it.
+            made |= set(connection.execute(_MADE, {"page": page}).scalars())
+            known |= set(connection.execute(_KNOWN, {"page": page, "volume": request.volume}).scalars())
+        kept = [range(row.first, row.first + row.count) for row in connection.execute(_RANGES) if row.session in live]
+        known |= {ino for ino in request.inodes if ino not in made and any(ino in numbers for numbers in kept)}
+        return [ino for ino in request.inodes if ino not in known]
+
+    return Inodes(await term.store.read_slowly(ask))

@@ -1,0 +1,237 @@
+"""Requests about leases: answers that grant, renewals, recalls, and what people see of them."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection, bindparam, select
+
+from cluster.clock import monotonic_s
+from cluster.errors import NotManager, ProtocolError
+from cluster.messages import (
+    AskLeases,
+    Described,
+    Done,
+    GetAttr,
+    GiveBack,
+    Grant,
+    LeaseRow,
+    LeaseRows,
+    LeaseTokens,
+    ListLeases,
+    Lookup,
+    Node,
+    RecallDone,
+)
+from cluster.rpc.connection import SendReply
+from manager.catalog.inodes import NODE_COLUMNS, find_inode, node_of, parent_of, path_of
+from manager.catalog.schema import inodes
+from manager.memory.granting import Answered, Asked, directories_in
+from manager.memory.leases import Lease
+from manager.memory.sessions import AGENT, MOUNT, Session
+from manager.rules.limits import check_count, check_number
+from manager.term import Term
+
+ASKED_MAX = 2000
+OPENS_MAX = 200_000
+LISTED_MAX = 10_000
+_PAGE = 500
+
+_NODES = select(*NODE_COLUMNS).where(inodes.c.ino.in_(bindparam("page", expanding=True)))
+
+
+def _nodes(connection: Connection, wanted: list[int]) -> dict[int, Node]:
+    found: dict[int, Node] = {}
+    for start in range(0, len(wanted), _PAGE):
+        for row in connection.execute(_NODES, {"page": wanted[start : start + _PAGE]}):
+            found[row.ino] = node_of(row)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- questions that grant
+
+
+def answer_at_once(
+    term: Term, session: Session, request: Asked, question: Callable[[Connection, Term, Any], Any], connection: Connection
+) -> Answered | None:
+    """The answer with its grant; None if something must be noted before."""
+    began_s = monotonic_s()
+    reply: Answered = question(connection, term, request)
+    if not session.watches:
+        return reply
+    granting = term.granting
+    directory = granting.noted_under(session, request, reply)
+    if not directory and isinstance(reply, Described):
+        directory = parent_of(connection, reply.node.ino) or 0
+    if granting.must_note(session, [directory, *directories_in(reply)]):
+        return None
+    return granting.with_grant(session, directory, reply, began_s, began_s)
+
+
+async def answer(term: Term, session: Session, request: Asked, question: Callable[[Connection, Term, Any], Any]) -> Answered:
+    """As `answer_at_once`, and writes the note first."""
+    granting = term.granting
+    if session.watches and not isinstance(request, GetAttr):
+        await granting.note(term.store, session, [request.parent if isinstance(request, Lookup) else request.ino])
+    began_s = monotonic_s()
+    reply: Answered = await term.store.read(lambda connection: question(connection, term, request))
+    if not session.watches:
+        return reply
+    directory = granting.noted_under(session, request, reply)
+    if not directory and isinstance(reply, Described):
+        ino = reply.node.ino
+        directory = await term.store.read(lambda connection: parent_of(connection, ino) or 0)
+    await granting.note(term.store, session, [directory, *directories_in(reply)])
+    return granting.with_grant(session, directory, reply, began_s, monotonic_s())
+
+
+# -------------------------------------------------------------------------------------------------- grants and renewals
+
+
+async def ask_leases(term: Term, session: Session, request: AskLeases) -> LeaseTokens:
+    """Grants and renewals. What the session has open for writing it gets a lease to write for."""
+    check_count(len(request.inodes), ASKED_MAX, "leases")
+    for ino in request.inodes:
+        check_number(ino, "inode")
+    began_s = monotonic_s()
+    nodes = await term.store.read(lambda connection: _nodes(connection, request.inodes))
+    places = await _places(term, session, nodes)
+    now = monotonic_s()
+    tokens = []
+    for ino in request.inodes:
+        node = nodes.get(ino)
+        if node is None:
+            term.state.leases.counts.refused += 1
+            tokens.append(b"")
+        elif session.role == AGENT:
+            tokens.append(term.state.leases.pass_for(session.server, ino, node.version, node.home_epoch, now))
+        else:
+            tokens.append(term.state.grant(session, node, now))
+    return LeaseTokens(tokens, _renewed(term, session, places, began_s, now))
+
+
+async def _places(term: Term, session: Session, nodes: dict[int, Node]) -> dict[int, list[Node]]:
+    """What the session may go on caching, or may cache as the only writer, by the directory under which it is noted.
+
+    Nothing else: the answer does not say what there would be to cache, and a lease that has ended in between vouches for nothing.
+    """
+    if not session.watches:
+        return {}
+    granting, now = term.granting, monotonic_s()
+    wanted = [
+        node
+        for node in nodes.values()
+        if term.state.leases.may_cache(node.ino, session, now) or granting.writes_alone_at_home(session, node)
+    ]
+    if not wanted:
+        return {}
+    known = {node.ino: granting.directory_of(session, node) for node in wanted}
+    unknown = [ino for ino, directory in known.items() if not directory]
+    if unknown:
+        known |= await term.store.read(lambda connection: {ino: parent_of(connection, ino) or 0 for ino in unknown})
+    await granting.note(term.store, session, known.values())
+    places: dict[int, list[Node]] = {}
+    for node in wanted:
+        places.setdefault(known[node.ino], []).append(node)
+    return places
+
+
+def _renewed(term: Term, session: Session, places: dict[int, list[Node]], began_s: float, now: float) -> Grant | None:
+    granting, leases = term.granting, term.state.leases
+    serial = leases.next_serial()
+    granted: list[int] = []
+    for directory, nodes in places.items():
+        kept = [
+            node for node in nodes if leases.may_cache(node.ino, session, now) or granting.writes_alone_at_home(session, node)
+        ]
+        grant = granting.offer(session, directory, kept, began_s, now, serial=serial)
+        granted += [] if grant is None else grant.inodes
+    return Grant(serial, leases.access_s, granted) if granted else None
+
+
+# ------------------------------------------------------------------------------------------------------------- recalls
+
+
+async def watch_recalls(term: Term, session: Session, check: Callable[[], object], send: SendReply) -> NoReturn:
+    """Tells the session what it must stop caching, beginning with what it has not answered, until *check* refuses."""
+    if session.role != MOUNT:
+        raise ProtocolError(f"a {session.role} asked for recalls")
+    line = term.state.recalls.line(session.number)
+    line.watcher += 1
+    watcher = line.watcher
+    line.ring()
+    session.watches = True
+    try:
+        for recall in list(line.sent.values()):
+            await send(recall, b"")
+        while True:
+            bell = line.bell
+            check()
+            if line.watcher != watcher or not term.in_office:
+                raise NotManager("these recalls are told over another connection")
+            recall_now = term.state.recalls.next_for(line)
+            if recall_now is None:
+                await bell.wait()
+            else:
+                await send(recall_now, b"")
+    finally:
+        if line.watcher == watcher:
+            session.watches = False
+
+
+def recall_done(term: Term, session: Session, request: RecallDone) -> Done:
+    """What was called back is not cached any more."""
+    check_count(len(request.numbers), ASKED_MAX, "recalls")
+    check_count(len(request.opens), OPENS_MAX, "open inodes")
+    check_number(request.sequence, "sequence")
+    term.unused(term.state.recalls.answered(session, request.numbers, request.opens, request.sequence))
+    return Done()
+
+
+def give_back(term: Term, session: Session, request: GiveBack) -> Done:
+    """Ends grants unasked."""
+    check_count(len(request.inodes), OPENS_MAX, "inodes")
+    term.state.recalls.given_back(session, request.inodes, request.serial)
+    return Done()
+
+
+# ------------------------------------------------------------------------------------------------------ what people see
+
+
+async def list_leases(term: Term, _session: Session, request: ListLeases) -> LeaseRows:
+    """Who may use what for how long."""
+    state = term.state
+    now = monotonic_s()
+    chosen = list(state.leases.ending_first(request.server, request.ino))
+    shown = chosen[: max(0, min(request.limit, LISTED_MAX))]
+
+    def ask(connection: Connection) -> list[LeaseRow]:
+        return [_row(connection, term, lease, now) for lease in shown]
+
+    rows = await term.store.read_slowly(ask)
+    return LeaseRows(rows, len(chosen), state.leases.access_s, state.leases.counts.message())
+
+
+def _row(connection: Connection, term: Term, lease: Lease, now: float) -> LeaseRow:
+    token = lease.token
+    if token is None:
+        row = find_inode(connection, lease.ino)
+        home_volume, home_epoch, version = (0, 0, 0) if row is None else (row.home_volume, row.home_epoch, row.version)
+    else:
+        home_volume, home_epoch, version = token.home_volume, token.home_epoch, token.version
+    home = term.state.members.get(home_volume)
+    return LeaseRow(
+        ino=lease.ino,
+        path=path_of(connection, lease.ino),
+        mode=lease.mode,
+        holder=lease.server,
+        home="" if home is None else home.server,
+        home_volume=home_volume,
+        home_epoch=home_epoch,
+        version=version,
+        serial=lease.serial,
+        term=term.number,
+        renewals=lease.renewals,
+        held_s=now - lease.since_s,
+        left_s=lease.ends_s - now,
+        is_open=term.state.sessions.has_open(lease.session, lease.ino),
+    )

@@ -1,0 +1,64 @@
+"""Changes of what mounts may be caching: made as soon as nobody else caches it any more (`manager.memory.mutations`, `manager.memory.recalls`)."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import trio
+
+from cluster.clock import monotonic_s
+from manager.catalog.store import Transaction
+from manager.memory.mutations import HeldElsewhere, Mutation
+from manager.memory.state import PRESENT
+from manager.term import Term
+
+T = TypeVar("T")
+
+
+async def mutate(
+    term: Term,
+    mutation: Mutation,
+    work: Callable[[Transaction], T],
+    *,
+    known: Iterable[int] = (),
+    check: Callable[[], None] = lambda: None,
+    durable: bool = False,
+) -> T:
+    """What *work* returns, which claims what it changes before it writes; the caller lifts the fences of *mutation* in the end.
+
+    What can be told without reading the catalog (*known*) is called back first; the rest is found in the transaction, which is
+    then run again. *check* raises if the change is not wanted any more after waiting.
+    """
+    held = term.state.fences.claim(mutation, known)
+    if held:
+        await term.state.recalls.take_back(held)
+    while True:
+        check()
+        mutation.began_s = monotonic_s()
+        try:
+            return await term.store.write_uncancelled(work, durable=durable)
+        except HeldElsewhere as conflict:
+            await term.state.recalls.take_back(conflict.held)
+            await await_present(term, conflict.absent)
+
+
+def mutate_at_once(term: Term, mutation: Mutation, work: Callable[[Transaction], T], *, known: Iterable[int] = ()) -> T | None:
+    """As `mutate`, while the store is idle; None, and nothing has changed, if something has to be called back first."""
+    if term.state.fences.claim(mutation, known):
+        return None
+    try:
+        return term.store.write_at_once(work)
+    except HeldElsewhere:
+        return None
+
+
+async def await_present(term: Term, absent: frozenset[str]) -> None:
+    """Waits until these servers' mounts have presented themselves, or until what earlier terms let them cache has ended."""
+    state = term.state
+    with trio.move_on_at(term.caches_until) as waiting:
+        while absent & state.absent:
+            with state.bells.listening(PRESENT) as bell:
+                await bell.wait()
+                term.check_in_office()
+    if waiting.cancelled_caught:
+        for server in absent & state.absent:
+            state.presented(server)

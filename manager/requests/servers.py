@@ -1,0 +1,236 @@
+"""What people ask about servers: who they are, that one leaves, that one comes. May take milliseconds."""
+
+import errno
+from functools import partial
+
+import msgspec
+from sqlalchemy import Connection, delete, insert, select, update
+
+from cluster.clock import file_time_ns, monotonic_s
+from cluster.config import is_name
+from cluster.errors import refused
+from cluster.invitations import digest_of, new_token
+from cluster.membership import Event, ServerState
+from cluster.messages import (
+    CLAIMED,
+    DEAD,
+    DEFERRED,
+    WAITING,
+    Added,
+    AddServer,
+    Count,
+    GetServer,
+    Holdings,
+    RemoveServer,
+    ServerDetails,
+    ServerInfo,
+)
+from manager.catalog.schema import invitations, ranges, servers
+from manager.catalog.store import Transaction
+from manager.changes.fallback import count_forsaken
+from manager.changes.holdings import count_holdings, forget_some, forget_tasks, holds_anything
+from manager.changes.tasks import count_tasks
+from manager.membership import AWAY, change_standing, stored_standing
+from manager.memory.members import Member, Members
+from manager.memory.sessions import CLI, MOUNT, Session
+from manager.requests.conflicts import conflict_paths
+from manager.requests.migrations import cancel_drains
+from manager.term import Term
+
+EXPIRES_MIN_S = 1.0
+EXPIRES_MAX_S = 30 * 86400.0
+
+INVITED = "invited"
+READMITTED = "readmitted"
+UNDRAINED = "undrained"
+
+Counts = dict[tuple[str, str], int]
+
+
+def server_info(term: Term, server: str, counts: Counts, now: float) -> ServerInfo:
+    """A server as it is seen now; *counts* are the tasks by server and state."""
+    members = term.state.members
+    sessions = [session for session in term.state.sessions.all() if session.server == server]
+    member = members.member(server)
+    info = ServerInfo(
+        server=server,
+        roles=sorted({session.role for session in sessions}),
+        volumes=[volume for volume in members.volumes() if volume.server == server],
+        waiting_tasks=counts.get((server, WAITING), 0) + counts.get((server, DEFERRED), 0),
+        dead_tasks=counts.get((server, DEAD), 0),
+        last_seen_s=min((max(0.0, now - session.heard_s) for session in sessions), default=-1.0),
+    )
+    if member is None:
+        return info
+    counts_of_mount = next((session.counts for session in sessions if session.role == MOUNT), None)
+    return msgspec.structs.replace(
+        info,
+        counts=counts_of_mount,
+        state=str(member.state),
+        since_ns=member.since_ns,
+        wanted_empty=member.standing.wanted_empty,
+        manager=member.manager,
+        release=member.release,
+        problems=[*member.problems, *(counts_of_mount.problems if counts_of_mount is not None else [])],
+    )
+
+
+async def get_server(term: Term, _session: Session, request: GetServer) -> ServerDetails:
+    """Everything about one server."""
+    term.state.members.require(request.server)
+    now = monotonic_s()
+    leases = sum(1 for _lease in term.state.leases.ending_first(request.server))
+
+    def ask(connection: Connection) -> ServerDetails:
+        counts = count_tasks(connection)
+        return ServerDetails(
+            info=server_info(term, request.server, counts, now),
+            holdings=_holdings(connection, term.state.members, request.server),
+            tasks={state: counts.get((request.server, state), 0) for state in (WAITING, CLAIMED, DEFERRED, DEAD)},
+            is_manager=request.server == term.config.server,
+            leases=leases,
+            forsaken=count_forsaken(connection, term.state.members.of_server(request.server)),
+            conflicts=conflict_paths(connection, request.server),
+        )
+
+    return await term.store.read_slowly(ask)
+
+
+def _holdings(connection: Connection, members: Members, server: str) -> Holdings:
+    return count_holdings(connection, members.of_server(server), _safe_volumes(members, server))
+
+
+def _safe_volumes(members: Members, but: str) -> list[int]:
+    """The volumes on which a replica counts as a copy, besides those of one server."""
+    return [volume.volume for volume in members.volumes() if volume.server != but and members.counts(volume.server)]
+
+
+# ---------------------------------------------------------------------------------------------------------- leaving
+
+
+async def remove_server(term: Term, _session: Session, request: RemoveServer) -> Count:
+    """The server leaves. What it holds is looked at before anything is changed, and again in each transaction."""
+    members, server = term.state.members, request.server
+    member = members.require(server)
+    if member.state is ServerState.LEFT:
+        return Count(0)
+    if server == term.config.server:
+        raise refused(errno.EBUSY, f"{server} is the manager: godwit manager step-down first")
+    if members.is_closed(server):
+        raise refused(errno.EBUSY, f"{server} is being removed already")
+    holdings = await term.store.read_slowly(lambda connection: _holdings(connection, members, server))
+    _check_leaving(server, member, holdings)
+    members.close(server)
+    try:
+        forgotten = await _forget(term, server) if member.state in AWAY else 0
+        while await term.store.write_uncancelled(partial(forget_tasks, state=term.state, server=server)):
+            pass
+        await term.store.write_uncancelled(partial(_leave, term=term, server=server), durable=True)
+    finally:
+        members.reopen(server)
+    return Count(forgotten)
+
+
+def _check_leaving(server: str, member: Member, held: Holdings) -> None:
+    if member.state not in AWAY and held.replicas:
+        raise refused(
+            errno.EBUSY,
+            f"{server} is {member.state} and holds {held.replicas} replicas, {held.homes} of them as the home: "
+            f"godwit drain {server} first (or wait until it is down, if it will not come back)",
+        )
+    if held.homes or held.sole:
+        raise refused(
+            errno.EBUSY,
+            f"{server} is {member.state}, and files need it: {held.homes} have their home there ({held.dirty} with changes that "
+            f"may be nowhere else), {held.sole} have no other current replica. Bring it back and godwit drain {server}, or wait "
+            "until healing has moved them",
+        )
+
+
+async def _forget(term: Term, server: str) -> int:
+    """Forgets the replicas on a server that is down."""
+    members = term.state.members
+    forgotten = 0
+    for volume in members.of_server(server):
+        more = True
+        while more:
+            work = partial(_forget_some, term=term, server=server, volume=volume)
+            count = await term.store.write_uncancelled(work)
+            forgotten += count
+            more = count > 0
+    return forgotten
+
+
+def _forget_some(tx: Transaction, term: Term, server: str, volume: int) -> int:
+    standing = stored_standing(tx, server)
+    if standing.state not in AWAY:
+        raise refused(errno.EBUSY, f"{server} has come back")
+    count, needed = forget_some(tx, volume, _safe_volumes(term.state.members, server))
+    if needed and not count:
+        raise refused(errno.EBUSY, f"files on {server} are needed after all: see godwit servers show {server}")
+    return count
+
+
+def _leave(tx: Transaction, term: Term, server: str) -> None:
+    """The last step: the server holds nothing, and is no member any more."""
+    state = term.state
+    if holds_anything(tx.connection, state.members.of_server(server)):
+        raise refused(errno.EBUSY, f"{server} holds files again: see godwit servers show {server}")
+    change_standing(tx, term, server, Event.REMOVE)
+    tx.execute(update(servers).where(servers.c.server == server).values(mount_session=0, agent_session=0))
+    tx.execute(delete(ranges).where(ranges.c.server == server))
+    tx.execute(delete(invitations).where(invitations.c.server == server))
+    cancel_drains(tx, term, server)
+    tx.after(lambda: end_sessions(term, server))
+
+
+def end_sessions(term: Term, server: str) -> None:
+    """Its processes are no members any more. The leases of its mount last until they end."""
+    term.awaited.pop(server, None)
+    for session in term.state.sessions.all():
+        if session.server == server and session.role != CLI:
+            term.end_session(session)
+
+
+# ----------------------------------------------------------------------------------------------------------- coming
+
+
+async def add_server(term: Term, _session: Session, request: AddServer) -> Added:
+    """Invites a new server, takes back one that has left, or takes a drain back."""
+    server = request.server
+    if not is_name(server):
+        raise refused(errno.EINVAL, f"{server!r} is no name for a server: letters, digits, dots, dashes, at most 63")
+    if not EXPIRES_MIN_S <= request.expires_s <= EXPIRES_MAX_S:
+        raise refused(errno.EINVAL, f"a token expires after {EXPIRES_MIN_S:g} to {EXPIRES_MAX_S:g} seconds")
+    token = new_token()
+    outcome = await term.store.write(
+        partial(_add, term=term, server=server, digest=digest_of(token), expires_s=request.expires_s), durable=True
+    )
+    managers = list(dict.fromkeys([term.config.manager.listen, *term.state.members.managers()]))
+    if outcome == UNDRAINED:
+        token = ""
+    return Added(server, outcome, term.config.cluster, managers, token, request.expires_s if token else 0.0)
+
+
+def _add(tx: Transaction, term: Term, server: str, digest: bytes, expires_s: float) -> str:
+    if tx.execute(select(servers.c.server).where(servers.c.server == server)).first() is None:
+        _invite(tx, server, digest, expires_s)
+        return INVITED
+    standing = stored_standing(tx, server)
+    if standing.state in (ServerState.LEFT, ServerState.LOST):
+        change_standing(tx, term, server, Event.ADD)
+        _invite(tx, server, digest, expires_s)
+        return READMITTED
+    if not standing.wanted_empty:
+        raise refused(errno.EEXIST, f"{server} is a member already, it is {standing}")
+    change_standing(tx, term, server, Event.UNDRAIN)
+    cancel_drains(tx, term, server)
+    return UNDRAINED
+
+
+def _invite(tx: Transaction, server: str, digest: bytes, expires_s: float) -> None:
+    """Only the newest token for a name is good."""
+    now_ns = file_time_ns()
+    tx.execute(delete(invitations).where((invitations.c.server == server) | (invitations.c.expires_ns <= now_ns)))
+    values = {"digest": digest, "server": server, "expires_ns": now_ns + int(expires_s * 1e9)}
+    tx.execute(insert(invitations), values)

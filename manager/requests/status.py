@@ -1,0 +1,240 @@
+"""What people ask through the command line: status, tasks, policies, where a file is. May take milliseconds."""
+
+import errno
+import stat
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, true, update
+
+from cluster.clock import monotonic_s
+from cluster.errors import refused
+from cluster.membership import ServerState
+from cluster.messages import (
+    CLAIMED,
+    DEAD,
+    DEFERRED,
+    ROOT_INO,
+    WAITING,
+    Count,
+    Done,
+    GetPolicy,
+    GetSpace,
+    GetStatus,
+    GetWhere,
+    ListPolicies,
+    ListTasks,
+    PolicyRow,
+    PolicyRows,
+    ReplicaRow,
+    RetryTasks,
+    SetPolicy,
+    Status,
+    StepDown,
+    TaskRow,
+    TaskRows,
+    Volume,
+    Where,
+)
+from manager.catalog.inodes import get_directory, get_inode, node_of, path_of
+from manager.catalog.schema import inodes, policies, servers, tasks
+from manager.catalog.store import Transaction
+from manager.changes.fallback import count_forsaken, forsaken_volumes
+from manager.changes.namespace import queue_scan
+from manager.changes.tasks import count_tasks, retry_tasks
+from manager.memory.members import Members
+from manager.memory.policies import COPIES_MAX, Policy
+from manager.memory.sessions import Session
+from manager.requests.conflicts import count_conflicts
+from manager.requests.reads import get_space
+from manager.requests.servers import server_info
+from manager.rules.limits import check_number
+from manager.tasks import replicas_of
+from manager.term import Term
+
+TASKS_MAX = 10_000
+
+_TASK_ROWS = select(
+    tasks.c.task,
+    tasks.c.server,
+    tasks.c.operation,
+    tasks.c.state,
+    tasks.c.ino,
+    tasks.c.volume,
+    tasks.c.version,
+    tasks.c.attempts,
+    tasks.c.error,
+    tasks.c.queued_ns,
+    func.coalesce(inodes.c.size, 0).label("size"),
+).select_from(tasks.outerjoin(inodes, inodes.c.ino == tasks.c.ino))
+
+
+async def get_status(term: Term, _session: Session, _request: GetStatus) -> Status:
+    now = monotonic_s()
+    catalog = term.store.display_url
+
+    def ask(connection: Connection) -> Status:
+        counts = count_tasks(connection)
+        names = list(connection.execute(select(servers.c.server).order_by(servers.c.server)).scalars())
+        space = get_space(connection, term, GetSpace())
+
+        def total(*states: str) -> int:
+            return sum(n for (_name, s), n in counts.items() if s in states)
+
+        return Status(
+            cluster=term.config.cluster,
+            manager=term.config.server,
+            term=term.number,
+            catalog=catalog,
+            servers=[server_info(term, name, counts, now) for name in names],
+            inodes=space.inodes,
+            waiting_tasks=total(WAITING, DEFERRED),
+            claimed_tasks=total(CLAIMED),
+            dead_tasks=total(DEAD),
+            space=space,
+            forsaken=count_forsaken(connection, [volume.volume for volume in term.state.members.volumes()]),
+            conflicts=count_conflicts(connection),
+        )
+
+    return await term.store.read_slowly(ask)
+
+
+async def list_tasks(term: Term, _session: Session, request: ListTasks) -> TaskRows:
+    limit = max(0, min(request.limit, TASKS_MAX))
+    check_number(request.task, "task")
+    chosen: ColumnElement[bool] = true()
+    if request.server:
+        chosen = and_(chosen, tasks.c.server == request.server)
+    if request.state:
+        chosen = and_(chosen, tasks.c.state == request.state)
+    if request.task:
+        chosen = and_(chosen, tasks.c.task == request.task)
+
+    def ask(connection: Connection) -> TaskRows:
+        total = connection.execute(select(func.count()).select_from(tasks).where(chosen)).scalar_one()
+        rows = connection.execute(_TASK_ROWS.where(chosen).order_by(tasks.c.task).limit(limit))
+        return TaskRows([_task_row(connection, row) for row in rows.all()], total)
+
+    return await term.store.read_slowly(ask)
+
+
+def _task_row(connection: Connection, row: Any) -> TaskRow:
+    return TaskRow(
+        row.task,
+        row.server,
+        row.operation,
+        row.state,
+        row.ino,
+        path_of(connection, row.ino),
+        row.volume,
+        row.version,
+        row.size,
+        row.attempts,
+        row.error,
+        row.queued_ns,
+    )
+
+
+async def retry(term: Term, _session: Session, request: RetryTasks) -> Count:
+    check_number(request.task, "task")
+    return Count(await term.store.write(lambda tx: retry_tasks(tx, term.state, request.task)))
+
+
+def _policy_row(connection: Connection, policy: Policy) -> PolicyRow:
+    return PolicyRow(policy.ino, path_of(connection, policy.ino), policy.copies, policy.sync_copies)
+
+
+def _policy_of(term: Term, connection: Connection, ino: int) -> PolicyRow:
+    row = get_inode(connection, ino)
+    cache = term.state.policies
+    if stat.S_ISDIR(row.mode):
+        return _policy_row(connection, cache.of_directory(connection, ino))
+    return _policy_row(connection, cache.of_inode(connection, ino))
+
+
+async def get_policy(term: Term, _session: Session, request: GetPolicy) -> PolicyRow:
+    return await term.store.read(lambda connection: _policy_of(term, connection, request.ino))
+
+
+async def set_policy(term: Term, _session: Session, request: SetPolicy) -> PolicyRow:
+    """Changes a directory's policy; the files below follow in the background."""
+    if not request.clear and not (1 <= request.copies <= COPIES_MAX and 0 <= request.sync_copies <= request.copies):
+        raise refused(errno.EINVAL, f"copies 1 to {COPIES_MAX}, sync_copies 0 to copies")
+    if request.clear and request.ino == ROOT_INO:
+        raise refused(errno.EINVAL, "the root must have a policy")
+    cache = term.state.policies
+
+    def work(tx: Transaction) -> PolicyRow:
+        directory = get_directory(tx.connection, request.ino)
+        if directory.nlink == 0:
+            raise refused(errno.ENOENT, "the directory has been removed")
+        mine = policies.c.ino == request.ino
+        if request.clear:
+            tx.execute(delete(policies).where(mine))
+        else:
+            values = {"copies": request.copies, "sync_copies": request.sync_copies}
+            if tx.execute(update(policies).where(mine).values(**values)).rowcount == 0:
+                tx.execute(insert(policies), {"ino": request.ino, **values})
+        cache.clear()
+        tx.after(cache.clear)
+        queue_scan(tx, term.state, request.ino)
+        return _policy_of(term, tx.connection, request.ino)
+
+    return await term.store.write(work, durable=True)
+
+
+async def list_policies(term: Term, _session: Session, _request: ListPolicies) -> PolicyRows:
+    def ask(connection: Connection) -> PolicyRows:
+        rows = connection.execute(select(policies.c.ino, policies.c.copies, policies.c.sync_copies).order_by(policies.c.ino))
+        return PolicyRows([_policy_row(connection, Policy(*row)) for row in rows.all()])
+
+    return await term.store.read_slowly(ask)
+
+
+async def get_where(term: Term, _session: Session, request: GetWhere) -> Where:
+    """Everything about where a file's content is and why."""
+    members = term.state.members
+    writers = term.state.sessions.writers(request.ino)
+
+    def ask(connection: Connection) -> Where:
+        inode = get_inode(connection, request.ino)
+        held = []
+        for row in replicas_of(connection, request.ino):
+            volume = members.get(row.volume)
+            held.append(
+                ReplicaRow(
+                    row.volume,
+                    volume.server if volume else "",
+                    volume.path if volume else "",
+                    row.version,
+                    row.version == inode.version and not row.fault,
+                    row.volume == inode.home_volume,
+                    row.checksum,
+                    volume is not None and members.is_up(volume.server),
+                    row.fault,
+                    _state_of(members, volume),
+                )
+            )
+        pending = connection.execute(_TASK_ROWS.where(tasks.c.ino == request.ino).order_by(tasks.c.task)).all()
+        return Where(
+            node_of(inode),
+            path_of(connection, request.ino),
+            sorted(held, key=lambda replica: (not replica.home, replica.volume)),
+            _policy_of(term, connection, request.ino),
+            [_task_row(connection, row) for row in pending],
+            writers,
+            [volume.server for number in forsaken_volumes(connection, inode.ino) if (volume := members.get(number))],
+        )
+
+    return await term.store.read_slowly(ask)
+
+
+def _state_of(members: Members, volume: Volume | None) -> str:
+    member = None if volume is None else members.member(volume.server)
+    return str(ServerState.LEFT if member is None else member.state)
+
+
+async def step_down(term: Term, _session: Session, request: StepDown) -> Done:
+    """The term ends in order once this is answered."""
+    if request.term == term.number:
+        term.leave()
+    return Done()

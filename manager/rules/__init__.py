@@ -1,0 +1,1 @@
+"""Decisions: values and the present time in, values out. No I/O, no SQL, no clock, no logging."""

@@ -1,0 +1,287 @@
+"""What a pull takes from a peer, and what it does about one that cannot be reached or makes no sense."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from agent.copying import peers
+from agent.copying.peers import PeerChannels, SmallPulls, pull_bulk
+from agent.copying.pulls import SmallObject
+from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Refused, Unavailable
+from cluster.messages import (
+    PULLED_MAX_BYTES,
+    PULLS_MAX,
+    AgentRequest,
+    Chunk,
+    Done,
+    Failure,
+    Pulled,
+    PullEnd,
+    PullHeader,
+    PullObject,
+    Stamp,
+)
+from cluster.rpc.bulk import BulkConnection
+from cluster.rpc.connection import Answer, Channel, SendReply, connect, listen
+from cluster.rpc.wire import connect_wire
+from tests.agent.network import TIMEOUT_S, free_address, run
+
+REQUEST = PullObject(7, 1, 1, Stamp(10, 0, 0), b"")
+END = PullEnd(b"digest")
+
+Script = list[tuple[Any, bytes] | GodwitError]
+
+
+class Source:
+    """Answers a pull with what its script says."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def at_once(self, request: Any) -> None:
+        del request
+
+    async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
+        del request, body
+        for step in self._script:
+            if isinstance(step, GodwitError):
+                raise step
+            await send(*step)
+        await trio.sleep_forever()
+
+    def closed(self) -> None:
+        return
+
+
+@asynccontextmanager
+async def channel_to(script: "Script | Source") -> AsyncIterator[Channel]:
+    source = script if isinstance(script, Source) else Source(script)
+    address = free_address()
+    decoder = msgspec.msgpack.Decoder(AgentRequest)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: source, task_status=task_status))
+        yield await connect(address, nursery, timeout_s=TIMEOUT_S)
+        nursery.cancel_scope.cancel()
+
+
+HEADER: tuple[Any, bytes] = (PullHeader(10), b"")
+
+NONSENSE: list[Script] = [
+    [(PullHeader(11), b"")],
+    [(PullHeader(-1), b"")],
+    [(Chunk(), b"x")],
+    [(Done(), b"")],
+    [HEADER, (END, b"")],
+    [HEADER, (Chunk(), b"")],
+    [HEADER, (Chunk(), b"x" * 11)],
+    [HEADER, (Chunk(), b"x" * 10), (Chunk(), b"x")],
+    [HEADER, HEADER],
+    [HEADER, (Chunk(), b"x" * 9), (END, b"")],
+]
+
+
+NO = Failure("refused", 2, "no")
+NONSENSE_OF_MANY: list[tuple[Any, bytes]] = [
+    (Done(), b""),
+    (PullHeader(10), b""),
+    (Pulled([]), b""),
+    (Pulled([END]), b"x" * 9),
+    (Pulled([END]), b"x" * 11),
+    (Pulled([END, END]), b"x" * 10),
+    (Pulled([NO]), b"x" * 10),
+]
+
+
+async def received_small(script: Script) -> SmallObject:
+    async with channel_to(script) as channel, trio.open_nursery() as nursery:
+        try:
+            return await SmallPulls(PeerChannels(nursery), nursery).pull(channel.peer, REQUEST)
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("answer", NONSENSE_OF_MANY, ids=range(len(NONSENSE_OF_MANY)))
+def test_nonsense_closes_the_connection(answer: tuple[Any, bytes]) -> None:
+    async def test() -> None:
+        async with channel_to([answer]) as source, trio.open_nursery() as nursery:
+            channels = PeerChannels(nursery)
+            channel = await channels.shared(source.peer)
+            with pytest.raises(ProtocolError):
+                await SmallPulls(channels, nursery).pull(source.peer, REQUEST)
+            assert channel.broken.is_set()
+            nursery.cancel_scope.cancel()
+
+    run(test)
+
+
+def test_what_is_wanted_meanwhile_is_asked_for_together_as_far_as_it_fits() -> None:
+    sizes = [PULLED_MAX_BYTES // 4] * 5 + [1] * (2 * PULLS_MAX) + [0, PULLED_MAX_BYTES]
+    asked: list[list[int]] = []
+
+    class Counting(Source):
+        async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
+            del body, send
+            asked.append([pull.ino for pull in request.pulls])
+            results = [NO if pull.ino == 6 else PullEnd(b"%d" % pull.ino) for pull in request.pulls]
+            content = b"".join(bytes([pull.ino % 256]) * pull.stamp.size for pull in request.pulls if pull.ino != 6)
+            return Answer(Pulled(results), content)
+
+    async def test() -> None:
+        async with channel_to(Counting([])) as source, trio.open_nursery() as nursery:
+            small = SmallPulls(PeerChannels(nursery), nursery)
+            got: dict[int, SmallObject | GodwitError] = {}
+
+            async def pull(ino: int, size: int) -> None:
+                try:
+                    got[ino] = await small.pull(source.peer, PullObject(ino, 1, 1, Stamp(size, 0, 0), b""))
+                except GodwitError as error:
+                    got[ino] = error
+
+            async with trio.open_nursery() as pulls:
+                for ino, size in enumerate(sizes):
+                    pulls.start_soon(pull, ino, size)
+            nursery.cancel_scope.cancel()
+        assert isinstance(got.pop(6), Refused)
+        assert got == {ino: SmallObject(bytes([ino % 256]) * size, b"%d" % ino) for ino, size in enumerate(sizes) if ino != 6}
+        assert sorted(ino for inodes in asked for ino in inodes) == list(range(len(sizes)))
+        assert all(len(inodes) <= PULLS_MAX and sum(sizes[ino] for ino in inodes) <= PULLED_MAX_BYTES for inodes in asked)
+        assert len(asked) < 8
+
+    run(test)
+
+
+def test_what_a_disk_does_not_give_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "STALL_S", 0.3)
+
+    class Stalling(Source):
+        async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
+            del body, send
+            if any(pull.ino == 6 for pull in request.pulls):
+                await trio.sleep_forever()
+            return Answer(Pulled([PullEnd(b"%d" % pull.ino) for pull in request.pulls]), b"x" * len(request.pulls))
+
+    async def test() -> None:
+        async with channel_to(Stalling([])) as source, trio.open_nursery() as nursery:
+            small = SmallPulls(PeerChannels(nursery), nursery)
+            got: list[int] = []
+
+            async def pull(ino: int) -> None:
+                try:
+                    await small.pull(source.peer, PullObject(ino, 1, 1, Stamp(1, 0, 0), b""))
+                except Unavailable:
+                    assert ino == 6
+                else:
+                    got.append(ino)
+
+            async with trio.open_nursery() as pulls:
+                for ino in range(PULLS_MAX + 10):
+                    pulls.start_soon(pull, ino)
+            nursery.cancel_scope.cancel()
+        assert sorted(got) == [ino for ino in range(PULLS_MAX + 10) if ino != 6]
+
+    run(test)
+
+
+async def received_in_bulk(script: Script) -> bytes:
+    content = b""
+
+    def take(data: memoryview) -> None:
+        nonlocal content
+        content += data
+        assert len(content) <= 10
+
+    async with channel_to(script) as channel:
+        wire = await connect_wire(channel.peer, timeout_s=TIMEOUT_S)
+        try:
+            assert await pull_bulk(BulkConnection(wire), REQUEST, 10, take, trio.CapacityLimiter(1)) == END
+        finally:
+            wire.close()
+    return content
+
+
+@pytest.mark.parametrize("script", NONSENSE, ids=range(len(NONSENSE)))
+def test_nonsense_is_refused_in_bulk_too(script: Script) -> None:
+    async def test() -> None:
+        with pytest.raises(BaseExceptionGroup) as problem:
+            await received_in_bulk(script)
+        assert problem.group_contains(ProtocolError)
+
+    run(test)
+
+
+def test_exactly_the_announced_bytes_are_taken() -> None:
+    async def test() -> None:
+        assert await received_small([(Pulled([END]), b"abcdefghij")]) == SmallObject(b"abcdefghij", END.checksum)
+        assert await received_in_bulk([HEADER, (Chunk(), b"abcd"), (Chunk(), b"efghij"), (END, b"")]) == b"abcdefghij"
+
+    run(test)
+
+
+@pytest.mark.parametrize("receive", [received_small, received_in_bulk])
+@pytest.mark.parametrize("error", [Fenced("no"), NotManager("no"), Unavailable("no")])
+def test_no_answer_of_a_peer_ends_this_agent(error: GodwitError, receive: Callable[[Script], Awaitable[Any]]) -> None:
+    async def test() -> None:
+        with pytest.raises(BaseExceptionGroup) as problem:
+            await receive([error])
+        assert problem.group_contains(Unavailable)
+        assert not problem.group_contains((Fenced, NotManager))
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", [Fenced.kind, NotManager.kind])
+def test_nor_does_what_is_said_of_one_object(kind: str) -> None:
+    async def test() -> None:
+        with pytest.raises(BaseExceptionGroup) as problem:
+            await received_small([(Pulled([Failure(kind, 5, "no")]), b"")])
+        assert problem.group_contains(Unavailable)
+        assert not problem.group_contains((Fenced, NotManager))
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("receive", "script"), [(received_small, []), (received_in_bulk, [HEADER, (Chunk(), b"abcd")])], ids=["small", "bulk"]
+)
+def test_a_silent_source_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, receive: Callable[[Script], Awaitable[Any]], script: Script
+) -> None:
+    monkeypatch.setattr(peers, "STALL_S", 0.05)
+
+    async def test() -> None:
+        with pytest.raises(BaseExceptionGroup) as problem:
+            await receive(script)
+        assert problem.group_contains(Unavailable, match="sent nothing|did not answer")
+
+    run(test)
+
+
+def test_one_failed_connection_speaks_for_many() -> None:
+    async def test() -> None:
+        address = free_address()
+        async with trio.open_nursery() as nursery:
+            channels = PeerChannels(nursery)
+            messages = set()
+            for _ in range(50):
+                with pytest.raises(Unavailable) as problem:
+                    await channels.shared(address)
+                messages.add(str(problem.value))
+            assert len(messages) == 1
+            decoder = msgspec.msgpack.Decoder(AgentRequest)
+            await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: Source([]), task_status=task_status))
+            channel = None
+            while channel is None:
+                try:
+                    channel = await channels.shared(address)
+                except Unavailable:
+                    await trio.sleep(0.02)
+            assert await channels.shared(address) is channel
+            channel.close()
+            assert await channels.shared(address) is not channel
+            nursery.cancel_scope.cancel()
+
+    run(test)
