@@ -16,6 +16,11 @@ def monotonic_s() -> float:
     return trio.current_time()
 
 
+def thread_s() -> float:
+    """Seconds on the same clock, for threads without an event loop."""
+    return time.monotonic()
+
+
 def file_time_ns() -> int:
     """Wall-clock nanoseconds as the kernel stamps them on files (`CLOCK_REALTIME_COARSE`).
 

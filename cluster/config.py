@@ -6,7 +6,9 @@ from typing import Annotated
 
 import msgspec
 
-from cluster.errors import Refused
+from cluster.decoding import from_toml
+from cluster.durable import read_file, replace_file
+from cluster.errors import Malformed, Refused
 from cluster.rpc.wire import parse_address
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
@@ -14,9 +16,11 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Secret = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
+KEEP_MAX_S = 10 * 366 * 86400  # ten years: times in nanoseconds stay far from 64 bits
 RENEWALS_PER_ACCESS = 2  # a holder decides at least this often within one access time
 
 DEFAULT_CONFIG = Path("/etc/godwit/godwit.toml")
+DEFAULT_STATE = "/var/lib/godwit/state"
 
 
 class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,13 +48,13 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[agent]`: the background agent and data server.
 
     `listen`: host:port. `volumes`: backing directories. `trash_keep_s`: how long deleted objects are kept when space is
-    not short.
+    not short, and those that the catalog does not know.
     """
 
     listen: str
     volumes: list[str] = []
     copies_at_once: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
-    trash_keep_s: Annotated[float, msgspec.Meta(ge=0)] = 300.0
+    trash_keep_s: Annotated[float, msgspec.Meta(ge=0, le=KEEP_MAX_S)] = 604_800.0  # a week
     report_s: Seconds = 2.0
 
 
@@ -75,7 +79,8 @@ class MountConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. `managers`: addresses of candidates, at least one of which is there when the server starts.
 
-    `secret`: 32 random bytes in hexadecimal, the same on every server: lease tokens are signed with it.
+    `secret`: 32 random bytes in hexadecimal, the same on every server: lease tokens are signed with it. `state`: the directory in
+    which the server's processes remember what must outlive them.
     """
 
     cluster: Name
@@ -85,6 +90,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     manager: ManagerConfig
     agent: AgentConfig
     mount: MountConfig
+    state: str = DEFAULT_STATE
+
+
+_decode = from_toml(ServerConfig)
 
 
 def is_name(text: str) -> bool:
@@ -95,11 +104,10 @@ def is_name(text: str) -> bool:
 def parse_config(text: bytes, source: str) -> ServerConfig:
     """The configuration in *text*; raises `Refused` with the key that is wrong and the *source* it stands in."""
     try:
-        config = msgspec.toml.decode(text, type=ServerConfig)
-    except msgspec.ValidationError as error:
-        raise Refused(f"{source}: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"{source} is not TOML: {error}") from error
+        config = _decode(text)
+    except Malformed as error:
+        is_toml = isinstance(error.__cause__, msgspec.ValidationError)
+        raise Refused(f"{source}: {error}" if is_toml else f"{source} is not TOML: {error}") from error
     addresses = {
         "manager.listen": config.manager.listen,
         "agent.listen": config.agent.listen,
@@ -111,7 +119,7 @@ def parse_config(text: bytes, source: str) -> ServerConfig:
         except ValueError as error:
             raise Refused(f"{source}: {key}: {error}") from error
     _check_times(config, source)
-    paths = {"mount.mountpoint": config.mount.mountpoint}
+    paths = {"mount.mountpoint": config.mount.mountpoint, "state": config.state}
     paths |= {f"agent.volumes[{i}]": volume for i, volume in enumerate(config.agent.volumes)}
     for key, path in paths.items():
         if not path.startswith("/"):
@@ -132,7 +140,7 @@ def _check_times(config: ServerConfig, source: str) -> None:
 def load_config(path: Path) -> ServerConfig:
     """Reads a configuration file; raises `Refused` if it cannot be read or is wrong."""
     try:
-        text = path.read_bytes()
+        text = read_file(path)
     except OSError as error:
         raise Refused(f"cannot read the configuration {path}: {error.strerror}", error.errno) from error
     return parse_config(text, str(path))
@@ -141,3 +149,8 @@ def load_config(path: Path) -> ServerConfig:
 def dump_config(config: ServerConfig) -> bytes:
     """The file that `parse_config` reads back as *config*."""
     return msgspec.toml.encode(config)
+
+
+def write_config(path: Path, config: ServerConfig) -> None:
+    """Replaces a server's configuration as a whole, or makes it. It holds the cluster's secret: only its owner can read it."""
+    replace_file(path, dump_config(config))

@@ -45,6 +45,12 @@ class NotManager(Unavailable):
     kind = "not-manager"
 
 
+class CatalogFault(Unavailable):
+    """The disk of the catalog is full (ENOSPC), read-only (EROFS) or fails (EIO): nothing was changed; a repeat helps later."""
+
+    kind = "catalog"
+
+
 class Fenced(GodwitError):
     """The sender's term, session or home epoch has been superseded: it must stop, never retry with the old one."""
 
@@ -87,6 +93,14 @@ class ProtocolError(GodwitError):
     default_errno = e.EPROTO
 
 
+class Malformed(ProtocolError):
+    """Bytes that are not what they should be: a message, a record, a configuration (`cluster.decoding`)."""
+
+
+class OutOfRange(Malformed):
+    """A message with a number that nothing can have: whoever sent it can be told so, and the connection goes on."""
+
+
 _KINDS: dict[str, type[GodwitError]] = {
     cls.kind: cls
     for cls in (
@@ -95,6 +109,7 @@ _KINDS: dict[str, type[GodwitError]] = {
         Unavailable,
         Undone,
         NotManager,
+        CatalogFault,
         Fenced,
         TokenRefused,
         Changed,
@@ -104,6 +119,8 @@ _KINDS: dict[str, type[GodwitError]] = {
     )
 }
 
+
+MESSAGE_MAX = 1000  # characters of a message from another process that are kept
 
 # ENOENT: the object of a file that went
 _CALLERS_FAULT = frozenset({e.EINVAL, e.EFBIG, e.EOPNOTSUPP, e.ENXIO, e.EXDEV, e.ENOENT})
@@ -116,8 +133,11 @@ def refused(errno: int, what: str = "") -> Refused:
 
 
 def from_failure(kind: str, errno: int, message: str) -> GodwitError:
-    """The exception for a `Failure` that came over the wire; an unknown kind becomes a plain `GodwitError`."""
-    return _KINDS.get(kind, GodwitError)(message, errno)
+    """The exception for a `Failure` that came over the wire.
+
+    An unknown kind becomes a plain `GodwitError`, an errno that is none the kind's own: the kernel takes no others.
+    """
+    return _KINDS.get(kind, GodwitError)(message[:MESSAGE_MAX], errno if errno in e.errorcode else None)
 
 
 def own_error(group: BaseExceptionGroup[BaseException]) -> GodwitError | None:

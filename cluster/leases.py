@@ -21,7 +21,8 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, hmac
 
-from cluster.errors import TokenRefused
+from cluster.decoding import Decode, Finite, Int64, from_msgpack
+from cluster.errors import Malformed, TokenRefused
 
 READ = "read"
 WRITE = "write"
@@ -32,32 +33,32 @@ SERIAL_TERM_BITS = 40  # serials are `term << SERIAL_TERM_BITS | number`, so tha
 SEAL_BYTES = 32
 MARGIN = 0.05  # of the access time, and at least `MARGIN_MIN_S`: how much longer the manager waits than the holder acts
 MARGIN_MIN_S = 0.25
+SHORTEST = 2 / 3  # of the access time that any grant lasts: more than `RENEWALS_PER_ACCESS` leaves between two renewals
 CLOCK_RATE = 0.01  # by which a clock may be faster or slower than another
 CHECKED_MAX = 4096
 TERMS_KEPT = 4
 
 
 class LeaseToken(msgspec.Struct, frozen=True, array_like=True):
-    """What a token says. `issued_s` is the manager's monotonic clock at the grant, which means something in `term` only.
+    """What a token says."""
 
-    `address` is that of the home's agent. `home_volume` is 0 for what has no content.
-    """
-
-    serial: int
-    ino: int
-    mode: str
-    holder: str
-    home_volume: int
-    address: str
-    version: int
-    home_epoch: int
-    term: int
-    access_s: float
-    issued_s: float
+    serial: Int64  # larger than those of all earlier tokens and grants
+    ino: Int64
+    mode: str  # `READ`, `SHARED` or `WRITE`
+    holder: str  # the server that may use it
+    home_volume: Int64  # 0 for what has no content
+    address: str  # of the home's agent
+    version: Int64  # of the content when it was granted
+    home_epoch: Int64  # an object that was written under a later one refuses the token
+    term: Int64
+    access_s: Finite  # for how long it lasts, from when its holder asked
+    issued_s: Finite  # the manager's monotonic clock at the grant, which means something in `term` only
+    object_ctime_ns: Int64 = 0  # what the home's object shows while it has the content of `version`; 0 where that may be newer
+    size: Int64 = -1  # the same; -1 where it may have newer content
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(LeaseToken).decode
+_decode: Decode[LeaseToken] = from_msgpack(LeaseToken)
 
 
 class Sealer:
@@ -81,7 +82,7 @@ class Sealer:
         try:
             keyed.verify(sealed[:SEAL_BYTES])
             return _decode(body)
-        except (InvalidSignature, msgspec.DecodeError, msgspec.ValidationError):
+        except (InvalidSignature, Malformed):
             raise TokenRefused("the lease token was not made by a manager of this cluster") from None
 
 
@@ -89,7 +90,7 @@ def read_token(sealed: bytes) -> LeaseToken:
     """What a token says that has just come from the manager. Raises `TokenRefused` if it is none."""
     try:
         return _decode(sealed[SEAL_BYTES:])
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except Malformed:
         raise TokenRefused("not a lease token") from None
 
 
@@ -118,6 +119,23 @@ def mode_for(*, writer: bool, at_home: bool, others: Iterable[bool], in_grace: b
     if not writer:
         return SHARED if any(others_write) else READ
     return WRITE if at_home and not others_write and not in_grace else SHARED
+
+
+def grant_lasts_s(access_s: float, extended_s: float, now: float) -> float:
+    """For how long a manager grants at *now* whose office was last extended by what began at *extended_s*.
+
+    Its grants end an access time after that, so that a manager that follows can count from the last beat that was seen, and need
+    not add the time of its election. A manager that has not been able to extend for long grants `SHORTEST` of an access time.
+    """
+    return min(access_s, max(extended_s + access_s - now, access_s * SHORTEST))
+
+
+def all_ended_s(access_s: float, extended_s: float, began_s: float) -> float:
+    """When what was granted in earlier terms has ended.
+
+    *extended_s*: the last extension of an earlier term began before that; *began_s*: nobody has acted in one since.
+    """
+    return max(extended_s + access_s, began_s + access_s * SHORTEST) + margin_s(access_s)
 
 
 def margin_s(access_s: float) -> float:

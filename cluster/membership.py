@@ -1,8 +1,8 @@
 """The states of a server in the network, as a table: the only truth about what follows what, and what each state means.
 
 A server's standing is its state and the wish that it be drained, which outlives a time of being down. An event that the table
-does not have for a standing raises, and changes nothing. Who decides which event has happened: `manager.rules.liveness` for what was
-heard, and people for the rest.
+does not have for a standing raises, and changes nothing. Who decides which event has happened: `manager.rules.liveness` for what
+was heard, and people for the rest.
 """
 
 import errno
@@ -22,6 +22,28 @@ class ServerState(StrEnum):
     DRAINING = "draining"
     LOST = "lost"
     LEFT = "left"
+
+
+class VolumeCondition(StrEnum):
+    """How a volume's disk is, as its server's agent finds it."""
+
+    GOOD = "good"
+    READ_ONLY = "read-only"  # was mounted so, or made so by the kernel after an error
+    FAILING = "failing"  # gives errors
+    SILENT = "silent"  # does not answer
+    AWAY = "away"  # there is no such volume in any of its server's directories
+
+
+READABLE = frozenset({VolumeCondition.GOOD, VolumeCondition.READ_ONLY, VolumeCondition.FAILING})
+"""Of which content may be had at all."""
+
+
+class VolumeStanding(StrEnum):
+    """What the catalog says of a volume, beside how its server stands."""
+
+    IN = "in"
+    OUT = "out"  # its replicas do not count
+    LOST = "lost"  # declared lost: it will not come back
 
 
 class Event(StrEnum):
@@ -156,8 +178,12 @@ def stored_state(standing: Standing) -> ServerState:
 
 
 def standing_of(stored: str, *, wanted_empty: bool) -> Standing:
-    """The standing that the catalog's columns mean. Raises `ValueError` for a state that is none."""
-    match ServerState(stored), wanted_empty:
+    """The standing that the catalog's columns mean.
+
+    A state that is none counts as down: what the server has may be needed, but nobody relies on it.
+    """
+    known = ServerState(stored) if stored in set(ServerState) else ServerState.DOWN
+    match known, wanted_empty:
         case ServerState.LEFT, _:
             return LEFT
         case ServerState.LOST, _:

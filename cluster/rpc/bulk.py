@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 import trio
 
-from cluster.errors import ProtocolError, Unavailable, from_failure
-from cluster.messages import Failure, Reply, Request
+from cluster.decoding import Decode, from_msgpack
+from cluster.errors import Malformed, ProtocolError, Unavailable, from_failure
+from cluster.messages import REPLY_UNION, Failure, Request
 from cluster.rpc.frames import HEADER, lengths_of, pack, pack_head
 from cluster.rpc.wire import DEAD_PEER_S, Wire
 
@@ -29,7 +30,7 @@ TakeReply = Callable[[Any, memoryview], bool]
 """Takes a reply with its body, which is good for the time of the call; True for the last one. Blocks."""
 
 _encode = msgspec.msgpack.Encoder().encode
-_reply_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Reply)
+_decode: Decode[Any] = from_msgpack(REPLY_UNION)
 
 
 class _Turn(enum.Enum):
@@ -171,8 +172,8 @@ class _Receiving:
 
     def _decoded(self, head: memoryview) -> Any:
         try:
-            reply = _reply_decoder.decode(head)
-        except msgspec.DecodeError as error:
+            reply = _decode(head)
+        except Malformed as error:
             raise ProtocolError(f"{self._peer} sent garbage: {error}") from error
         if isinstance(reply, Failure):
             raise from_failure(reply.kind, reply.errno, reply.message)

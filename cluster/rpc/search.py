@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from cluster.errors import GodwitError
+from cluster.errors import CatalogFault, GodwitError
 from cluster.messages import Ping, Pong
 from cluster.rpc.connection import Channel, connect
 
@@ -20,12 +20,20 @@ AGAIN_S = 0.1  # between the pings of one candidate
 
 
 class Search:
-    """One search; `run` returns when somebody says that it is in office. *refused* is told why others are not it."""
+    """One search; `run` returns when somebody says that it is in office. *refused* is told why others are not it,
+    *troubled* what the disk of the catalog has, where that is the reason."""
 
-    def __init__(self, cluster: str, channels: trio.Nursery, refused: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        channels: trio.Nursery,
+        refused: Callable[[str], None],
+        troubled: Callable[[CatalogFault], None] = lambda _fault: None,
+    ) -> None:
         self._ping = Ping(cluster)
         self._channels = channels
         self._refused = refused
+        self._troubled = troubled
         self._asked: set[str] = set()
         self._found: tuple[str, Channel] | None = None
 
@@ -61,7 +69,9 @@ class Search:
                         self._found = (address, channel)
                         nursery.cancel_scope.cancel()
                     return
-                self._refused(f"{pong.server} is not the manager")
+                self._refused(pong.why or f"{pong.server} is not the manager")
+                if pong.trouble:
+                    self._troubled(CatalogFault(pong.why, pong.trouble))
                 if pong.address:
                     self._add(pong.address, nursery)
                 await trio.sleep(AGAIN_S)

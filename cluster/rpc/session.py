@@ -5,22 +5,27 @@ whose replies were lost, and gives up at each request's deadline with `Unavailab
 repeated (see `cluster.messages`), so a caller never learns of a change of manager, except by the time it takes.
 """
 
+import errno
 import itertools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
-from cluster.errors import Fenced, GodwitError, NotManager, Refused, Unavailable
+from cluster.catalog_point import CatalogMemory
+from cluster.counters import Counters, counter
+from cluster.errors import CatalogFault, Fenced, GodwitError, NotManager, ProtocolError, Refused, Unavailable
+from cluster.faults import faults
 from cluster.leases import ManagerClock
 from cluster.messages import (
     PROTOCOL,
     Applied,
     Apply,
     Commit,
+    Greeting,
     Heartbeat,
     HeldLocks,
     Hello,
@@ -30,13 +35,18 @@ from cluster.messages import (
     Operation,
     Recall,
     Request,
+    TakeInodes,
     WatchRecalls,
     Welcome,
 )
+from cluster.rpc.candidates import Candidates, known_candidates
 from cluster.rpc.connection import Channel
-from cluster.rpc.search import Search
+from cluster.rpc.search import ANSWER_S, Search
+from cluster.rpc.waiters import check_wanted, while_wanted
 
 log = logging.getLogger(__name__)
+
+MANAGER_REQUESTS = counter("godwit_manager_requests_total", "Requests that the process has sent to managers.")
 
 R = TypeVar("R")
 
@@ -45,13 +55,15 @@ HEARTBEAT_S = 1.0
 HEARTBEAT_TIMEOUT_S = 2.0
 INTRODUCTION_TIMEOUT_S = 4.0
 RETRY_S = 0.1
+TROUBLE_S = 2.0  # without a manager, but with a catalog that nobody can write: longer, and callers are told so
 REFUSED_RETRY_S = 2.0
 
 
 class ManagerSession:
     """Start `run` in a nursery; calls made before a connection is there wait for it, within their deadlines.
 
-    `requests` counts what was sent; `changes` the changes of names and attributes that were answered.
+    `requests` counts what was sent; `changes` the changes of names and attributes that were answered. With *memory* no manager is
+    worked with whose catalog is another than the remembered one, or older.
     """
 
     def __init__(
@@ -61,20 +73,25 @@ class ManagerSession:
         cluster: str,
         server: str,
         role: str,
+        state: str | None = None,
         opens: Callable[[], list[OpenInode]] = list,
         tokens: Callable[[], list[bytes]] = list,
         caching: Callable[[], list[int]] = list,
         locks: Callable[[], list[HeldLocks]] = list,
         counts: Callable[[], MountCounts | None] = lambda: None,
+        counters: Counters | None = None,
         on_welcome: Callable[[Welcome], None] = lambda _welcome: None,
+        memory: CatalogMemory | None = None,
         on_recall: Callable[[Recall], None] | None = None,
     ) -> None:
-        self.session = secrets.randbits(63)
-        self.term = 0
-        self.last_contact_s = -1e9
-        self.clock = ManagerClock()
-        self._configured = list(managers)
-        self._managers = list(managers)
+        self.session = secrets.randbits(63)  # its number
+        self.term = 0  # the newest that was heard of
+        self.last_contact_s = -1e9  # when the manager last answered
+        self.clock = ManagerClock()  # bounds of the manager's clock
+        self._configured = list(managers)  # candidates of the configuration
+        self._managers = list(managers) if state is None else known_candidates(state, managers)  # all that are known
+        self._candidates = None if state is None else Candidates(state, role)  # where they are kept
+        self._keeping = trio.CapacityLimiter(1)  # they are written one after the other
         self._cluster = cluster
         self._server = server
         self._role = role
@@ -83,17 +100,24 @@ class ManagerSession:
         self._caching = caching
         self._locks = locks
         self._counts = counts
+        self._counters = counters
+        if counters is not None:
+            counters.follow(MANAGER_REQUESTS, lambda: self.requests)
         self._on_welcome = on_welcome
+        self._memory = memory
         self._on_recall = on_recall
-        self._channel: Channel | None = None
-        self._connected = trio.Event()
-        self._last_refusal = "none of them answered"
-        self._logged_refusal = ""
-        self._request_ids = itertools.count(1)
-        self._outstanding: set[int] = set()
-        self._fenced: Fenced | None = None
-        self.requests = 0
-        self.changes = 0
+        self._channel: Channel | None = None  # to the manager; None while none is found
+        self._connected = trio.Event()  # set while there is a channel
+        self._last_refusal = "none of them answered"  # why there is none
+        self._logged_refusal = ""  # what of that was logged
+        self._request_ids = itertools.count(1)  # of changes: the manager applies each once
+        self._outstanding: set[int] = set()  # ids of changes that are not acknowledged
+        self._fenced: Fenced | None = None  # this process was replaced by a newer one
+        self._trouble: CatalogFault | None = None  # why the catalog takes no changes at present
+        self._troubled_s = self._trouble_told_s = 0.0
+        self._trouble_came = trio.Event()
+        self.requests = 0  # sent so far, for counts
+        self.changes = 0  # made so far, for counts
 
     async def run(self) -> None:
         """Keeps the session connected until cancelled. Raises `Fenced` when a newer session has replaced this one."""
@@ -118,18 +142,22 @@ class ManagerSession:
         channel.close()
 
     async def _find_manager(self, nursery: trio.Nursery) -> Channel | None:
-        address, channel = await Search(self._cluster, nursery, self._note_answer).run(self._managers)
+        address, channel = await Search(self._cluster, nursery, self._note_answer, self._note_trouble).run(self._managers)
+        self._trouble, self._trouble_came = None, trio.Event()
         try:
             welcome = await self._introduce(channel)
+            self._managers = list(dict.fromkeys([address, *self._configured, *welcome.managers]))
+            if self._candidates is not None:
+                nursery.start_soon(self._keep_managers, self._candidates, list(self._managers))
+            self._on_welcome(welcome)
+            return channel
         except Fenced as error:
             self._fenced = error
             self._connected.set()
         except GodwitError as error:
             self._note_refusal(error)
-        else:
-            self._learn_managers(address, welcome.managers)
-            self._on_welcome(welcome)
-            return channel
+        except Exception as error:  # a welcome that makes no sense to us
+            faults.unexpected(log, f"with the welcome of {address}", error)
         channel.close()
         return None
 
@@ -138,8 +166,40 @@ class ManagerSession:
         """Where managers are looked for."""
         return list(self._managers)
 
+    @property
+    def greeting(self) -> Greeting:
+        """What this process tells whomever it connects to."""
+        return Greeting(PROTOCOL, self._cluster, self._server, self._role)
+
     def _note_answer(self, why: str) -> None:
         self._last_refusal = why
+
+    def _note_trouble(self, fault: CatalogFault) -> None:
+        """Nobody can be in office, as long as the disk of the catalog is as it is."""
+        if self._trouble is None:
+            self._troubled_s = trio.current_time()
+        self._trouble, self._trouble_told_s = fault, trio.current_time()
+        if trio.current_time() >= self._troubled_s + TROUBLE_S:
+            self._trouble_came.set()
+
+    def _check_trouble(self, request: Request[Any]) -> None:
+        """Raises `CatalogFault` if waiting is no use: with the reason for a change; what only reads fails with EIO."""
+        if self._trouble is not None and trio.current_time() >= self._trouble_told_s + ANSWER_S:
+            self._trouble, self._trouble_came = None, trio.Event()
+        if self._trouble is not None and self._trouble_came.is_set():
+            changes = isinstance(request, (Apply, TakeInodes))
+            raise CatalogFault(str(self._trouble), self._trouble.errno if changes else errno.EIO)
+
+    async def _wait_for_manager(self) -> None:
+        """Returns when there is a connection, or no hope for one."""
+        async with trio.open_nursery() as nursery:
+
+            async def wait(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait, self._trouble_came)
+            nursery.start_soon(wait, self._connected)
 
     def _note_refusal(self, error: GodwitError) -> None:
         """A manager that does not want this process says so once in its log; the process waits until it is wanted again."""
@@ -148,15 +208,18 @@ class ManagerSession:
             self._logged_refusal = str(error)
             log.error("the manager refuses this %s: %s", self._role, error)
 
-    def _learn_managers(self, current: str, named: Sequence[str]) -> None:
-        """The candidates to ask from now on: the present manager, those that the configuration has, and those of all members."""
-        self._managers = list(dict.fromkeys([current, *self._configured, *named]))
+    async def _keep_managers(self, candidates: Candidates, addresses: list[str]) -> None:
+        """Keeps them for the next start, in a thread: nothing else waits for the disk with the server's state."""
+        await trio.to_thread.run_sync(candidates.learn, addresses, abandon_on_cancel=True, limiter=self._keeping)
 
     async def _introduce(self, channel: Channel) -> Welcome:
         before = trio.current_time()
         held = self._opens(), self._tokens(), self._caching(), self._locks()
-        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, *held)
+        await channel.greet(self.greeting)
+        seen = self._memory.point if self._memory is not None else None
+        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, *held, seen)
         welcome = await channel.call(hello, timeout_s=INTRODUCTION_TIMEOUT_S)
+        await self._check_catalog(welcome)
         self.last_contact_s = before
         self.clock.heard(welcome.term, welcome.now_s, before)
         if welcome.term != self.term:
@@ -165,14 +228,26 @@ class ManagerSession:
         self._logged_refusal = ""
         return welcome
 
+    async def _check_catalog(self, welcome: Welcome) -> None:
+        """Raises `Refused` for a manager whose catalog is another than what this server has worked with, or older."""
+        if self._memory is None or welcome.point is None:
+            return
+        self._memory.check(welcome.point, f"{self._server}'s {self._role}")
+        await trio.to_thread.run_sync(self._memory.save, welcome.point)
+
     async def _watch_recalls(self, channel: Channel, obey: Callable[[Recall], None]) -> None:
         """Hands over each recall, in the order in which the manager sent recalls and answers, until the channel breaks."""
         try:
             async with channel.open_stream(WatchRecalls()) as recalls:
                 async for answer in recalls:
+                    if not isinstance(answer.reply, Recall):
+                        raise ProtocolError(f"{type(answer.reply).__name__} where a recall was expected")
                     obey(answer.reply)
         except GodwitError as error:
             log.debug("no more recalls over %s: %s", channel.peer, error)
+            channel.close()
+        except Exception as error:  # what cannot be obeyed must not be taken for obeyed: the leases go with the connection
+            faults.unexpected(log, f"with a recall of {channel.peer}", error)
             channel.close()
 
     async def _heartbeats(self, channel: Channel) -> None:
@@ -182,7 +257,8 @@ class ManagerSession:
                 return
             before = trio.current_time()
             try:
-                beat = await channel.call(Heartbeat(self._counts()), timeout_s=HEARTBEAT_TIMEOUT_S)
+                metrics = {} if self._counters is None else self._counters.numbers()
+                beat = await channel.call(Heartbeat(self._counts(), metrics), timeout_s=HEARTBEAT_TIMEOUT_S)
             except GodwitError as error:
                 self._last_refusal = str(error)
                 log.warning("lost the manager at %s: %s", channel.peer, error)
@@ -191,32 +267,41 @@ class ManagerSession:
             self.clock.heard(beat.term, beat.now_s, before)
 
     async def call(self, request: Request[R], *, timeout_s: float) -> R:
-        """The manager's reply; raises the error that it answers, or `Unavailable` after *timeout_s*."""
+        """The manager's reply; raises the error that it answers, or `Unavailable` after *timeout_s*; or `Refused` with EINTR when
+        nobody wants the answer any more (`cluster.rpc.waiters`), unless it is a change that was sent."""
         deadline = trio.current_time() + timeout_s
+        sent = False
         while True:
             if self._fenced is not None:
                 raise self._fenced
+            if not (sent and isinstance(request, Apply)):
+                check_wanted()
             left = deadline - trio.current_time()
             channel = self._channel
             if left <= 0:
                 candidates = ", ".join(self._managers)
-                raise Unavailable(f"no manager within {timeout_s:g} s at {candidates}: {self._last_refusal}")
+                raise Unavailable(f"no manager within {timeout_s:.3g} s at {candidates}: {self._last_refusal}")
             if channel is None or channel.broken.is_set():
-                with trio.move_on_after(left):
-                    await self._connected.wait()
-                    if self._channel is channel:
-                        await trio.sleep(0)
+                self._check_trouble(request)
+                await self._wait_for_connection(channel, left)
                 continue
             self.requests += 1
+            sent = True
             try:
                 return await channel.call(request, timeout_s=left)
             except NotManager as error:
                 self._last_refusal = str(error)
                 channel.close()
-            except Unavailable as error:
+            except (Unavailable, ProtocolError) as error:
                 if not channel.broken.is_set():
                     raise
                 self._last_refusal = str(error)
+
+    async def _wait_for_connection(self, but: Channel | None, timeout_s: float) -> None:
+        with while_wanted(), trio.move_on_after(timeout_s):
+            await self._wait_for_manager()
+            if self._channel is but:
+                await trio.sleep(0)
 
     async def apply(self, operations: Sequence[Operation], *, timeout_s: float) -> list[Node | None]:
         """Applies operations in order in one transaction, exactly once however often the request must be sent."""

@@ -155,12 +155,12 @@ def parse_address(text: str) -> tuple[str, int]:
 
 async def connect_wire(address: str, *, timeout_s: float) -> Wire:
     """Connects to `host:port` and sends the preface. Raises `Undone`."""
-    host, port = parse_address(address)
     try:
+        host, port = parse_address(address)
         with trio.fail_after(timeout_s):
             wire = Wire(await trio.open_tcp_stream(host, port, happy_eyeballs_delay=math.inf), address)
             await wire.send(PREFACE)
             return wire
-    except (OSError, trio.TooSlowError, Unavailable) as error:
+    except (OSError, ValueError, trio.TooSlowError, Unavailable) as error:  # addresses come over the network, too
         reason = f"no connection within {timeout_s:g} s" if isinstance(error, trio.TooSlowError) else str(error)
         raise Undone(f"cannot reach {address}: {reason}") from error

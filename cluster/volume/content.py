@@ -11,16 +11,20 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 import trio
 
 from cluster.errors import Refused
 from cluster.messages import Commit, Content, Node, Operation, Stamp
+from cluster.volume.cached_open import open_cached
 from cluster.volume.fence import fence, lift
 from cluster.volume.layout import ObjectRecord, display_path, read_record, write_record
 
 ApplyOne = Callable[[Operation], Awaitable[Node]]
+MakeCommit = Callable[[int], Commit]
+RunCommit = Callable[[int, MakeCommit], Awaitable[Commit]]
 
 LOCK_RETRY_MIN_S = 0.001
 LOCK_RETRY_MAX_S = 0.02
@@ -40,6 +44,13 @@ def content_of(status: os.stat_result) -> Content:
 def stamp_of(status: os.stat_result) -> Stamp:
     """The stamp of an object from its `stat`."""
     return Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)
+
+
+def is_as_committed(node: Node, status: os.stat_result) -> bool:
+    """Whether the home's object, by its `stat`, can be what the catalog says; while it is dirty, anything can."""
+    if node.dirty or not node.version:
+        return True
+    return (status.st_size, status.st_ctime_ns) == (node.size, node.object_ctime_ns)
 
 
 def visible_ctime_ns(ctime_ns: int, content: Content) -> int:
@@ -65,16 +76,29 @@ def overlay(node: Node, content: Content) -> Node:
 
 @asynccontextmanager
 async def object_lock(path: str) -> AsyncIterator[int]:
-    """Holds the lock of the object at *path*, on a descriptor of its own, which it yields. Raises `OSError`."""
+    """Holds the lock of the object at *path*, on a descriptor of its own, which it yields. Raises `OSError`.
+
+    The opening is not bounded: whoever must go on when a disk hangs opens it otherwise, and takes `lock_of`.
+    """
     # For reading, which is enough for all that its holders do, and possible with a fenced object, too.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = open_cached(path, flags)
+    if descriptor is None:
+        descriptor = await trio.to_thread.run_sync(os.open, path, flags)
+    async with lock_of(descriptor):
+        yield descriptor
+
+
+@asynccontextmanager
+async def lock_of(descriptor: int) -> AsyncIterator[None]:
+    """Holds the lock of the object that *descriptor* is of, and closes it. Raises `OSError`."""
     try:
         wait_s = LOCK_RETRY_MIN_S
         while not _try_lock(descriptor):
             # A blocking flock could not be cancelled, so that whoever stops with the lock would stop us too.
             await trio.sleep(wait_s)
             wait_s = min(2 * wait_s, LOCK_RETRY_MAX_S)
-        yield descriptor
+        yield
     finally:
         os.close(descriptor)
 
@@ -87,8 +111,21 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
+async def in_thread(descriptor: int, make: MakeCommit) -> Commit:
+    """Makes a commit in a thread, since that writes to the object; nothing cancels it, so that *descriptor* stays its own."""
+    return await trio.to_thread.run_sync(make, descriptor)
+
+
 async def commit_object(
-    descriptor: int, node: Node, path: bytes, *, final: bool, apply: ApplyOne, begun: int = 0, fenced: bool = False
+    descriptor: int,
+    node: Node,
+    path: bytes,
+    *,
+    final: bool,
+    apply: ApplyOne,
+    begun: int = 0,
+    fenced: bool = False,
+    run: RunCommit = in_thread,
 ) -> Node:
     """Commits the object's present content; the caller holds the object's lock. Returns the catalog's node.
 
@@ -98,7 +135,7 @@ async def commit_object(
     is harmless.
     """
     while True:
-        commit = await prepare_commit(descriptor, node, path, final=final, begun=begun, fenced=fenced)
+        commit = await run(descriptor, partial(make_commit, node=node, path=path, final=final, begun=begun, fenced=fenced))
         try:
             return await apply(commit)
         except Refused as error:
@@ -108,10 +145,8 @@ async def commit_object(
             node = msgspec.structs.replace(node, version=commit.version + 1, object_ctime_ns=0)
 
 
-async def prepare_commit(
-    descriptor: int, node: Node, path: bytes, *, final: bool, begun: int = 0, fenced: bool = False
-) -> Commit:
-    """The commit of the object's present content, whose record is written. The caller holds the object's lock.
+def make_commit(descriptor: int, node: Node, path: bytes, *, final: bool, begun: int = 0, fenced: bool = False) -> Commit:
+    """The commit of the object's present content, whose record is written. Blocks. The caller holds the object's lock.
 
     The record of a *fenced* object is written with the fence lifted: what anybody writes meanwhile is in the commit, since
     the content is looked at when the fence is back.
@@ -125,7 +160,7 @@ async def prepare_commit(
         status = os.fstat(descriptor)
         if fenced:
             lift(descriptor)
-        write_record(
+        _set_record(
             descriptor,
             ObjectRecord(
                 ino=node.ino,
@@ -141,12 +176,31 @@ async def prepare_commit(
         if fenced:
             fence(descriptor)
         if not FINE_TIMES:
-            await _next_tick(os.fstat(descriptor).st_ctime_ns)
+            _wait_for_next_tick(os.fstat(descriptor).st_ctime_ns)
         content = content_of(os.fstat(descriptor))
     return Commit(node.ino, node.home_epoch, version, content, final, begun)
 
 
-async def _next_tick(ctime_ns: int) -> None:
-    """Waits until what is changed from now on gets another change time."""
+def set_times(descriptor: int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Sets the times of a dirty file's object; None leaves one as it is. Blocks. The caller holds the object's lock."""
+    lift(descriptor)  # the next commit has this change; an agent that makes it fences again
+    status = os.fstat(descriptor)
+    atime_ns = status.st_atime_ns if atime_ns is None else atime_ns
+    mtime_ns = status.st_mtime_ns if mtime_ns is None else mtime_ns
+    os.utime(descriptor, ns=(atime_ns, mtime_ns))
+
+
+def _set_record(descriptor: int, record: ObjectRecord) -> None:
+    """On a disk that has become read-only the old record stays: a file that stayed dirty could be neither copied nor moved, and
+    nobody can write the object any more."""
+    try:
+        write_record(descriptor, record)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+
+
+def _wait_for_next_tick(ctime_ns: int) -> None:
+    """Until what is changed from now on gets another change time."""
     while time.clock_gettime_ns(REALTIME_COARSE) <= ctime_ns:
-        await trio.sleep(TICK_S)
+        time.sleep(TICK_S)

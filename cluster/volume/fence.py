@@ -24,7 +24,7 @@ _INT = struct.Struct("@i")  # what the kernel reads and writes, whatever the req
 
 _NO_FLAGS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _NO_NAMELESS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
-_CANNOT = _NO_FLAGS | {errno.EPERM, errno.EACCES}
+_CANNOT = _NO_FLAGS | {errno.EPERM, errno.EACCES, errno.EROFS}
 
 
 def fence(descriptor: int) -> bool:
@@ -129,9 +129,9 @@ def despite_fence(path: str, act: Callable[[], None]) -> None:
 
 
 def lift_below(root: str) -> None:
-    """Lifts every fence below a directory that is to be deleted."""
+    """Lifts every fence at and below a directory that is to be deleted: of objects, and of bare mount points."""
     for folder, _folders, names in os.walk(root):
-        for name in names:
+        for name in (".", *names):
             with suppress(OSError):
                 descriptor = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:

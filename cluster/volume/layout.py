@@ -4,13 +4,18 @@
     objects/<ino / 4096>/<ino>      one regular file per replica
     staging/                        copies that are being received; emptied when the agent starts
     trash/                          objects that were deleted, until they are purged
+    unknown/                        objects that the catalog did not know, or that were damaged; made when it is needed
+    probe                           what is written and read back now and then, to try the disk
 
 The record is JSON in the extended attribute `user.godwit`, so that a person with `getfattr` can read a disk that was
 pulled out of a dead server.
 """
 
+import errno
+import fcntl
 import json
 import os
+import stat
 import uuid
 from contextlib import suppress
 from functools import lru_cache
@@ -18,7 +23,9 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.errors import Refused
+from cluster.decoding import Int64, from_json, from_toml
+from cluster.durable import replace_file, sync_directory
+from cluster.errors import Malformed, Refused
 
 OBJECTS_PER_DIRECTORY = 4096
 RECORD_XATTR = "user.godwit"
@@ -27,12 +34,14 @@ RECORD_MAX_BYTES = 2048
 
 
 class VolumeIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of `volume.toml`."""
+    """The content of `volume.toml`. `catalog` and `generation`: of the catalog that knows its objects; empty and 0: none yet."""
 
     uuid: str
     cluster: str
     server: str
     layout: int = 1
+    catalog: str = ""
+    generation: int = 0
 
 
 class ObjectRecord(msgspec.Struct, frozen=True):
@@ -41,15 +50,19 @@ class ObjectRecord(msgspec.Struct, frozen=True):
     `path`, `mode`, `uid`, `gid` and `mtime_ns` are the last known ones; the catalog has the present ones.
     """
 
-    ino: int
-    version: int
-    home_epoch: int
+    ino: Int64
+    version: Int64
+    home_epoch: Int64
     checksum: str = ""
     path: str = ""
-    mode: int = 0
-    uid: int = 0
-    gid: int = 0
-    mtime_ns: int = 0
+    mode: Int64 = 0
+    uid: Int64 = 0
+    gid: Int64 = 0
+    mtime_ns: Int64 = 0
+
+
+_identity_of = from_toml(VolumeIdentity)
+_record_of = from_json(ObjectRecord)
 
 
 def display_path(path: bytes) -> str:
@@ -65,6 +78,7 @@ class VolumeLayout:
         self.objects = root / "objects"
         self.staging = root / "staging"
         self.trash = root / "trash"
+        self.unknown = root / "unknown"
         self._objects_prefix = os.fspath(self.objects)
 
     @classmethod
@@ -96,10 +110,10 @@ class VolumeLayout:
         """Who this volume is; raises `Refused` if it is none."""
         path = self.root / "volume.toml"
         try:
-            return msgspec.toml.decode(path.read_bytes(), type=VolumeIdentity)
+            return _identity_of(path.read_bytes())
         except FileNotFoundError:
-            raise Refused(f"{self.root} is not a volume: it has no volume.toml") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Refused(f"{self.root} is not a volume: it has no volume.toml", errno.ENOENT) from None
+        except Malformed as error:
             raise Refused(f"{path}: {error}") from error
 
     def require_empty(self) -> None:
@@ -108,12 +122,38 @@ class VolumeLayout:
         if foreign := sorted(entry.name for entry in there if entry.name != "lost+found"):
             raise Refused(f"{self.root} is neither empty nor a volume (it contains {foreign[0]!r}): choose another directory")
 
+    def close_to_others(self) -> None:
+        """Lets nobody but its owner into the volume, whatever its directory was before; raises `OSError`."""
+        for path, mode in ((self.root, 0o700), (self.root / "volume.toml", 0o600)):
+            if stat.S_IMODE(path.stat().st_mode) != mode:
+                path.chmod(mode)
+
     def unformat(self) -> None:
         """Undoes `format` as long as the volume holds nothing; raises `OSError` if it does."""
         for folder in (self.objects, self.staging, self.trash):
             folder.rmdir()
+        with suppress(FileNotFoundError):
+            self.unknown.rmdir()
         (self.root / "volume.toml").unlink()
         sync_directory(self.root)
+
+    def rewrite_identity(self, identity: VolumeIdentity) -> int:
+        """Replaces `volume.toml` as a whole; returns a descriptor that has locked the new one already. Raises `OSError`."""
+        temporary = self.staging / "volume.toml"
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(msgspec.toml.encode(identity))
+            file.flush()
+            os.fsync(file.fileno())
+        # Only to read: a descriptor that can write would keep the file system from being made read-only.
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it can be found: no other agent gets between
+            temporary.rename(self.root / "volume.toml")
+            sync_directory(self.root)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def prepare(self, cluster: str, server: str) -> VolumeIdentity:
         """As `format`, but a directory that is this server's volume already is left as it is."""
@@ -133,25 +173,9 @@ class VolumeLayout:
         for folder in (self.objects, self.staging, self.trash):
             folder.mkdir(mode=0o700)
         identity = VolumeIdentity(uuid=str(uuid.uuid4()), cluster=cluster, server=server)
-        temporary = self.staging / "volume.toml"
-        temporary.write_bytes(msgspec.toml.encode(identity))
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.rename(self.root / "volume.toml")
-        sync_directory(self.root)
+        replace_file(self.root / "volume.toml", msgspec.toml.encode(identity))
+        self.close_to_others()
         return identity
-
-
-def sync_directory(path: str | Path) -> None:
-    """Makes the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_record(descriptor: int, record: ObjectRecord) -> None:
@@ -172,6 +196,6 @@ def _encode_fields(fields: dict[str, object]) -> bytes:
 def read_record(descriptor: int) -> ObjectRecord | None:
     """An object's record, or None if it has none that can be read."""
     try:
-        return msgspec.convert(json.loads(os.getxattr(descriptor, RECORD_XATTR)), ObjectRecord)
-    except (OSError, ValueError, msgspec.ValidationError):
+        return _record_of(os.getxattr(descriptor, RECORD_XATTR))
+    except (OSError, Malformed):
         return None

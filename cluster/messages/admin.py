@@ -1,0 +1,118 @@
+"""What people ask of the manager: its state, policies, where a file is."""
+
+from __future__ import annotations
+
+from cluster.decoding import Finite, Int64  # noqa: F401 - the annotations' names, see `bound_numbers`
+from cluster.messages.base import ManagerRequest, Reply, Value
+from cluster.messages.queue import TaskRow
+from cluster.messages.reads import Space
+from cluster.messages.servers import ServerInfo
+from cluster.messages.values import Node
+
+
+class Status(Reply, frozen=True):
+    """The whole network in figures."""
+
+    cluster: str
+    manager: str  # the server that answers
+    term: int
+    catalog: str  # its database's URL, without a password
+    servers: list[ServerInfo]
+    inodes: int  # in the namespace
+    waiting_tasks: int
+    claimed_tasks: int
+    dead_tasks: int
+    space: Space
+    forsaken: int = 0  # objects whose files fell back to an older content
+    conflicts: int = 0  # files that came from such objects
+    damaged: int = 0  # replicas that would be current, but for something wrong with them
+    catalog_fault: str = ""  # what the disk of the catalog does not allow; empty: nothing
+    below_policy: int = 0  # files with fewer current copies than wanted
+
+
+class GetStatus(ManagerRequest[Status], frozen=True):
+    """Everything `godwit status` and `godwit servers ls` show."""
+
+
+class BelowPolicyRow(Value, frozen=True):
+    """A file with fewer current copies than its policy says; `since_ns`: when that was found out."""
+
+    ino: int
+    path: bytes
+    reason: str
+    since_ns: int
+
+
+class BelowPolicy(Reply, frozen=True):
+    files: list[BelowPolicyRow]
+    total: int
+
+
+class ListBelowPolicy(ManagerRequest[BelowPolicy], frozen=True):
+    """The files below their policy."""
+
+    limit: int = 1000
+
+
+class PolicyRow(Reply, frozen=True):
+    """A directory's policy."""
+
+    ino: int  # where it is set: for an inherited one, an ancestor of what was asked for
+    path: bytes
+    copies: int  # replicas of each file, the home's included
+    sync_copies: int  # of these, how many fsync waits for
+
+
+class PolicyRows(Reply, frozen=True):
+    policies: list[PolicyRow]
+
+
+class GetPolicy(ManagerRequest[PolicyRow], frozen=True):
+    """The policy in force for a file or directory."""
+
+    ino: int
+
+
+class SetPolicy(ManagerRequest[PolicyRow], frozen=True):
+    """Sets a directory's policy, or with `clear` makes it inherit again; files below are brought to it in the background."""
+
+    ino: int
+    copies: int = 0
+    sync_copies: int = 0
+    clear: bool = False
+
+
+class ListPolicies(ManagerRequest[PolicyRows], frozen=True):
+    """All directories that have a policy of their own."""
+
+
+class ReplicaRow(Value, frozen=True):
+    """A replica as people see it."""
+
+    volume: int
+    server: str
+    path: str  # of its volume
+    version: int
+    current: bool  # it is of the newest version
+    home: bool  # the file is written there
+    checksum: bytes  # BLAKE3 digest; empty while unknown
+    up: bool  # its server is heard, and its disk is there
+    fault: str = ""  # what a reader found wrong with it; empty: nothing
+    state: str = "up"  # of its server, see `cluster.membership`
+
+
+class Where(Reply, frozen=True):
+    """Where an inode's content is."""
+
+    node: Node
+    path: bytes
+    replicas: list[ReplicaRow]
+    policy: PolicyRow  # in force
+    pending: list[TaskRow]  # its tasks
+    writers: list[str]  # servers whose mounts have it open for writing
+    forsaken: list[str] = []  # servers that may have a content that was given up when they were declared lost
+    shortfall: str = ""  # why it has fewer copies than wanted; empty: it has them
+
+
+class GetWhere(ManagerRequest[Where], frozen=True):
+    ino: int
