@@ -8,13 +8,16 @@ from functools import partial
 import trio
 from sqlalchemy import Connection, bindparam, delete, select
 
+from cluster.catalog_point import CatalogPoint, Verdict, judge, refusal
 from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
-from cluster.errors import NotManager
-from cluster.leases import Sealer
+from cluster.errors import NotManager, Refused
+from cluster.leases import Sealer, all_ended_s
+from manager.catalog.identity import read_first_ino, read_point
 from manager.catalog.inodes import find_inode
-from manager.catalog.schema import counters, inodes, orphans, servers
+from manager.catalog.schema import FIRST_INO, counters, inodes, orphans, servers, shortfalls
 from manager.catalog.store import Store, Transaction
+from manager.changes.alignment import discard_objects
 from manager.changes.fallback import has_forsaken
 from manager.changes.moves import has_open_orders
 from manager.changes.tasks import begin_queue
@@ -27,15 +30,16 @@ from manager.memory.notes import Notes
 from manager.memory.policies import Policies
 from manager.memory.sessions import Session, Sessions
 from manager.memory.state import State
-from manager.memory.throttle import Courtesy
+from manager.memory.throttle import Throttle
 from manager.rules.election import safe_until
 from manager.rules.liveness import Delays
-from manager.tasks import discard_objects
 
 log = logging.getLogger(__name__)
 
-SWEEP_PAGE = 1000
+SWEEP_PAGE = 1000  # orphans that are read at once, in the event loop on SQLite
 
+_ANY_SHORT = select(shortfalls.c.ino).limit(1)
+# Goes on after a number: orphans that are reaped meanwhile shift nothing.
 _ORPHANS = select(orphans.c.ino).where(orphans.c.ino > bindparam("after")).order_by(orphans.c.ino).limit(SWEEP_PAGE)
 
 
@@ -46,53 +50,75 @@ def counter(connection: Connection, name: str) -> int:
 
 
 class Term:
-    """What request handlers work with. `begin` first; `in_office` is false from the moment another manager may exist."""
+    """What request handlers work with. `begin` first; `in_office` is false from the moment another manager may exist.
 
-    def __init__(self, config: ServerConfig, store: Store, deadline: float) -> None:
-        self.config = config
-        self.store = store
-        self.number = store.term
-        self.deadline = deadline
-        self.claims = Claims(config.manager.claim_timeout_s)
-        self.courtesy = Courtesy(config.manager.give_way_s)
-        self.awaited: dict[str, int] = {}
-        self.leaving = trio.Event()
-        self.grace_until = 0.0
-        self.caches_until = 0.0
-        self.locks_until = 0.0
-        self.state: State
-        self.granting: Granting
+    The office, taken by what began at *extended_s*, lasts until *deadline*. The last extension of an earlier term began before
+    *before_s*.
+    """
+
+    def __init__(self, config: ServerConfig, store: Store, deadline: float, extended_s: float, before_s: float) -> None:
+        self.config = config  # of this server
+        self.store = store  # of this term; fenced when the term is over
+        self.number = store.term  # of the term
+        self.deadline = deadline  # when it stops acting if the office is not extended
+        self.extended_s = extended_s  # when the last extension of the office began
+        self._before_s = before_s  # the last extension of an earlier term began before that
+        self.only_reads = False  # the catalog's disk takes no changes: the office goes on, for reading
+        self._over = False  # ended for good
+        self.claims = Claims(config.manager.claim_timeout_s)  # of agents to tasks
+        self.throttle = Throttle(config.manager.give_way_s)  # of background work
+        self.awaited: dict[str, int] = {}  # servers whose mounts were there, and have not presented themselves: their sessions
+        self.leaving = trio.Event()  # set by who wants the term to end in order
+        self.refusal: Refused | None = None  # why this catalog must not be worked with
+        self.grace_until = 0.0  # until when mounts may present what they hold
+        self.caches_until = 0.0  # until when anything that was granted in earlier terms may be cached
+        self.locks_until = 0.0  # the same for locks of processes
+        self.state: State  # made by `begin`, as are the next two
+        self.granting: Granting  # decides what mounts may cache
+        self.point: CatalogPoint  # how far the catalog has come
+        self.first_ino = FIRST_INO  # the catalog's generation gave numbers from here on
 
     async def begin(self) -> None:
         """Loads what the memory starts with."""
+        # Before anything is read: silence and claims count from then.
         now = monotonic_s()
         sessions = Sessions(self.config.manager.session_timeout_s)
         delays = Delays(self.config.manager.suspect_s, self.config.manager.down_s)
         members = await self.store.read(lambda connection: Members(connection, now, delays))
-        leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members)
+        leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members, lambda: self.extended_s)
+        # Nobody is answered yet, and no earlier term writes any more: what has been read stays true until the rest is.
         notes = await self.store.read(lambda connection: Notes(connection, now))
         locks_s = kept_s(self.config.manager)
         self.state = State(self.number, sessions, members, Policies(), leases, locks_s, notes)
         self.granting = Granting(self.state, leases)
+        # The flags must be there before the first transaction of a request: what they deny is never looked for.
         self.state.has_moves = await self.store.read(has_open_orders)
+        self.state.has_shortfalls = await self.store.read(lambda connection: connection.execute(_ANY_SHORT).first() is not None)
         self.state.has_forsaken = await self.store.read(has_forsaken)
-        self.state.next_ino = await self.store.read(lambda connection: counter(connection, "next_ino"))
+        # Each claim gets a whole time: when it began was known only to the manager before.
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)
         self.awaited = await self.store.read(_mounts)
+        self.point = await self.store.read(read_point)
+        self.first_ino = await self.store.read(read_first_ino)
+        # Who was there, and who left notes of what it caches, though its session may have ended.
         self.state.absent = frozenset(self.awaited) | frozenset(notes.servers())
         self.state.may_lock = self.state.absent
-        # What was granted in earlier terms was asked for before this one began.
-        self.caches_until = monotonic_s() + leases.lasts_s
+        self.caches_until = all_ended_s(leases.access_s, self._before_s, now)
+        # From now, which is later than any manager before can have heard a mount.
         self.locks_until = monotonic_s() + locks_s
-        self.grace_until = now + max(self.config.manager.session_timeout_s, leases.lasts_s)
+        self.grace_until = max(now + self.config.manager.session_timeout_s, self.caches_until)
 
     @property
     def in_office(self) -> bool:
-        return monotonic_s() < self.deadline
+        """Whether nobody else can be. While the beat cannot be raised, the row itself says so each time."""
+        # The clock is asked each time: the thread that extends may hang with all the rest.
+        if self._over or monotonic_s() >= self.deadline:
+            return False
+        return not self.only_reads or self.store.is_its_row()
 
     def check_in_office(self) -> None:
-        """Raises `NotManager` when another manager may exist: for whoever has waited."""
+        """Raises `NotManager` if another manager may exist by now; called after a wait."""
         if not self.in_office:
             raise NotManager(f"term {self.number} is over")
 
@@ -100,14 +126,41 @@ class Term:
         """Asks for the end of the term, in order and soon."""
         self.leaving.set()
 
+    def check_catalog(self, seen: CatalogPoint | None, whose: str) -> None:
+        """Raises `Refused` for a member that has worked with another catalog; ends the office if it has seen a newer one."""
+        if seen is None or (error := refusal(seen, self.point, whose)) is None:
+            return
+        if judge(seen, self.point) is Verdict.OLDER:
+            # Set before the term is asked to end: who ends it asks for the reason.
+            self.refusal = error
+            self.leave()
+        raise error
+
+    def saw(self, point: CatalogPoint) -> None:
+        """The catalog has come this far."""
+        self.point = point
+
     def end(self) -> None:
         """Stops answering for good."""
+        self._over = True
         self.deadline = -math.inf
 
-    def extended(self, started: float) -> None:
-        """The office was extended by a transaction that was asked for at *started*."""
-        if self.in_office:
-            self.deadline = safe_until(started, self.config.manager.term_s)
+    def extending(self, began_s: float, lasts_s: float) -> None:
+        """An extension begins after which the office lasts *lasts_s*: as long at most, even if its outcome stays unknown."""
+        # Only ever shortens: the new beat may already be in the row, and candidates go by it.
+        self.deadline = min(self.deadline, safe_until(began_s, lasts_s))
+
+    def extended(self, began_s: float, lasts_s: float, now: float, *, only_reads: bool) -> None:
+        """The office lasts *lasts_s* from *began_s*, when its extension began. Called by another thread.
+
+        *only_reads*: it was not extended, since the catalog on this machine takes no changes from anybody, but read.
+        """
+        # An extension that was answered too late does not bring a term back that has stopped acting.
+        if not self._over and now < self.deadline:
+            self.only_reads = only_reads
+            self.deadline = safe_until(began_s, lasts_s)
+            if not only_reads:
+                self.extended_s = began_s
 
     # -------------------------------------------------------------------------------------- what nobody uses any more
 
@@ -116,18 +169,19 @@ class Term:
         self.unused(self.state.sessions.end(session))
 
     def replaced(self, session: Session) -> None:
-        """A session's process is known to be dead: so are its leases and locks, and whoever waits for its answers need not."""
+        """Ends a session whose process is known to be dead, with its leases and locks, and every wait for its answers."""
         self.end_session(session)
         self.state.leases.end_session(session.number)
         self.state.recalls.end_session(session.number)
         self.state.locks.end_session(session.number)
 
     def expire_leases(self, now: float) -> None:
-        """Forgets leases, recalls and locks whose time is over, and whom of the mounts before this term nobody need heed."""
+        """Forgets leases, recalls and locks whose time is over; stops waiting for mounts that have not presented themselves."""
         self.state.leases.expire(now)
         self.state.recalls.expire(now)
         self.state.locks.expire()
         if now >= self.caches_until:
+            # A frozenset: `presented` replaces it, and does not change the one that is walked here.
             for server in self.state.absent:
                 self.state.presented(server)
         if now >= self.locks_until:
@@ -143,11 +197,13 @@ class Term:
 
     async def end_grace(self) -> None:
         """Every mount that may hold something has presented it, or has had the time to: orphans may go, dirt may be cleared."""
+        # First: orphans that are made or closed from now on are handed to the reaper by themselves.
         self.state.in_grace = False
         after = 0
         while True:
             page = await self.store.read(partial(_orphans, after=after))
             for ino in page:
+                # Known already: it has been decided or is waiting for its last close.
                 if ino not in self.state.reaping and ino not in self.state.unlinked and ino not in self.state.orphaned:
                     self.state.lost_name(ino)
             if len(page) < SWEEP_PAGE:
@@ -168,9 +224,12 @@ def reap(tx: Transaction, state: State, doomed: list[int]) -> None:
     """Removes orphans that nobody has open, and queues the deletion of their objects."""
     for ino in doomed:
         inode = find_inode(tx.connection, ino)
+        # It may have got its first name since it was chosen (`namespace.link`).
         if inode is None or inode.nlink:
             continue
+        # Before the row goes: the queue is all that knows of the objects afterwards.
         if inode.home_volume:
             discard_objects(tx, state, ino)
+        # Everything with a foreign key goes with it; replicas stay until their objects are gone.
         tx.execute(delete(inodes).where(inodes.c.ino == ino))
         tx.inodes_added -= 1

@@ -16,6 +16,7 @@ from manager.catalog.inodes import InodeRow, get_inode
 from manager.catalog.schema import inodes
 from manager.catalog.store import Transaction
 
+# The conditions repeat what the caller has read in this transaction: a mistake there fails, instead of losing what was written.
 _SWITCH = Hot(
     update(inodes)
     .where(inodes.c.ino == bindparam("b_ino"), inodes.c.dirty == literal_column("0"), inodes.c.home_epoch == bindparam("b_epoch"))
@@ -26,6 +27,7 @@ _SWITCH = Hot(
 def switch_home(tx: Transaction, inode: InodeRow, replica: InodeRow) -> InodeRow:
     """Makes *replica* the home; the inode's new row. The caller has checked what the module's docstring asks for."""
     assert replica.version == inode.version
+    # The stamp becomes `object_ctime_ns`, by which the new home's object is known as the committed content.
     assert replica.stamp_ctime_ns is not None
     assert not replica.fault
     values = {

@@ -23,6 +23,7 @@ class _Compiled:
         assert isinstance(compiled, SQLCompiler)
         self.text = str(compiled)
         self.defaults = {name: value for name, value in compiled.params.items() if value is not None}
+        # SQLite's driver is given values by position, psycopg by name.
         self.order: list[str] | None = list(compiled.positiontup or ()) if compiled.positional else None
         names = [column.name for column in getattr(statement, "selected_columns", ())]
         self.row: Callable[..., Any] | None = _row_maker(names) if names else None
@@ -40,7 +41,7 @@ class Hot:
     def __init__(self, statement: Executable) -> None:
         assert isinstance(statement, ClauseElement)
         self._statement = statement
-        self._compiled: dict[str, _Compiled] = {}
+        self._compiled: dict[str, _Compiled] = {}  # by the dialect's name
 
     def run(self, connection: Connection, parameters: Mapping[str, Any]) -> int:
         """Executes it; the number of rows that it changed."""
@@ -52,14 +53,14 @@ class Hot:
     def one_or_none(self, connection: Connection, parameters: Mapping[str, Any]) -> Any:
         """The only row, or None if there is none."""
         cursor, compiled = self._execute(connection, parameters)
-        found = cursor.fetchone()
+        found = self._fetch(connection, cursor.fetchone)
         cursor.close()
         return None if found is None or compiled.row is None else compiled.row(found)
 
     def all(self, connection: Connection, parameters: Mapping[str, Any]) -> list[Any]:
         """All rows."""
         cursor, compiled = self._execute(connection, parameters)
-        rows = cursor.fetchall()
+        rows = self._fetch(connection, cursor.fetchall)
         cursor.close()
         assert compiled.row is not None
         return [compiled.row(row) for row in rows]
@@ -73,12 +74,21 @@ class Hot:
         arguments = parameters if compiled.order is None else [parameters[name] for name in compiled.order]
         driver = connection.dialect.dbapi
         assert driver is not None
-        cursor = connection.connection.cursor()
         try:
+            cursor = connection.connection.cursor()
             cursor.execute(compiled.text, arguments)
         except driver.Error as error:
             raise _as_sqlalchemy(compiled.text, arguments, error, connection) from error
         return cursor, compiled
+
+    def _fetch(self, connection: Connection, fetch: Callable[[], Any]) -> Any:
+        """What *fetch* returns: reading rows may meet a bad disk as well."""
+        driver = connection.dialect.dbapi
+        assert driver is not None
+        try:
+            return fetch()
+        except driver.Error as error:
+            raise _as_sqlalchemy(str(self._statement), None, error, connection) from error
 
 
 def _as_sqlalchemy(text: str, arguments: Any, error: Any, connection: Connection) -> BaseException:

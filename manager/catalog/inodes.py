@@ -59,6 +59,7 @@ _RELINK = Hot(
     .where(inodes.c.ino == bindparam("b_ino"))
     .values(ctime_ns=bindparam("now"), nlink=inodes.c.nlink + bindparam("links"))
 )
+# By the index (ino) of entries. Ordered, so that a file with several names always gets the policy of the same one.
 _PARENT_OF = Hot(select(dentries.c.parent).where(dentries.c.ino == bindparam("ino")).order_by(dentries.c.parent).limit(1))
 _NAME_OF = Hot(
     select(dentries.c.parent, dentries.c.name).where(dentries.c.ino == bindparam("ino")).order_by(dentries.c.parent).limit(1)
@@ -73,8 +74,14 @@ _CHILDREN = Hot(
 _HAS_CHILDREN = Hot(select(dentries.c.cookie).where(dentries.c.parent == bindparam("ino")).limit(1))
 
 PATH_DEPTH_MAX = 4096
+BLOCK_BYTES = 512  # of `blocks`, as in stat(2)
 
 InodeRow: TypeAlias = Any  # a row with attributes named as the columns
+
+
+def needed_bytes(row: InodeRow) -> int:
+    """About how much room a copy of the content takes: holes take none, and what was allocated beyond the end is not copied."""
+    return int(min(row.size, row.blocks * BLOCK_BYTES))
 
 
 def node_of(row: InodeRow) -> Node:
@@ -171,6 +178,7 @@ def path_of(connection: Connection, ino: int) -> bytes:
     parts: list[bytes] = []
     while ino != ROOT_INO:
         row = _NAME_OF.one_or_none(connection, {"ino": ino})
+        # Names may be changed between two questions of one that is asked outside of a transaction: no endless walk.
         if row is None or len(parts) >= PATH_DEPTH_MAX:
             return b""
         parts.append(row.name)

@@ -1,7 +1,7 @@
 """The tables of the catalog: what each column means, which values are special, and who repairs what a crash leaves.
 
 `docs/catalog.md` explains how they are used. All numbers are 64-bit, all times nanoseconds since the epoch, all names bytes.
-The first version of the schema is `migrations/versions/v0001_first.py`; a test keeps the two equal.
+The first version of the schema is `alembic/versions/v0001_first.py` beside it; a test keeps the two equal.
 """
 
 from sqlalchemy import (
@@ -19,7 +19,6 @@ from sqlalchemy import (
 )
 
 FIRST_INO = 1024
-FIRST_COOKIE = 3
 
 metadata = MetaData(
     naming_convention={
@@ -45,9 +44,20 @@ office = Table(
     Column("id", Number, primary_key=True, autoincrement=False),
     _number("term"),  # 0: nobody was ever in office
     Column("server", String(63), nullable=False, server_default=""),  # empty: vacant, anyone may take it at once
-    Column("address", String(255), nullable=False, server_default=""),
+    Column("address", String(255), nullable=False, server_default=""),  # host:port of the holder; stale while vacant
     _number("beat"),  # raised by the holder; candidates watch it change
     _number("stopped"),  # the holders of all terms up to this one have said that they act no more
+    _number("lasts_ms"),  # for how long the office lasts from the beat on; 0: `term_s`
+)
+
+# Which catalog this is. One row, id 1; the identity is drawn when the tables are made (see `cluster.catalog_point`).
+identity = Table(
+    "identity",
+    metadata,
+    Column("id", Number, primary_key=True, autoincrement=False),
+    Column("catalog", String(36), nullable=False),  # a UUID
+    _number("generation", 1),  # raised when an operator has accepted a catalog that had been older
+    _number("first_ino", FIRST_INO),  # the first inode number of this generation: what is below may be older than the catalog
 )
 
 # Named numbers: `next_ino` (first inode number never handed out), `next_volume`, `inodes` (rows of that table).
@@ -68,17 +78,17 @@ inodes = Table(
     _number("nlink"),  # directories: 2 + subdirectories; 0: no name left, or none yet: the row is in `orphans` too
     _number("uid"),
     _number("gid"),
-    _number("rdev"),
+    _number("rdev"),  # device number of a character or block device, else 0
     _number("size"),  # of the last commit while dirty
-    _number("blocks"),
-    _number("atime_ns"),
+    _number("blocks"),  # of 512 bytes, as `st_blocks`
+    _number("atime_ns"),  # set at the creation and by setattr: reading changes none
     _number("mtime_ns"),
     _number("ctime_ns"),
-    _number("btime_ns"),
+    _number("btime_ns"),  # of creation; never changes
     _number("version"),  # of the content; 0: never committed
     _number("dirty"),  # 1: the home's object may be newer than `version`. Left by a crash: the home's agent commits
     _number("home_volume"),  # 0: no content (not a regular file)
-    _number("home_epoch"),
+    _number("home_epoch"),  # raised with each change of the home: commits of an earlier one are refused; 0: no home
     _number("object_ctime_ns"),  # of the home's object at the last commit; 0: never committed
     _number("marks"),  # which special attributes `xattrs` has for it, and more: see manager.catalog.inodes
 )
@@ -88,7 +98,7 @@ symlinks = Table(
     "symlinks",
     metadata,
     Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
-    Column("target", LargeBinary, nullable=False),
+    Column("target", LargeBinary, nullable=False),  # the bytes as they were given; `inodes.size` is their number
 )
 
 # Names. `cookie` orders a listing and is never used again: (term << 40) | n, n counted in the manager's memory.
@@ -96,11 +106,11 @@ dentries = Table(
     "dentries",
     metadata,
     Column("parent", Number, ForeignKey(inodes.c.ino), primary_key=True, autoincrement=False),
-    Column("name", LargeBinary, primary_key=True),
-    Column("cookie", Number, nullable=False),
+    Column("name", LargeBinary, primary_key=True),  # at most NAME_MAX bytes
+    Column("cookie", Number, nullable=False),  # see above; an entry that is pointed elsewhere keeps it
     Column("ino", Number, ForeignKey(inodes.c.ino), nullable=False),
-    Index(None, "parent", "cookie", unique=True),
-    Index(None, "ino"),
+    Index(None, "parent", "cookie", unique=True),  # listings are read in this order
+    Index(None, "ino"),  # from an inode to its names: paths, policies
     sqlite_with_rowid=False,
 )
 
@@ -108,7 +118,7 @@ xattrs = Table(
     "xattrs",
     metadata,
     Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
-    Column("name", LargeBinary, primary_key=True),
+    Column("name", LargeBinary, primary_key=True),  # with its namespace: `user.`, `security.`, ...
     Column("value", LargeBinary, nullable=False),
 )
 
@@ -126,15 +136,16 @@ replicas = Table(
     metadata,
     Column("ino", Number, primary_key=True, autoincrement=False),
     Column("volume", Number, primary_key=True, autoincrement=False),
-    _number("version"),
+    _number("version"),  # of the content that the object has; 0: none yet
     Column("stamp_size", Number),  # the three are NULL together: the object has no committed content
-    Column("stamp_mtime_ns", Number),
+    Column("stamp_mtime_ns", Number),  # as `lstat` showed the object at the commit
     Column("stamp_ctime_ns", Number),
     Column("checksum", LargeBinary, nullable=False, server_default=text("''")),  # BLAKE3; empty: not known yet
     Column("fault", String, nullable=False, server_default=""),  # what a reader found wrong with this version; empty: nothing
-    Index(None, "volume", "ino"),
+    Index(None, "volume", "ino"),  # all files of a volume, page by page
     sqlite_with_rowid=False,
 )
+Index("ix_replicas_faulty", replicas.c.ino, sqlite_where=text("fault <> ''"), postgresql_where=text("fault <> ''"))
 
 # Objects that were homes on a server that was declared lost, and may hold what nobody else had: the file fell back to an
 # older replica. Nothing is put over them and they are deleted by nobody; a row goes when the server is back and its agent has
@@ -146,17 +157,17 @@ forsaken = Table(
     Column("volume", Number, primary_key=True, autoincrement=False),
     _number("newer"),  # 1: its last commit is newer than what the file fell back to
     Column("stamp_size", Number),  # of its last commit; the three are NULL together
-    Column("stamp_mtime_ns", Number),
+    Column("stamp_mtime_ns", Number),  # a difference shows that it was written after its last commit
     Column("stamp_ctime_ns", Number),
     _number("kept_size"),  # of what the file fell back to, with its checksum
-    Column("kept_checksum", LargeBinary, nullable=False, server_default=text("''")),
-    _number("mode"),
+    Column("kept_checksum", LargeBinary, nullable=False, server_default=text("''")),  # BLAKE3; empty: not known
+    _number("mode"),  # these five are of the file when it fell back, for the inode that a conflict makes of the object
     _number("uid"),
     _number("gid"),
-    _number("parent"),
+    _number("parent"),  # a directory that had a name of it then; it may be gone by now
     Column("name", LargeBinary, nullable=False, server_default=text("''")),
     _number("conflict"),  # the inode that it becomes; 0: not known yet
-    Index(None, "volume", "ino"),
+    Index(None, "volume", "ino"),  # all of a volume, when its server is back
     sqlite_with_rowid=False,
 )
 
@@ -165,7 +176,7 @@ conflicts = Table(
     "conflicts",
     metadata,
     Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
-    Column("server", String(63), nullable=False),
+    Column("server", String(63), nullable=False),  # whose object it was, as its conflict name says
 )
 
 # Servers that have ever introduced themselves or were added.
@@ -173,7 +184,7 @@ servers = Table(
     "servers",
     metadata,
     Column("server", String(63), primary_key=True),
-    _number("joined_ns"),
+    _number("joined_ns"),  # when it was first written down
     _number("mount_session"),  # the live mount's session, for the next manager's grace time; 0: none
     _number("agent_session"),  # the newest agent's session: an older one's claims are void; 0: none yet
     Column("state", String(8), nullable=False, server_default="up"),  # up, down, lost, left: cluster.membership.stored_state
@@ -189,8 +200,8 @@ invitations = Table(
     "invitations",
     metadata,
     Column("digest", LargeBinary, primary_key=True),  # BLAKE2b of the token
-    Column("server", String(63), nullable=False),
-    _number("expires_ns"),
+    Column("server", String(63), nullable=False),  # the one that is invited
+    _number("expires_ns"),  # by the clock of the manager that made it
 )
 
 # `free_bytes` is the last value that was worth a transaction; the manager has the newest in memory.
@@ -198,13 +209,14 @@ volumes = Table(
     "volumes",
     metadata,
     Column("volume", Number, primary_key=True, autoincrement=False),
-    Column("uuid", String(64), nullable=False),
-    Column("server", String(63), nullable=False),
-    Column("path", String, nullable=False),
-    Column("address", String(255), nullable=False),
-    Column("device", String(255), nullable=False),
-    _number("total_bytes"),
+    Column("uuid", String(64), nullable=False),  # in the label on its disk: by this it is known wherever it is mounted
+    Column("server", String(63), nullable=False),  # whose agent reported it last
+    Column("path", String, nullable=False),  # on that server
+    Column("address", String(255), nullable=False),  # host:port at which the server's agent serves its objects
+    Column("device", String(255), nullable=False),  # tells volumes of one server that share a disk
+    _number("total_bytes"),  # of its file system
     _number("free_bytes"),
+    Column("standing", String(8), nullable=False, server_default="in"),  # in, out, lost: cluster.membership.VolumeStanding
     UniqueConstraint("uuid"),
 )
 
@@ -213,8 +225,8 @@ policies = Table(
     "policies",
     metadata,
     Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
-    _number("copies"),
-    _number("sync_copies"),
+    _number("copies"),  # that each file is to have, the home's among them
+    _number("sync_copies"),  # of these, how many fsync waits for
 )
 
 # Directories whose files are still to be brought to their policy; worked off in the background, entry by entry.
@@ -245,12 +257,12 @@ migrations = Table(
     Column("subject", String, nullable=False),  # the paths as they were asked for, for people: JSON list
     _number("planned"),  # 1: every file has its move
     _number("cursor"),  # drain: the inode up to which moves are planned, on volume `cursor_volume`
-    _number("cursor_volume"),
-    _number("created_ns"),
+    _number("cursor_volume"),  # volume of `source`
+    _number("created_ns"),  # by the clock of the manager then
     _number("ended_ns"),  # 0: not yet; a cancelled one ends when what was being deleted is gone
     _number("token"),  # of the request that started it, which may come again; drains: negative, drawn here
-    UniqueConstraint("token"),
-    Index(None, "ended_ns"),
+    UniqueConstraint("token"),  # a repeated request finds the migration that the first one made
+    Index(None, "ended_ns"),  # the open ones are few, the history grows
     sqlite_autoincrement=True,
 )
 
@@ -273,10 +285,10 @@ moves = Table(
     _number("target"),  # volume; 0: wherever placement says
     Column("state", String(9), nullable=False),  # manager.rules.moves
     _number("bytes"),  # size when it was planned
-    Column("error", String, nullable=False, server_default=""),
-    _number("changed_ns"),
-    Index(None, "migration", "state", "ino"),
-    Index(None, "ino"),
+    Column("error", String, nullable=False, server_default=""),  # why it does not go on, or failed; empty if it does
+    _number("changed_ns"),  # when `state` or `error` last changed
+    Index(None, "migration", "state", "ino"),  # how many there are in a state, and the next of them
+    Index(None, "ino"),  # all moves of a file that is looked at
     sqlite_with_rowid=False,
 )
 
@@ -289,17 +301,27 @@ tasks = Table(
     Column("server", String(63), nullable=False),  # whose queue
     Column("operation", String(8), nullable=False),  # copy, delete
     Column("state", String(8), nullable=False),  # waiting, deferred, claimed, dead
-    _number("ino"),
-    _number("volume"),
+    _number("ino"),  # may be gone already: no foreign key, its objects are to be deleted all the same
+    _number("volume"),  # where the copy is to be made or the object is to be deleted
     _number("version"),  # the newest version wanted; may be newer than the one a claim is for
     _number("claim"),  # raised at each claim: reports of older ones are ignored
-    _number("attempts"),
-    Column("error", String, nullable=False, server_default=""),
-    _number("queued_ns"),
-    UniqueConstraint("ino", "volume"),
-    Index(None, "server", "state", "task"),
-    Index(None, "state", "task"),
+    _number("attempts"),  # that failed since it was queued or retried; claims that ran out do not count
+    Column("error", String, nullable=False, server_default=""),  # why it last went wrong, for people
+    _number("queued_ns"),  # by the manager's clock of file times; a restart keeps it
+    UniqueConstraint("ino", "volume"),  # so what is wanted anew changes the row that is there
+    Index(None, "server", "state", "task"),  # what an agent claims, oldest first
+    Index(None, "state", "task"),  # of all servers: dead ones, and what a new manager resets
     sqlite_autoincrement=True,
+)
+
+# Files with fewer places for copies than their policy wants, and why. Written by `manager.changes.alignment.align`, which also
+# deletes the row when that has changed; looked at again by `manager.workers.shortfalls`.
+shortfalls = Table(
+    "shortfalls",
+    metadata,
+    Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("reason", String, nullable=False, server_default=""),  # for people, as `rules.placement.why_short` words it
+    _number("since_ns"),  # when it first had too few; a new reason keeps it
 )
 
 # Replies to mutations that the client has not acknowledged yet. Rows of sessions that have ended: the manager's housekeeping.
@@ -307,8 +329,8 @@ applied = Table(
     "applied",
     metadata,
     Column("session", Number, primary_key=True, autoincrement=False),
-    Column("request_id", Number, primary_key=True, autoincrement=False),
-    Column("reply", LargeBinary, nullable=False),
+    Column("request_id", Number, primary_key=True, autoincrement=False),  # counted by the client, ever larger within a session
+    Column("reply", LargeBinary, nullable=False),  # msgpack of `Applied`, without tokens and grants: a repeat gets fresh ones
     sqlite_with_rowid=False,
 )
 
@@ -318,7 +340,7 @@ caching = Table(
     "caching",
     metadata,
     Column("directory", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
-    Column("server", String(63), primary_key=True),
+    Column("server", String(63), primary_key=True),  # whose mount may be caching there
     sqlite_with_rowid=False,
 )
 
@@ -327,8 +349,8 @@ ranges = Table(
     "ranges",
     metadata,
     Column("first", Number, primary_key=True, autoincrement=False),
-    _number("count"),
-    Column("server", String(63), nullable=False),
-    _number("session"),
-    Index(None, "server"),
+    _number("count"),  # the range is `first` to `first + count - 1`
+    Column("server", String(63), nullable=False),  # of the mount that it was given to
+    _number("session"),  # ranges of a dead session no longer protect strays
+    Index(None, "server"),  # a new mount of a server deletes those of the one before
 )

@@ -1,4 +1,4 @@
-"""The only place with an engine and transactions.
+"""The catalog during a term: every transaction of a manager in office, and reads of what is committed.
 
 Writes go through one queue: what arrives while a transaction runs goes together into the next one, in order of arrival
 (group commit); one that finds the queue empty may have a transaction at once (`write_at_once`). Each transaction begins by
@@ -20,21 +20,23 @@ first: that a file is being written, tasks that are handed out, number ranges. O
 """
 
 import logging
-import sqlite3
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import ENOSPC
 from typing import Any, Generic, TypeVar
 
 import trio
-from sqlalchemy import Connection, Engine, bindparam, create_engine, event, make_url, select, text, update
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import Connection, Engine, bindparam, select, text, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.errors import Fenced, GodwitError, NotManager
+from manager.catalog.engines import READ_THREADS, lock_writes, retrying
+from manager.catalog.faults import Fault, answering, catalog_fault, fault_of
 from manager.catalog.hot import Hot
+from manager.catalog.room import Need, Room
 from manager.catalog.schema import counters, office
-from manager.catalog.wal import CHECKPOINT_BYTES, WriteAheadLog
+from manager.catalog.wal import WriteAheadLog
 
 log = logging.getLogger(__name__)
 
@@ -42,113 +44,15 @@ T = TypeVar("T")
 
 BATCH_MAX = 32  # what arrives meanwhile waits for the whole batch
 GIVE_WAY_S = 0.05  # at most
-RETRY_FOR_S = 2.0
-RETRY_FIRST_S = 0.005
-BUSY_TIMEOUT_MS = 5000
-READ_THREADS = 8
-
-# How PostgreSQL is asked for a connection; what the URL says goes first. A manager that was stopped, or whose machine is
-# gone, must not keep its locks; one that does not reach the database must learn it within its term.
-POSTGRES_SETTINGS: dict[str, Any] = {
-    "connect_timeout": 2,
-    "tcp_user_timeout": 4000,
-    "keepalives_idle": 2,
-    "keepalives_interval": 1,
-    "keepalives_count": 3,
-    "options": "-c idle_in_transaction_session_timeout=2000",
-    "application_name": "godwit",
-}
-
-_CONTENTION_STATES = frozenset({"40001", "40P01", "55P03", "53300"})
-_LOST_STATES = frozenset({"25P03", "57P01", "57P02", "57P03"})
-_BEGIN = Hot(text("BEGIN IMMEDIATE"))
+LOOK_S = 1.0  # how often it is looked whether a full disk has room again
+# As `Connection.begin_nested`, without what SQLAlchemy keeps for each savepoint.
 _SAVEPOINT = Hot(text("SAVEPOINT undoable"))
 _ROLL_BACK = Hot(text("ROLLBACK TO SAVEPOINT undoable"))
 _RELEASE = Hot(text("RELEASE SAVEPOINT undoable"))
+# On PostgreSQL a shared lock of the row: nobody takes the office before this transaction has ended. SQLite has the write lock.
 _TERM = Hot(select(office.c.term).where(office.c.id == 1).with_for_update(read=True))
+# Adds in the database: nobody has to know the value.
 _ADD = Hot(update(counters).where(counters.c.name == bindparam("counter")).values(value=counters.c.value + bindparam("delta")))
-
-
-def is_retriable(error: DBAPIError) -> bool:
-    """Whether the same transaction may succeed if it is simply run again: contention or a lost connection."""
-    original = error.orig
-    if isinstance(original, sqlite3.Error):
-        return getattr(original, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-    return is_lost(error) or getattr(original, "sqlstate", None) in _CONTENTION_STATES
-
-
-def is_lost(error: DBAPIError) -> bool:
-    """Whether the connection to the database broke, or could not be made."""
-    if error.connection_invalidated:
-        return True
-    if isinstance(error.orig, sqlite3.Error):
-        return False
-    state = getattr(error.orig, "sqlstate", None)
-    if state is None:  # it comes from the client's side
-        return isinstance(error, OperationalError)
-    return state in _LOST_STATES or state.startswith("08")
-
-
-def retrying(body: Callable[[], T], *, for_s: float = RETRY_FOR_S) -> T:
-    """Runs *body*, again after a growing pause while the database says that a repeat may help. Blocks its thread."""
-    deadline = time.monotonic() + for_s
-    pause = RETRY_FIRST_S
-    while True:
-        try:
-            return body()
-        except DBAPIError as error:
-            if not is_retriable(error) or time.monotonic() + pause > deadline:
-                raise
-            time.sleep(pause)
-            pause *= 2
-
-
-def make_engines(url: str) -> tuple[Engine, Engine]:
-    """An engine for write transactions, and one for reads outside of transactions."""
-    if make_url(url).get_backend_name() != "sqlite":
-        return _postgres_engines(url)
-    writer = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
-    reader = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, isolation_level="AUTOCOMMIT")
-    for engine in (writer, reader):
-        event.listen(engine, "connect", _prepare_sqlite)
-    return writer, reader
-
-
-def _postgres_engines(url: str) -> tuple[Engine, Engine]:
-    given = make_url(url).query
-    settings = {name: value for name, value in POSTGRES_SETTINGS.items() if name not in given}
-    writer = create_engine(url, connect_args=settings, pool_pre_ping=True)
-    # Without a ping, which would double what a question costs: it is simply asked again when its connection was lost.
-    reader = create_engine(url, connect_args=settings, isolation_level="AUTOCOMMIT", pool_size=READ_THREADS)
-    return writer, reader
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=NORMAL",  # `Store` syncs the log itself
-        "wal_autocheckpoint=0",  # and checkpoints in a thread
-        f"journal_size_limit={CHECKPOINT_BYTES}",
-        "foreign_keys=ON",
-        "cache_size=-65536",
-        "mmap_size=268435456",
-    ):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-@contextmanager
-def write_transaction(engine: Engine) -> Iterator[Connection]:
-    """A transaction outside of a term, with the write lock from the beginning on SQLite."""
-    with engine.begin() as connection:
-        _lock(connection)
-        yield connection
-
-
-def _lock(connection: Connection) -> None:
-    # Not in an event of the engine: with any listener, SQLAlchemy dispatches events for every statement.
-    if connection.dialect.name == "sqlite":
-        _BEGIN.run(connection, {})
 
 
 class Transaction:
@@ -157,11 +61,11 @@ class Transaction:
     __slots__ = ("connection", "effects", "execute", "inodes_added", "term")
 
     def __init__(self, connection: Connection, term: int) -> None:
-        self.connection = connection
-        self.execute = connection.execute
-        self.term = term
-        self.inodes_added = 0
-        self.effects: list[Callable[[], None]] = []
+        self.connection = connection  # in the transaction; not to be committed by the body
+        self.execute = connection.execute  # for statements that are not `Hot`
+        self.term = term  # number, which has been checked
+        self.inodes_added = 0  # less those removed: added to the counter once for the batch
+        self.effects: list[Callable[[], None]] = []  # of the present item, in order: see `after`
 
     def after(self, effect: Callable[[], None]) -> None:
         """Has *effect* run in the event loop once the transaction is committed; it must not block or raise."""
@@ -170,6 +74,7 @@ class Transaction:
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undoes what was done inside when it raises."""
+        # What is only in memory is undone by hand.
         effects, inodes = len(self.effects), self.inodes_added
         _SAVEPOINT.run(self.connection, {})
         try:
@@ -187,25 +92,21 @@ Work = Callable[[Transaction], T]
 
 
 class _Item(Generic[T]):
-    __slots__ = ("done", "durable", "error", "result", "since_s", "work")
+    __slots__ = ("done", "durable", "error", "need", "result", "since_s", "work")
 
-    def __init__(self, work: Work[T], durable: bool) -> None:
-        self.work = work
-        self.durable = durable
-        self.since_s = trio.current_time()
-        self.done = trio.Event()
-        self.result: T | None = None
-        self.error: BaseException | None = None
+    def __init__(self, work: Work[T], durable: bool, need: Need) -> None:
+        self.work = work  # the body; may run more than once
+        self.durable = durable  # answered only when the log is synced
+        self.need = need  # decides what a full disk lets it do
+        self.since_s = trio.current_time()  # when it was queued: see `GIVE_WAY_S`
+        self.done = trio.Event()  # set once there is an outcome
+        self.result: T | None = None  # of the newest attempt
+        self.error: BaseException | None = None  # raised instead by `outcome`
 
     def outcome(self) -> T:
         if self.error is not None:
             raise self.error
         return self.result  # type: ignore[return-value]
-
-
-def _no_answer(error: DBAPIError) -> NotManager:
-    reason = str(error.orig).strip().partition("\n")[0]
-    return NotManager(f"the catalog does not answer: {reason}")
 
 
 class Store:
@@ -219,25 +120,27 @@ class Store:
         *,
         on_fenced: Callable[[], None],
         in_office: Callable[[], bool] = lambda: True,
+        room: Room | None = None,
     ) -> None:
-        self.term = term
-        self._in_office = in_office
-        self._writer = writer
-        self._reader = reader
-        self._on_fenced = on_fenced
-        self._inline = reader.dialect.name == "sqlite"
-        self._queue: deque[_Item[Any]] = deque()
-        self._giving_way: deque[_Item[Any]] = deque()
-        self._work_came = trio.Event()
-        self._may_write = trio.Event()
+        self.term = term  # number; the office's row must have it at each transaction
+        self.room = Room(writer) if room is None else room  # what is known of the database's disk
+        self._in_office = in_office  # whether the term's time is not over, asked before each transaction
+        self._writer = writer  # engine of the transactions
+        self._reader = reader  # engine of reads outside of them
+        self._on_fenced = on_fenced  # called when the term is found to be over
+        self._inline = reader.dialect.name == "sqlite"  # statements run in the event loop
+        self._queue: deque[_Item[Any]] = deque()  # what somebody waits for, in order of arrival
+        self._giving_way: deque[_Item[Any]] = deque()  # parts of what nobody waits for: see `_take_batch`
+        self._work_came = trio.Event()  # set while there is anything to commit, or an end to notice
+        self._may_write = trio.Event()  # not set while a checkpoint of the log holds writes back
         self._may_write.set()
-        self._closed: BaseException | None = None
-        self._connection: Connection | None = None
-        self._read_connection = reader.connect() if self._inline else None
-        self._threads = trio.CapacityLimiter(READ_THREADS)
-        self._log = WriteAheadLog(writer) if self._inline else None
-        self._to_sync: list[_Item[Any]] = []
-        self._sync_wanted = trio.Event()
+        self._closed: BaseException | None = None  # why nothing is written any more
+        self._connection: Connection | None = None  # of the transactions; made anew after a failure
+        self._read_connection = reader.connect() if self._inline else None  # for questions in the event loop
+        self._threads = trio.CapacityLimiter(READ_THREADS)  # for reads alone: the transactions' thread is none of them
+        self._log = WriteAheadLog(writer) if self._inline else None  # PostgreSQL syncs each commit itself
+        self._to_sync: list[_Item[Any]] = []  # committed, to be answered when the log is synced
+        self._sync_wanted = trio.Event()  # a new one with each sync; set by the first commit that waits for it
 
     @property
     def display_url(self) -> str:
@@ -256,7 +159,8 @@ class Store:
         if self._closed is not None:
             raise self._ended()
         if self._read_connection is not None:
-            return question(self._read_connection)
+            with answering():
+                return question(self._read_connection)
         return await trio.to_thread.run_sync(self._ask, question, limiter=self._threads)
 
     async def read_slowly(self, question: Callable[[Connection], T]) -> T:
@@ -268,12 +172,17 @@ class Store:
             with self._reader.connect() as connection:
                 return question(connection)
 
-        try:
+        with answering():
             return retrying(ask)
-        except DBAPIError as error:
-            if not is_retriable(error):
-                raise
-            raise _no_answer(error) from error
+
+    def is_its_row(self) -> bool:
+        """Whether the office's row says so now: for when it cannot be changed. Only where reading needs no thread."""
+        connection = self._read_connection
+        try:
+            return connection is not None and _TERM.one_or_none(connection, {}).term == self.term
+        except SQLAlchemyError as error:
+            log.debug("the office's row cannot be read: %s", error)
+            return False
 
     # ------------------------------------------------------------------------------------------------- writing
 
@@ -281,18 +190,19 @@ class Store:
         """Returns when all that was answered before is durable."""
         await self.write(lambda _tx: None, durable=True)
 
-    async def write(self, work: Work[T], *, durable: bool = False) -> T:
+    async def write(self, work: Work[T], *, durable: bool = False, grows: bool = False) -> T:
         """Runs *work* in the next transaction and returns its result after the commit; raises the `GodwitError` it raised.
 
-        Cancellation ends the waiting, not the work. Raises `NotManager` when the term is over.
+        *grows*: it adds to the catalog, and is refused while the disk is full. Cancellation ends the waiting, not the work.
+        Raises `NotManager` when the term is over, `CatalogFault` when the catalog's disk does not allow it.
         """
-        item = self._submit(work, durable)
+        item = self._submit(work, durable, grows)
         await item.done.wait()
         return item.outcome()
 
-    async def write_uncancelled(self, work: Work[T], *, durable: bool = False) -> T:
+    async def write_uncancelled(self, work: Work[T], *, durable: bool = False, grows: bool = False) -> T:
         """As `write`, but waits for the end of the work even when cancelled."""
-        item = self._submit(work, durable)
+        item = self._submit(work, durable, grows)
         with trio.CancelScope(shield=True):
             await item.done.wait()
         return item.outcome()
@@ -302,7 +212,7 @@ class Store:
 
         Waits for the end of the work even when cancelled. When a part fails, the others may have been done.
         """
-        items = [self._submit(part, durable, self._giving_way) for part in parts]
+        items = [self._submit(part, durable, False, self._giving_way) for part in parts]
         with trio.CancelScope(shield=True):
             for item in items:
                 await item.done.wait()
@@ -313,9 +223,9 @@ class Store:
         """Whether `write_at_once` may be used: no work is queued but what gives way, and transactions need no thread."""
         return self._inline and not self._queue and self._may_write.is_set() and self._closed is None
 
-    def write_at_once(self, work: Work[T]) -> T:
+    def write_at_once(self, work: Work[T], *, grows: bool = False) -> T:
         """As `write`, in a transaction of its own that is over when this returns; only while the store `is_idle`."""
-        item = _Item(work, durable=False)
+        item = _Item(work, False, Need.MORE if grows else Need.LESS)
         try:
             self._check_office()
             effects = self._commit([item])
@@ -330,10 +240,10 @@ class Store:
             raise
         return item.outcome()
 
-    def _submit(self, work: Work[T], durable: bool, queue: deque[_Item[Any]] | None = None) -> _Item[T]:
+    def _submit(self, work: Work[T], durable: bool, grows: bool = False, queue: deque[_Item[Any]] | None = None) -> _Item[T]:
         if self._closed is not None:
             raise self._ended()
-        item = _Item(work, durable)
+        item = _Item(work, durable, Need.MORE if grows else Need.LESS)
         (self._queue if queue is None else queue).append(item)
         self._work_came.set()
         return item
@@ -367,6 +277,7 @@ class Store:
         try:
             async with trio.open_nursery() as nursery:
                 if self._log is not None:
+                    nursery.start_soon(self._look_loop)
                     nursery.start_soon(self._sync_loop, self._log)
                     nursery.start_soon(self._log.checkpoint_loop, self._holding_writes)
                 await self._commit_loop()
@@ -378,20 +289,24 @@ class Store:
         while True:
             await self._work_came.wait()
             await trio.lowlevel.checkpoint()
+            # Asked again: another checkpoint may hold writes back by the time this task runs.
             while not self._may_write.is_set():
                 await self._may_write.wait()
             if self._closed is not None:
                 return
+            # No `await` since the checks above: where transactions run in the loop, none begins while writes are held back.
             batch = self._take_batch()
             try:
                 effects = await self._commit_batch(batch)
             except Fenced as error:
-                self._queue.extendleft(reversed(batch))
+                self._queue.extendleft(reversed(batch))  # `_close` answers them
                 self._end(error)
                 return
+            # The memory follows the catalog before anybody is answered: a reply never tells of what the memory does not know.
             for effect in effects:
                 effect()
             for item in batch:
+                # The effects have run, and others may see the change; only this answer waits for the disk.
                 if item.durable and item.error is None and self._log is not None:
                     self._to_sync.append(item)
                     self._sync_wanted.set()
@@ -417,15 +332,29 @@ class Store:
             effects += await trio.to_thread.run_sync(self._commit, batch)
         return effects
 
+    async def _look_loop(self) -> None:
+        while True:
+            await trio.to_thread.run_sync(self.room.look)
+            await trio.sleep(LOOK_S)
+
     async def _sync_loop(self, write_ahead: WriteAheadLog) -> None:
         while True:
             await self._sync_wanted.wait()
+            # Before the list is read: what comes later rings again.
             self._sync_wanted = trio.Event()
+            # What is committed while the log is synced may be in that sync or not: it waits for the next one.
             waiting = self._to_sync[:]
+            failure = None
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(write_ahead.sync)
+                try:
+                    await trio.to_thread.run_sync(write_ahead.sync)
+                except OSError as error:
+                    log.error("the log of the catalog could not be synced: %s", error)
+                    failure = catalog_fault(Fault.FULL if error.errno == ENOSPC else Fault.BROKEN, str(error))
+            # By number, since more may have come to the end of the list while the thread synced.
             del self._to_sync[: len(waiting)]
             for item in waiting:
+                item.error = failure
                 item.done.set()
 
     def _close(self) -> None:
@@ -439,24 +368,59 @@ class Store:
         self._giving_way.clear()
         for connection in (self._connection, self._read_connection):
             if connection is not None:
-                connection.close()
+                with suppress(SQLAlchemyError):
+                    connection.close()
         self._read_connection = self._connection = None
 
     def _commit(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
         try:
-            return retrying(lambda: self._attempt(batch))
+            effects = retrying(lambda: self._attempt(batch))
         except Fenced:
             raise
         except Exception as error:
-            if isinstance(error, DBAPIError) and is_retriable(error):
-                log.error("%s", _no_answer(error))
-                for item in batch:
-                    item.error = _no_answer(error)
-                return []
-            if len(batch) == 1:
-                batch[0].error = error
-                return []
+            return self._failed(batch, error)
+        self._succeeded(batch)
+        return effects
+
+    def _succeeded(self, batch: list[_Item[Any]]) -> None:
+        if self.room.fault is not None:
+            for item in batch:
+                if item.error is None:
+                    self.room.succeeded(item.need)
+
+    def _failed(self, batch: list[_Item[Any]], error: Exception) -> list[Callable[[], None]]:
+        """Has the culprit alone fail; or all, if it is the database that fails. On a full disk some may go on."""
+        fault = self.room.failed(error) if isinstance(error, SQLAlchemyError) else Fault.WRONG
+        if fault in (Fault.BUSY, Fault.LOST, Fault.READ_ONLY):
+            for item in batch:
+                item.error = self._answer(error)
+            log.error("%s", batch[0].error)
+            return []
+        if len(batch) > 1:
+            # Each in a transaction of its own, so that only the culprit fails. Bodies may run again: they have no effects
+            # outside the database.
             return [effect for item in batch for effect in self._commit([item])]
+        (item,) = batch
+        if fault is Fault.FULL:
+            return self._commit_on_full_disk(item, error)
+        item.error = self._answer(error)
+        return []
+
+    def _commit_on_full_disk(self, item: _Item[Any], error: Exception) -> list[Callable[[], None]]:
+        attempt = 0
+        while self.room.make(item.need, attempt):
+            attempt += 1
+            try:
+                return self._attempt([item])
+            except SQLAlchemyError as again:
+                error = again
+                if self.room.failed(again) is not Fault.FULL:
+                    break
+        item.error = self._answer(error)
+        return []
+
+    def _answer(self, error: Exception) -> Exception:
+        return (self.room.answer(error) if isinstance(error, SQLAlchemyError) else None) or error
 
     def _attempt(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
         committing = False
@@ -464,12 +428,13 @@ class Store:
             if self._connection is None:
                 self._connection = self._writer.connect()
             with self._connection.begin():
-                _lock(self._connection)
+                lock_writes(self._connection)
                 effects = self._run_batch(self._connection, batch)
+                # What fails after this fails in the COMMIT, whose outcome a lost connection leaves unknown.
                 committing = True
-        except DBAPIError as error:
+        except SQLAlchemyError as error:
             self._drop_connection()
-            if committing and is_lost(error):
+            if committing and fault_of(error) is Fault.LOST:
                 # Run again it might do nothing, as it is done already, and its effects on the memory would be missing.
                 raise Fenced("the database was lost in the middle of a commit: nobody can tell whether it is done") from error
             raise
@@ -482,7 +447,10 @@ class Store:
         transaction = Transaction(connection, self.term)
         effects: list[Callable[[], None]] = []
         for item in batch:
-            item.result = item.error = None
+            # An earlier attempt of the batch may have left something.
+            item.result, item.error = None, self.room.refusal() if item.need is Need.MORE else None
+            if item.error is not None:
+                continue
             try:
                 item.result = item.work(transaction)
             except GodwitError as error:
@@ -495,6 +463,9 @@ class Store:
         return effects
 
     def _drop_connection(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except SQLAlchemyError:  # a disk that fails may fail at the rollback, too
+                connection.invalidate()

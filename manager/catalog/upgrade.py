@@ -11,9 +11,9 @@ from alembic.config import Config
 from sqlalchemy import Engine
 
 import manager.catalog.alembic
-from manager.catalog.store import write_transaction
+from manager.catalog.engines import write_transaction
 
-ADVISORY_LOCK = 0x676F64776974
+ADVISORY_LOCK = 0x676F64776974  # the letters "godwit"; the same in every version, since candidates of two may start at once
 
 
 def alembic_config() -> Config:
@@ -24,11 +24,12 @@ def alembic_config() -> Config:
     return config
 
 
-def migrate(engine: Engine) -> None:
-    """Runs the missing migrations in one transaction."""
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Runs the migrations that are missing up to a revision, in one transaction."""
     config = alembic_config()
     with write_transaction(engine) as connection:
         if connection.dialect.name == "postgresql":
+            # Ends with the transaction: a candidate that dies while it works blocks nobody.
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)

@@ -5,21 +5,24 @@ happens by itself: each time some have come meanwhile. So when it has become lon
 That first write syncs the log's head, and so is made here, too: it changes nothing.
 """
 
+import errno
 import logging
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 import trio
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
+
+from manager.catalog.faults import reason_of
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_S = 1.0
+CHECKPOINT_S = 1.0  # between looks at its length
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 """What the log is cut back to when it begins anew: overwriting what no memory holds any more means to read it first."""
-LONG_BYTES = 64 * 1024 * 1024
+LONG_BYTES = 64 * 1024 * 1024  # from here on writes are held up, so that it can begin anew
 HOLD_S = 0.5
 """At most: a disk that hangs must not cost the office, which is extended by a write. Where that is too short, the log is let grow
 to twice its length before the next attempt."""
@@ -29,16 +32,30 @@ class WriteAheadLog:
     """The log of the database that *engine* writes."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._path = f"{engine.url.database}-wal"
+        self._engine = engine  # of the writer; checkpoints take a connection of their own from it
+        self._path = f"{engine.url.database}-wal"  # SQLite's name for the log
+        self._doubtful = False  # a sync has failed, or is under way: the next one must fold the log in first
 
     def sync(self) -> None:
-        """Makes all commits so far durable. Raises `OSError`. (The log itself carries no locks that closing it could drop.)"""
+        """Makes all commits so far durable. Raises `OSError`. (The log itself carries no locks that closing it could drop.)
+
+        After a failure the kernel takes pages that it could not write for written: only folding them in makes them durable.
+        """
+        if self._doubtful and not self._checkpoint():
+            raise OSError(errno.EIO, "an earlier write was lost, and the log could not be folded in")
+        # Before the call, so that a sync which raises, or a thread that never comes back, leaves it set.
+        self._doubtful = True
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
+        self._doubtful = False
+
+    def sync_if_there(self) -> None:
+        """As `sync`, for a process that does not write; without a log all commits are in the database."""
+        with suppress(FileNotFoundError):
+            self.sync()
 
     async def checkpoint_loop(self, holding_writes: Callable[[], AbstractContextManager[None]]) -> None:
         """Folds the log into the database whenever it has grown. Nobody is held up by that, unless it has become long."""
@@ -51,24 +68,33 @@ class WriteAheadLog:
             if self._size() > long_bytes:
                 with holding_writes():
                     with trio.move_on_after(HOLD_S) as folding:
+                        # Abandoned after `HOLD_S`: the thread goes on, and writes go on beside it, as with any passive
+                        # checkpoint.
                         await trio.to_thread.run_sync(self._checkpoint, abandon_on_cancel=True)
                     if not folding.cancelled_caught:
+                        # Only where folding came to its end: else the log cannot begin anew.
                         await trio.to_thread.run_sync(self._begin_anew)
                 long_bytes = max(LONG_BYTES, 2 * self._size())
 
     def _size(self) -> int:
-        return os.stat(self._path).st_size
+        try:
+            return os.stat(self._path).st_size
+        except OSError as error:
+            log.debug("no log of the catalog: %s", error)
+            return 0
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self) -> bool:
         try:
             with self._engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").all()
-        except DBAPIError as error:
-            log.warning("the log of the catalog could not be folded in, again in a moment: %s", error.orig)
+        except SQLAlchemyError as error:
+            log.warning("the log of the catalog could not be folded in, again in a moment: %s", reason_of(error))
+            return False
+        return True
 
     def _begin_anew(self) -> None:
         try:
             with self._engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA user_version = 0")  # as it is: SQLite leaves rows alone that do not change
-        except DBAPIError as error:
-            log.warning("the log of the catalog could not be begun anew: %s", error.orig)
+        except SQLAlchemyError as error:
+            log.warning("the log of the catalog could not be begun anew: %s", reason_of(error))

@@ -54,12 +54,13 @@ def set_attr(tx: Transaction, state: State, mutation: Mutation, op: SetAttr) -> 
     """Changes what is not None."""
     _check_set_attr(op)
     row = get_inode(tx.connection, op.ino)
-    state.claim(tx, mutation, op, {Part.INODE: op.ino})
+    state.claim(tx, mutation, {Part.INODE: op.ino})
     mode = row.mode
     if op.mode is not None:
         mode = stat.S_IFMT(row.mode) | op.mode
         if row.marks & HAS_ACCESS_ACL:
             access = read_acl(tx.connection, op.ino, acl.ACCESS_XATTR)
+            # The list and the mode say the same of owner, group class and others: chmod changes both.
             if access is not None:
                 _put(tx, op.ino, acl.ACCESS_XATTR, acl.pack(acl.chmod(access, mode)), exists=True)
     values = {
@@ -69,6 +70,7 @@ def set_attr(tx: Transaction, state: State, mutation: Mutation, op: SetAttr) -> 
         "to_gid": row.gid if op.gid is None else op.gid,
         "to_atime_ns": row.atime_ns if op.atime_ns is None else op.atime_ns,
         "to_mtime_ns": row.mtime_ns if op.mtime_ns is None else op.mtime_ns,
+        # Always: a change of nothing at all is still one to local file systems.
         "to_ctime_ns": op.now_ns,
     }
     _SET_ATTRS.run(tx.connection, values)
@@ -100,6 +102,7 @@ def get_xattr(connection: Connection, ino: int, name: bytes) -> bytes:
     """The value; ENODATA, or ESTALE for the inode."""
     check_xattr_name(name)
     value: bytes | None = connection.execute(_GET, {"ino": ino, "name": name}).scalar_one_or_none()
+    # Only now is it worth a question whether the inode is there at all.
     if value is None:
         get_inode(connection, ino)
         raise refused(errno.ENODATA)
@@ -131,11 +134,13 @@ def set_xattr(tx: Transaction, state: State, mutation: Mutation, op: SetXattr) -
     row = get_inode(tx.connection, op.ino)
     if op.name in (acl.ACCESS_XATTR, acl.DEFAULT_XATTR):
         new, mode = _check_acl(row, op.name, acl.parse(op.value))
+        # As posix_acl_update_mode does in Linux; only the mount knows whether the caller may keep the bit.
         if op.name == acl.ACCESS_XATTR and not op.keeps_sgid:
             mode &= ~stat.S_ISGID
-        state.claim(tx, mutation, op, {Part.INODE: op.ino})
+        state.claim(tx, mutation, {Part.INODE: op.ino})
         return _set_acl(tx, row, op.name, new, mode, op.now_ns)
     _check_user_xattr(row, op.name)
+    # A writer that was told at its open that there are none does not take them away before it writes.
     if op.name == CAPABILITY_XATTR and state.sessions.is_written(op.ino, besides=mutation.session):
         raise refused(errno.ETXTBSY)
     exists = tx.execute(_GET, {"ino": op.ino, "name": op.name}).first() is not None
@@ -143,9 +148,10 @@ def set_xattr(tx: Transaction, state: State, mutation: Mutation, op: SetXattr) -
         raise refused(errno.EEXIST)
     if not exists and op.flags == XATTR_REPLACE:
         raise refused(errno.ENODATA)
+    # listxattr(2) gives all names in one buffer, of a bounded size.
     if not exists and tx.execute(_NAMES_BYTES, {"ino": op.ino}).scalar_one() + len(op.name) + 1 > NAMES_MAX_BYTES:
         raise refused(errno.ENOSPC, "too many extended attributes")
-    state.claim(tx, mutation, op, {Part.INODE: op.ino})
+    state.claim(tx, mutation, {Part.INODE: op.ino})
     _put(tx, op.ino, op.name, op.value, exists=exists)
     return _changed(tx, row, row.mode, row.marks | _MARKS.get(op.name, 0), op.now_ns)
 
@@ -165,6 +171,7 @@ def _check_acl(row: InodeRow, name: bytes, new: acl.Acl | None) -> tuple[acl.Acl
             raise refused(errno.EACCES, "default access control list of something that is not a directory")
     elif new is not None:
         mode = acl.mode_of(new, mode)
+        # Not stored, as in local file systems: the mode says it all.
         if acl.is_mode_only(new):
             new = None
     return new, mode
@@ -187,10 +194,10 @@ def remove_xattr(tx: Transaction, state: State, mutation: Mutation, op: RemoveXa
     row = get_inode(tx.connection, op.ino)
     if op.name in (acl.ACCESS_XATTR, acl.DEFAULT_XATTR):
         new, mode = _check_acl(row, op.name, None)
-        state.claim(tx, mutation, op, {Part.INODE: op.ino})
+        state.claim(tx, mutation, {Part.INODE: op.ino})
         return _set_acl(tx, row, op.name, new, mode, op.now_ns)
     _check_user_xattr(row, op.name)
-    state.claim(tx, mutation, op, {Part.INODE: op.ino})
+    state.claim(tx, mutation, {Part.INODE: op.ino})
     if tx.execute(_DELETE, {"b_ino": op.ino, "b_name": op.name}).rowcount == 0:
         raise refused(errno.ENODATA)
     return _changed(tx, row, row.mode, row.marks & ~_MARKS.get(op.name, 0), op.now_ns)

@@ -1,26 +1,25 @@
-"""A file whose home is on a server that was declared lost falls back to its newest replica elsewhere.
+"""A file whose home is on a server that was declared lost falls back to its newest replica elsewhere; one whose home's object is
+damaged, to a current one.
 
 The new home's content becomes a version of its own, above all that were committed: no number ever means two contents. What the
 lost home holds may be newer than that, so it is noted as *forsaken*: it is no replica any more, nothing is put over it, and
 nobody deletes it, until its server is back and its agent has looked at it (`manager.requests.conflicts`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from cluster.clock import file_time_ns
 from manager.catalog.homes import switch_home
 from manager.catalog.hot import Hot
-from manager.catalog.inodes import InodeRow, get_inode, name_of
+from manager.catalog.inodes import BLOCK_BYTES, InodeRow, get_inode, name_of
 from manager.catalog.schema import forsaken, inodes, replicas
 from manager.catalog.store import Transaction
-from manager.rules.placement import Place
-
-BLOCK_BYTES = 512
+from manager.rules.alignment import forsakes
 
 _VOLUMES = Hot(select(forsaken.c.volume).where(forsaken.c.ino == bindparam("ino")))
-_ANY = select(forsaken.c.ino).limit(1)
+_ANY = select(forsaken.c.ino).limit(1)  # for a flag of the memory, once a term
 _COUNT = select(func.count()).select_from(forsaken).where(forsaken.c.volume.in_(bindparam("volumes", expanding=True)))
 
 
@@ -40,33 +39,23 @@ def count_forsaken(connection: Connection, volumes: Sequence[int]) -> int:
     return count
 
 
-def newest_replica(held: Mapping[int, InodeRow], places: Mapping[int, Place], lost: set[int]) -> InodeRow | None:
-    """The replica that the file falls back to: the newest that is whole, best on a server that is there."""
-    fit = [
-        row
-        for volume, row in held.items()
-        if volume in places and volume not in lost and row.stamp_ctime_ns is not None and not row.fault
-    ]
-
-    def rank(row: InodeRow) -> tuple[int, bool, bool, int]:
-        place = places[row.volume]
-        return row.version, place.counts, place.up, -row.volume
-
-    return max(fit, key=rank, default=None)
-
-
 def fall_back(tx: Transaction, inode: InodeRow, replica: InodeRow) -> InodeRow:
     """Makes *replica* the home; the inode's new row. The caller knows that nobody can be writing the inode."""
-    if replica.version == inode.version and not inode.dirty:
+    if not forsakes(inode.version, dirty=bool(inode.dirty), kept_version=replica.version):
         return switch_home(tx, inode, replica)
-    _forsake(tx, inode, replica)
+    # Before the home changes: it notes what the row says of the home until now.
+    forsake(tx, inode, replica)
+    # Above what the lost home committed: its later report of an old version never looks current.
     version, now_ns = inode.version + 1, file_time_ns()
+    # All replicas with the very content that is kept become the new version together: none has to be copied again.
     same = (replicas.c.ino == inode.ino) & (replicas.c.version == replica.version) & (replicas.c.fault == "")
     tx.execute(update(replicas).where(same).values(version=version))
     values = {
         "size": replica.stamp_size,
+        # Rounded up; the stamp does not say how many blocks are in use. The next commit does.
         "blocks": -(-replica.stamp_size // BLOCK_BYTES),
         "mtime_ns": replica.stamp_mtime_ns,
+        # Strictly later, whatever the clock says: programs see by it that the content has changed.
         "ctime_ns": max(now_ns, inode.ctime_ns + 1),
         "version": version,
         "dirty": 0,
@@ -78,7 +67,8 @@ def fall_back(tx: Transaction, inode: InodeRow, replica: InodeRow) -> InodeRow:
     return get_inode(tx.connection, inode.ino)
 
 
-def _forsake(tx: Transaction, inode: InodeRow, kept: InodeRow) -> None:
+def forsake(tx: Transaction, inode: InodeRow, kept: InodeRow) -> None:
+    """Takes the home's object out of `replicas` and notes it in `forsaken`; the caller makes *kept* the home."""
     mine = (replicas.c.ino == inode.ino) & (replicas.c.volume == inode.home_volume)
     home = tx.execute(select(replicas).where(mine)).one()
     parent, name = name_of(tx.connection, inode.ino)
@@ -97,5 +87,6 @@ def _forsake(tx: Transaction, inode: InodeRow, kept: InodeRow) -> None:
         "parent": parent,
         "name": name,
     }
+    # The object is in exactly one of the two tables: agents keep what either knows.
     tx.execute(delete(replicas).where(mine))
     tx.execute(insert(forsaken), values)

@@ -1,4 +1,4 @@
-"""What the volumes of a server hold, and how it is forgotten when a server leaves for good.
+"""The replicas and homes on a server's volumes, and how they are forgotten when the server leaves for good.
 
 Nothing may be forgotten that is nowhere else: a replica row goes only if it is no home and, while it is current, another one is
 current on a server that counts. Each step checks this again in its own transaction.
@@ -24,10 +24,10 @@ from sqlalchemy import (
 from cluster.messages import Holdings
 from manager.catalog.schema import inodes, replicas, tasks
 from manager.catalog.store import Transaction
+from manager.changes.alignment import align_inode
 from manager.memory.state import State
-from manager.tasks import align_inode
 
-FORGET_BATCH = 256
+FORGET_BATCH = 256  # replicas or tasks of one transaction, for which requests wait
 
 _others = replicas.alias("others")
 
@@ -41,10 +41,12 @@ def _count(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
 
 
+# Outer: replicas of removed files are there until their objects are deleted, and count as held.
 _HELD = replicas.outerjoin(inodes, inodes.c.ino == replicas.c.ino)
 _ON_VOLUMES = replicas.c.volume.in_(bindparam("volumes", expanding=True))
 _HOME = replicas.c.volume == inodes.c.home_volume
 _CURRENT = _current(replicas)
+# Current, and no replica on a safe volume is: the only copy that counts.
 _SOLE = and_(
     _CURRENT,
     ~exists(
@@ -66,6 +68,7 @@ _HOLDINGS = (
     .select_from(_HELD)
     .where(_ON_VOLUMES)
 )
+# By the index (volume, ino).
 _ANY = select(replicas.c.ino).where(_ON_VOLUMES).limit(1)
 _PAGE = (
     select(replicas.c.ino, case((_HOME, 1), (_SOLE, 1), else_=0).label("needed"))
@@ -92,6 +95,7 @@ def holds_anything(connection: Connection, volumes: Sequence[int]) -> bool:
 def forget_some(tx: Transaction, volume: int, safe: Sequence[int]) -> tuple[int, bool]:
     """Forgets some replicas of a volume: how many, and whether all that are left must stay."""
     page: Sequence[Any] = tx.execute(_PAGE, {"volume": volume, "safe": list(safe)}).all()
+    # Each call begins at the front: what must stay is met again, and once a page holds nothing else the rest is refused.
     surplus = [row.ino for row in page if not row.needed]
     if surplus:
         tx.execute(delete(replicas).where(replicas.c.volume == volume, replicas.c.ino.in_(surplus)))
@@ -103,6 +107,7 @@ def forget_tasks(tx: Transaction, state: State, server: str) -> bool:
     page = tx.execute(_QUEUED, {"server": server}).all()
     if not page:
         return False
+    # Before `align_inode`, which would leave a task alone that still fits; the closed server gets none again.
     tx.execute(delete(tasks).where(tasks.c.task.in_([row.task for row in page])))
     for ino in dict.fromkeys(row.ino for row in page):
         align_inode(tx, state, ino)

@@ -40,8 +40,9 @@ from manager.catalog.inodes import (
     relink,
     touch_directory,
 )
-from manager.catalog.schema import FIRST_INO, dentries, inodes, orphans, policies, replicas, scans, symlinks, xattrs
+from manager.catalog.schema import dentries, inodes, orphans, policies, replicas, scans, symlinks, xattrs
 from manager.catalog.store import Transaction
+from manager.changes.alignment import align_inode
 from manager.changes.attributes import read_acl
 from manager.memory.mutations import Mutation, Part
 from manager.memory.notes import note_itself, note_new
@@ -49,12 +50,11 @@ from manager.memory.policies import is_below
 from manager.memory.state import SCAN, State
 from manager.rules import acl
 from manager.rules.limits import check_id, check_time
-from manager.tasks import align_inode
 
-LINK_MAX = 65000
-DIRECTORY_BYTES = 4096
-DIRECTORY_BLOCKS = 8
-RDEV_MAX = 2**32 - 1
+LINK_MAX = 65000  # names of one inode, as in ext4
+DIRECTORY_BYTES = 4096  # what `st_size` of every directory says, as of a small one in ext4
+DIRECTORY_BLOCKS = 8  # of 512 bytes: the same in blocks
+RDEV_MAX = 2**32 - 1  # Linux device numbers have 32 bits
 
 _TYPES = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
 
@@ -66,12 +66,15 @@ _ADD_XATTR = insert(xattrs)
 _ADD_ORPHAN = Hot(insert(orphans))
 _REMOVE_ORPHAN = delete(orphans).where(orphans.c.ino == bindparam("b_ino"))
 _SET_MARKS = update(inodes).where(inodes.c.ino == bindparam("b_ino")).values(marks=bindparam("to_marks"))
+# By the primary key (parent, name), as all statements about entries.
 _REMOVE_ENTRY = Hot(delete(dentries).where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name")))
+# The entry gets a new cookie at the end: a listing that has passed its old place meets it again, and none misses it.
 _MOVE_ENTRY = Hot(
     update(dentries)
     .where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name"))
     .values(parent=bindparam("to_parent"), name=bindparam("to_name"), cookie=bindparam("cookie"))
 )
+# The name stays where it was in listings: the entry keeps its cookie, only what it means changes.
 _POINT_ENTRY = Hot(
     update(dentries)
     .where(dentries.c.parent == bindparam("b_parent"), dentries.c.name == bindparam("b_name"))
@@ -81,11 +84,13 @@ _POINT_ENTRY = Hot(
 
 def create(tx: Transaction, state: State, mutation: Mutation, op: Create) -> Node:
     """Makes an inode and its name; a regular file is born dirty and open for writing."""
-    parent = _check_create(tx, state, op)
-    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: op.ino})
+    parent = _check_create(tx, state, mutation, op)
+    state.claim(tx, mutation, {Part.DIRECTORY: op.parent, Part.INODE: op.ino})
     directory = stat.S_ISDIR(op.mode)
+    # The inode before its name: foreign keys of the entry ask for it.
     node = _add_inode(tx, state, mutation, parent, op, links=2 if directory else 1)
     _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
+    # A new directory's ".." is a link to its parent.
     touch_directory(tx.connection, op.parent, op.now_ns, links=int(directory))
     if op.target:
         tx.execute(insert(symlinks), {"ino": op.ino, "target": op.target})
@@ -98,10 +103,10 @@ def create_unnamed(tx: Transaction, state: State, mutation: Mutation, op: Create
     """Makes a regular file as `create` does, which is born an orphan."""
     if not stat.S_ISREG(op.mode):
         raise refused(errno.EINVAL, f"mode {op.mode:o}")
-    new = Create(op.directory, b"", op.ino, op.mode, op.uid, op.gid, 0, op.now_ns, op.home_volume)
-    _check_inode(state, new)
+    new = Create(op.directory, b"", op.ino, op.mode, op.uid, op.gid, 0, op.now_ns, op.home_volume, umask=op.umask)
+    _check_inode(state, mutation, new)
     directory = get_live_directory(tx.connection, op.directory)
-    state.claim(tx, mutation, op, {Part.INODE: op.ino})
+    state.claim(tx, mutation, {Part.INODE: op.ino})
     node = _add_inode(tx, state, mutation, directory, new, links=0, marks=UNNAMED)
     _ADD_ORPHAN.run(tx.connection, {"ino": op.ino})
     tx.after(lambda: state.lost_name(op.ino))
@@ -114,12 +119,17 @@ def _add_inode(
     """An inode with what it gets from its parent; a regular file with its home."""
     mode, gid = op.mode, op.gid
     directory = stat.S_ISDIR(mode)
+    # As local file systems do: the group is inherited, and by directories the bit, too.
     if parent.mode & stat.S_ISGID:
         gid = parent.gid
         mode |= stat.S_ISGID if directory else 0
     lists: list[tuple[bytes, bytes]] = []
-    if parent.marks & HAS_DEFAULT_ACL and not stat.S_ISLNK(mode):
-        mode, inherited, lists = _inherit(tx, op.parent, mode)
+    default = read_acl(tx.connection, op.parent, acl.DEFAULT_XATTR) if parent.marks & HAS_DEFAULT_ACL else None
+    # A default list takes the umask's place; symbolic links have no list of their own.
+    if default is None or stat.S_ISLNK(mode):
+        mode &= ~op.umask
+    else:
+        mode, inherited, lists = _inherit(default, mode)
         marks |= inherited
     regular = stat.S_ISREG(mode)
     row = {
@@ -143,9 +153,11 @@ def _add_inode(
         "marks": marks,
     }
     _ADD_INODE.run(tx.connection, row)
+    # The store adds these up and writes the counter once for a whole batch.
     tx.inodes_added += 1
     if regular:
         _ADD_REPLICA.run(tx.connection, {"ino": op.ino, "volume": op.home_volume})
+        # Once it is committed: of an inode that was never made nobody is registered as a writer.
         tx.after(lambda: state.register_creator(mutation.session, op.ino))
     for name, value in lists:
         tx.execute(_ADD_XATTR, {"ino": op.ino, "name": name, "value": value})
@@ -158,21 +170,26 @@ def _born(row: dict[str, int]) -> Node:
     return Node(**values)
 
 
-def _check_create(tx: Transaction, state: State, op: Create) -> InodeRow:
+def _check_create(tx: Transaction, state: State, mutation: Mutation, op: Create) -> InodeRow:
     check_name(op.name)
-    _check_inode(state, op)
+    _check_inode(state, mutation, op)
     parent = get_live_directory(tx.connection, op.parent)
     if find_entry(tx.connection, op.parent, op.name) is not None:
         raise refused(errno.EEXIST)
     return parent
 
 
-def _check_inode(state: State, op: Create) -> None:
+def _check_inode(state: State, mutation: Mutation, op: Create) -> None:
     kind = stat.S_IFMT(op.mode)
     if kind not in _TYPES or op.mode & ~(kind | 0o7777):
         raise refused(errno.EINVAL, f"mode {op.mode:o}")
-    if not FIRST_INO <= op.ino < state.next_ino or not 0 <= op.rdev <= RDEV_MAX:
-        raise refused(errno.EINVAL, f"inode number {op.ino}")
+    if op.umask & ~0o777:
+        raise refused(errno.EINVAL, f"umask {op.umask:o}")
+    # Numbers come from the client: only those of its ranges are known to have never been used.
+    if not mutation.session.may_use(op.ino):
+        raise refused(errno.EINVAL, f"inode number {op.ino}, which this session was not given")
+    if not 0 <= op.rdev <= RDEV_MAX:
+        raise refused(errno.EINVAL, f"device number {op.rdev}")
     check_id(op.uid)
     check_id(op.gid)
     check_time(op.now_ns)
@@ -186,11 +203,8 @@ def _check_inode(state: State, op: Create) -> None:
         raise refused(errno.EINVAL, "target of a symbolic link")
 
 
-def _inherit(tx: Transaction, parent: int, mode: int) -> tuple[int, int, list[tuple[bytes, bytes]]]:
+def _inherit(default: acl.Acl, mode: int) -> tuple[int, int, list[tuple[bytes, bytes]]]:
     """The mode, marks and attributes that something created with *mode* gets from its parent's default list."""
-    default = read_acl(tx.connection, parent, acl.DEFAULT_XATTR)
-    if default is None:
-        return mode, 0, []
     marks, lists = 0, []
     mode, access = acl.inherit(default, mode)
     if access is not None:
@@ -210,6 +224,7 @@ def link(tx: Transaction, state: State, mutation: Mutation, op: Link) -> Node:
     if stat.S_ISDIR(inode.mode):
         raise refused(errno.EPERM, "hard link to a directory")
     unnamed = bool(inode.marks & UNNAMED)
+    # One that had a name never gets another; and the reaper may have decided about an unnamed one already.
     if (inode.nlink == 0 and not unnamed) or op.ino in state.reaping:
         raise refused(errno.ENOENT, "the file has been removed")
     if inode.nlink >= LINK_MAX:
@@ -217,12 +232,13 @@ def link(tx: Transaction, state: State, mutation: Mutation, op: Link) -> Node:
     get_live_directory(tx.connection, op.parent)
     if find_entry(tx.connection, op.parent, op.name) is not None:
         raise refused(errno.EEXIST)
-    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: op.ino})
+    state.claim(tx, mutation, {Part.DIRECTORY: op.parent, Part.INODE: op.ino})
     _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
     touch_directory(tx.connection, op.parent, op.now_ns)
     relink(tx.connection, op.ino, op.now_ns, 1)
     if unnamed:
         tx.execute(_SET_MARKS, {"b_ino": op.ino, "to_marks": inode.marks & ~UNNAMED})
+        # In the same transaction as the name: after a crash it is either an orphan or has a name.
         tx.execute(_REMOVE_ORPHAN, {"b_ino": op.ino})
         align_inode(tx, state, op.ino)  # to the policy of the directory; there was none of its own before
         tx.after(lambda: state.got_name(op.ino))
@@ -236,7 +252,7 @@ def unlink(tx: Transaction, state: State, mutation: Mutation, op: Unlink) -> Non
     inode = get_entry(tx.connection, op.parent, op.name)
     if stat.S_ISDIR(inode.mode):
         raise refused(errno.EISDIR)
-    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: inode.ino})
+    state.claim(tx, mutation, {Part.DIRECTORY: op.parent, Part.INODE: inode.ino})
     _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
     touch_directory(tx.connection, op.parent, op.now_ns)
     _lose_name(tx, state, mutation, op.parent, inode, op.now_ns)
@@ -251,7 +267,7 @@ def rmdir(tx: Transaction, state: State, mutation: Mutation, op: Rmdir) -> None:
         raise refused(errno.ENOTDIR)
     if has_children(tx.connection, inode.ino):
         raise refused(errno.ENOTEMPTY)
-    state.claim(tx, mutation, op, {Part.DIRECTORY: op.parent, Part.INODE: inode.ino})
+    state.claim(tx, mutation, {Part.DIRECTORY: op.parent, Part.INODE: inode.ino})
     _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
     touch_directory(tx.connection, op.parent, op.now_ns, links=-1)
     _lose_name(tx, state, mutation, op.parent, inode, op.now_ns)
@@ -260,12 +276,14 @@ def rmdir(tx: Transaction, state: State, mutation: Mutation, op: Rmdir) -> None:
 def _lose_name(tx: Transaction, state: State, mutation: Mutation, parent: int, inode: InodeRow, now_ns: int) -> None:
     """A name of *inode* has been removed from its directory; with the last one it becomes an orphan."""
     directory = stat.S_ISDIR(inode.mode)
+    # An empty directory loses all its links at once: its name's and that of its own ".".
     links = inode.nlink if directory else 1
     relink(tx.connection, inode.ino, now_ns, -links)
     if inode.nlink > links:
         _leave(tx, state, mutation, inode.ino, parent)
         return
     _ADD_ORPHAN.run(tx.connection, {"ino": inode.ino})
+    # The inode's row lives on until it is reaped, so that no CASCADE has removed its policy yet.
     if directory and tx.execute(delete(policies).where(policies.c.ino == inode.ino)).rowcount:
         state.policies.clear()
         tx.after(state.policies.clear)
@@ -282,11 +300,13 @@ def rename(tx: Transaction, state: State, mutation: Mutation, op: Rename) -> Nod
     get_directory(tx.connection, op.parent)
     get_live_directory(tx.connection, op.new_parent)
     source = get_entry(tx.connection, op.parent, op.name)
+    # All reading first; what is claimed and written below depends on all of it.
     target = find_entry(tx.connection, op.new_parent, op.new_name)
     if op.flags == RENAME_EXCHANGE:
         return _exchange(tx, state, mutation, op, source, target)
     if target is not None and op.flags == RENAME_NOREPLACE:
         raise refused(errno.EEXIST)
+    # rename(2): two names of one inode stay both, and nothing happens.
     if target is not None and target.ino == source.ino:
         return node_of(source)
     directory = stat.S_ISDIR(source.mode)
@@ -300,8 +320,10 @@ def rename(tx: Transaction, state: State, mutation: Mutation, op: Rename) -> Nod
     else:
         _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
         _POINT_ENTRY.run(tx.connection, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
+        # Nothing refers to it by this name any more; it may have been the last one.
         _lose_name(tx, state, mutation, op.new_parent, target, op.now_ns)
     moved = directory and op.parent != op.new_parent
+    # Directories count the ".." of their subdirectories: a moved one counts at its new parent, a replaced one nowhere.
     replaced = target is not None and directory
     touch_directory(tx.connection, op.parent, op.now_ns, links=-int(moved) - int(replaced and not moved))
     if op.new_parent != op.parent:
@@ -319,11 +341,11 @@ def _claim_rename(
     parts = {Part.DIRECTORY: op.parent, Part.NEW_DIRECTORY: op.new_parent, Part.INODE: source.ino}
     if target is not None:
         parts[Part.REPLACED] = target.ino
-    state.claim(tx, mutation, op, parts)
+    state.claim(tx, mutation, parts)
 
 
 def _leave(tx: Transaction, state: State, mutation: Mutation, ino: int, directory: int) -> None:
-    """The session takes a name of something that it may be caching out of *directory*."""
+    """Notes that the session may go on caching an inode whose name it has taken out of *directory*."""
     note_itself(tx, state.notes, mutation.session, state.leases.get(ino, mutation.session.number), directory)
 
 
@@ -349,10 +371,12 @@ def _exchange(tx: Transaction, state: State, mutation: Mutation, op: Rename, sou
     if target.ino == source.ino:
         return node_of(source)
     _check_no_cycle(tx, op.parent, op.new_parent, source)
+    # Both move: neither may end up inside of itself.
     _check_no_cycle(tx, op.new_parent, op.parent, target)
     _claim_rename(tx, state, mutation, op, source, target)
     _POINT_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name, "ino": target.ino})
     _POINT_ENTRY.run(tx.connection, {"b_parent": op.new_parent, "b_name": op.new_name, "ino": source.ino})
+    # Links of the new parent: a directory came for a file, or a file for a directory.
     gained = 0
     if op.parent != op.new_parent:
         gained = int(stat.S_ISDIR(source.mode)) - int(stat.S_ISDIR(target.mode))
@@ -368,9 +392,10 @@ def _exchange(tx: Transaction, state: State, mutation: Mutation, op: Rename, sou
 
 
 def _follow_policy(tx: Transaction, state: State, old_parent: int, new_parent: int, moved: InodeRow) -> None:
-    """What moved may be under another policy now: a file at once, a directory's files in the background."""
+    """Applies the policy of the new place: to a file at once, to a directory's files in the background."""
     if old_parent == new_parent:
         return
+    # By the parents, which have not moved: the cache is still right for them.
     before = state.policies.of_directory(tx.connection, old_parent)
     after = state.policies.of_directory(tx.connection, new_parent)
     if stat.S_ISDIR(moved.mode):
@@ -384,6 +409,7 @@ def _follow_policy(tx: Transaction, state: State, old_parent: int, new_parent: i
 
 def queue_scan(tx: Transaction, state: State, directory: int) -> None:
     """Has the files below a directory brought to their policies in the background (again from its beginning)."""
+    # A scan under way begins again: entries that it has passed may be under the new policy, too.
     known = tx.execute(select(scans.c.ino).where(scans.c.ino == directory)).first()
     if known is None:
         tx.execute(insert(scans), {"ino": directory, "after": 0})

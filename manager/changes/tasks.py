@@ -5,41 +5,44 @@ heeded only while its claim is in force.
 """
 
 import random
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
-from cluster.messages import CLAIMED, COPY, DEAD, DEFERRED, DELETE, WAITING, Replica, Stamp, Task, TaskReport
+from cluster.messages import Replica, Stamp, Task, TaskOperation, TaskReport, TaskState
 from manager.catalog.hot import Hot
 from manager.catalog.inodes import InodeRow, find_inode, path_of
 from manager.catalog.schema import replicas, tasks
 from manager.catalog.store import Transaction
+from manager.changes.alignment import align, replicas_of, restart_task
 from manager.changes.moves import copy_arrived, object_deleted, task_dead
 from manager.memory.state import State
 from manager.rules.limits import ERROR_MAX, check_number, clean_text
 from manager.rules.tasks import Event, next_state, states_after
-from manager.tasks import align, replicas_of, restart_task
 
-BACKOFF_FIRST_S = 1.0
-BACKOFF_MAX_S = 60.0
-CHANGED_BACKOFF_S = 0.5
-SOURCE_DOWN_BACKOFF_S = 3.0
+BACKOFF_FIRST_S = 1.0  # after the first failure, at most; doubled with each further one
+BACKOFF_MAX_S = 60.0  # what was mended is noticed within a minute
+CHANGED_BACKOFF_S = 0.5  # on average: whoever writes has then perhaps finished; no attempt is counted
+SOURCE_DOWN_BACKOFF_S = 3.0  # until it is looked whether a source has come back
 
+# Outcomes of a report, as agents send them.
 DONE = "done"
 CHANGED = "changed"
 RETRY = "retry"
 FAILED = "failed"
 
+# The index (server, state, task) gives them in this order, so that nothing is sorted however long the queue is.
 _WAITING = Hot(
     select(tasks)
-    .where(tasks.c.server == bindparam("server"), tasks.c.state == WAITING)
+    .where(tasks.c.server == bindparam("server"), tasks.c.state == TaskState.WAITING)
     .order_by(tasks.c.task)
     .limit(bindparam("n"))
 )
 _OLDEST_WAITING = Hot(
     select(tasks.c.queued_ns)
-    .where(tasks.c.server == bindparam("server"), tasks.c.state == WAITING)
+    .where(tasks.c.server == bindparam("server"), tasks.c.state == TaskState.WAITING)
     .order_by(tasks.c.task)
     .limit(1)
 )
@@ -55,10 +58,13 @@ _STORE_COPY = {
     "checksum": bindparam("to_checksum"),
     "fault": "",
 }
+# An update first: nearly every copy is of a newer version of what is there already.
 _UPDATE_REPLICA = Hot(
     update(replicas).where(replicas.c.ino == bindparam("b_ino"), replicas.c.volume == bindparam("b_volume")).values(_STORE_COPY)
 )
 _ADD_REPLICA = Hot(insert(replicas).values(_STORE_COPY | {"ino": bindparam("b_ino"), "volume": bindparam("b_volume")}))
+# Whoever copied a version has read all of it, which a commit does not take. Only while the home's object still has that
+# version.
 _LEARN_CHECKSUM = Hot(
     update(replicas)
     .where(
@@ -73,6 +79,7 @@ _LEARN_CHECKSUM = Hot(
 
 def backoff_s(attempts: int, draw: float) -> float:
     """How long to wait after the *attempts*-th failure; *draw* in [0, 1) spreads it over the upper half."""
+    # The exponent is bounded, since powers beyond are only cut to the maximum.
     full: float = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(attempts - 1, 16))
     return full * (0.5 + draw / 2)
 
@@ -88,8 +95,10 @@ class Verdict:
 
 def judge(outcome: str, *, attempts: int, newer: bool, max_attempts: int, draw: float) -> Verdict:
     """The rule for a task that was not done. *newer*: a newer version is wanted than the one that was tried."""
+    # Before everything else: the writer is to blame, not the volume, so that no attempt is counted.
     if outcome == CHANGED:
         return Verdict(Event.CHANGED, attempts, CHANGED_BACKOFF_S * (0.5 + draw))
+    # What has failed is not wanted any more, so the failure says nothing about what is: it begins anew at once.
     if newer:
         return Verdict(Event.OVERTAKEN, 0)
     if outcome == FAILED or attempts + 1 >= max_attempts:
@@ -97,10 +106,22 @@ def judge(outcome: str, *, attempts: int, newer: bool, max_attempts: int, draw: 
     return Verdict(Event.FAILED, attempts + 1, backoff_s(attempts + 1, draw))
 
 
-def waiting_since(connection: Connection, server: str) -> int | None:
-    """When the oldest of the waiting tasks was queued, in nanoseconds of that manager's clock; None if there is none."""
+def waiting_since(connection: Connection, server: str, missing: Collection[int] = ()) -> int | None:
+    """When the oldest of the waiting tasks was queued, in nanoseconds of that manager's clock; None if there is none.
+
+    Tasks on *missing* volumes wait until these are back.
+    """
+    if missing:
+        found = _waiting_but(connection, server, missing, 1)
+        return int(found[0].queued_ns) if found else None
     row = _OLDEST_WAITING.one_or_none(connection, {"server": server})
     return None if row is None else int(row.queued_ns)
+
+
+def _waiting_but(connection: Connection, server: str, missing: Collection[int], limit: int) -> list[InodeRow]:
+    """The oldest waiting tasks, but for those on some volumes. Reads past these, so it is for when there are any."""
+    chosen = select(tasks).where(tasks.c.server == server, tasks.c.state == TaskState.WAITING, tasks.c.volume.not_in(missing))
+    return list(connection.execute(chosen.order_by(tasks.c.task).limit(limit)).all())
 
 
 @dataclass(frozen=True)
@@ -115,9 +136,16 @@ def claim_tasks(tx: Transaction, state: State, server: str, limit: int) -> Claim
     """Hands out waiting tasks of *server*, oldest first."""
     claimed: list[Task] = []
     postponed: list[int] = []
-    for row in _WAITING.all(tx.connection, {"server": server, "n": limit}):
+    # Volumes that cannot be read now: their tasks would fail, and be given up in the end.
+    missing = state.members.missing(server)
+    if missing:
+        waiting = _waiting_but(tx.connection, server, missing, limit)
+    else:
+        waiting = _WAITING.all(tx.connection, {"server": server, "n": limit})
+    for row in waiting:
         inode = find_inode(tx.connection, row.ino)
-        if row.operation == DELETE:
+        if row.operation == TaskOperation.DELETE:
+            # One that an agent had before may be done already: it cannot be taken back, and its replica is no copy any more.
             if row.claim or inode is None or inode.nlink == 0 or _is_still_wanted(tx, state, row, inode):
                 claimed.append(_claim_delete(tx, row))
             continue
@@ -134,36 +162,41 @@ def claim_tasks(tx: Transaction, state: State, server: str, limit: int) -> Claim
 
 def _is_still_wanted(tx: Transaction, state: State, row: InodeRow, inode: InodeRow) -> bool:
     """Looks at the file once more before its replica is given up for good."""
+    # Since it was queued a volume may have failed or the policy may have changed: this deletion may be one too many.
     align(tx, state, inode)
+    # `align` may have removed the task or turned it into a copy.
     present = _BY_ID.one_or_none(tx.connection, {"task": row.task})
-    return present is not None and present.operation == DELETE
+    return present is not None and present.operation == TaskOperation.DELETE
 
 
 def _forget_copy(tx: Transaction, state: State, row: InodeRow) -> None:
-    """A copy of a file that is gone. What an earlier attempt may have left on the volume is deleted."""
+    """Ends a copy of a file that is gone; queues the deletion of what an earlier attempt may have left."""
+    # An attempt may have left an object; a task that was never claimed has not.
     if row.claim > 0:
-        restart_task(tx, state, row.task, row.volume, DELETE, 0)
+        restart_task(tx, state, row.task, row.volume, TaskOperation.DELETE, 0)
     else:
         _DELETE.run(tx.connection, {"b_task": row.task})
 
 
 def _claim_delete(tx: Transaction, row: InodeRow) -> Task:
     _step(tx, row, Event.CLAIM, claim=row.claim + 1)
-    return Task(row.task, row.claim + 1, DELETE, row.ino, row.volume, row.version, attempts=row.attempts)
+    return Task(row.task, row.claim + 1, TaskOperation.DELETE, row.ino, row.volume, row.version, attempts=row.attempts)
 
 
 def _claim_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow) -> Task | None:
     sources, checksum = _sources(tx, state, inode, row.volume)
+    # Deferred, without an attempt counted: the agent could only fail.
     if not any(_is_up(state, source.volume) for source in sources):
         _step(tx, row, Event.NO_SOURCE, error="no server that has a current replica is there")
         return None
+    # The newest version is copied, whatever it was queued for: one copy instead of two.
     if row.version != inode.version:
         tx.execute(update(tasks).where(tasks.c.task == row.task).values(version=inode.version))
     _step(tx, row, Event.CLAIM, claim=row.claim + 1)
     return Task(
         task=row.task,
         claim=row.claim + 1,
-        operation=COPY,
+        operation=TaskOperation.COPY,
         ino=row.ino,
         volume=row.volume,
         version=inode.version,
@@ -181,8 +214,7 @@ def _claim_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow) -
 
 
 def _is_up(state: State, volume: int) -> bool:
-    known = state.members.get(volume)
-    return known is not None and state.members.is_up(known.server)
+    return state.members.is_there(volume)
 
 
 def _sources(tx: Transaction, state: State, inode: InodeRow, target: int) -> tuple[list[Replica], bytes]:
@@ -193,7 +225,11 @@ def _sources(tx: Transaction, state: State, inode: InodeRow, target: int) -> tup
         if row.version == inode.version and row.stamp_ctime_ns is not None and row.volume != target
     ]
     sound = [row for row in current if not row.fault] or current
-    sound.sort(key=lambda row: (not _is_up(state, row.volume), row.volume != inode.home_volume, row.volume))
+    counts = state.members.volume_counts
+    sound.sort(
+        key=lambda row: (not _is_up(state, row.volume), not counts(row.volume), row.volume != inode.home_volume, row.volume)
+    )
+    # All these have the same version, hence the same content: the checksum of any is that of each.
     checksum = next((row.checksum for row in sound if row.checksum), b"")
     return [replica_of(row) for row in sound], checksum
 
@@ -233,7 +269,7 @@ def _step(
 
 @dataclass(frozen=True)
 class Ended:
-    """What a report did: `task` is no longer claimed; wait `delay_s` if it is deferred; `settled` is an inode with news."""
+    """A task no longer claimed. `delay_s`: its back-off, None if it is not deferred; `settled`: the copied inode, or 0."""
 
     task: int
     delay_s: float | None = None
@@ -247,17 +283,23 @@ def report_task(
     check_number(report.task, "task")
     check_number(report.version, "version")
     row = _BY_ID.one_or_none(tx.connection, {"task": report.task})
-    if row is None or row.state != CLAIMED or row.claim != report.claim or row.server != server:
+    # A repeat, or the report of an attempt that was taken for lost: whoever has the task now reports for it.
+    if row is None or row.state != TaskState.CLAIMED or row.claim != report.claim or row.server != server:
         return None
     inode = find_inode(tx.connection, row.ino)
     if report.source_error:
         _note_fault(tx, row.ino, report.source_volume, tried_version or row.version, report.source_error)
-    if row.operation == DELETE:
+        # Not here: the home can be left only while nobody can be writing the file (`manager.workers.damage`).
+        if inode is not None and inode.home_volume == report.source_volume:
+            tx.after(lambda: state.damaged_home(row.ino))
+    if row.operation == TaskOperation.DELETE:
         return _end_delete(tx, state, row, inode, report, max_attempts)
+    # The file went while it was copied: whatever the agent has left on the volume is deleted.
     if inode is None:
-        restart_task(tx, state, row.task, row.volume, DELETE, 0)
+        restart_task(tx, state, row.task, row.volume, TaskOperation.DELETE, 0)
         return Ended(row.task)
     if report.outcome != DONE:
+        # After a change of office nobody knows what was tried: then the attempt counts.
         newer = bool(tried_version) and row.version > tried_version
         return _end_failed(tx, state, row, report, newer=newer, max_attempts=max_attempts)
     return _end_copy(tx, state, row, inode, report)
@@ -280,23 +322,26 @@ def _end_failed(tx: Transaction, state: State, row: InodeRow, report: TaskReport
         draw=random.random(),  # noqa: S311
     )
     following = _step(tx, row, verdict.event, attempts=verdict.attempts, error=clean_text(report.error, ERROR_MAX))
-    if following == DEAD:
+    if following == TaskState.DEAD:
         task_dead(tx, state, row.ino, row.operation, row.volume, report.error)
-    if following == WAITING:
+    if following == TaskState.WAITING:
         tx.after(lambda: state.ring(row.server))
-    return Ended(row.task, verdict.delay_s if following == DEFERRED else None)
+    return Ended(row.task, verdict.delay_s if following == TaskState.DEFERRED else None)
 
 
 def _end_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow, report: TaskReport) -> Ended:
+    # No correct agent says so. It is given up at once: trying again would bring the same.
     if report.version > inode.version or report.stamp is None:
         return _end_failed(
             tx, state, row, TaskReport(row.task, row.claim, FAILED, "impossible report"), newer=False, max_attempts=1
         )
+    # Also of a version that is not the newest any more: `align` below then queues the newer one.
     _store_replica(tx, row.ino, row.volume, report.version, report.stamp, report.checksum)
     if report.checksum:
         values = {"b_ino": row.ino, "b_volume": inode.home_volume, "b_version": report.version, "to_checksum": report.checksum}
         _LEARN_CHECKSUM.run(tx.connection, values)
     _DELETE.run(tx.connection, {"b_task": row.task})
+    # Before `align`, which then sees these moves as active ones.
     copy_arrived(tx, state, row.ino)
     if inode.nlink:
         align(tx, state, inode)
@@ -323,8 +368,10 @@ def _end_delete(
 ) -> Ended:
     if report.outcome != DONE:
         return _end_failed(tx, state, row, report, newer=False, max_attempts=max_attempts)
+    # The row goes when the object is gone, not before: a crash in between leaves no object that the catalog does not know.
     tx.execute(delete(replicas).where(replicas.c.ino == row.ino, replicas.c.volume == row.volume))
     _DELETE.run(tx.connection, {"b_task": row.task})
+    # The move ends before `align` looks, which else would take it for still under way.
     object_deleted(tx, state, row.ino, row.volume)
     if inode is not None and inode.nlink:
         align(tx, state, inode)
@@ -335,42 +382,46 @@ def _end_delete(
 
 
 def release_claims(tx: Transaction, state: State, claims: dict[int, int]) -> None:
-    """Claims (task: claim) whose time has run out or whose agent is gone: the tasks wait again."""
+    """Makes tasks wait again whose claim has run out or whose agent is gone; *claims* are claim numbers by task."""
     for task, claim in claims.items():
         row = _BY_ID.one_or_none(tx.connection, {"task": task})
-        if row is not None and row.state == CLAIMED and row.claim == claim:
+        # Looked at again: the report may have come while this waited for its transaction.
+        if row is not None and row.state == TaskState.CLAIMED and row.claim == claim:
             _step(tx, row, Event.LOST, error="the agent did not report")
             server = row.server
             tx.after(lambda server=server: state.ring(server))  # type: ignore[misc]
 
 
-def wake_tasks(tx: Transaction, state: State, due: list[int]) -> None:
-    """Deferred tasks whose back-off is over wait again."""
+def wake_tasks(tx: Transaction, state: State, due: Iterable[int]) -> None:
+    """Makes deferred tasks wait whose back-off is over."""
     for task in due:
         row = _BY_ID.one_or_none(tx.connection, {"task": task})
-        if row is not None and row.state == DEFERRED:
+        # It may have been retried or replaced meanwhile.
+        if row is not None and row.state == TaskState.DEFERRED:
             _step(tx, row, Event.DUE)
             server = row.server
             tx.after(lambda server=server: state.ring(server))  # type: ignore[misc]
 
 
 def retry_tasks(tx: Transaction, state: State, task: int) -> int:
-    """Dead and deferred tasks (0: all of them) wait again with no attempts counted."""
+    """Makes a dead or deferred task (0: all of them) wait with no attempts counted. Returns how many."""
     chosen: ColumnElement[bool] = tasks.c.state.in_(states_after(Event.RETRY))
     if task:
         chosen = chosen & (tasks.c.task == task)
+    # Before the update, after which nothing is *chosen* any more.
     servers = list(tx.execute(select(tasks.c.server).where(chosen).distinct()).scalars())
-    count = tx.execute(update(tasks).where(chosen).values(state=WAITING, attempts=0, error="")).rowcount
+    count = tx.execute(update(tasks).where(chosen).values(state=TaskState.WAITING, attempts=0, error="")).rowcount
     for server in servers:
         tx.after(lambda server=server: state.ring(server))  # type: ignore[misc]
     return count
 
 
 def begin_queue(tx: Transaction) -> list[tuple[int, int, str, int]]:
-    """At the start of a term: deferred tasks wait again; the claims in force as (task, claim, server, version)."""
+    """Makes deferred tasks wait, at the start of a term. Returns the claims in force as (task, claim, server, version 0)."""
+    # Their back-offs were in the memory of the manager before.
     for state, following in states_after(Event.NEW_MANAGER).items():
         tx.execute(update(tasks).where(tasks.c.state == state).values(state=following))
-    rows = tx.execute(select(tasks.c.task, tasks.c.claim, tasks.c.server).where(tasks.c.state == CLAIMED))
+    rows = tx.execute(select(tasks.c.task, tasks.c.claim, tasks.c.server).where(tasks.c.state == TaskState.CLAIMED))
     return [(row.task, row.claim, row.server, 0) for row in rows]
 
 

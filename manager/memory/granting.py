@@ -2,17 +2,19 @@
 
 The rules are in `Granting._may_cache`. The grant is made in the event loop, in the same step in which the answer leaves the
 handler, from a reading of the catalog that began at a known time: whatever has changed since then is not granted
-(`manager.memory.mutations`). Where the catalog does not note yet that the session's server caches in a directory, that is written first
-(`manager.memory.notes`).
+(`manager.memory.mutations`). Where the catalog does not note yet that the session's server caches in a directory, that is written
+first (`manager.memory.notes`).
 """
 
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TypeAlias
 
 import msgspec
 
+from cluster.errors import CatalogFault
 from cluster.messages import Described, Found, GetAttr, Grant, Listing, Lookup, Node, ReadDir
 from manager.catalog.store import Store
 from manager.memory.leases import Leases
@@ -20,8 +22,6 @@ from manager.memory.mutations import Mutation
 from manager.memory.notes import write_notes
 from manager.memory.sessions import NOT_WRITING, Session
 from manager.memory.state import State
-
-GRANTING = frozenset({Lookup, GetAttr, ReadDir})
 
 Asked: TypeAlias = Lookup | GetAttr | ReadDir
 Answered: TypeAlias = Found | Described | Listing
@@ -43,8 +43,8 @@ class Granting:
     """Grants of one term."""
 
     def __init__(self, state: State, leases: Leases) -> None:
-        self._state = state
-        self._leases = leases
+        self._state = state  # sessions, fences, members and notes decide
+        self._leases = leases  # where what is granted is written down
 
     def directory_of(self, session: Session, node: Node) -> int:
         """Under which directory the inode is noted, or may be; 0 if only the catalog can tell."""
@@ -78,17 +78,20 @@ class Granting:
         Directories among them are noted under themselves. They were read since *began_s*, or brought by *own*. *serial*: of an
         answer with several grants. None if there is nothing to grant.
         """
+        # Who cannot be told of recalls is granted nothing; and a new manager must find the note of it.
         if not (directory and session.watches and self._state.notes.has(session.server, directory)):
             return None
         if not self._leases.has_room(session):
             return None
         fences = self._state.fences
+        # Checked and granted in one step: on PostgreSQL a mutation may claim an inode in the store's thread in between.
         with fences.lock:
             granted: list[int] = []
             themselves: list[int] = []
             for node in nodes:
                 if self._may_cache(session, node, began_s, now, own):
                     (themselves if stat.S_ISDIR(node.mode) and node.ino != directory else granted).append(node.ino)
+            # A directory without a note of its own is not granted: a new manager would not find it.
             themselves = [ino for ino in themselves if self._state.notes.has(session.server, ino)]
             if names and directory not in granted and fences.is_settled(directory, session, began_s, now, own):
                 granted.append(directory)
@@ -100,7 +103,7 @@ class Granting:
                 self._leases.let_cache(session, [ino], ino, serial, now)
         for noted in (directory, *themselves):
             self._state.notes.used(session.server, noted, now)
-        return Grant(serial, self._leases.access_s, granted + themselves)
+        return Grant(serial, self._leases.granted_s(now), granted + themselves)
 
     def _may_cache(self, session: Session, node: Node, began_s: float, now: float, own: Mutation | None) -> bool:
         """Nobody is changing it, and nobody has since it was read; and nobody else can be writing its content."""
@@ -127,7 +130,8 @@ class Granting:
         missing = self._missing(session, set(directories))
         if missing and session.watches:
             work = partial(write_notes, notes=self._state.notes, server=session.server, directories=missing)
-            await store.write(work, durable=True)
+            with suppress(CatalogFault):  # then nothing may be cached, which is what `offer` finds
+                await store.write(work, durable=True, grows=True)
 
     # ---------------------------------------------------------------------------------------------------- questions
 

@@ -13,10 +13,11 @@ Changed in the event loop only; `is_written`, `caching` and `get` may also be as
 import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+from cluster.counters import Counters, counter, gauge
 from cluster.errors import TokenRefused
-from cluster.leases import READ, SERIAL_TERM_BITS, SHARED, WRITE, LeaseToken, Sealer, margin_s, mode_for
+from cluster.leases import READ, SERIAL_TERM_BITS, SHARED, WRITE, LeaseToken, Sealer, grant_lasts_s, margin_s, mode_for
 from cluster.messages import LeaseCounts, Node
 from manager.memory.members import Members
 from manager.memory.sessions import Session
@@ -27,26 +28,21 @@ CACHED_MAX = 100_000  # the same for one session
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """One holder's right to one inode. `ends_s` is when the manager takes it for ended, by its own clock.
-
-    `cached_until_s`: the same for what the holder caches; 0 if it may not. `cache_serial`: of its newest grant to cache.
-    `directory`: under which the catalog notes that the holder's server caches it (0: not known, see `manager.memory.notes`).
-    `told_epoch`: the holder knows that the token is for no newer home than this.
-    """
+    """One holder's right to one inode."""
 
     ino: int
-    session: int
-    server: str
-    since_s: float
-    ends_s: float = 0.0
-    serial: int = 0
-    token: LeaseToken | None = None
-    writer: bool = False
-    cached_until_s: float = 0.0
-    cache_serial: int = 0
-    directory: int = 0
-    renewals: int = 0
-    told_epoch: int = 0
+    session: int  # the holder's number
+    server: str  # the holder's
+    since_s: float  # when it was first granted
+    ends_s: float = 0.0  # when the manager takes it for ended, by its own clock
+    serial: int = 0  # of the newest grant or token
+    token: LeaseToken | None = None  # the newest; None where only caching was granted
+    writer: bool = False  # it was granted to write
+    cached_until_s: float = 0.0  # as `ends_s`, for what the holder caches; 0 if it may not
+    cache_serial: int = 0  # of its newest grant to cache
+    directory: int = 0  # under which the catalog notes that the server caches it (0: not known): see `manager.memory.notes`
+    renewals: int = 0  # for people
+    known_epoch: int = 0  # the holder knows that the token is for no newer home than this
 
     @property
     def mode(self) -> str:
@@ -56,35 +52,49 @@ class Lease:
         return WRITE if self.writer else READ
 
 
-@dataclass
-class Counts:
-    """What has happened in this term."""
+GRANTED = counter("godwit_leases_granted_total", "Leases granted to mounts.")
+RENEWED = counter("godwit_leases_renewed_total", "Leases granted again to who had them.")
+EXPIRED = counter("godwit_leases_expired_total", "Leases that ran out, unused or unheard.")
+REFUSED = counter("godwit_leases_refused_total", "Leases asked for inodes that are not there.")
+RECALLED = counter("godwit_leases_recalled_total", "Leases that were called back.")
+WAITED_OUT = counter("godwit_leases_waited_out_total", "Recalled leases that ended by time instead of an answer.")
+GIVEN_BACK = counter("godwit_leases_given_back_total", "Leases that mounts gave back unasked.")
+LIVE = gauge("godwit_leases", "Leases that have not ended.")
+REQUESTS = counter("godwit_mount_requests_total", "Requests of mounts that the manager has answered.")
 
-    granted: int = 0
-    renewed: int = 0
-    expired: int = 0
-    refused: int = 0
-    recalled: int = 0
-    waited_out: int = 0
-    given_back: int = 0
-    requests: int = 0
+
+class Counts:
+    """What has happened to leases in this term."""
+
+    def __init__(self, counters: Counters) -> None:
+        self.granted = counters.cell(GRANTED)
+        self.renewed = counters.cell(RENEWED)
+        self.expired = counters.cell(EXPIRED)
+        self.refused = counters.cell(REFUSED)
+        self.recalled = counters.cell(RECALLED)
+        self.waited_out = counters.cell(WAITED_OUT)
+        self.given_back = counters.cell(GIVEN_BACK)
+        self.requests = counters.cell(REQUESTS)
 
     def message(self) -> LeaseCounts:
-        return LeaseCounts(**asdict(self))
+        return LeaseCounts(**{name: int(cell.value) for name, cell in vars(self).items()})
 
 
 class Leases:
     """The table of live leases: at most one for each inode and session."""
 
-    def __init__(self, term: int, access_s: float, sealer: Sealer, members: Members) -> None:
-        self.access_s = access_s
-        self.lasts_s = access_s + margin_s(access_s)
-        self.counts = Counts()
-        self._term = term
-        self._sealer = sealer
-        self._members = members
-        self._serials = itertools.count(term << SERIAL_TERM_BITS | 1)
-        self._holders: dict[int, dict[int, Lease]] = {}
+    def __init__(self, term: int, access_s: float, sealer: Sealer, members: Members, extended_s: Callable[[], float]) -> None:
+        self.access_s = access_s  # for how long a holder may use what it was granted, unless it renews it
+        self.lasts_s = access_s + margin_s(access_s)  # until the manager takes a lease for ended: later than its holder does
+        self.counters = Counters()  # of this term
+        self.counters.follow(LIVE, lambda: len(self))
+        self.counts = Counts(self.counters)  # for people and metrics
+        self._term = term  # number, which tokens carry
+        self._sealer = sealer  # by whose key agents know tokens for the manager's
+        self._members = members  # says where homes are
+        self._extended_s = extended_s  # when the last extension of the office began
+        self._serials = itertools.count(term << SERIAL_TERM_BITS | 1)  # larger than those of earlier terms
+        self._holders: dict[int, dict[int, Lease]] = {}  # by inode, then by session
         self._by_end: OrderedDict[tuple[int, int], None] = OrderedDict()  # all leases last equally long: in order of their ends
         self._cached: Counter[int] = Counter()  # leases to cache, by session
 
@@ -97,9 +107,14 @@ class Leases:
 
     # --------------------------------------------------------------------------------------------------- granting
 
+    def granted_s(self, now: float) -> float:
+        """For how long what is granted at *now* lasts at its holder, from when that asked."""
+        return grant_lasts_s(self.access_s, self._extended_s(), now)
+
     def grant(self, session: Session, node: Node, *, writer: bool, in_grace: bool, now: float) -> bytes:
         """A sealed token for the session: a new lease, or the one that it has for another access time."""
         holders = self._holders.get(node.ino, {})
+        # Those of the session itself do not exclude it, and those that let only cache give no right to I/O.
         others = [
             lease.writer
             for number, lease in holders.items()
@@ -117,9 +132,13 @@ class Leases:
             version=node.version,
             home_epoch=node.home_epoch,
             term=self._term,
-            access_s=self.access_s,
+            access_s=self.granted_s(now),
             issued_s=now,
+            # While the file is dirty the catalog does not know what the object is like.
+            object_ctime_ns=0 if node.dirty else node.object_ctime_ns,
+            size=-1 if node.dirty else node.size,
         )
+        # The lease lasts longer than the token says, at least by the margin: for the way, and for clocks that run differently.
         lease = self._extended(session, node.ino, token.serial, now)
         lease.token, lease.writer = token, writer
         return self._sealer.seal(token)
@@ -152,10 +171,13 @@ class Leases:
         for item in sealed:
             try:
                 token = self._sealer.open(item)
+            # No manager of this cluster made it: nobody has to heed it.
             except TokenRefused:
                 continue
             known = self.get(token.ino, session.number)
+            # A token of this term that was answered before the mount presented the older one is the newer one.
             if token.holder == session.server and (known is None or known.token is None):
+                # A whole time from now: when it was granted is known only by a clock of the manager before.
                 lease = self._extended(session, token.ino, token.serial, now, counted=False)
                 lease.token, lease.writer = token, is_writer(token.ino)
         for ino in caching:
@@ -164,27 +186,31 @@ class Leases:
                 self._begin_caching(self._extended(session, ino, 0, now, counted=False))
 
     def _extended(self, session: Session, ino: int, serial: int, now: float, *, counted: bool = True) -> Lease:
-        """The session's lease for the inode, which ends a whole time from now."""
+        """The session's lease for the inode, new or renewed, which ends `lasts_s` from now."""
         holders = self._holders.get(ino)
         if holders is None:
             holders = self._holders[ino] = {}
         lease = holders.get(session.number)
+        # Ended, but not swept yet: what follows is a new lease, which inherits no right to write.
         if lease is not None and lease.ends_s <= now:
             self._drop(ino, session.number)
-            self.counts.expired += 1
+            self.counts.expired.value += 1
+            # `_drop` has removed the inode's dictionary if it was the last holder.
             holders = self._holders.setdefault(ino, {})
             lease = None
         if lease is None:
             lease = holders[session.number] = Lease(ino, session.number, session.server, now)
-            self.counts.granted += counted
+            self.counts.granted.value += counted
         elif lease.ends_s != now + self.lasts_s:  # else it is for the same answer
             lease.renewals += 1
-            self.counts.renewed += counted
+            self.counts.renewed.value += counted
+        # Caching may have ended earlier than the lease; it must not come back by the extension.
         if lease.cached_until_s <= now:
             self._end_caching(lease)
         lease.ends_s = now + self.lasts_s
         lease.serial = max(lease.serial, serial)
         key = (ino, session.number)
+        # To the end, since it ends last now: `expire` looks only at the front.
         self._by_end[key] = None
         self._by_end.move_to_end(key)
         return lease
@@ -219,7 +245,7 @@ class Leases:
         """The holder has been told to ask where the home is, when its epoch was this."""
         lease = self.get(ino, session)
         if lease is not None:
-            lease.told_epoch = max(lease.told_epoch, home_epoch)
+            lease.known_epoch = max(lease.known_epoch, home_epoch)
 
     def end_session(self, session: int) -> None:
         """The holder is known to be dead (a process that was fenced may still believe in its tokens)."""
@@ -236,10 +262,11 @@ class Leases:
         """Forgets what has ended."""
         while self._by_end:
             ino, session = next(iter(self._by_end))
+            # All others end later.
             if self._holders[ino][session].ends_s > now:
                 return
             self._drop(ino, session)
-            self.counts.expired += 1
+            self.counts.expired.value += 1
 
     def _end_caching(self, lease: Lease) -> None:
         if lease.cached_until_s:
@@ -266,6 +293,7 @@ class Leases:
         found = self._holders.get(ino)
         if found is None:
             return False
+        # A copy in one step: the store's thread asks, too, while the event loop may change it. So it is in `caching`.
         return any(lease.writer for lease in list(found.values()) if besides is None or lease.session != besides.number)
 
     def caching(self, ino: int, now: float, *, besides: Session | None = None) -> list[int]:
@@ -281,15 +309,15 @@ class Leases:
         leases = list(self._holders.get(ino, {}).values())
         return [lease.session for lease in leases if lease.server == server and lease.cached_until_s > now]
 
-    def astray(self, ino: int, home_epoch: int, now: float, *, besides: Session) -> list[int]:
-        """The sessions, but *besides*, whose tokens name an earlier home of the inode, and who have not been told."""
+    def holders_of_old_home(self, ino: int, home_epoch: int, now: float, *, besides: Session) -> list[int]:
+        """The sessions, except *besides*, whose tokens name an earlier home of the inode, and that were not told since."""
         return [
             lease.session
             for lease in self._holders.get(ino, {}).values()
             if lease.session != besides.number
             and lease.ends_s > now
             and lease.token is not None
-            and max(lease.token.home_epoch, lease.told_epoch) < home_epoch
+            and max(lease.token.home_epoch, lease.known_epoch) < home_epoch
         ]
 
     def may_cache(self, ino: int, session: Session, now: float) -> bool:

@@ -19,7 +19,7 @@ from cluster.clock import monotonic_s
 from cluster.config import ManagerConfig
 from cluster.errors import NotManager, refused
 from cluster.leases import SERIAL_TERM_BITS, margin_s
-from cluster.messages import LOCK_GRANTED, LOCK_HELD, LOCK_WAITING, HeldLocks, LockSpan, SetLock, Unlock
+from cluster.messages import HeldLocks, LockOutcome, LockSpan, SetLock, Unlock
 from cluster.spans import common, conflict, covers, normal, with_span, within, without
 from manager.memory.sessions import Session
 from manager.rules.liveness import TICK_S
@@ -49,12 +49,12 @@ def kept_s(config: ManagerConfig) -> float:
 class Listed(NamedTuple):
     """A lock, or the waiting for one, by a process since a time."""
 
-    file: File
-    owner: Owner
-    span: LockSpan
-    pid: int
-    waiting: bool
-    since_s: float
+    file: File  # records and whole files apart
+    owner: Owner  # session and the kernel's number
+    span: LockSpan  # bytes, and whether to write
+    pid: int  # of the process that locked last, on its server
+    waiting: bool  # false: it has the lock
+    since_s: float  # of `monotonic_s`
 
 
 @dataclass(eq=False)
@@ -81,14 +81,14 @@ class Locks:
     """All locks of one term. *all_known*: every mount that may have locks has presented them, or has none any more."""
 
     def __init__(self, term: int, lasts_s: float, all_known: Callable[[], bool], now: Callable[[], float] = monotonic_s) -> None:
-        self._now = now
-        self._lasts_s = lasts_s
-        self._all_known = all_known
-        self._queues: dict[File, Queue] = {}
-        self._holders: dict[int, Holder] = {}
+        self._now = now  # `monotonic_s`, but in tests
+        self._lasts_s = lasts_s  # after which silence a session's locks end: see `kept_s`
+        self._all_known = all_known  # false until the mounts of earlier terms have presented theirs: nothing is granted then
+        self._queues: dict[File, Queue] = {}  # only of files with a lock or a waiter: see `_tidy`
+        self._holders: dict[int, Holder] = {}  # by session number
         self._waiting: dict[Owner, dict[int, File]] = {}  # for what each owner waits, by ticket
-        self._serials = itertools.count(term << SERIAL_TERM_BITS | 1)
-        self._count = 0
+        self._serials = itertools.count(term << SERIAL_TERM_BITS | 1)  # of wakings; they grow over all terms
+        self._count = 0  # spans and waiters of all sessions: see `TABLE_MAX`
 
     def __len__(self) -> int:
         return self._count
@@ -105,9 +105,11 @@ class Locks:
         if holder is None:
             holder = self._holders[session.number] = Holder(session)
         holder.session = session
+        # A mount that introduces itself asks anew for what it waits for: its old tickets mean nothing any more.
         holder.woken.clear()
         self._withdraw_all(session.number)
         claims = {(File(item.ino, item.whole), Owner(session.number, item.owner)): item for item in presented}
+        # Of this term: the mount may have missed answers, so it keeps at most what both sides know.
         if known:
             for file, queue in list(self._queues.items()):
                 for owner in [owner for owner in queue.held if owner.session == session.number]:
@@ -119,6 +121,7 @@ class Locks:
             if not (self._has(file, owner, claim.spans) if known else adopt and self._adopt(file, owner, claim)):
                 refused_inodes.add(file.ino)
         for ino in refused_inodes:
+            # All locks of the inode, also those that could be kept: the mount takes all of them for lost.
             self._drop(session.number, ino)
         return sorted(refused_inodes)
 
@@ -128,6 +131,7 @@ class Locks:
 
     def _adopt(self, file: File, owner: Owner, claim: HeldLocks) -> bool:
         queue = self._queues.setdefault(file, Queue())
+        # Somebody else was granted it, or presented it earlier: two mounts cannot both have it.
         if any(next(queue.blockers(owner, span), None) is not None for span in claim.spans):
             return False
         self._replace(queue, owner, claim.spans, claim.pid)
@@ -141,9 +145,11 @@ class Locks:
     def expire(self) -> None:
         """Ends what sessions have that were not heard for too long, and lets those go on that have waited for long enough."""
         for number, holder in list(self._holders.items()):
+            # Longer than the mount believes in them itself (`believed_s`): it has stopped before.
             if self._now() - holder.session.heard_s > self._lasts_s:
                 self.end_session(number)
         for file, queue in list(self._queues.items()):
+            # A waiter that gave way to others is granted after some time, which nothing else rings for.
             if queue.waiters:
                 self._advance(file)
 
@@ -156,7 +162,7 @@ class Locks:
         self._holders.pop(number).ring()
 
     def settle(self) -> None:
-        """All locks of earlier terms are known: decides about everybody who waits for that."""
+        """Decides about all waiters, now that all locks of earlier terms are known."""
         for file in list(self._queues):
             self._advance(file)
 
@@ -174,8 +180,8 @@ class Locks:
             raise NotManager("the session was silent for so long that its locks have ended: introduce yourself again")
         return holder
 
-    def set(self, session: Session, request: SetLock) -> int:
-        """What becomes of a request: `LOCK_GRANTED`, `LOCK_HELD` or `LOCK_WAITING`. Raises `Refused`: EDEADLK, ENOLCK."""
+    def set(self, session: Session, request: SetLock) -> LockOutcome:
+        """What becomes of a request. Raises `Refused`: EDEADLK, ENOLCK."""
         holder = self.holder(session)
         file, owner = File(request.ino, request.whole), Owner(session.number, request.owner)
         queue = self._queues.setdefault(file, Queue())
@@ -184,28 +190,32 @@ class Locks:
         finally:
             self._tidy(file)
 
-    def _set(self, holder: Holder, file: File, queue: Queue, owner: Owner, request: SetLock) -> int:
+    def _set(self, holder: Holder, file: File, queue: Queue, owner: Owner, request: SetLock) -> LockOutcome:
         span = request.span
         has_it = covers(queue.spans_of(owner), span)
         blockers = list(queue.blockers(owner, span))
         at = next((i for i, w in enumerate(queue.waiters) if w.owner == owner and w.ticket == request.ticket), None)
+        # A repeat keeps its place in the queue: it must not give way to those behind it.
         earlier = queue.waiters if at is None else queue.waiters[:at]
         now = self._now()
         since_s = now if at is None else queue.waiters[at].since_s
         is_free = not blockers and not (request.wait and queue.gives_way(owner, span, earlier, now - since_s))
+        # Who is in the table already, waiting or holding, may ask again even if the table is full.
         if at is None and not has_it:
             self._check_room(holder)
+        # What it has it may be told again at any time: the answer before may have been lost.
         if has_it or (is_free and self._all_known()):
             self._withdraw(file, owner, request.ticket)
             self._replace(queue, owner, with_span(queue.spans_of(owner), span), request.pid)
             self._advance(file)
-            return LOCK_GRANTED
+            return LockOutcome.GRANTED
         if request.whole:  # flock(2): a lock that is to become another one ends first
             self._reduce(file, owner, [])
             self._advance(file)
         if blockers and not request.wait:
             self._withdraw(file, owner, request.ticket)
-            return LOCK_HELD
+            return LockOutcome.HELD
+        # Linux looks for deadlocks of record locks only, as fcntl(2) says.
         if not request.whole and self._is_deadlock(owner, blockers):
             self._withdraw(file, owner, request.ticket)
             raise refused(errno.EDEADLK, f"a lock of inode {file.ino}")
@@ -213,7 +223,7 @@ class Locks:
             queue.waiters.append(Waiter(owner, request.ticket, span, request.pid, request.wait, now))
             self._waiting.setdefault(owner, {})[request.ticket] = file
             self._add(owner.session, 1)
-        return LOCK_WAITING
+        return LockOutcome.WAITING
 
     def _check_room(self, holder: Holder) -> None:
         if holder.count >= SESSION_MAX or self._count >= TABLE_MAX:
@@ -228,6 +238,7 @@ class Locks:
         if request.ticket:
             self._withdraw(file, owner, request.ticket)
         spans = queue.spans_of(owner)
+        # *kept* says what remains of it; together with what the owner has, so that an old message adds nothing.
         kept = common(within(spans, request.start, request.end), request.kept)
         self._reduce(file, owner, normal([*without(spans, request.start, request.end), *kept]))
         self._changed(file)
@@ -246,6 +257,7 @@ class Locks:
         holder = self.holder(session)
         for serial in [serial for serial in holder.woken if serial <= after]:
             del holder.woken[serial]
+        # Told again until the mount names a serial that includes them: answers may be lost.
         return max(holder.woken, default=after), list(holder.woken.values())
 
     # --------------------------------------------------------------------------------------------------- deciding
@@ -259,9 +271,11 @@ class Locks:
         now = self._now()
         for waiter in list(queue.waiters):
             blocked = next(queue.blockers(waiter.owner, waiter.span), None) is not None
+            # Later ones must not overtake it where they overlap: `gives_way`.
             if waiter.wait and (blocked or queue.gives_way(waiter.owner, waiter.span, ahead, now - waiter.since_s)):
                 ahead.append(waiter)
                 continue
+            # Granted, or (one that does not wait) refused now that all locks are known: it is told either way.
             self._withdraw(file, waiter.owner, waiter.ticket)
             if not blocked:
                 spans = with_span(queue.spans_of(waiter.owner), waiter.span)
@@ -269,7 +283,7 @@ class Locks:
             self._holders[waiter.owner.session].wake(next(self._serials), waiter.ticket)
 
     def _is_deadlock(self, owner: Owner, blockers: list[Owner]) -> bool:
-        """Whether one of those who are in the way waits, over however many others, for the owner."""
+        """Whether one of *blockers* waits for *owner*, directly or through others."""
         seen: set[Owner] = set()
         todo = list(blockers)
         while todo:
@@ -281,6 +295,7 @@ class Locks:
             seen.add(other)
             for ticket, file in self._waiting.get(other, {}).items():
                 queue = self._queues[file]
+                # Waiting for a lock of a whole file is no part of a cycle, as in Linux.
                 if not file.whole:
                     span = next(w.span for w in queue.waiters if w.owner == other and w.ticket == ticket)
                     todo.extend(queue.blockers(other, span))

@@ -1,4 +1,4 @@
-"""Changes under way, and those of the last moments: what may not be granted to be cached because of them.
+"""Changes under way, and those of the last moments: what they touch is not granted to be cached.
 
 Every mutation claims the inodes that it changes before it writes anything: from then on nobody is granted to cache them
 (they are *fenced*), until the transaction is committed and its effects have run. If somebody else may be caching one of them
@@ -12,26 +12,12 @@ while grants are made in the event loop: a lock makes each of them one step.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
 from cluster.errors import GodwitError
-from cluster.messages import (
-    Commit,
-    Create,
-    CreateUnnamed,
-    Link,
-    Open,
-    Operation,
-    RemoveXattr,
-    Rename,
-    Rmdir,
-    SetAttr,
-    SetXattr,
-    Unlink,
-)
 from manager.memory.leases import Leases
 from manager.memory.sessions import Session
 
@@ -47,47 +33,6 @@ class Part(StrEnum):
     NEW_DIRECTORY = "the new directory"
     INODE = "the inode"
     REPLACED = "what is replaced or exchanged"
-
-
-# What every other session has to stop caching before the request may take effect; `docs/leases.md` quotes it.
-RECALLED: Mapping[type, frozenset[Part]] = {
-    Create: frozenset({Part.DIRECTORY}),
-    CreateUnnamed: frozenset(),
-    Link: frozenset({Part.DIRECTORY, Part.INODE}),
-    Unlink: frozenset({Part.DIRECTORY, Part.INODE}),
-    Rmdir: frozenset({Part.DIRECTORY, Part.INODE}),
-    Rename: frozenset(Part),
-    SetAttr: frozenset({Part.INODE}),
-    SetXattr: frozenset({Part.INODE}),
-    RemoveXattr: frozenset({Part.INODE}),
-    Open: frozenset({Part.INODE}),  # for writing
-    Commit: frozenset(),  # what anybody may see does not change
-}
-
-
-def as_markdown() -> str:
-    """`RECALLED` as a table for the documentation."""
-    lines = ["| request | is recalled from all other mounts |", "|---|---|"]
-    for kind, parts in RECALLED.items():
-        name = f"`{kind.__name__}`" + (" for writing" if kind is Open else "")
-        lines.append(f"| {name} | {', '.join(part for part in Part if part in parts) or 'nothing'} |")
-    return "\n".join(lines) + "\n"
-
-
-def directories_of(operation: Operation) -> list[int]:
-    """The directories in which the operation changes names."""
-    if isinstance(operation, Rename):
-        return [operation.parent, operation.new_parent]
-    return [operation.parent] if isinstance(operation, (Create, Link, Unlink, Rmdir)) else []
-
-
-def known_before(operation: Operation) -> list[int]:
-    """What of `RECALLED` can be told without reading the catalog."""
-    if isinstance(operation, Link):
-        return [operation.parent, operation.ino]
-    if isinstance(operation, (SetAttr, SetXattr, RemoveXattr)):
-        return [operation.ino]
-    return directories_of(operation)
 
 
 class Held(NamedTuple):
@@ -118,29 +63,27 @@ class _Stamp(NamedTuple):
 
 @dataclass(eq=False)
 class Mutation:
-    """One request that changes the catalog. `inodes`: all that it has claimed; `began_s`: before its present attempt.
+    """One request that changes the catalog."""
 
-    `stamp` is set once it is done.
-    """
-
-    session: Session
-    began_s: float
-    inodes: dict[int, None] = field(default_factory=dict)
-    stamp: _Stamp | None = None
+    session: Session  # that asked for it: what it caches itself need not be called back
+    began_s: float  # before its present attempt
+    inodes: dict[int, None] = field(default_factory=dict)  # all that it has claimed, in any attempt
+    recalls: Collection[Part] = ()  # by the operation that is being applied: a row of `manager.changes.operations`
+    stamp: _Stamp | None = None  # set once it is done
 
 
 class Fences:
     """What is being changed, and what was."""
 
     def __init__(self, leases: Leases) -> None:
-        self._leases = leases
-        self._fenced: dict[int, int] = {}
-        self._recent: OrderedDict[int, _Stamp] = OrderedDict()
-        self._forgotten_s = -1e9
-        self.lock = threading.Lock()
+        self._leases = leases  # says who may be caching
+        self._fenced: dict[int, int] = {}  # by inode: how many mutations under way have claimed it
+        self._recent: OrderedDict[int, _Stamp] = OrderedDict()  # by inode: its last change, oldest first
+        self._forgotten_s = -1e9  # of changes up to then `_recent` may lack some: what was read before is not granted
+        self.lock = threading.Lock()  # makes a claim, or a check with its grant, one step
 
     def claim(self, mutation: Mutation, recalled: Iterable[int], others: Iterable[int] = ()) -> list[Held]:
-        """Fences *recalled* and *others*; who else may be caching one of *recalled*. May be called from the store's thread."""
+        """Fences *recalled* and *others*; returns who else may be caching one of *recalled*. Callable from the store's thread."""
         held: list[Held] = []
         with self.lock:
             for ino in recalled:
@@ -152,6 +95,7 @@ class Fences:
         return held
 
     def _fence(self, mutation: Mutation, ino: int) -> None:
+        # An attempt that was turned back has left its fences: each is counted once.
         if ino not in mutation.inodes:
             mutation.inodes[ino] = None
             self._fenced[ino] = self._fenced.get(ino, 0) + 1
@@ -161,6 +105,7 @@ class Fences:
         stamp = mutation.stamp = _Stamp(now, mutation.session.number)
         for ino in mutation.inodes:
             self._recent[ino] = stamp
+            # The order of the stamps, by which the oldest are forgotten.
             self._recent.move_to_end(ino)
         while self._recent:
             oldest = next(iter(self._recent.values()))
@@ -186,4 +131,5 @@ class Fences:
         stamp = self._recent.get(ino)
         if stamp is None or (own is not None and stamp is own.stamp):
             return True
+        # Read after the change; and another's change must have come to rest, or the grant would be recalled at once.
         return stamp.when_s < began_s and (stamp.session == session.number or now - stamp.when_s >= QUIET_S)

@@ -40,7 +40,7 @@ class Notes:
 
     def __init__(self, connection: Connection, now: float) -> None:
         self._used: OrderedDict[tuple[str, int], float] = OrderedDict()  # in order of the times
-        self._at: dict[int, dict[str, None]] = {}
+        self._at: dict[int, dict[str, None]] = {}  # the same rows: by directory, the servers
         self.kept: set[tuple[str, int]] = set()  # rows that a transaction under way counts on
         for row in connection.execute(select(caching.c.server, caching.c.directory)):
             self.noted(row.server, [row.directory], now)
@@ -111,6 +111,7 @@ def note_new(tx: Transaction, notes: Notes, server: str, directory: int) -> None
 def delete_notes(tx: Transaction, notes: Notes, rows: list[tuple[str, int]]) -> None:
     """Deletes rows that have been taken out of the memory."""
     for server, directory in rows:
+        # A rename whose effects have not run yet counts on the row.
         if (server, directory) not in notes.kept:
             _DELETE.run(tx.connection, {"b_server": server, "b_directory": directory})
 
@@ -122,6 +123,7 @@ def note_itself(tx: Transaction, notes: Notes, session: Session, lease: Lease | 
     """
     if lease is None or not lease.cached_until_s or lease.directory not in (left, 0):
         return
+    # Kept first, before its row is looked for: the sweep may have taken the note out of the memory already.
     key = (session.server, lease.ino)
     notes.kept.add(key)
     write_notes(tx, notes, session.server, [lease.ino])

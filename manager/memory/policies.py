@@ -14,8 +14,8 @@ from manager.catalog.hot import Hot
 from manager.catalog.inodes import PATH_DEPTH_MAX, parent_of
 from manager.catalog.schema import dentries, policies
 
-CACHE_MAX = 10_000
-COPIES_MAX = 16
+CACHE_MAX = 10_000  # directories
+COPIES_MAX = 16  # of one file
 
 _OWN = Hot(select(policies.c.ino, policies.c.copies, policies.c.sync_copies).where(policies.c.ino == bindparam("ino")))
 _SOME = Hot(select(func.count()).select_from(select(literal_column("1")).select_from(policies).limit(2).subquery()))
@@ -33,8 +33,8 @@ class Policies:
     """The cache. The event loop and the store's thread both use it: every step on it is one dictionary operation."""
 
     def __init__(self) -> None:
-        self._found: OrderedDict[int, Policy] = OrderedDict()
-        self._only_root: Policy | None = None
+        self._found: OrderedDict[int, Policy] = OrderedDict()  # by directory, oldest first
+        self._only_root: Policy | None = None  # set where only the root has a policy: then nothing else is looked at
 
     def clear(self) -> None:
         """Something changed: call it in the body that changes it, and again after its commit."""
@@ -77,6 +77,7 @@ class Policies:
 
 def _climb(connection: Connection, directory: int) -> Policy:
     ino: int | None = directory
+    # A bound, for a tree that is damaged.
     for _ in range(PATH_DEPTH_MAX):
         row = _OWN.one_or_none(connection, {"ino": ino})
         if row is not None:

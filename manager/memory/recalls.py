@@ -23,29 +23,23 @@ UNANSWERED_MAX = 10_000  # recalls of one session that are told again; older one
 
 @dataclass(eq=False)
 class _Asked:
-    """One inode that is wanted back from one session. `until_s`: when it has ended without an answer.
+    """One inode that is wanted back from one session."""
 
-    `serial`: recalls with smaller ones are no answers. `home_epoch`: of the home that the holder must look for; 0 if it need not.
-    """
-
-    until_s: float
-    serial: int
-    home_epoch: int
+    until_s: float  # when it has ended without an answer
+    serial: int  # an answer to a recall with a smaller one may have been on its way before this was asked
+    home_epoch: int  # of the home that the holder must look for; 0 if it need not
     over: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(eq=False)
 class Line:
-    """What one session is told. `watcher` counts its streams: only the newest is fed.
+    """The recalls of one session."""
 
-    `presumed`: what it may have open without having told, since it did not answer.
-    """
-
-    wanted: dict[int, None] = field(default_factory=dict)
-    sent: dict[int, Recall] = field(default_factory=dict)
-    watcher: int = 0
-    presumed: set[int] = field(default_factory=set)
-    bell: trio.Event = field(default_factory=trio.Event)
+    wanted: dict[int, None] = field(default_factory=dict)  # inodes that go into the next message
+    sent: dict[int, Recall] = field(default_factory=dict)  # not answered yet, by number
+    watcher: int = 0  # counts its streams: only the newest is fed
+    presumed: set[int] = field(default_factory=set)  # it may have these open without having said so, since it did not answer
+    bell: trio.Event = field(default_factory=trio.Event)  # a new one after each ring
 
     def ring(self) -> None:
         """Wakes the streams of the session."""
@@ -59,8 +53,8 @@ class Recalls:
     def __init__(self, leases: Leases, sessions: Sessions) -> None:
         self._leases = leases
         self._sessions = sessions
-        self._asked: dict[Held, _Asked] = {}
-        self._lines: dict[int, Line] = {}
+        self._asked: dict[Held, _Asked] = {}  # not over yet: whoever wants the same waits for the same event
+        self._lines: dict[int, Line] = {}  # by the session's number
 
     def __len__(self) -> int:
         return len(self._asked)
@@ -74,6 +68,7 @@ class Recalls:
         """
         for key, asked in [(key, self._ask(key, home_epoch)) for key in held]:
             with trio.move_on_at(asked.until_s):
+                # Nobody is granted to cache it anew meanwhile: the caller has fenced it, or is registered as its writer.
                 await asked.over.wait()
             if not asked.over.is_set():
                 self._wait_out(key)
@@ -95,7 +90,7 @@ class Recalls:
                 asked.over.set()
                 return asked
             self._asked[key] = asked
-            self._leases.counts.recalled += 1
+            self._leases.counts.recalled.value += 1
         asked.until_s, asked.serial, asked.home_epoch = until_s, self._leases.next_serial(), home_epoch
         line = self.line(key.session)
         line.wanted[key.ino] = None
@@ -146,7 +141,7 @@ class Recalls:
             is_open = self._sessions.has_open(session.number, ino)
             if not self._leases.stops_caching(ino, session.number, up_to=serial, is_open=is_open):
                 continue
-            self._leases.counts.given_back += 1
+            self._leases.counts.given_back.value += 1
             asked = self._asked.get(key)
             if asked is not None and not asked.home_epoch:
                 self._settle(key)
@@ -173,7 +168,7 @@ class Recalls:
         """The holder has not answered, and caches nothing any more since its time is over. It may have the inode open."""
         if key not in self._asked:
             return
-        self._leases.counts.waited_out += 1
+        self._leases.counts.waited_out.value += 1
         session = self._sessions.get(key.session)
         if session is not None and self._sessions.open(session, key.ino, write=False, sequence=0):
             self.line(key.session).presumed.add(key.ino)

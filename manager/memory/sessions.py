@@ -5,19 +5,25 @@ Everything here runs in the event loop; `is_written` and `is_open` may also be a
 """
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from cluster.errors import Fenced
 from cluster.messages import MountCounts
 
-REPLACED_MAX = 4096
-NOT_WRITING = -1
+REPLACED_MAX = 4096  # numbers of replaced sessions that are remembered: the newest
+NOT_WRITING = -1  # smaller than every sequence; 0 is that of what is presented or created
+RANGES_KEPT = 64  # per session; a mount uses its numbers in order, so that older ones are used up
 
-MOUNT = "mount"
-AGENT = "agent"
-CLI = "cli"
+
+class Role(StrEnum):
+    """What a session's process is."""
+
+    MOUNT = "mount"
+    AGENT = "agent"
+    CLI = "cli"
 
 
 @dataclass
@@ -30,38 +36,39 @@ class OpenState:
 
 @dataclass(eq=False)
 class Session:
-    """One process. `connection` counts its introductions: requests that came over an older connection are void.
+    """One process."""
 
-    `floor`: mutations with smaller ids have been acknowledged. `newest`: no reply with a larger id is stored. `trimmed`:
-    stored replies below it have been deleted. `watches`: it can be told of recalls; else it is granted nothing to cache.
-    `counts`: what a mount last said of itself. `claimed_s`: when tasks were last handed out to it.
-    """
+    number: int  # drawn by the process: the same over all its connections and all terms
+    server: str  # on which it runs
+    role: str  # of `Role`
+    heard_s: float  # when it last said anything
+    connection: int = 0  # counts its introductions: requests that came over an older connection are void
+    floor: int = 0  # mutations with smaller ids have been acknowledged
+    newest: int = 0  # no reply with a larger id is stored
+    trimmed: int = 0  # stored replies below it have been deleted
+    watches: bool = False  # it can be told of recalls; else it is granted nothing to cache
+    counts: MountCounts | None = None  # what a mount last said of itself
+    metrics: dict[str, float] = field(default_factory=dict)  # what its process last said that it has counted
+    claimed_s: float = -math.inf  # when tasks were last handed out to it
+    opens: dict[int, OpenState] = field(default_factory=dict)  # inodes that it has open
+    numbers: deque[range] = field(default_factory=lambda: deque(maxlen=RANGES_KEPT))  # newest ranges of inode numbers given to it
 
-    number: int
-    server: str
-    role: str
-    heard_s: float
-    connection: int = 0
-    floor: int = 0
-    newest: int = 0
-    trimmed: int = 0
-    watches: bool = False
-    counts: MountCounts | None = None
-    claimed_s: float = -math.inf
-    opens: dict[int, OpenState] = field(default_factory=dict)
+    def may_use(self, ino: int) -> bool:
+        """Whether the number is of a range that this session was given."""
+        return any(ino in given for given in reversed(self.numbers))
 
 
 class Sessions:
     """The live sessions of one term."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._live: dict[int, Session] = {}
-        self._replaced: OrderedDict[int, None] = OrderedDict()
-        self._openers: dict[int, dict[Session, OpenState]] = {}
+        self._timeout_s = timeout_s  # silence after which a session ends
+        self._live: dict[int, Session] = {}  # by number
+        self._replaced: OrderedDict[int, None] = OrderedDict()  # numbers, oldest first: their processes must not come back
+        self._openers: dict[int, dict[Session, OpenState]] = {}  # by inode: who has it open
         self._left: set[int] = set()  # inodes that were open for writing when their session ended
-        self.writers_ended = 0
-        self._owed: dict[int, int] = {}
+        self.writers_ended = 0  # counts writers that left without a final commit; orders commits and these
+        self._owed: dict[int, int] = {}  # inodes whose home's agent has to commit, by the count when the last writer left
 
     def all(self) -> list[Session]:
         return list(self._live.values())
@@ -77,7 +84,8 @@ class Sessions:
             raise Fenced(f"session {number} is that of the {session.role} of {session.server}")
         replaced = []
         if session is None:
-            if role != CLI:
+            # A server has one mount and one agent; of command lines there may be any number.
+            if role != Role.CLI:
                 replaced = [other for other in self._live.values() if (other.server, other.role) == (server, role)]
             session = self._live[number] = Session(number, server, role, now)
         for other in replaced:
@@ -98,6 +106,7 @@ class Sessions:
     def end(self, session: Session) -> list[int]:
         """Forgets a session; the inodes that nobody has open now."""
         self._live.pop(session.number, None)
+        # Before the opens are dropped, which forgets who was writing.
         self._left.update(ino for ino, state in session.opens.items() if state.write_sequence != NOT_WRITING)
         return [ino for ino in list(session.opens) if self._drop(session, ino)]
 
@@ -118,18 +127,21 @@ class Sessions:
         state = session.opens.get(ino)
         new = state is None
         if state is None:
+            # The same object in both places: what is changed in one is changed in the other.
             state = session.opens[ino] = OpenState(sequence)
             self._openers.setdefault(ino, {})[session] = state
+        # Opens may overtake each other; a close ends all that were registered before it.
         state.sequence = max(state.sequence, sequence)
         if write:
             state.write_sequence = max(state.write_sequence, sequence)
         return new
 
     def close(self, session: Session, ino: int, sequence: int, *, still_open: bool) -> int | None:
-        """Ends what was registered with smaller sequences; the inode if nobody has it open now."""
+        """Closes what was opened with sequences below *sequence*. Returns the inode if nobody has it open now, else None."""
         state = session.opens.get(ino)
         if state is None:
             return None
+        # An open with a larger sequence was answered after the close had been sent: the inode stays open.
         if not still_open and state.sequence < sequence:
             return self._drop(session, ino)
         if state.write_sequence < sequence:

@@ -1,6 +1,5 @@
-"""What a manager knows besides the catalog. It dies with the term; whatever matters is presented or found again."""
+"""The manager's memory of one term; whatever matters is presented again, or found in the catalog."""
 
-import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,32 +8,33 @@ import trio
 from sqlalchemy import Connection
 
 from cluster.clock import monotonic_s
-from cluster.messages import COOKIE_TERM_BITS, Node, Operation
+from cluster.messages import COOKIE_TERM_BITS, Node
 from manager.catalog.store import Transaction
 from manager.memory.leases import Leases
 from manager.memory.locks import Locks
 from manager.memory.members import Members
-from manager.memory.mutations import RECALLED, Fences, HeldElsewhere, Mutation, Part
+from manager.memory.mutations import Fences, HeldElsewhere, Mutation, Part
 from manager.memory.notes import Notes, looking_at
 from manager.memory.policies import Policies
 from manager.memory.recalls import Recalls
 from manager.memory.sessions import NOT_WRITING, Session, Sessions
 
 # Keys of bells; the copies of an inode ring under its number.
-REAP = "reap"
-SCAN = "scan"
-QUEUE = "queue"
-DOWN = "down"
-MIGRATE = "migrate"
-VOLUME_SCAN = "volume scan"
-PRESENT = "present"
+REAP = "reap"  # an orphan that nobody has open
+SCAN = "scan"  # a directory whose files are to be looked at
+QUEUE = "queue"  # with a server: tasks that wait for its agent
+DOWN = "down"  # a server or a volume whose copies have to go elsewhere
+MIGRATE = "migrate"  # a migration or one of its moves has changed
+VOLUME_SCAN = "volume scan"  # a volume whose files are to be looked at
+DAMAGE = "damage"  # a home with a damaged object
+PRESENT = "present"  # a mount has presented itself
 
 
 class Bells:
-    """Wakes who waits for something about a key: a server's queue, an inode's copies."""
+    """Wakes the tasks that wait for news about a key, such as a server's queue or an inode's copies."""
 
     def __init__(self) -> None:
-        self._waiting: dict[object, tuple[trio.Event, int]] = {}
+        self._waiting: dict[object, tuple[trio.Event, int]] = {}  # by key: the event of the next ring, and how many listen
 
     def ring(self, key: object) -> None:
         waiting = self._waiting.get(key)
@@ -56,6 +56,7 @@ class Bells:
             yield event
         finally:
             current = self._waiting.get(key)
+            # Else it has rung meanwhile, and others listen for the ring after it.
             if current is not None and current[0] is event:
                 if current[1] == 1:
                     del self._waiting[key]
@@ -69,27 +70,28 @@ class State:
     def __init__(
         self, term: int, sessions: Sessions, members: Members, policies: Policies, leases: Leases, locks_s: float, notes: Notes
     ) -> None:
-        self.sessions = sessions
-        self.members = members
-        self.leases = leases
-        self.notes = notes
-        self.fences = Fences(leases)
-        self.recalls = Recalls(leases, sessions)
-        self.locks = Locks(term, locks_s, lambda: not self.may_lock)
+        self.sessions = sessions  # processes, and what they have open
+        self.members = members  # servers and volumes
+        self.leases = leases  # who may use and cache which inode
+        self.notes = notes  # directories in which servers may be caching, as the catalog has them
+        self.fences = Fences(leases)  # inodes that are being changed, or were just now
+        self.recalls = Recalls(leases, sessions)  # what was asked back and not answered yet
+        self.locks = Locks(term, locks_s, lambda: not self.may_lock)  # of processes on files
         self.absent: frozenset[str] = frozenset()  # servers whose mounts may be caching, but have not presented themselves
         self.may_lock: frozenset[str] = frozenset()  # the same of those that may have locks
-        self.policies = policies
-        self.bells = Bells()
-        self.in_grace = term > 1
-        self.next_ino = 0
+        self.policies = policies  # cache of policies by directory
+        self.bells = Bells()  # wakes loops and waiting requests
+        self.in_grace = term > 1  # mounts of earlier terms may hold what they have not presented; the first term has none
         self.unlinked: set[int] = set()  # orphans that are open; the others are found when the grace time ends
-        self.reaping: set[int] = set()
+        self.reaping: set[int] = set()  # inodes whose removal is under way: nobody may open them any more
         self.orphaned: OrderedDict[int, float] = OrderedDict()  # that nobody has open, and since when
         self.has_moves = False  # whether any file may have moves: else nobody looks for them
+        self.damaged_homes: dict[int, None] = {}  # which another replica is about to take over from
+        self.has_shortfalls = False  # whether any file may be in `shortfalls`: else none is taken out
         self.has_forsaken = False  # whether any object is to be left alone: else nobody looks for them
-        self._changing: Counter[int] = Counter()
+        self._changing: Counter[int] = Counter()  # requests under way that may change what an open reads, by inode
         self._commit_sequences: dict[tuple[int, int], int] = {}  # the committer's opens for writing that a commit ends
-        self._cookies = itertools.count(term << COOKIE_TERM_BITS | 1)
+        self.newest_cookie = term << COOKIE_TERM_BITS  # that was given to an entry; those of earlier terms are smaller
 
     def ring(self, server: str) -> None:
         """Tasks have come for the server."""
@@ -97,7 +99,8 @@ class State:
 
     def cookie(self) -> int:
         """A position behind all entries that exist. (Never used twice: terms only grow.)"""
-        return next(self._cookies)
+        self.newest_cookie += 1
+        return self.newest_cookie
 
     @contextmanager
     def changing(self, session: Session, inodes: Iterable[int]) -> Iterator[None]:
@@ -105,6 +108,7 @@ class State:
         changing = Counter(inodes)
         self._changing.update(changing)
         for ino in changing:
+            # Remembered when the request arrives: an open that comes later is not ended by this commit.
             self._commit_sequences[session.number, ino] = self.sessions.write_sequence(session, ino)
         try:
             yield
@@ -112,6 +116,7 @@ class State:
             self._changing.subtract(changing)
             for ino in changing:
                 self._commit_sequences.pop((session.number, ino), None)
+                # `is_changing` asks for the key alone.
                 if self._changing[ino] <= 0:
                     del self._changing[ino]
 
@@ -121,6 +126,7 @@ class State:
 
     def may_clean(self, ino: int, committer: Session, begun: int) -> bool:
         """Whether a final commit may clear `dirty` (asked in the transaction)."""
+        # A mount that has not presented itself may be writing it; so may the holder of a lease that lost its session.
         if self.in_grace or self.sessions.is_owed(ino, begun) or self.leases.is_written(ino, besides=committer):
             return False
         return not self.sessions.is_written(ino, besides=committer, until=self.commit_sequence(ino, committer))
@@ -135,17 +141,21 @@ class State:
 
     def is_cached(self, ino: int) -> bool:
         """Whether any mount may be caching the inode; for a moment longer than it may."""
+        # Whatever time it is: leases that have ended count until they are swept.
         return bool(self.leases.caching(ino, 0.0))
 
     def may_draw_home(self, ino: int, opener: Session) -> bool:
-        """The same for who opens it for writing; readers keep the home as well, as they may be reading there."""
+        """Whether the home may move to the server of *opener*, which opens the inode for writing: nobody else has it open.
+
+        Readers count, too, since they may be reading at the home.
+        """
         if self.in_grace or self.is_changing(ino) or self.leases.is_written(ino, besides=opener):
             return False
         return not self.sessions.is_open(ino, besides=opener)
 
-    def astray(self, writer: Session, ino: int, home_epoch: int, now: float) -> list[int]:
-        """The sessions, but the writer's, that may be reading at an earlier home: who opened the inode before it moved."""
-        found = self.leases.astray(ino, home_epoch, now, besides=writer)
+    def holders_of_old_home(self, writer: Session, ino: int, home_epoch: int, now: float) -> list[int]:
+        """The sessions, except the writer's, that may be reading at an earlier home: they opened the inode before it moved."""
+        found = self.leases.holders_of_old_home(ino, home_epoch, now, besides=writer)
         return [number for number in found if self.sessions.has_open(number, ino)]
 
     def is_written(self, ino: int) -> bool:
@@ -176,17 +186,18 @@ class State:
         writer = self.sessions.write_sequence(session, node.ino) != NOT_WRITING
         return self.leases.grant(session, node, writer=writer, in_grace=self.in_grace, now=now)
 
-    def claim(self, tx: Transaction, mutation: Mutation, operation: Operation, parts: Mapping[Part, int]) -> None:
+    def claim(self, tx: Transaction, mutation: Mutation, parts: Mapping[Part, int]) -> None:
         """Called by each operation when it knows what it changes, before it writes: fences that (see `manager.memory.mutations`).
 
-        Raises `HeldElsewhere` if others may be caching what `RECALLED` says.
+        Raises `HeldElsewhere` if others may be caching what the operation recalls.
         """
-        wanted = RECALLED[type(operation)]
+        wanted = mutation.recalls
         recalled = [ino for part, ino in parts.items() if part in wanted]
         self.claim_inodes(tx, mutation, recalled, [ino for part, ino in parts.items() if part not in wanted])
 
     def claim_inodes(self, tx: Transaction, mutation: Mutation, recalled: list[int], others: Iterable[int] = ()) -> None:
         """Fences these inodes; raises `HeldElsewhere` if others may be caching one of *recalled*."""
+        # Fenced first and then looked: nobody is granted anything in between.
         held = self.fences.claim(mutation, recalled, others)
         absent = self.looking_at(tx.connection, recalled) if self.absent else self.absent
         if held or absent:
@@ -197,22 +208,33 @@ class State:
         return looking_at(connection, self.notes, self.members, inodes, self.absent)
 
     def wake_all(self) -> None:
-        """The term is over: whoever waits for something finds that out."""
+        """Wakes all waiters at the end of the term, so that they find out."""
         self.bells.ring_all()
         self.recalls.end()
         self.locks.end()
 
     def begin_moves(self) -> None:
-        """A migration exists: from now on files are looked at for their moves, and whoever carries it out wakes."""
+        """Wakes the migrator; from now on, files are looked at for their moves."""
         self.has_moves = True
         self.bells.ring(MIGRATE)
+
+    def fell_short(self) -> None:
+        """A file has no place for a copy: from now on it is noted when one has."""
+        self.has_shortfalls = True
 
     def forsook(self) -> None:
         """A file fell back to an older replica: from now on files are looked at for objects that are to be left alone."""
         self.has_forsaken = True
 
+    def damaged_home(self, ino: int) -> None:
+        """The home's object is damaged, and could not be left yet."""
+        self.damaged_homes[ino] = None
+        self.bells.ring(DAMAGE)
+
     def lost_name(self, ino: int) -> None:
         """The last name of an inode is gone: it is reaped now, or when the last session closes it."""
+        # The last close hands it on (`Term.unused`). During the grace time nothing is reaped: `Term.end_grace` finds the
+        # orphans.
         if self.sessions.is_open(ino):
             self.unlinked.add(ino)
         elif not self.in_grace:
@@ -231,6 +253,7 @@ class State:
         """
         doomed: list[int] = []
         while self.orphaned and len(doomed) < limit:
+            # In the order in which they came: the first that is too young ends the batch.
             ino, since_s = next(iter(self.orphaned.items()))
             if since_s > before:
                 break
@@ -239,14 +262,12 @@ class State:
                 self.unlinked.add(ino)
             else:
                 doomed.append(ino)
+        # In the same step in which nobody had them open: from now on an `Open` is refused.
         self.reaping.update(doomed)
         return doomed
 
     def register_creator(self, session: Session, ino: int) -> None:
         """What a session creates it has open for writing; a `Close` with any sequence above 0 ends that."""
+        # It may have ended while its transaction ran: nobody would ever close the inode.
         if self.sessions.is_live(session):
             self.sessions.open(session, ino, write=True, sequence=0)
-
-    def handed_out(self, next_ino: int) -> None:
-        """Inode numbers below *next_ino* may be used by sessions now."""
-        self.next_ino = max(self.next_ino, next_ino)

@@ -1,4 +1,4 @@
-"""Background work gives way: while mounts ask much of the manager, agents are handed no new tasks; for a few seconds at most.
+"""Throttles background work: while mounts ask much of the manager, agents get no new tasks, for a few seconds at most.
 
 A copy that is made a moment later is as good, and one that was not begun costs nothing if its file is written again or removed
 meanwhile. Nobody gives way for longer than `most_s`, while somebody waits for copies, or while a migration is carried out.
@@ -12,19 +12,19 @@ import trio
 
 from cluster.clock import file_time_ns
 
-RUSH_REQUESTS = 20
+RUSH_REQUESTS = 20  # of mounts
 RUSH_S = 0.2  # so many requests of mounts in so short a time are a rush
-LOOK_AGAIN_S = 0.1
+RECHECK_S = 0.1  # after so long it is looked again whether the rush is over
 
 
-class Courtesy:
+class Throttle:
     """Whether tasks are handed out at the moment. `migrating`: a migration is being carried out."""
 
     def __init__(self, most_s: float) -> None:
-        self._most_s = most_s
-        self._asked: deque[float] = deque(maxlen=RUSH_REQUESTS)
-        self._hurried = 0
-        self._hurry = trio.Event()
+        self._most_s = most_s  # for how long a task is held back, at most
+        self._asked: deque[float] = deque(maxlen=RUSH_REQUESTS)  # when mounts last asked
+        self._hurried = 0  # how many wait for copies
+        self._hurry = trio.Event()  # set while anybody waits for copies
         self.migrating = False
 
     def asked(self, now: float) -> None:
@@ -43,7 +43,7 @@ class Courtesy:
 
     async def give_way(self) -> None:
         """Waits for a moment, less if somebody comes to wait for copies."""
-        with trio.move_on_after(LOOK_AGAIN_S):
+        with trio.move_on_after(RECHECK_S):
             await self._hurry.wait()
 
     @contextmanager

@@ -10,7 +10,6 @@ from sqlalchemy import Connection, bindparam, literal_column, select, union_all
 from cluster.clock import monotonic_s
 from cluster.errors import ProtocolError, refused
 from cluster.messages import (
-    COPY,
     ROOT_INO,
     ClaimTasks,
     Done,
@@ -22,6 +21,7 @@ from cluster.messages import (
     RegisterVolumes,
     ReportTasks,
     Task,
+    TaskOperation,
     TaskReport,
     Tasks,
     VolumeState,
@@ -37,32 +37,36 @@ from manager.memory.state import QUEUE
 from manager.rules.limits import TEXT_MAX, check_count, check_number, clean_text
 from manager.term import Term
 
-VOLUMES_MAX = 256
+VOLUMES_MAX = 256  # of one server
 GATHER_S = 0.1  # tasks of one moment are claimed in one transaction
 AT_REST_S = 1.0  # the first one after such a time does not wait for others
 CLAIM_MAX = 32  # in one transaction, which others wait for
 REPORTS_TOGETHER = 8  # likewise
-WAIT_MAX_S = 60.0
-REPORTS_MAX = 1000
-UNSETTLED_MAX = 1000
-STRAYS_MAX = 5000
-UUID_MAX = 64
-DEVICE_MAX = 255
-RELEASE_MAX = 32
-PROBLEMS_MAX = 256
-PROBLEM_MAX = 300
-_PAGE = 500
+WAIT_MAX_S = 60.0  # for tasks, in one request
+REPORTS_MAX = 1000  # in one request
+UNSETTLED_MAX = 1000  # in one answer
+STRAYS_MAX = 5000  # objects in one question
+UUID_MAX = 64  # characters, as in `volumes`
+DEVICE_MAX = 255  # characters of a device or an address, as in `volumes`
+RELEASE_MAX = 32  # characters, as in `servers`
+PROBLEMS_MAX = 256  # in one report
+PROBLEM_MAX = 300  # characters of one
+_PAGE = 500  # rows or numbers in one statement
 
+# The partial index of dirty files; the literal lets the planner see that it fits.
 _UNSETTLED = (
     select(inodes.c.ino)
     .where(inodes.c.dirty == literal_column("1"), inodes.c.home_volume == bindparam("volume"), inodes.c.ino > bindparam("after"))
     .order_by(inodes.c.ino)
     .limit(_PAGE)
 )
+# Objects that belong there: replicas, copies under way, and what is forsaken or becomes a conflict file.
 _KNOWN = union_all(
     select(replicas.c.ino).where(replicas.c.ino.in_(bindparam("page", expanding=True)), replicas.c.volume == bindparam("volume")),
     select(tasks.c.ino).where(
-        tasks.c.ino.in_(bindparam("page", expanding=True)), tasks.c.volume == bindparam("volume"), tasks.c.operation == COPY
+        tasks.c.ino.in_(bindparam("page", expanding=True)),
+        tasks.c.volume == bindparam("volume"),
+        tasks.c.operation == TaskOperation.COPY,
     ),
     select(forsaken.c.ino).where(forsaken.c.ino.in_(bindparam("page", expanding=True)), forsaken.c.volume == bindparam("volume")),
     select(forsaken.c.conflict).where(forsaken.c.volume == bindparam("volume")),
@@ -75,14 +79,19 @@ async def register_volumes(term: Term, session: Session, request: RegisterVolume
     """Takes a report; only what has changed is written. A new volume makes all directories be looked at again."""
     _check_volumes(request)
     members, server = term.state.members, session.server
+    # Also if nothing of it is new: the report is the server's sign of life.
     members.heard(server, monotonic_s())
     members.reported(server, [clean_text(problem, PROBLEM_MAX) for problem in request.problems])
     identified = members.is_identified(server, request.manager, request.release)
+    if members.reported_disks(server, request.volumes, monotonic_s()):
+        term.state.ring(server)  # there may be work for what has come back
+    # In memory if nothing is worth a transaction: most reports differ only in what is free.
     numbers = members.refresh(server, request.address, request.volumes)
     if numbers is None or not identified:
 
         def work(tx: Transaction) -> list[int]:
             stored, new = store_volumes(tx, server, request.address, request.volumes)
+            # Files that had no place for all their copies may have one now.
             if new:
                 queue_scan(tx, term.state, ROOT_INO)
             tx.after(lambda: members.learn(stored))
@@ -91,9 +100,10 @@ async def register_volumes(term: Term, session: Session, request: RegisterVolume
                 tx.after(lambda: members.identified(server, request.manager, request.release))
             return [volume.volume for volume in stored]
 
+        # Durable: a volume's number must never be given to another one.
         numbers = await term.store.write(work, durable=True)
     member = members.member(server)
-    return Registered(numbers, member.settled_ns if member is not None else 0)
+    return Registered(numbers, member.settled_ns if member is not None else 0, term.first_ino)
 
 
 def _check_volumes(request: RegisterVolumes) -> None:
@@ -119,27 +129,35 @@ def _is_valid(volume: VolumeState) -> bool:
         all(0 < len(text) <= limit and "\0" not in text for text, limit in texts)
         and 0 <= volume.free_bytes < 2**62
         and 0 <= volume.total_bytes < 2**62
+        and len(volume.condition) <= UUID_MAX
     )
 
 
 async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
-    """Waiting tasks of the sender's server; waits for the first, for those that come with it, and while mounts ask much."""
+    """Claims waiting tasks of the sender's server. Waits for the first and those that follow it, and while mounts are busy."""
     limit = max(1, min(request.limit, CLAIM_MAX))
     server, members = session.server, term.state.members
+
+    def oldest(connection: Connection) -> int | None:
+        return waiting_since(connection, server, members.missing(server))
+
     with trio.move_on_after(max(0.0, min(request.wait_s, WAIT_MAX_S))):
         while True:
+            # Listening before looking: a task that is queued in between rings.
             with term.state.bells.listening((QUEUE, server)) as bell:
-                oldest_ns = await term.store.read(partial(waiting_since, server=server)) if members.works(server) else None
+                oldest_ns = await term.store.read(oldest) if members.works(server) else None
                 if oldest_ns is not None:
-                    if not term.courtesy.is_due(oldest_ns, monotonic_s()):
-                        await term.courtesy.give_way()
+                    if not term.throttle.is_due(oldest_ns, monotonic_s()):
+                        await term.throttle.give_way()
                         continue
+                    # It may find nothing: another request took them, or all must wait for their sources.
                     claimed = await _claim(term, session, limit)
                     if claimed:
                         return Tasks(claimed)
                     continue
                 await bell.wait()
                 if monotonic_s() - session.claimed_s < AT_REST_S:
+                    # Tasks tend to come in bunches: one transaction claims those of a tenth of a second.
                     await trio.sleep(GATHER_S)
     if request.wait_s <= 0 and members.works(server):
         return Tasks(await _claim(term, session, limit))
@@ -154,7 +172,8 @@ async def _claim(term: Term, session: Session, limit: int) -> list[Task]:
 
     # A claim that was made is handed out even if the waiting time is over meanwhile.
     (claimed,) = await term.store.write_parts([work], durable=True)
-    return [_with_pass(term, session, task) if task.operation == COPY else task for task in claimed]
+    # The pass is made after the commit: it is of this term, and no part of what is stored.
+    return [_with_pass(term, session, task) if task.operation == TaskOperation.COPY else task for task in claimed]
 
 
 def _with_pass(term: Term, session: Session, task: Task) -> Task:
@@ -179,12 +198,14 @@ async def report(term: Term, session: Session, request: ReportTasks) -> Done:
 
     def work(tx: Transaction, reports: list[TaskReport]) -> None:
         for item in reports:
+            # What was tried is only in memory: the row may ask for a newer version by now.
             claim = term.claims.get(item.task)
             tried = claim.version if claim is not None and claim.number == item.claim else 0
             ended = report_task(
                 tx, term.state, session.server, item, tried_version=tried, max_attempts=term.config.manager.max_attempts
             )
             if ended is not None:
+                # Only for reports that were heeded: a claim that is in force now must keep its deadline.
                 tx.after(partial(_end_claim, term, ended.task, ended.delay_s))
 
     starts = range(0, len(request.reports), REPORTS_TOGETHER)
@@ -216,6 +237,7 @@ async def list_unsettled(term: Term, session: Session, request: ListUnsettled) -
         after = 0
         while len(found) < limit:
             page = await term.store.read(partial(_unsettled, volume=volume, after=after))
+            # A writer commits what it wrote; only what nobody commits is left to the agent.
             found += [ino for ino in page if not state.is_written(ino) and ino not in state.reaping]
             if len(page) < _PAGE:
                 break
@@ -239,6 +261,7 @@ async def find_strays(term: Term, session: Session, request: FindStrays) -> Inod
     if term.state.in_grace:
         return Inodes([])
 
+    # Copied before the thread begins, which must not walk what the event loop changes.
     live = term.state.sessions.numbers()
 
     def ask(connection: Connection) -> list[int]:

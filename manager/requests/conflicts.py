@@ -1,8 +1,9 @@
-"""What a lost server had that nobody else had is kept beside the file, under a conflict name.
+"""Keeps content that only a lost server had beside its file, under a conflict name.
 
 Its agent, when the server is a member again, asks what was forsaken on its volumes and looks at each object. One that is
 nothing new is forgotten. For another it draws an inode number, makes the object that inode's, and has it named: a new file, with
-its home where the object is. Each step may be repeated, and each is known to be done by what is there: see `agent/forsaken.py`.
+its home where the object is. Each step may be repeated, and each is known to be done by what is there: see
+`agent/workers/conflicts.py`.
 """
 
 import errno
@@ -31,6 +32,7 @@ from cluster.messages import (
 from manager.catalog.inodes import InodeRow, find_entry, find_inode, get_inode, name_of, path_of, touch_directory
 from manager.catalog.schema import conflicts, dentries, forsaken, inodes, replicas
 from manager.catalog.store import Transaction
+from manager.changes.alignment import align, align_inode
 from manager.memory.members import take_number
 from manager.memory.mutations import Mutation
 from manager.memory.sessions import Session
@@ -38,11 +40,10 @@ from manager.memory.state import State
 from manager.requests.conflict_names import conflict_name
 from manager.requests.mutations import mutate
 from manager.rules.limits import check_number
-from manager.tasks import align, align_inode
 from manager.term import Term
 
-LIST_MAX = 256
-SHOWN_MAX = 100
+LIST_MAX = 256  # objects in one answer to an agent
+SHOWN_MAX = 100  # paths that are shown for a server
 LOST_AND_FOUND = b"lost+found"
 """A directory of the root that is made for what has no other place any more; only root may look into it."""
 
@@ -78,11 +79,12 @@ async def keep_forsaken(term: Term, session: Session, request: KeepForsaken) -> 
 
     def work(tx: Transaction) -> int:
         row = _require(tx, term.state, session, request.volume, request.ino)
+        # A repeat: the agent may have renamed the object to this number already.
         if row.conflict:
             return int(row.conflict)
+        # The number is in the catalog before the agent renames the object: after a crash it goes on with the same.
         number = take_number(tx, "next_ino", 1)
         tx.execute(update(forsaken).where(_this(request.volume, request.ino)).values(conflict=number))
-        tx.after(lambda: term.state.handed_out(number + 1))
         return number
 
     return InodeRange(await term.store.write(work, durable=True), 1)
@@ -94,6 +96,7 @@ async def forget_forsaken(term: Term, session: Session, request: ForgetForsaken)
     def work(tx: Transaction) -> None:
         row = _require(tx, term.state, session, request.volume, request.ino)
         tx.execute(delete(forsaken).where(_this(row.volume, row.ino)))
+        # The volume may be used for a copy of the file again.
         align_inode(tx, term.state, row.ino)
 
     await term.store.write(work, durable=True)
@@ -118,6 +121,7 @@ def _name(tx: Transaction, state: State, mutation: Mutation, request: NameForsak
     if not row.conflict:
         raise refused(errno.EINVAL, f"inode {request.ino} has no conflict inode")
     parent, name = _place(tx, row)
+    # Before anything is written: who caches the directory's listing is called back first.
     state.claim_inodes(tx, mutation, [parent or ROOT_INO])
     tx.after(lambda: state.fences.done(mutation, monotonic_s()))
     now_ns = file_time_ns()
@@ -125,6 +129,7 @@ def _name(tx: Transaction, state: State, mutation: Mutation, request: NameForsak
     name = _free_name(tx.connection, parent, name, session.server, request.content.mtime_ns)
     _add_file(tx, row, request.content, now_ns)
     _add_entry(tx, state, parent, name, row.conflict, now_ns)
+    # All in one transaction: the object is either forsaken or a file with a name.
     tx.execute(insert(conflicts), {"ino": row.conflict, "server": session.server})
     tx.execute(delete(forsaken).where(_this(row.volume, row.ino)))
     align(tx, state, get_inode(tx.connection, row.conflict))
@@ -162,7 +167,6 @@ def _place(tx: Transaction, row: InodeRow) -> tuple[int, bytes]:
 
 def _make_lost_and_found(tx: Transaction, state: State, now_ns: int) -> int:
     ino = take_number(tx, "next_ino", 1)
-    tx.after(lambda: state.handed_out(ino + 1))
     times = dict.fromkeys(("atime_ns", "mtime_ns", "ctime_ns", "btime_ns"), now_ns)
     tx.execute(insert(inodes), {"ino": ino, "mode": stat.S_IFDIR | 0o700, "nlink": 2, "size": 4096, "blocks": 8, **times})
     tx.inodes_added += 1

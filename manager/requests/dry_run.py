@@ -7,30 +7,31 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy import Connection
 
 from cluster.messages import MigrationPlan, PlanMigration
-from manager.catalog.inodes import InodeRow, children, find_inode, path_of
+from manager.catalog.inodes import InodeRow, children, find_inode, needed_bytes, path_of
+from manager.changes.alignment import replicas_of
+from manager.changes.migrations import pick_target
+from manager.changes.planning import moved_by_others
+from manager.changes.selectors import PLAN_BATCH
 from manager.memory.sessions import Session
 from manager.memory.state import State
-from manager.migrating import pick_target
-from manager.planning import PLAN_BATCH, moved_by_others
 from manager.requests.migrations import PATHS_MAX, check_servers
 from manager.rules.limits import check_count, check_number
 from manager.rules.moves import Move, look_at_target, out_of_reach, taken_by
 from manager.rules.placement import Holding, Place, lay_out
-from manager.tasks import replicas_of
 from manager.term import Term
 
-FILES_MAX = 1_000_000
-PROBLEMS_MAX = 100
+FILES_MAX = 1_000_000  # that are judged; beyond, the plan says that it is cut short
+PROBLEMS_MAX = 100  # files that are named
 
 
 @dataclass
 class _Tally:
-    files: int = 0
-    size: int = 0
-    problem_files: int = 0
-    problem_size: int = 0
-    problems: list[tuple[bytes, str]] = field(default_factory=list)
-    in_use: int = 0
+    files: int = 0  # that can be moved
+    size: int = 0  # of these, in bytes
+    problem_files: int = 0  # that cannot be moved
+    problem_size: int = 0  # of these, in bytes
+    problems: list[tuple[bytes, str]] = field(default_factory=list)  # path and reason of the first `PROBLEMS_MAX`
+    in_use: int = 0  # of those that can be moved: homes that have to be closed first
 
 
 async def plan_migration(term: Term, _session: Session, request: PlanMigration) -> MigrationPlan:
@@ -43,6 +44,7 @@ async def plan_migration(term: Term, _session: Session, request: PlanMigration) 
 
 
 def _foresee(connection: Connection, state: State, request: PlanMigration) -> MigrationPlan:
+    # A copy: each file takes its room away from those after it.
     places = dict(state.members.places())
     sources = set(state.members.of_server(request.source))
     tally = _Tally()
@@ -89,6 +91,7 @@ def _files(connection: Connection, inodes: list[int]) -> Iterator[InodeRow]:
                 if stat.S_ISDIR(child.mode):
                     left.append(child.ino)
                 elif child.home_volume and child.ino not in seen:
+                    # Only these can be met again, which keeps the set small.
                     if child.nlink > 1:
                         seen.add(child.ino)
                     yield child
@@ -105,14 +108,14 @@ def _judge(
     if other:
         return taken_by(other)
     held = {row.volume: row for row in replicas_of(connection, inode.ino)}
-    target = pick_target(inode.ino, inode.size, target_server, held, places)
-    obstacle = look_at_target(Move(0, 0, target, ""), inode.size, held, places)
+    target = pick_target(inode.ino, needed_bytes(inode), target_server, held, places)
+    obstacle = look_at_target(Move(0, 0, target, ""), needed_bytes(inode), held, places)
     if obstacle is not None:
         return obstacle.text
     copies = state.policies.of_inode(connection, inode.ino).copies
     layout = lay_out(
         ino=inode.ino,
-        size=inode.size,
+        size=needed_bytes(inode),
         home=inode.home_volume,
         copies=copies,
         holdings=[Holding(row.volume, row.version == inode.version and not row.fault) for row in held.values()],
@@ -123,5 +126,5 @@ def _judge(
     if len(layout.wanted) < copies:
         return out_of_reach(copies, layout)
     for volume in set(layout.wanted) - set(held):
-        places[volume] = replace(places[volume], free_bytes=places[volume].free_bytes - inode.size)
+        places[volume] = replace(places[volume], free_bytes=places[volume].free_bytes - needed_bytes(inode))
     return ""

@@ -20,8 +20,8 @@ from manager.catalog.schema import invitations, servers
 from manager.catalog.store import Transaction
 from manager.term import Term
 
-REPEAT_S = 60.0
-FIELD_MAX = 255
+REPEAT_S = 60.0  # within which a machine whose reply was lost may ask again
+FIELD_MAX = 255  # characters, as the columns have
 KEPT_NS = 86400 * 10**9  # for so long an expired token is told from one that never was
 
 LOCAL_HOSTS = frozenset({"", "localhost", "127.0.0.1", "::1"})
@@ -33,7 +33,8 @@ async def join(term: Term, request: Join) -> Joined:
     """Uses the token up. Raises `Refused` with the reason if it is not good, or if nobody can join this network."""
     check_join(request)
     check_shared(term.config.manager.database)
-    managers = await term.store.write(partial(_use_token, request=request, now_ns=file_time_ns()), durable=True)
+    # Durable before it is answered: a token that is used must not be good again after a power failure.
+    managers = await term.store.write(partial(_use_token, request=request, now_ns=file_time_ns()), durable=True, grows=True)
     return joined(term.config, [*managers, request.manager])
 
 
@@ -89,6 +90,7 @@ def _use_token(tx: Transaction, request: Join, now_ns: int) -> list[str]:
             raise Refused(f"{address} is the address of {server}: give {request.server} one of its own")
     first, again = digest_of(request.token), _again(request)
     found = {row.digest: row for row in tx.execute(select(invitations).where(invitations.c.digest.in_([first, again]))).all()}
+    # An invitation that is unused, else one that this very machine used a moment ago.
     invitation = found.get(first, found.get(again))
     if invitation is None:
         raise Refused("this token is not good: it was used, taken back by a newer one, or mistyped")

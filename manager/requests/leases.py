@@ -22,19 +22,19 @@ from cluster.messages import (
     Node,
     RecallDone,
 )
-from cluster.rpc.connection import SendReply
+from cluster.rpc.serving import SendReply
 from manager.catalog.inodes import NODE_COLUMNS, find_inode, node_of, parent_of, path_of
 from manager.catalog.schema import inodes
 from manager.memory.granting import Answered, Asked, directories_in
 from manager.memory.leases import Lease
-from manager.memory.sessions import AGENT, MOUNT, Session
+from manager.memory.sessions import Role, Session
 from manager.rules.limits import check_count, check_number
 from manager.term import Term
 
-ASKED_MAX = 2000
-OPENS_MAX = 200_000
-LISTED_MAX = 10_000
-_PAGE = 500
+ASKED_MAX = 2000  # inodes in one request
+OPENS_MAX = 200_000  # inodes that one mount may have open or give back
+LISTED_MAX = 10_000  # rows for people
+_PAGE = 500  # numbers in one statement: databases bound its parameters
 
 _NODES = select(*NODE_COLUMNS).where(inodes.c.ino.in_(bindparam("page", expanding=True)))
 
@@ -62,8 +62,10 @@ def answer_at_once(
     directory = granting.noted_under(session, request, reply)
     if not directory and isinstance(reply, Described):
         directory = parent_of(connection, reply.node.ino) or 0
+    # That needs a transaction: `answer` asks again after it.
     if granting.must_note(session, [directory, *directories_in(reply)]):
         return None
+    # No `await` since the reading, so no time has passed that matters.
     return granting.with_grant(session, directory, reply, began_s, began_s)
 
 
@@ -94,15 +96,18 @@ async def ask_leases(term: Term, session: Session, request: AskLeases) -> LeaseT
         check_number(ino, "inode")
     began_s = monotonic_s()
     nodes = await term.store.read(lambda connection: _nodes(connection, request.inodes))
+    # Notes may be written here: leases may end and inodes change meanwhile, so `_renewed` looks at each again.
     places = await _places(term, session, nodes)
     now = monotonic_s()
     tokens = []
     for ino in request.inodes:
         node = nodes.get(ino)
+        # An empty token keeps the answer in the order of the request.
         if node is None:
-            term.state.leases.counts.refused += 1
+            term.state.leases.counts.refused.value += 1
             tokens.append(b"")
-        elif session.role == AGENT:
+        # Agents only read, to copy: they hold no leases that could be recalled.
+        elif session.role == Role.AGENT:
             tokens.append(term.state.leases.pass_for(session.server, ino, node.version, node.home_epoch, now))
         else:
             tokens.append(term.state.grant(session, node, now))
@@ -145,7 +150,7 @@ def _renewed(term: Term, session: Session, places: dict[int, list[Node]], began_
         ]
         grant = granting.offer(session, directory, kept, began_s, now, serial=serial)
         granted += [] if grant is None else grant.inodes
-    return Grant(serial, leases.access_s, granted) if granted else None
+    return Grant(serial, leases.granted_s(now), granted) if granted else None
 
 
 # ------------------------------------------------------------------------------------------------------------- recalls
@@ -153,17 +158,20 @@ def _renewed(term: Term, session: Session, places: dict[int, list[Node]], began_
 
 async def watch_recalls(term: Term, session: Session, check: Callable[[], object], send: SendReply) -> NoReturn:
     """Tells the session what it must stop caching, beginning with what it has not answered, until *check* refuses."""
-    if session.role != MOUNT:
+    if session.role != Role.MOUNT:
         raise ProtocolError(f"a {session.role} asked for recalls")
     line = term.state.recalls.line(session.number)
+    # The stream over the mount's older connection finds another number, and ends.
     line.watcher += 1
     watcher = line.watcher
     line.ring()
     session.watches = True
     try:
+        # What the mount has not answered it may never have got. A list: answers come while these are sent.
         for recall in list(line.sent.values()):
             await send(recall, b"")
         while True:
+            # Before it is looked what there is: a ring in between sets this very event.
             bell = line.bell
             check()
             if line.watcher != watcher or not term.in_office:
@@ -174,6 +182,7 @@ async def watch_recalls(term: Term, session: Session, check: Callable[[], object
             else:
                 await send(recall_now, b"")
     finally:
+        # Else a newer stream is there already.
         if line.watcher == watcher:
             session.watches = False
 
@@ -201,6 +210,7 @@ async def list_leases(term: Term, _session: Session, request: ListLeases) -> Lea
     """Who may use what for how long."""
     state = term.state
     now = monotonic_s()
+    # A list: leases come and go while the paths are read in a thread.
     chosen = list(state.leases.ending_first(request.server, request.ino))
     shown = chosen[: max(0, min(request.limit, LISTED_MAX))]
 

@@ -22,20 +22,20 @@ from cluster.messages import (
     WokenLocks,
 )
 from manager.catalog.inodes import path_of
-from manager.memory.sessions import MOUNT, Session
+from manager.memory.sessions import Role, Session
 from manager.memory.state import PRESENT
 from manager.rules.limits import check_count, check_number
 from manager.rules.locks import Owner
 from manager.term import Term
 
 SPANS_MAX = 50_000  # presented by one session
-AWAIT_MAX_S = 60.0
-LISTED_MAX = 10_000
-OWNER_MAX = 2**64 - 1
+AWAIT_MAX_S = 60.0  # in one request
+LISTED_MAX = 10_000  # rows for people
+OWNER_MAX = 2**64 - 1  # the kernel's lock owners have 64 bits
 
 
 def set_lock(term: Term, session: Session, request: SetLock) -> LockAnswer:
-    """Tries once; who is to wait is woken by `AwaitLocks`."""
+    """Tries once to set a lock; a session that has to wait is woken through `AwaitLocks`."""
     _check_mount(session, request.owner, request.pid)
     _check_span(request.span)
     check_number(request.ticket, "ticket")
@@ -59,6 +59,7 @@ async def await_locks(term: Term, session: Session, request: AwaitLocks) -> Woke
     serial, tickets = locks.woken(session, request.after)
     with trio.move_on_after(max(0.0, min(request.wait_s, AWAIT_MAX_S))):
         while not tickets:
+            # Asked for each time: the session may have lost its locks while this waited, which `holder` raises.
             await locks.holder(session).bell.wait()
             term.check_in_office()
             serial, tickets = locks.woken(session, request.after)
@@ -94,7 +95,7 @@ def check_presented(locks: list[HeldLocks]) -> None:
 
 
 def _check_mount(session: Session, owner: int = 0, pid: int = 0) -> None:
-    if session.role != MOUNT:
+    if session.role != Role.MOUNT:
         raise ProtocolError(f"a {session.role} asked for locks")
     _check_owner(owner, pid)
 
@@ -121,6 +122,7 @@ async def list_locks(term: Term, _session: Session, request: ListLocks) -> LockR
     """Who has locked what, and who waits for what."""
     locks = term.state.locks
     now = monotonic_s()
+    # A list, made in the event loop: the paths are read in a thread.
     listed = [one for one in locks.listed(request.ino) if request.server in ("", locks.server_of(one.owner.session))]
     shown = [(one, locks.server_of(one.owner.session)) for one in listed[: max(0, min(request.limit, LISTED_MAX))]]
 

@@ -1,11 +1,12 @@
-"""`godwit servers lost`: a server that will not come back is given up, and its files fall back to what others have.
+"""`godwit servers lost`: gives up a server that will not come back; its files fall back to what others have.
 
-The state in the catalog is what drives it: the volumes of a lost server are scanned (`manager.workers.volume_scans`), a few files in
-a transaction, and each is aligned, which moves its home (`manager.tasks`, `manager.changes.fallback`). So it goes on under the next
-manager.
+The state in the catalog is what drives it: the volumes of a lost server are scanned (`manager.changes.volume_scans`), a few files
+in a transaction, and each is aligned, which moves its home (`manager.changes.alignment`, `manager.changes.fallback`). So it goes
+on under the next manager.
 """
 
 import errno
+from collections.abc import Sequence
 
 from sqlalchemy import Connection, bindparam, case, func, select, update
 
@@ -15,16 +16,17 @@ from cluster.messages import LosePlan, LoseServer
 from manager.catalog.inodes import path_of
 from manager.catalog.schema import inodes, replicas, servers
 from manager.catalog.store import Transaction
-from manager.membership import change_standing, stored_standing
+from manager.changes.standing import change_standing, stored_standing
 from manager.memory.members import Members
 from manager.memory.sessions import Session
 from manager.requests.migrations import cancel_drains
 from manager.requests.servers import end_sessions
 from manager.term import Term
 
-SHOWN_MAX = 100
+SHOWN_MAX = 100  # paths of files that would be gone
 
 _others = replicas.alias("others")
+# For each home the newest sound replica elsewhere: what `rules.alignment.newest_replica` would choose from.
 _BEST = (
     select(func.max(_others.c.version))
     .where(
@@ -60,25 +62,29 @@ async def lose_server(term: Term, _session: Session, request: LoseServer) -> Los
             errno.EBUSY,
             f"{server} is {member.state}: only a server that is down can be lost (or with --force, one that is silent)",
         )
-    plan = await term.store.read_slowly(lambda connection: _foresee(connection, members, server))
+    # Of the state before the change; `_lose` looks at the server's state again.
+    plan = await term.store.read_slowly(lambda connection: foresee(connection, members, server, members.of_server(server)))
     if not request.dry_run:
         await term.store.write_uncancelled(lambda tx: _lose(tx, term, server), durable=True)
     return plan
 
 
-def _foresee(connection: Connection, members: Members, server: str) -> LosePlan:
-    elsewhere = [volume.volume for volume in members.volumes() if volume.server != server and not members.is_lost(volume.volume)]
-    query = {"volumes": members.of_server(server), "elsewhere": elsewhere}
+def foresee(connection: Connection, members: Members, what: str, volumes: Sequence[int]) -> LosePlan:
+    """What it means for files to lose these *volumes*, which are called *what*."""
+    known = [volume.volume for volume in members.volumes()]
+    elsewhere = [number for number in known if number not in volumes and not members.is_lost(number)]
+    query = {"volumes": list(volumes), "elsewhere": elsewhere}
     counts = {kind: (int(files), int(size)) for kind, files, size in connection.execute(_COUNT, query)}
     only = [path_of(connection, ino) for ino in connection.execute(_ONLY, query).scalars()]
     nothing = (0, 0)
-    return LosePlan(server, *counts.get("whole", nothing), *counts.get("older", nothing), *counts.get("only", nothing), only)
+    return LosePlan(what, *counts.get("whole", nothing), *counts.get("older", nothing), *counts.get("only", nothing), only)
 
 
 def _lose(tx: Transaction, term: Term, server: str) -> None:
+    # Silent, but not yet down: the table of states knows no way from up to lost.
     if stored_standing(tx, server).state not in (ServerState.DOWN, ServerState.LOST):
-        change_standing(tx, term, server, Event.SILENT_TOO_LONG)
-    change_standing(tx, term, server, Event.LOSE)
+        change_standing(tx, term.state, term.claims, server, Event.SILENT_TOO_LONG)
+    change_standing(tx, term.state, term.claims, server, Event.LOSE)
     tx.execute(update(servers).where(servers.c.server == server).values(mount_session=0, agent_session=0))
     cancel_drains(tx, term, server)
     tx.after(lambda: end_sessions(term, server))

@@ -2,54 +2,53 @@
 
 import errno
 import json
+import logging
 import os
 import random
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from sqlalchemy import Connection, func, insert, select, update
 
 from cluster.clock import file_time_ns
-from cluster.errors import Refused, refused
+from cluster.decoding import from_json
+from cluster.errors import Malformed, Refused, refused
 from cluster.membership import Event as ServerEvent
 from cluster.messages import (
-    CANCEL,
-    KIND_DRAIN,
-    KIND_MOVE,
-    MIGRATION_CANCELLED,
-    MIGRATION_DONE,
-    MIGRATION_FAILED,
-    MOVE_FAILED,
-    PAUSE,
-    PAUSED,
-    PLANNING,
-    RESUME,
-    RUNNING,
     ChangeMigration,
     DrainServer,
     ListMigrations,
     ListMoves,
+    MigrationChange,
     MigrationRow,
     MigrationRows,
+    MigrationState,
     MoveCount,
     MoveRow,
     MoveRows,
+    MoveState,
     StartMigration,
 )
 from manager.catalog.inodes import find_inode, path_of
 from manager.catalog.schema import migrations, moves
 from manager.catalog.store import Transaction
-from manager.membership import change_standing, stored_standing
+from manager.changes.migrations import change_some
+from manager.changes.planning import Order
+from manager.changes.selectors import DRAIN, PATHS, selector_of
+from manager.changes.standing import change_standing
 from manager.memory.members import Members
 from manager.memory.sessions import Session
-from manager.migrating import change_some
-from manager.planning import Order, plan_from_the_start, plan_inode
 from manager.rules.limits import TEXT_MAX, check_count, check_number, clean_text
 from manager.rules.moves import ACTIVE, TRANSITIONS, Event
 from manager.term import Term
 
-PATHS_MAX = 1000
-LIST_MAX = 10_000
-TOKEN_BITS = 62
+log = logging.getLogger(__name__)
+
+_subject_of = from_json(list[str])
+
+PATHS_MAX = 1000  # chosen in one order
+LIST_MAX = 10_000  # rows for people
+TOKEN_BITS = 62  # of the random numbers of drains, whose negatives clash with no client's token
 
 
 # ------------------------------------------------------------------------------------------------------- starting
@@ -79,6 +78,7 @@ async def start_migration(term: Term, _session: Session, request: StartMigration
     check_servers(term.state.members, request.source, request.target)
 
     def work(tx: Transaction) -> int:
+        # A repeat of a request whose reply was lost: the migration that it began.
         known = tx.execute(select(migrations.c.migration).where(migrations.c.token == request.token)).scalar_one_or_none()
         if known is not None:
             return int(known)
@@ -86,19 +86,18 @@ async def start_migration(term: Term, _session: Session, request: StartMigration
         for path, inode in zip(request.paths, found, strict=True):
             if inode is None or inode.nlink == 0:
                 raise refused(errno.ENOENT, os.fsdecode(path))
-        order = _insert(tx, KIND_MOVE, request.source, request.target, request.paths, request.token)
-        for inode in found:
-            plan_inode(tx, term.state, order, inode)
+        order = _insert(tx, PATHS.kind, request.source, request.target, request.paths, request.token)
+        PATHS.begin(tx, term.state, order, [inode for inode in found if inode is not None])
         tx.after(term.state.begin_moves)
         return int(order.migration)
 
-    return await _show(term, await term.store.write(work, durable=True))
+    return await _show(term, await term.store.write(work, durable=True, grows=True))
 
 
 def _insert(tx: Transaction, kind: str, source: str, target: str, paths: list[bytes], token: int) -> Order:
     values = {
         "kind": kind,
-        "state": PLANNING,
+        "state": MigrationState.PLANNING,
         "source": source,
         "target": target,
         "subject": json.dumps([os.fsdecode(path) for path in paths]),
@@ -113,17 +112,18 @@ async def drain_server(term: Term, _session: Session, request: DrainServer) -> M
     """Marks the server, and starts the drain unless there is one already: that one goes on."""
     server = request.server
     term.state.members.require(server)
+    # Outside of the transaction, whose body may run again.
     token = -random.getrandbits(TOKEN_BITS) - 1
 
     def work(tx: Transaction) -> int:
-        change_standing(tx, term, server, ServerEvent.DRAIN)
+        change_standing(tx, term.state, term.claims, server, ServerEvent.DRAIN)
         tx.after(term.state.begin_moves)
-        mine = (migrations.c.kind == KIND_DRAIN) & (migrations.c.source == server) & (migrations.c.ended_ns == 0)
-        open_drain = mine & (migrations.c.state != MIGRATION_CANCELLED)
-        known = tx.execute(select(migrations.c.migration).where(open_drain)).scalar_one_or_none()
-        return int(known or _insert(tx, KIND_DRAIN, server, "", [], token).migration)
+        # In the transaction that would start another: two requests at once start one drain.
+        known = DRAIN.going_on(tx, server)
+        return known[0] if known else int(_insert(tx, DRAIN.kind, server, "", [], token).migration)
 
-    number = await term.store.write(work, durable=True)
+    number = await term.store.write(work, durable=True, grows=True)
+    # In transactions of its own. If the manager dies before it, the drain is there, as it was; a repeat resumes it.
     await _resume(term, number)
     return await _show(term, number)
 
@@ -133,7 +133,11 @@ async def drain_server(term: Term, _session: Session, request: DrainServer) -> M
 
 async def change_migration(term: Term, _session: Session, request: ChangeMigration) -> MigrationRow:
     """Pauses, resumes or cancels; the moves follow in the background."""
-    changes = {PAUSE: _pause, RESUME: _resume, CANCEL: _cancel}
+    changes: dict[str, Callable[[Term, int], Awaitable[None]]] = {
+        MigrationChange.PAUSE: _pause,
+        MigrationChange.RESUME: _resume,
+        MigrationChange.CANCEL: _cancel,
+    }
     check_number(request.migration, "migration")
     if request.action not in changes:
         raise refused(errno.EINVAL, f"{clean_text(request.action, 20)!r} is not pause, resume or cancel")
@@ -149,7 +153,7 @@ def _order(tx: Transaction, number: int) -> Order:
 
 
 def _require_open(order: Order, action: str) -> None:
-    if order.state in (MIGRATION_DONE, MIGRATION_CANCELLED):
+    if order.state in (MigrationState.DONE, MigrationState.CANCELLED):
         raise Refused(f"migration {order.migration} is {order.state}: it cannot {action} any more")
 
 
@@ -162,59 +166,59 @@ async def _pause(term: Term, number: int) -> None:
     def work(tx: Transaction) -> None:
         order = _order(tx, number)
         _require_open(order, "pause")
-        if order.state in (PLANNING, RUNNING):
-            _set_state(tx, term, number, PAUSED)
+        if order.state in (MigrationState.PLANNING, MigrationState.RUNNING):
+            _set_state(tx, term, number, MigrationState.PAUSED)
 
     await term.store.write(work, durable=True)
 
 
 async def _resume(term: Term, number: int) -> None:
-    """Moves that failed are planned again, a drain looks at the whole server again."""
+    """Moves that failed are planned again; the selector looks for more if it may find some."""
 
     def check(tx: Transaction) -> None:
         _require_open(_order(tx, number), "go on")
 
     def work(tx: Transaction) -> None:
         order = _order(tx, number)
-        if order.state == MIGRATION_FAILED and order.kind == KIND_DRAIN:
-            plan_from_the_start(tx, number)
-        if order.state in (PAUSED, MIGRATION_FAILED):
-            _set_state(tx, term, number, RUNNING)
+        if order.state == MigrationState.FAILED:
+            selector_of(order).again(tx, order)
+        if order.state in (MigrationState.PAUSED, MigrationState.FAILED):
+            _set_state(tx, term, number, MigrationState.RUNNING)
 
+    # First alone: nothing is planned again of a migration that is over.
     await term.store.write(check)
-    retry = partial(change_some, state=term.state, migration=number, states=(MOVE_FAILED,), event=Event.RESUME)
+    retry = partial(change_some, state=term.state, migration=number, states=(MoveState.FAILED,), event=Event.RESUME)
+    # In batches, so that requests get their turn. One that had failed stays so meanwhile, and is not ended again.
     while await term.store.write(retry):
         pass
     await term.store.write(work, durable=True)
 
 
 async def _cancel(term: Term, number: int) -> None:
-    """What is being deleted is deleted; all else ends, and a server that was to be drained is as before."""
+    """What is being deleted is deleted; all else ends, and what the start changed besides is taken back."""
 
     def work(tx: Transaction) -> None:
         order = _order(tx, number)
-        if order.state == MIGRATION_DONE:
+        if order.state == MigrationState.DONE:
             _require_open(order, "be cancelled")
-        if order.state == MIGRATION_CANCELLED:
+        if order.state == MigrationState.CANCELLED:
             return
-        _set_state(tx, term, number, MIGRATION_CANCELLED)
-        if order.kind == KIND_DRAIN and stored_standing(tx, order.source).wanted_empty:
-            change_standing(tx, term, order.source, ServerEvent.UNDRAIN)
+        _set_state(tx, term, number, MigrationState.CANCELLED)
+        # In the transaction of the state: no crash leaves a server marked for a drain that is over.
+        selector_of(order).cancelled(tx, term.state, term.claims, order)
 
     await term.store.write(work, durable=True)
 
 
 def cancel_drains(tx: Transaction, term: Term, server: str) -> None:
     """Ends the server's drains that are not over, as `_cancel` does; how the server stands is the caller's to change."""
-    drains = (migrations.c.kind == KIND_DRAIN) & (migrations.c.source == server)
-    going_on = migrations.c.state.not_in((MIGRATION_DONE, MIGRATION_CANCELLED))
-    for number in tx.execute(select(migrations.c.migration).where(drains, going_on)).scalars().all():
-        _set_state(tx, term, number, MIGRATION_CANCELLED)
+    for number in DRAIN.going_on(tx, server):
+        _set_state(tx, term, number, MigrationState.CANCELLED)
 
 
 # -------------------------------------------------------------------------------------------------------- listing
 
-_PROBLEM_STATES = (MOVE_FAILED, *ACTIVE)
+_PROBLEM_STATES = (MoveState.FAILED, *ACTIVE)
 
 
 async def _show(term: Term, number: int) -> MigrationRow:
@@ -238,6 +242,15 @@ async def list_migrations(term: Term, _session: Session | None, request: ListMig
     return await term.store.read_slowly(ask)
 
 
+def _paths_of(order: Order) -> list[bytes]:
+    """What the order names; nothing for a row that is damaged, which must not hide the others."""
+    try:
+        return [os.fsencode(path) for path in _subject_of(order.subject.encode("utf-8", "surrogatepass"))]
+    except (Malformed, ValueError) as error:
+        log.warning("migration %s has a damaged subject: %s", order.migration, error)
+        return []
+
+
 def _migration_row(connection: Connection, order: Order) -> MigrationRow:
     mine = moves.c.migration == order.migration
     sums = select(moves.c.state, func.count().label("files"), func.coalesce(func.sum(moves.c.bytes), 0).label("size"))
@@ -250,7 +263,7 @@ def _migration_row(connection: Connection, order: Order) -> MigrationRow:
         state=order.state,
         source=order.source,
         target=order.target,
-        paths=[os.fsencode(path) for path in json.loads(order.subject)],
+        paths=_paths_of(order),
         planned=bool(order.planned),
         counts=counts,
         problem=_problem(connection, order.migration),

@@ -1,4 +1,4 @@
-"""Changes of what mounts may be caching: made as soon as nobody else caches it any more (`manager.memory.mutations`, `manager.memory.recalls`)."""
+"""Changes of what mounts may be caching: made as soon as nobody else caches it any more (`manager.memory.recalls`)."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -6,8 +6,10 @@ from typing import TypeVar
 import trio
 
 from cluster.clock import monotonic_s
+from cluster.messages import Done, Sync
 from manager.catalog.store import Transaction
 from manager.memory.mutations import HeldElsewhere, Mutation
+from manager.memory.sessions import Session
 from manager.memory.state import PRESENT
 from manager.term import Term
 
@@ -22,6 +24,7 @@ async def mutate(
     known: Iterable[int] = (),
     check: Callable[[], None] = lambda: None,
     durable: bool = False,
+    grows: bool = False,
 ) -> T:
     """What *work* returns, which claims what it changes before it writes; the caller lifts the fences of *mutation* in the end.
 
@@ -30,23 +33,29 @@ async def mutate(
     """
     held = term.state.fences.claim(mutation, known)
     if held:
+        # The fences that were just put up keep others from being granted what is taken back here.
         await term.state.recalls.take_back(held)
     while True:
+        # Before each attempt, since each comes after a wait.
         check()
+        # What the session is granted of its own change is read from here on.
         mutation.began_s = monotonic_s()
         try:
-            return await term.store.write_uncancelled(work, durable=durable)
+            return await term.store.write_uncancelled(work, durable=durable, grows=grows)
         except HeldElsewhere as conflict:
+            # Nothing was written. Others may change the catalog meanwhile: the transaction runs again as a whole.
             await term.state.recalls.take_back(conflict.held)
             await await_present(term, conflict.absent)
 
 
-def mutate_at_once(term: Term, mutation: Mutation, work: Callable[[Transaction], T], *, known: Iterable[int] = ()) -> T | None:
+def mutate_at_once(
+    term: Term, mutation: Mutation, work: Callable[[Transaction], T], *, known: Iterable[int] = (), grows: bool = False
+) -> T | None:
     """As `mutate`, while the store is idle; None, and nothing has changed, if something has to be called back first."""
     if term.state.fences.claim(mutation, known):
         return None
     try:
-        return term.store.write_at_once(work)
+        return term.store.write_at_once(work, grows=grows)
     except HeldElsewhere:
         return None
 
@@ -54,11 +63,19 @@ def mutate_at_once(term: Term, mutation: Mutation, work: Callable[[Transaction],
 async def await_present(term: Term, absent: frozenset[str]) -> None:
     """Waits until these servers' mounts have presented themselves, or until what earlier terms let them cache has ended."""
     state = term.state
+    # By then all that was granted in earlier terms has ended, whoever holds it.
     with trio.move_on_at(term.caches_until) as waiting:
         while absent & state.absent:
+            # One of them may have come while another was waited for: the set is looked at each time.
             with state.bells.listening(PRESENT) as bell:
                 await bell.wait()
                 term.check_in_office()
     if waiting.cancelled_caught:
         for server in absent & state.absent:
             state.presented(server)
+
+
+async def sync(term: Term, _session: Session, _request: Sync) -> Done:
+    """What was answered before is durable."""
+    await term.store.sync()
+    return Done()

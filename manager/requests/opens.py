@@ -18,41 +18,35 @@ from cluster.messages import (
     Apply,
     AwaitCopies,
     Close,
-    Commit,
-    Create,
-    CreateUnnamed,
     Done,
     Grant,
     InodeRange,
     Open,
     Opened,
-    RemoveXattr,
-    Rename,
-    SetAttr,
-    SetXattr,
     TakeInodes,
 )
 from manager.catalog.inodes import get_inode, parent_of
 from manager.catalog.schema import ranges, replicas
 from manager.catalog.store import Transaction
-from manager.changes.apply import OPERATIONS_MAX, apply_operations, changed_for_opens
+from manager.changes.alignment import draw_home
+from manager.changes.apply import OPERATIONS_MAX, apply_operations
 from manager.changes.content import mark_dirty
+from manager.changes.operations import OPERATIONS, changed_for_opens, directories_of, grows, known_before
 from manager.memory.members import take_number
-from manager.memory.mutations import Held, Mutation, known_before
+from manager.memory.mutations import Held, Mutation
 from manager.memory.policies import COPIES_MAX
-from manager.memory.sessions import NOT_WRITING, Session
+from manager.memory.sessions import NOT_WRITING, RANGES_KEPT, Session
 from manager.memory.state import State
 from manager.requests.mutations import await_present, mutate, mutate_at_once
 from manager.requests.reads import describe_open
 from manager.rules.limits import check_count, check_number
-from manager.tasks import draw_home
 from manager.term import Term
 
-CLOSINGS_MAX = 10_000
-TAKE_MAX = 100_000
-RANGES_KEPT = 64  # per session; a mount uses its numbers in order, so that older ones are used up
-AWAIT_MAX_S = 3600.0
+CLOSINGS_MAX = 10_000  # in one request
+TAKE_MAX = 100_000  # numbers in one request
+AWAIT_MAX_S = 3600.0  # for copies; who wants to wait longer asks again
 
+# Replicas with this version or a newer one; by the primary key (ino, volume).
 _HOLDING = (
     select(func.count())
     .select_from(replicas)
@@ -71,18 +65,21 @@ async def apply(term: Term, session: Session, request: Apply) -> Applied:
     with _mutation(term, session, request) as mutation:
         work = partial(apply_operations, state=term.state, mutation=mutation, request=request)
         check = partial(_check_still_wanted, term, session, request)
-        reply = await mutate(term, mutation, work, known=_known_before(request), check=check)
+        # What can be told from the request alone is called back before the first attempt: it saves most second ones.
+        known, more = known_before(request.operations), grows(request.operations)
+        reply = await mutate(term, mutation, work, known=known, check=check, grows=more)
     return _with_leases(term, mutation, request, reply)
 
 
 def apply_at_once(term: Term, session: Session, request: Apply) -> Applied | None:
     """As `apply`; None, and nothing has changed, if that has to wait for something."""
+    # Else it would overtake what is queued.
     if not term.store.is_idle:
         return None
     _check_apply(session, request)
     with _mutation(term, session, request) as mutation:
         work = partial(apply_operations, state=term.state, mutation=mutation, request=request)
-        reply = mutate_at_once(term, mutation, work, known=_known_before(request))
+        reply = mutate_at_once(term, mutation, work, known=known_before(request.operations), grows=grows(request.operations))
     return None if reply is None else _with_leases(term, mutation, request, reply)
 
 
@@ -93,6 +90,7 @@ def _check_apply(session: Session, request: Apply) -> None:
         raise refused(errno.EINVAL, "empty list of operations, or acknowledged too much")
     if request.request_id < session.floor:
         raise Refused(f"request {request.request_id} has been acknowledged already", errno.ESTALE)
+    # The client has these replies: from now on none of them is stored for it.
     session.floor = max(session.floor, request.acknowledged)
 
 
@@ -104,11 +102,8 @@ def _mutation(term: Term, session: Session, request: Apply) -> Iterator[Mutation
         with term.state.changing(session, changed_for_opens(request.operations)):
             yield mutation
     finally:
+        # After the effects have run: until then an answer that was read before might still be granted.
         term.state.fences.lift(mutation)
-
-
-def _known_before(request: Apply) -> list[int]:
-    return [ino for operation in request.operations for ino in known_before(operation)]
 
 
 def _check_still_wanted(term: Term, session: Session, request: Apply) -> None:
@@ -126,7 +121,7 @@ def _with_leases(term: Term, mutation: Mutation, request: Apply, reply: Applied)
     tokens = [
         term.state.grant(session, node, now)
         for operation, node in zip(request.operations, reply.nodes, strict=True)
-        if isinstance(operation, (Create, CreateUnnamed)) and node is not None and node.home_volume
+        if OPERATIONS[type(operation)].creates and node is not None and node.home_volume
     ]
     grant = None
     if session.watches and mutation.stamp is not None:
@@ -141,25 +136,25 @@ def _grant_own(term: Term, mutation: Mutation, request: Apply, reply: Applied, n
     session, granting = mutation.session, term.granting
     serial = term.state.leases.next_serial()
     granted: dict[int, None] = {}
+    # Of several nodes of one inode only the last is what it is now.
     newest = {node.ino: node for node in reply.nodes if node is not None}
     for operation, node in zip(request.operations, reply.nodes, strict=True):
-        directory = getattr(operation, "new_parent", getattr(operation, "parent", 0))
+        changed = directories_of(operation)
         nodes = [node] if node is not None and newest[node.ino] is node else []
-        if not directory and nodes:
-            directory = granting.directory_of(session, nodes[0])
-        names = not isinstance(operation, (SetAttr, SetXattr, RemoveXattr, Commit))
-        grant = granting.offer(session, directory, nodes, mutation.began_s, now, names=names, own=mutation, serial=serial)
-        if isinstance(operation, Rename) and operation.parent != operation.new_parent:
-            left = granting.offer(session, operation.parent, [], mutation.began_s, now, names=True, own=mutation, serial=serial)
-            granted |= dict.fromkeys([] if left is None else left.inodes)
-        granted |= dict.fromkeys([] if grant is None else grant.inodes)
-    return Grant(serial, term.state.leases.access_s, list(granted)) if granted else None
+        directory = changed[-1] if changed else granting.directory_of(session, nodes[0]) if nodes else 0
+        offers = [(directory, nodes), *((left, []) for left in changed[:-1] if left != directory)]
+        for place, brought in offers:
+            grant = granting.offer(
+                session, place, brought, mutation.began_s, now, names=bool(changed), own=mutation, serial=serial
+            )
+            granted |= dict.fromkeys([] if grant is None else grant.inodes)
+    return Grant(serial, term.state.leases.granted_s(now), list(granted)) if granted else None
 
 
 async def open_inode(term: Term, session: Session, request: Open) -> Opened:
-    """Registers first and looks then, so that nobody reaps or settles the inode in between.
+    """Opens an inode: registers the open, then reads the inode, so that nobody reaps or settles it in between.
 
-    For writing, others must stop caching it: from the registration on nobody is granted to.
+    Before an open for writing is answered, all others have stopped caching the inode; from the registration on no grant is made.
     """
     check_number(request.sequence, "sequence")
     state = term.state
@@ -167,18 +162,23 @@ async def open_inode(term: Term, session: Session, request: Open) -> Opened:
         raise refused(errno.ESTALE, f"inode {request.ino}")
     new = state.sessions.open(session, request.ino, write=request.write, sequence=request.sequence)
     try:
+        # It is registered already: whoever reaps or settles in between sees that it is open.
         row = await term.store.read(lambda connection: get_inode(connection, request.ino))
         if request.write and stat.S_ISDIR(row.mode):
             raise refused(errno.EISDIR)
         if request.write:
             await _be_only_writer(term, session, request.ino)
+        # The flag was read after the registration: who may clear it sees the writer, unless it is in the queue already
+        # (`is_changing`).
         must_mark = request.write and stat.S_ISREG(row.mode) and not row.dirty
         if must_mark or state.is_changing(request.ino):
             to_write = request.write and bool(stat.S_ISREG(row.mode))
             work = partial(_mark_opened, state=state, session=session, ino=request.ino, write=to_write)
+            # Durable before the first byte is written: after a power failure an agent looks at the object only if it is marked.
             await term.store.write(work, durable=must_mark)
         return await _describe_opened(term, session, request)
     except Refused:
+        # One that was open before stays: other opens of the session still count on it.
         if new:
             unused = state.sessions.forget(session, request.ino)
             term.unused([] if unused is None else [unused])
@@ -190,7 +190,9 @@ async def _be_only_writer(term: Term, session: Session, ino: int) -> None:
     state = term.state
     while True:
         held = [Held(ino, number) for number in state.leases.caching(ino, monotonic_s(), besides=session)]
+        # Nobody is granted to cache it meanwhile, since the session is registered as a writer: the list can only get shorter.
         await state.recalls.take_back(held)
+        # Mounts that have not presented themselves cannot be asked; the catalog's notes tell whether they may be caching it.
         looking = await term.store.read(partial(state.looking_at, inodes=[ino])) if state.absent else frozenset()
         if not looking:
             return
@@ -198,17 +200,20 @@ async def _be_only_writer(term: Term, session: Session, ino: int) -> None:
 
 
 async def _describe_opened(term: Term, session: Session, request: Open) -> Opened:
-    """The answer to an `Open`; once everybody whose token names an earlier home knows that they must ask for it."""
+    """The answer to an `Open`, once all holders of tokens for an earlier home know that they must ask for the new one."""
     state, granting = term.state, term.granting
     while True:
         began_s = monotonic_s()
+        # The home may move until this is read; afterwards the registration keeps it where it is.
         opened, parent = await term.store.read(lambda connection: _describe(connection, term, session, request.ino))
         epoch = opened.node.home_epoch
         now = monotonic_s()
-        astray = state.astray(session, request.ino, epoch, now) if request.write else []
-        if not astray:
+        holders = state.holders_of_old_home(session, request.ino, epoch, now) if request.write else []
+        if not holders:
             break
-        await state.recalls.take_back([Held(request.ino, number) for number in astray], home_epoch=epoch)
+        # When it returns the home may have moved again, or been opened by others: all is read anew.
+        await state.recalls.take_back([Held(request.ino, number) for number in holders], home_epoch=epoch)
+    # The note is there before the grant, or a new manager would not know that anybody caches it.
     if granting.must_note(session, [parent]):
         await granting.note(term.store, session, [parent])
         now = monotonic_s()
@@ -227,7 +232,7 @@ def _describe(connection: Connection, term: Term, session: Session, ino: int) ->
 
 
 def _mark_opened(tx: Transaction, *, state: State, session: Session, ino: int, write: bool) -> None:
-    """Before anybody can write: at a home on the writer's own server, if the file can have it there."""
+    """Marks the file dirty before the first write; first moves its home to the writer's server if it can."""
     if write:
         draw_home(tx, state, session, ino)
         mark_dirty(tx, ino)
@@ -239,6 +244,7 @@ async def close(term: Term, session: Session, request: Close) -> Done:
     sessions = term.state.sessions
     for closing in request.closings:
         unused = sessions.close(session, closing.ino, closing.sequence, still_open=closing.still_open)
+        # A close may be overtaken by a newer open for writing, which then goes on.
         if sessions.write_sequence(session, closing.ino) == NOT_WRITING:
             term.state.leases.stops_writing(session, closing.ino)
         if unused is not None:
@@ -250,19 +256,21 @@ async def take_inodes(term: Term, session: Session, request: TakeInodes) -> Inod
     """Numbers for what the session will create. They are noted so that their objects are not taken for strays."""
     if not 1 <= request.count <= TAKE_MAX:
         raise refused(errno.EINVAL, f"{request.count} inode numbers")
-    state = term.state
 
     def work(tx: Transaction) -> int:
         first = take_number(tx, "next_ino", request.count)
         tx.execute(insert(ranges), {"first": first, "count": request.count, "server": session.server, "session": session.number})
         kept = select(ranges.c.first).where(ranges.c.session == session.number).order_by(ranges.c.first.desc())
+        # The newest `RANGES_KEPT` stay, as in the memory (`Session.numbers`).
         oldest = tx.execute(kept.offset(RANGES_KEPT).limit(1)).scalar_one_or_none()
         if oldest is not None:
             tx.execute(sql_delete(ranges).where(ranges.c.session == session.number, ranges.c.first <= oldest))
-        tx.after(lambda: state.handed_out(first + request.count))
+        # After the commit: numbers that were rolled back are given to somebody else.
+        tx.after(lambda: session.numbers.append(range(first, first + request.count)))
         return first
 
-    return InodeRange(await term.store.write(work, durable=True), request.count)
+    # Durable: a number that came again after a power failure would name two files.
+    return InodeRange(await term.store.write(work, durable=True, grows=True), request.count)
 
 
 async def await_copies(term: Term, _session: Session, request: AwaitCopies) -> Done:
@@ -277,8 +285,9 @@ async def await_copies(term: Term, _session: Session, request: AwaitCopies) -> D
         return connection.execute(_HOLDING, {"ino": request.ino, "version": request.version}).scalar_one()
 
     timeout_s = max(0.0, min(request.timeout_s, AWAIT_MAX_S))
-    with trio.move_on_after(timeout_s), term.courtesy.hurrying():
+    with trio.move_on_after(timeout_s), term.throttle.hurrying():
         while True:
+            # Listening before looking: what arrives in between rings.
             with term.state.bells.listening(request.ino) as bell:
                 if await term.store.read(ask) >= request.copies:
                     return Done()

@@ -2,8 +2,6 @@
 
 import errno
 import stat
-from collections.abc import Callable
-from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
@@ -44,16 +42,17 @@ from manager.catalog.inodes import (
     parent_of,
 )
 from manager.catalog.schema import dentries, inodes, symlinks
+from manager.changes.alignment import replicas_of
 from manager.changes.attributes import get_xattr, list_xattrs
 from manager.changes.tasks import replica_of
 from manager.rules.limits import check_number
-from manager.tasks import replicas_of
 from manager.term import Term, counter
 
-LISTING_MAX = 1000
+LISTING_MAX = 1000  # entries of one page
 LISTING_BYTES = 1_000_000  # of names and nodes, so that a page fits well into a frame
-_ENTRY_BYTES = 220
+_ENTRY_BYTES = 220  # of a node on the wire, and a name of ordinary length
 
+# By the unique index (parent, cookie), in its order.
 _LIST = (
     select(*NODE_COLUMNS, dentries.c.name, dentries.c.cookie)
     .join_from(dentries, inodes, inodes.c.ino == dentries.c.ino)
@@ -68,6 +67,7 @@ def lookup(connection: Connection, _term: Term, request: Lookup) -> Found:
     check_name(request.name)
     row = find_entry(connection, request.parent, request.name)
     if row is None:
+        # Only a name that is not there needs the look whether its directory is.
         get_directory(connection, request.parent)
     return Found(None if row is None else node_of(row))
 
@@ -91,12 +91,18 @@ def get_parent(connection: Connection, _term: Term, request: GetParent) -> Paren
     return Parent(parent)
 
 
-def read_dir(connection: Connection, _term: Term, request: ReadDir) -> Listing:
+def read_dir(connection: Connection, term: Term, request: ReadDir) -> Listing:
     check_number(request.after, "cookie")
+    check_number(request.until, "cookie")
     limit = max(1, min(request.limit, LISTING_MAX, LISTING_BYTES // _ENTRY_BYTES))
     get_directory(connection, request.ino)
+    # One more than is wanted tells whether there are any after these.
     rows = connection.execute(_LIST, {"ino": request.ino, "after": request.after, "n": limit + 1}).all()
-    return Listing([Entry(row.name, row.cookie, node_of(row)) for row in rows[:limit]], end=len(rows) <= limit)
+    # After the question: of what it has found, nothing has a cookie that was given later.
+    newest = term.state.newest_cookie
+    found = [row for row in rows if not request.until or row.cookie <= request.until]
+    entries = [Entry(row.name, row.cookie, node_of(row)) for row in found[:limit]]
+    return Listing(entries, end=len(found) <= limit, newest=newest)
 
 
 def read_link(connection: Connection, _term: Term, request: ReadLink) -> Blob:
@@ -139,18 +145,3 @@ def describe_open(connection: Connection, term: Term, ino: int) -> Opened:
     ]
     policy = term.state.policies.of_inode(connection, ino)
     return Opened(node_of(row), current, bool(row.marks & HAS_CAPABILITY), policy.copies, policy.sync_copies)
-
-
-QUESTIONS: dict[type, Callable[[Connection, Term, Any], Any]] = {
-    Lookup: lookup,
-    GetAttr: get_attr,
-    BeginCommit: begin_commit,
-    GetParent: get_parent,
-    ReadDir: read_dir,
-    ReadLink: read_link,
-    GetXattr: get_xattr_value,
-    ListXattr: list_xattr_names,
-    GetSpace: get_space,
-    ListVolumes: list_volumes,
-    Locate: locate,
-}

@@ -8,41 +8,29 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.config import is_name
+from cluster.counters import Numbers, counters
 from cluster.errors import refused
 from cluster.invitations import digest_of, new_token
 from cluster.membership import Event, ServerState
-from cluster.messages import (
-    CLAIMED,
-    DEAD,
-    DEFERRED,
-    WAITING,
-    Added,
-    AddServer,
-    Count,
-    GetServer,
-    Holdings,
-    RemoveServer,
-    ServerDetails,
-    ServerInfo,
-)
-from manager.catalog.schema import invitations, ranges, servers
+from cluster.messages import Added, AddServer, Count, GetServer, Holdings, RemoveServer, ServerDetails, ServerInfo, TaskState
+from manager.catalog.schema import invitations, servers
 from manager.catalog.store import Transaction
 from manager.changes.fallback import count_forsaken
 from manager.changes.holdings import count_holdings, forget_some, forget_tasks, holds_anything
+from manager.changes.standing import AWAY, change_standing, stored_standing
 from manager.changes.tasks import count_tasks
-from manager.membership import AWAY, change_standing, stored_standing
 from manager.memory.members import Member, Members
-from manager.memory.sessions import CLI, MOUNT, Session
+from manager.memory.sessions import Role, Session
 from manager.requests.conflicts import conflict_paths
 from manager.requests.migrations import cancel_drains
 from manager.term import Term
 
-EXPIRES_MIN_S = 1.0
-EXPIRES_MAX_S = 30 * 86400.0
+EXPIRES_MIN_S = 1.0  # for how long a token is good, at least
+EXPIRES_MAX_S = 30 * 86400.0  # and at most: who has it gets in
 
-INVITED = "invited"
-READMITTED = "readmitted"
-UNDRAINED = "undrained"
+INVITED = "invited"  # outcomes of `add_server`: a new server gets a token
+READMITTED = "readmitted"  # one that had left or was lost gets a token
+UNDRAINED = "undrained"  # a member that was being drained stays
 
 Counts = dict[tuple[str, str], int]
 
@@ -56,13 +44,14 @@ def server_info(term: Term, server: str, counts: Counts, now: float) -> ServerIn
         server=server,
         roles=sorted({session.role for session in sessions}),
         volumes=[volume for volume in members.volumes() if volume.server == server],
-        waiting_tasks=counts.get((server, WAITING), 0) + counts.get((server, DEFERRED), 0),
-        dead_tasks=counts.get((server, DEAD), 0),
+        waiting_tasks=counts.get((server, TaskState.WAITING), 0) + counts.get((server, TaskState.DEFERRED), 0),
+        dead_tasks=counts.get((server, TaskState.DEAD), 0),
         last_seen_s=min((max(0.0, now - session.heard_s) for session in sessions), default=-1.0),
     )
     if member is None:
         return info
-    counts_of_mount = next((session.counts for session in sessions if session.role == MOUNT), None)
+    counts_of_mount = next((session.counts for session in sessions if session.role == Role.MOUNT), None)
+    of_mount = [] if counts_of_mount is None else counts_of_mount.problems
     return msgspec.structs.replace(
         info,
         counts=counts_of_mount,
@@ -71,7 +60,7 @@ def server_info(term: Term, server: str, counts: Counts, now: float) -> ServerIn
         wanted_empty=member.standing.wanted_empty,
         manager=member.manager,
         release=member.release,
-        problems=[*member.problems, *(counts_of_mount.problems if counts_of_mount is not None else [])],
+        problems=[*member.problems, *members.troubles(server), *of_mount],
     )
 
 
@@ -80,20 +69,34 @@ async def get_server(term: Term, _session: Session, request: GetServer) -> Serve
     term.state.members.require(request.server)
     now = monotonic_s()
     leases = sum(1 for _lease in term.state.leases.ending_first(request.server))
+    metrics = _metrics(term, request.server)
 
     def ask(connection: Connection) -> ServerDetails:
         counts = count_tasks(connection)
         return ServerDetails(
             info=server_info(term, request.server, counts, now),
             holdings=_holdings(connection, term.state.members, request.server),
-            tasks={state: counts.get((request.server, state), 0) for state in (WAITING, CLAIMED, DEFERRED, DEAD)},
+            tasks={
+                state: counts.get((request.server, state), 0)
+                for state in (TaskState.WAITING, TaskState.CLAIMED, TaskState.DEFERRED, TaskState.DEAD)
+            },
             is_manager=request.server == term.config.server,
             leases=leases,
             forsaken=count_forsaken(connection, term.state.members.of_server(request.server)),
             conflicts=conflict_paths(connection, request.server),
+            metrics=metrics,
         )
 
     return await term.store.read_slowly(ask)
+
+
+def _metrics(term: Term, server: str) -> dict[str, Numbers]:
+    """What the processes of a server have counted, by role; the manager's are those of its process and of its term."""
+    sessions = [session for session in term.state.sessions.all() if session.server == server and session.metrics]
+    metrics: dict[str, Numbers] = {session.role: session.metrics for session in sessions}
+    if server == term.config.server:
+        metrics["manager"] = counters.numbers() | term.state.leases.counters.numbers()
+    return metrics
 
 
 def _holdings(connection: Connection, members: Members, server: str) -> Holdings:
@@ -102,14 +105,14 @@ def _holdings(connection: Connection, members: Members, server: str) -> Holdings
 
 def _safe_volumes(members: Members, but: str) -> list[int]:
     """The volumes on which a replica counts as a copy, besides those of one server."""
-    return [volume.volume for volume in members.volumes() if volume.server != but and members.counts(volume.server)]
+    return [volume.volume for volume in members.volumes() if volume.server != but and members.volume_counts(volume.volume)]
 
 
 # ---------------------------------------------------------------------------------------------------------- leaving
 
 
 async def remove_server(term: Term, _session: Session, request: RemoveServer) -> Count:
-    """The server leaves. What it holds is looked at before anything is changed, and again in each transaction."""
+    """Removes a server that no file needs; that is checked before anything is changed, and again in each transaction."""
     members, server = term.state.members, request.server
     member = members.require(server)
     if member.state is ServerState.LEFT:
@@ -118,8 +121,10 @@ async def remove_server(term: Term, _session: Session, request: RemoveServer) ->
         raise refused(errno.EBUSY, f"{server} is the manager: godwit manager step-down first")
     if members.is_closed(server):
         raise refused(errno.EBUSY, f"{server} is being removed already")
+    # While it is counted files may come and go: this only refuses early, each transaction below looks again.
     holdings = await term.store.read_slowly(lambda connection: _holdings(connection, members, server))
     _check_leaving(server, member, holdings)
+    # From here on nothing new is placed there, so that what follows comes to an end.
     members.close(server)
     try:
         forgotten = await _forget(term, server) if member.state in AWAY else 0
@@ -127,6 +132,7 @@ async def remove_server(term: Term, _session: Session, request: RemoveServer) ->
             pass
         await term.store.write_uncancelled(partial(_leave, term=term, server=server), durable=True)
     finally:
+        # Also if it was refused half-way: then the server stays a member with what it has left.
         members.reopen(server)
     return Count(forgotten)
 
@@ -154,6 +160,7 @@ async def _forget(term: Term, server: str) -> int:
     for volume in members.of_server(server):
         more = True
         while more:
+            # A batch at a time; between two of them the server may come back, which the next one finds.
             work = partial(_forget_some, term=term, server=server, volume=volume)
             count = await term.store.write_uncancelled(work)
             forgotten += count
@@ -176,9 +183,8 @@ def _leave(tx: Transaction, term: Term, server: str) -> None:
     state = term.state
     if holds_anything(tx.connection, state.members.of_server(server)):
         raise refused(errno.EBUSY, f"{server} holds files again: see godwit servers show {server}")
-    change_standing(tx, term, server, Event.REMOVE)
+    change_standing(tx, term.state, term.claims, server, Event.REMOVE)
     tx.execute(update(servers).where(servers.c.server == server).values(mount_session=0, agent_session=0))
-    tx.execute(delete(ranges).where(ranges.c.server == server))
     tx.execute(delete(invitations).where(invitations.c.server == server))
     cancel_drains(tx, term, server)
     tx.after(lambda: end_sessions(term, server))
@@ -188,7 +194,7 @@ def end_sessions(term: Term, server: str) -> None:
     """Its processes are no members any more. The leases of its mount last until they end."""
     term.awaited.pop(server, None)
     for session in term.state.sessions.all():
-        if session.server == server and session.role != CLI:
+        if session.server == server and session.role != Role.CLI:
             term.end_session(session)
 
 
@@ -202,9 +208,12 @@ async def add_server(term: Term, _session: Session, request: AddServer) -> Added
         raise refused(errno.EINVAL, f"{server!r} is no name for a server: letters, digits, dots, dashes, at most 63")
     if not EXPIRES_MIN_S <= request.expires_s <= EXPIRES_MAX_S:
         raise refused(errno.EINVAL, f"a token expires after {EXPIRES_MIN_S:g} to {EXPIRES_MAX_S:g} seconds")
+    # Outside of the transaction, whose body may run again.
     token = new_token()
     outcome = await term.store.write(
-        partial(_add, term=term, server=server, digest=digest_of(token), expires_s=request.expires_s), durable=True
+        partial(_add, term=term, server=server, digest=digest_of(token), expires_s=request.expires_s),
+        durable=True,
+        grows=True,
     )
     managers = list(dict.fromkeys([term.config.manager.listen, *term.state.members.managers()]))
     if outcome == UNDRAINED:
@@ -213,17 +222,18 @@ async def add_server(term: Term, _session: Session, request: AddServer) -> Added
 
 
 def _add(tx: Transaction, term: Term, server: str, digest: bytes, expires_s: float) -> str:
+    # Its row is written when it introduces itself: an invitation alone makes no member.
     if tx.execute(select(servers.c.server).where(servers.c.server == server)).first() is None:
         _invite(tx, server, digest, expires_s)
         return INVITED
     standing = stored_standing(tx, server)
     if standing.state in (ServerState.LEFT, ServerState.LOST):
-        change_standing(tx, term, server, Event.ADD)
+        change_standing(tx, term.state, term.claims, server, Event.ADD)
         _invite(tx, server, digest, expires_s)
         return READMITTED
     if not standing.wanted_empty:
         raise refused(errno.EEXIST, f"{server} is a member already, it is {standing}")
-    change_standing(tx, term, server, Event.UNDRAIN)
+    change_standing(tx, term.state, term.claims, server, Event.UNDRAIN)
     cancel_drains(tx, term, server)
     return UNDRAINED
 

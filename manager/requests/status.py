@@ -7,20 +7,19 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, true, update
 
 from cluster.clock import monotonic_s
+from cluster.counters import METRICS_MAX, NAME_MAX
 from cluster.errors import refused
 from cluster.membership import ServerState
 from cluster.messages import (
-    CLAIMED,
-    DEAD,
-    DEFERRED,
     ROOT_INO,
-    WAITING,
+    Beat,
     Count,
     Done,
     GetPolicy,
     GetSpace,
     GetStatus,
     GetWhere,
+    Heartbeat,
     ListPolicies,
     ListTasks,
     PolicyRow,
@@ -32,12 +31,15 @@ from cluster.messages import (
     StepDown,
     TaskRow,
     TaskRows,
+    TaskState,
     Volume,
     Where,
 )
 from manager.catalog.inodes import get_directory, get_inode, node_of, path_of
-from manager.catalog.schema import inodes, policies, servers, tasks
+from manager.catalog.schema import inodes, policies, servers, shortfalls, tasks
 from manager.catalog.store import Transaction
+from manager.changes.alignment import replicas_of
+from manager.changes.damage import count_damaged
 from manager.changes.fallback import count_forsaken, forsaken_volumes
 from manager.changes.namespace import queue_scan
 from manager.changes.tasks import count_tasks, retry_tasks
@@ -47,8 +49,8 @@ from manager.memory.sessions import Session
 from manager.requests.conflicts import count_conflicts
 from manager.requests.reads import get_space
 from manager.requests.servers import server_info
+from manager.requests.shortfalls import count_below_policy
 from manager.rules.limits import check_number
-from manager.tasks import replicas_of
 from manager.term import Term
 
 TASKS_MAX = 10_000
@@ -87,12 +89,15 @@ async def get_status(term: Term, _session: Session, _request: GetStatus) -> Stat
             catalog=catalog,
             servers=[server_info(term, name, counts, now) for name in names],
             inodes=space.inodes,
-            waiting_tasks=total(WAITING, DEFERRED),
-            claimed_tasks=total(CLAIMED),
-            dead_tasks=total(DEAD),
+            waiting_tasks=total(TaskState.WAITING, TaskState.DEFERRED),
+            claimed_tasks=total(TaskState.CLAIMED),
+            dead_tasks=total(TaskState.DEAD),
             space=space,
             forsaken=count_forsaken(connection, [volume.volume for volume in term.state.members.volumes()]),
             conflicts=count_conflicts(connection),
+            damaged=count_damaged(connection),
+            catalog_fault=str(term.store.room.fault or ""),
+            below_policy=count_below_policy(connection),
         )
 
     return await term.store.read_slowly(ask)
@@ -179,7 +184,7 @@ async def set_policy(term: Term, _session: Session, request: SetPolicy) -> Polic
         queue_scan(tx, term.state, request.ino)
         return _policy_of(term, tx.connection, request.ino)
 
-    return await term.store.write(work, durable=True)
+    return await term.store.write(work, durable=True, grows=not request.clear)
 
 
 async def list_policies(term: Term, _session: Session, _request: ListPolicies) -> PolicyRows:
@@ -209,7 +214,7 @@ async def get_where(term: Term, _session: Session, request: GetWhere) -> Where:
                     row.version == inode.version and not row.fault,
                     row.volume == inode.home_volume,
                     row.checksum,
-                    volume is not None and members.is_up(volume.server),
+                    volume is not None and members.is_there(row.volume),
                     row.fault,
                     _state_of(members, volume),
                 )
@@ -223,6 +228,7 @@ async def get_where(term: Term, _session: Session, request: GetWhere) -> Where:
             [_task_row(connection, row) for row in pending],
             writers,
             [volume.server for number in forsaken_volumes(connection, inode.ino) if (volume := members.get(number))],
+            connection.execute(select(shortfalls.c.reason).where(shortfalls.c.ino == inode.ino)).scalar_one_or_none() or "",
         )
 
     return await term.store.read_slowly(ask)
@@ -238,3 +244,11 @@ async def step_down(term: Term, _session: Session, request: StepDown) -> Done:
     if request.term == term.number:
         term.leave()
     return Done()
+
+
+async def heartbeat(term: Term, session: Session, request: Heartbeat) -> Beat:
+    """A process is there, and says what it has counted."""
+    if len(request.metrics) > METRICS_MAX or any(len(key) > NAME_MAX for key in request.metrics):
+        raise refused(errno.E2BIG, "too many metrics")
+    session.counts, session.metrics = request.counts, request.metrics
+    return Beat(term.number, monotonic_s())

@@ -13,18 +13,18 @@ from cluster.errors import refused
 ACCESS_XATTR = b"system.posix_acl_access"
 DEFAULT_XATTR = b"system.posix_acl_default"
 
-USER_OBJ = 0x01
-USER = 0x02
-GROUP_OBJ = 0x04
-GROUP = 0x08
-MASK = 0x10
+USER_OBJ = 0x01  # the owner
+USER = 0x02  # a named user
+GROUP_OBJ = 0x04  # the owning group
+GROUP = 0x08  # a named group
+MASK = 0x10  # what named ones and the owning group may have at most
 OTHER = 0x20
 
-NO_ID = 0xFFFFFFFF
-_VERSION = 2
-_HEADER = struct.Struct("<I")
-_ENTRY = struct.Struct("<HHI")
-_RANK = {USER_OBJ: 0, USER: 1, GROUP_OBJ: 2, GROUP: 3, MASK: 4, OTHER: 5}
+NO_ID = 0xFFFFFFFF  # ACL_UNDEFINED_ID
+_VERSION = 2  # POSIX_ACL_XATTR_VERSION
+_HEADER = struct.Struct("<I")  # the version
+_ENTRY = struct.Struct("<HHI")  # tag, permissions, qualifier
+_RANK = {USER_OBJ: 0, USER: 1, GROUP_OBJ: 2, GROUP: 3, MASK: 4, OTHER: 5}  # the order in which the kernel stores and checks them
 _NAMED = (USER, GROUP)
 _REQUIRED = (USER_OBJ, GROUP_OBJ, OTHER)
 

@@ -27,17 +27,29 @@ WATCH_PART = 0.125  # how often a candidate reads the row and pings the holder
 PATIENCE_PART = 0.5  # a candidate waits up to this much longer than it must, so that not all ask at once
 ASK_PART = 0.25  # how long members may take to say whether they hear a manager
 ABSTAIN_PART = 2.0  # how long who stepped down lets others go first
+STUCK_PART = 1.0  # processor time that the holder's event loop may use without going round
+HUNG_PART = 10.0  # the same in time that passes, however little of the processor it gets
+
+# The length of a term follows how late the holder's extensions are.
+LATE_FACTOR = 6.0  # a term is at least so much longer than an extension takes
+CALM_FACTOR = 0.8  # what each extension in time leaves of a term that is longer than it must be
+STORM_FACTOR = 2.0  # how much longer the term is that follows a holder who fell silent and had been late before
+LATE_TERM_FACTOR = 1.5  # times `term_s`: the office lasts longer than that only where extensions were late just before
+LONGEST_FACTOR = 5.0  # times `term_s`, at most
 
 
 @dataclass(frozen=True)
 class OfficeRow:
-    """What the row says. `stopped`: the holders of the terms up to this one have said that they act no more."""
+    """What the row says. `stopped`: the holders of the terms up to this one have said that they act no more. `lasts_s`: for how
+    long the office lasts from the beat on; 0: as long as it is configured to.
+    """
 
-    term: int
-    server: str
-    address: str
-    beat: int
+    term: int  # number of the newest term; 0: there was none
+    server: str  # of the holder; empty: vacant
+    address: str  # where the holder answers
+    beat: int  # raised with each extension and each change of the holder
     stopped: int = 0
+    lasts_s: float = 0.0
 
     @property
     def vacant(self) -> bool:
@@ -85,7 +97,7 @@ class Step(Enum):
 class Rule:
     """What to do in which situations; `why` is for the documentation."""
 
-    seats: Collection[Seat]
+    seats: Collection[Seat]  # all that the rule is for, as are the next two
     voices: Collection[Voice]
     beats: Collection[Beat]
     step: Step
@@ -104,23 +116,24 @@ RULES = (
 
 @dataclass(frozen=True)
 class View:
-    """What a candidate knows. Made by `watching`, and from there by `saw`, `answered`, `refused` and `stepped_aside`.
+    """What a candidate knows. Made by `watching`, and from there by `saw`, `answered`, `refused` and `stepped_aside`."""
 
-    `quiet_s`: when the holder last said that it is in office (if `heard`), else since when it is listened for. `denied_s`: since
-    when it says that it is not. `still_s`: when the row's term and beat were first read.
-    """
+    term_s: float  # the configured length of a term
+    patience: float  # part of a term that this candidate waits longer than it must; drawn at random
+    quiet_s: float  # when the holder last said that it is in office (if `heard`), else since when it is listened for
+    heard: bool = False  # the holder has said that it is in office
+    denied_s: float | None = None  # since when it says that it is not
+    row: OfficeRow | None = None  # as read last; None before the first time
+    still_s: float = 0.0  # when the row's term and beat were first read
+    aside_term: int = -1  # it stepped down from this term
+    aside_until_s: float = -math.inf  # and lets others go first until then
+    ask_after_s: float = -math.inf  # when the members may be asked again
+    refusals: int = 0  # how often most of them heard a manager, in a row
 
-    term_s: float
-    patience: float
-    quiet_s: float
-    heard: bool = False
-    denied_s: float | None = None
-    row: OfficeRow | None = None
-    still_s: float = 0.0
-    aside_term: int = -1
-    aside_until_s: float = -math.inf
-    ask_after_s: float = -math.inf
-    refusals: int = 0
+    @property
+    def lasts_s(self) -> float:
+        """How long the office lasts without being extended."""
+        return max(self.term_s, self.row.lasts_s if self.row is not None else 0.0)
 
 
 @dataclass(frozen=True)
@@ -177,6 +190,7 @@ def watching(term_s: float, draw: float, now: float) -> View:
 def saw(view: View, row: OfficeRow, now: float) -> View:
     """Takes what was read before *now*."""
     known = view.row
+    # Another holder: what was heard of the one before says nothing about it.
     if known is None or (known.term, known.server) != (row.term, row.server):
         fresh = replace(view, quiet_s=now, heard=False, denied_s=None, ask_after_s=-math.inf, refusals=0)
         return replace(fresh, row=row, still_s=now)
@@ -191,6 +205,7 @@ def answered(view: View, pong: Pong, sent_s: float) -> View:
     if row is None or pong.server != row.server:
         return view
     if not pong.in_office:
+        # The first denial counts: repeats must not put off the time at which it is taken for silent.
         return replace(view, heard=False, denied_s=sent_s if view.denied_s is None else view.denied_s)
     if pong.term < row.term:
         return view  # it does not know yet that its term is over
@@ -199,6 +214,7 @@ def answered(view: View, pong: Pong, sent_s: float) -> View:
 
 def refused(view: View, now: float) -> View:
     """The members hear a manager: asks again soon, and then less and less often."""
+    # From an eighth of a term up to a whole one.
     pause = min(2.0**view.refusals * WATCH_PART, 1.0) * view.term_s
     return replace(view, ask_after_s=now + pause, refusals=min(view.refusals + 1, 10))
 
@@ -214,6 +230,7 @@ def stepped_aside(view: View, term: int, now: float) -> View:
 def seat(view: View, now: float) -> Seat:
     if view.row is None:
         return Seat.UNREAD
+    # In a later term than the one it left it may stand like anybody.
     if view.row.term <= view.aside_term and now < view.aside_until_s:
         return Seat.ASIDE
     return Seat.VACANT if view.row.vacant else Seat.HELD
@@ -224,20 +241,20 @@ def voice(view: View, now: float) -> Voice:
     if view.denied_s is not None:
         return Voice.SILENT if now - view.denied_s >= patience_s else Voice.UNSURE
     gap_s = now - view.quiet_s
-    if view.heard and gap_s < view.term_s:
+    if view.heard and gap_s < view.lasts_s:
         return Voice.HEARD
-    return Voice.SILENT if gap_s >= view.term_s + patience_s else Voice.UNSURE
+    return Voice.SILENT if gap_s >= view.lasts_s + patience_s else Voice.UNSURE
 
 
 def beat(view: View, now: float) -> Beat:
-    return Beat.STILL if now - view.still_s >= view.term_s else Beat.MOVING
+    return Beat.STILL if now - view.still_s >= view.lasts_s else Beat.MOVING
 
 
 def hears(view: View, now: float) -> bool | None:
     """Whether this candidate, which is not in office itself, hears a manager; None while it cannot know."""
     if view.row is None:
         return None
-    if view.row.vacant or view.denied_s is not None or now - view.quiet_s >= view.term_s:
+    if view.row.vacant or view.denied_s is not None or now - view.quiet_s >= view.lasts_s:
         return False
     return True if view.heard else None
 
@@ -279,20 +296,49 @@ def elected(ask: Ask, answers: Mapping[str, bool], members: int) -> bool:
 
 
 def _deaf(answers: Mapping[str, bool]) -> int:
+    # Who asks counts itself: it hears none, else it would not ask.
     return 1 + sum(not heard for heard in answers.values())
 
 
 # ----------------------------------------------------------------------------------------------------- in office
 
 
-def safe_until(began_s: float, term_s: float) -> float:
-    """Until when a holder acts whose last success, taking or extending, began at *began_s*."""
-    return began_s + SAFE_PART * term_s
+def safe_until(began_s: float, lasts_s: float) -> float:
+    """Until when a holder acts whose last success, taking or extending, began at *began_s* and made the office last *lasts_s*."""
+    return began_s + SAFE_PART * lasts_s
 
 
-def may_begin(stand: Stand, taken: Taken, taken_s: float, stopped: int, now: float, term_s: float) -> bool:
-    """Whether a holder whose compare-and-set was through at *taken_s* may act: nobody before it does any more."""
+def lasts_at_first(stand: Stand, term_s: float) -> float:
+    """How long the office lasts when it is taken: longer after a holder who was late and fell silent, since the next may be as
+    late. One that was in time has died.
+    """
+    known_s = max(term_s, stand.row.lasts_s)
+    was_too_late = stand.clear and not stand.row.vacant and known_s > term_s * LATE_TERM_FACTOR
+    return min(known_s * STORM_FACTOR, term_s * LONGEST_FACTOR) if was_too_late else known_s
+
+
+def lasts_from_now(lasts_s: float, took_s: float, term_s: float) -> float:
+    """How long the office lasts with the next beat, when the last one took *took_s* from when it was due."""
+    return min(max(term_s, took_s * LATE_FACTOR, lasts_s * CALM_FACTOR), term_s * LONGEST_FACTOR)
+
+
+def is_stuck(passed_s: float, processor_s: float, term_s: float) -> bool:
+    """Whether the holder's event loop, which went round *passed_s* ago and has had *processor_s* since then, is not to be trusted
+    with the office. On a busy machine it gets little of the processor, and that is no fault of its own.
+    """
+    return processor_s >= STUCK_PART * term_s or passed_s >= HUNG_PART * term_s
+
+
+def last_extension_s(stand: Stand, taken: Taken, taken_s: float) -> float:
+    """When the last extension of any earlier term had begun for certain; *taken_s*: when the compare-and-set was through."""
+    return stand.still_s if taken is Taken.AS_SEEN else taken_s
+
+
+def may_begin(stand: Stand, taken: Taken, taken_s: float, stopped: int, now: float, lasted_s: float) -> bool:
+    """Whether a holder whose compare-and-set was through at *taken_s* may act: nobody before it does any more.
+
+    *lasted_s*: how long the office lasted with the last beat before.
+    """
     if stand.clear or stopped >= stand.row.term:
         return True
-    extended_s = stand.still_s if taken is Taken.AS_SEEN else taken_s  # the last extension before it began earlier
-    return now - extended_s >= term_s
+    return now - last_extension_s(stand, taken, taken_s) >= lasted_s

@@ -4,12 +4,12 @@ import errno
 
 from cluster.errors import ProtocolError, refused
 
-ID_MAX = 2**32 - 2
-TIME_MIN_NS = -(2**63)
+ID_MAX = 2**32 - 2  # of users and groups; -1 means "unchanged" to chown(2)
+TIME_MIN_NS = -(2**63)  # since the epoch: what 64 bits hold
 TIME_MAX_NS = 2**63 - 1
-NUMBER_MAX = 2**62
-TEXT_MAX = 4096
-ERROR_MAX = 1000
+NUMBER_MAX = 2**62  # leaves room to count on in 64 bits
+TEXT_MAX = 4096  # characters of a path for people
+ERROR_MAX = 1000  # characters of a reason that is stored
 
 
 def check_id(value: int) -> None:

@@ -1,4 +1,4 @@
-"""What a server's reports, or their absence, say about it. Pure: times in, events out.
+"""Rules from a server's reports, or their absence, to what follows. Pure: times in, events out.
 
 Silence of `suspect_s` is noted and changes nothing about copies; silence of `down_s` starts healing. A server that is down has
 returned when it was heard for `suspect_s` without a gap as long: one that comes and goes does not make files move.

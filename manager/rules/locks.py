@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cluster.messages import LockSpan
 from cluster.spans import conflict, excludes
 
-PATIENCE_S = 2.0
+PATIENCE_S = 2.0  # after which a waiter no longer goes behind earlier ones
 
 
 class Owner(NamedTuple):
@@ -41,12 +41,12 @@ class Held:
 class Waiter:
     """One request in a queue. Without `wait` it only waits until all locks are known."""
 
-    owner: Owner
-    ticket: int
-    span: LockSpan
-    pid: int
-    wait: bool
-    since_s: float
+    owner: Owner  # who is granted it
+    ticket: int  # drawn by the mount: by it a repeat is known, and it is told what has become of it
+    span: LockSpan  # that is wanted
+    pid: int  # for people, and for F_GETLK
+    wait: bool  # F_SETLKW; else the answer comes as soon as all locks are known
+    since_s: float  # when it came; a repeat keeps it
 
 
 @dataclass(eq=False)

@@ -10,20 +10,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cluster.messages import (
-    MOVE_CANCELLED,
-    MOVE_COPYING,
-    MOVE_DELETING,
-    MOVE_DONE,
-    MOVE_FAILED,
-    MOVE_PLANNED,
-    MOVE_SKIPPED,
-    MOVE_WAITING,
-)
+from cluster.messages import MoveState
 from manager.rules.placement import Layout, Place, has_room
 
-ACTIVE = (MOVE_COPYING, MOVE_WAITING, MOVE_DELETING)  # the file is leaving the source
-UNFINISHED = (MOVE_PLANNED, *ACTIVE)
+ACTIVE = (MoveState.COPYING, MoveState.WAITING, MoveState.DELETING)  # the file is leaving the source
+UNFINISHED = (MoveState.PLANNED, *ACTIVE)
 
 
 class Event(StrEnum):
@@ -58,30 +49,30 @@ MEANINGS = {
     Event.RETURNED: "a drain finds the file on the server again",
 }
 
-_DECIDED = {Event.COPIES_MISSING: MOVE_COPYING, Event.IN_USE: MOVE_WAITING, Event.CLEAR: MOVE_DELETING}
-_UNDER_WAY = {**_DECIDED, Event.DELETED: MOVE_DONE, Event.GAVE_UP: MOVE_FAILED}
+_DECIDED = {Event.COPIES_MISSING: MoveState.COPYING, Event.IN_USE: MoveState.WAITING, Event.CLEAR: MoveState.DELETING}
+_UNDER_WAY = {**_DECIDED, Event.DELETED: MoveState.DONE, Event.GAVE_UP: MoveState.FAILED}
 
 TRANSITIONS: Mapping[str, Mapping[Event, str]] = {
-    MOVE_PLANNED: {
-        Event.START: MOVE_COPYING,
-        Event.GAVE_UP: MOVE_FAILED,
-        Event.GONE: MOVE_SKIPPED,
-        Event.TAKEN: MOVE_SKIPPED,
-        Event.CANCEL: MOVE_CANCELLED,
+    MoveState.PLANNED: {
+        Event.START: MoveState.COPYING,
+        Event.GAVE_UP: MoveState.FAILED,
+        Event.GONE: MoveState.SKIPPED,
+        Event.TAKEN: MoveState.SKIPPED,
+        Event.CANCEL: MoveState.CANCELLED,
     },
-    MOVE_COPYING: {**_UNDER_WAY, Event.GONE: MOVE_SKIPPED, Event.CANCEL: MOVE_CANCELLED},
-    MOVE_WAITING: {**_UNDER_WAY, Event.GONE: MOVE_SKIPPED, Event.CANCEL: MOVE_CANCELLED},
-    MOVE_DELETING: {**_UNDER_WAY},
-    MOVE_DONE: {Event.RETURNED: MOVE_PLANNED},
-    MOVE_SKIPPED: {Event.RETURNED: MOVE_PLANNED},
-    MOVE_FAILED: {
-        Event.RESUME: MOVE_PLANNED,
-        Event.ARRIVED: MOVE_COPYING,
-        Event.DELETED: MOVE_DONE,
-        Event.GONE: MOVE_SKIPPED,
-        Event.CANCEL: MOVE_CANCELLED,
+    MoveState.COPYING: {**_UNDER_WAY, Event.GONE: MoveState.SKIPPED, Event.CANCEL: MoveState.CANCELLED},
+    MoveState.WAITING: {**_UNDER_WAY, Event.GONE: MoveState.SKIPPED, Event.CANCEL: MoveState.CANCELLED},
+    MoveState.DELETING: {**_UNDER_WAY},
+    MoveState.DONE: {Event.RETURNED: MoveState.PLANNED},
+    MoveState.SKIPPED: {Event.RETURNED: MoveState.PLANNED},
+    MoveState.FAILED: {
+        Event.RESUME: MoveState.PLANNED,
+        Event.ARRIVED: MoveState.COPYING,
+        Event.DELETED: MoveState.DONE,
+        Event.GONE: MoveState.SKIPPED,
+        Event.CANCEL: MoveState.CANCELLED,
     },
-    MOVE_CANCELLED: {},
+    MoveState.CANCELLED: {},
 }
 
 
@@ -105,12 +96,12 @@ def as_markdown() -> str:
 class Move:
     """An active move of the file that is looked at. `target` 0: wherever placement says. `paused`: its migration is."""
 
-    migration: int
-    source: int
-    target: int
-    state: str
+    migration: int  # that moves the file
+    source: int  # volume that the replica leaves
+    target: int  # volume that is to get a copy
+    state: str  # of `TRANSITIONS`
     paused: bool = False
-    error: str = ""
+    error: str = ""  # why it did not go on when it was last looked at
 
 
 @dataclass(frozen=True)
@@ -141,6 +132,7 @@ def look_at_target(move: Move, size: int, stored: Collection[int], places: Mappi
     place = places.get(move.target)
     if place is None or not place.counts:
         return Step(Event.COPIES_MISSING, f"a copy on volume {move.target} would not count at present")
+    # What is there already needs neither room nor permission.
     if move.target in stored:
         return None
     if not place.accepts:

@@ -24,11 +24,11 @@ class Place:
     """
 
     volume: int
-    server: str
-    device: str
-    total_bytes: int
-    free_bytes: int
-    up: bool
+    server: str  # whose disk it is: copies go to different servers first
+    device: str  # names the disk within the server
+    total_bytes: int  # of its file system
+    free_bytes: int  # as reported last
+    up: bool  # its server's agent was heard lately and the disk can be read
     counts: bool = True
     accepts: bool = True
 
@@ -74,9 +74,9 @@ class Layout:
 
 def lay_out(
     *,
-    ino: int,
-    size: int,
-    home: int,
+    ino: int,  # for the draw
+    size: int,  # bytes that a copy needs
+    home: int,  # volume; never chosen for a further copy
     copies: int,
     holdings: Iterable[Holding],
     places: Mapping[int, Place],
@@ -98,6 +98,7 @@ def lay_out(
     secured = sum(1 for volume in chosen if volume in held and held[volume].current)
     if home_stays and (home not in listed or listed[home].current):
         secured += 1
+    # Until then a surplus replica may be needed as a source.
     if secured >= copies:
         kept_back = {volume for volume in held if volume in leaving or (volume in places and not places[volume].counts)}
         spare = set(held) - set(chosen) - kept_back
@@ -107,11 +108,11 @@ def lay_out(
 
 @dataclass(frozen=True)
 class _File:
-    ino: int
-    size: int
-    home: int
-    leaving: frozenset[int]
-    pinned: frozenset[int]
+    ino: int  # for the draw
+    size: int  # bytes that a copy needs
+    home: int  # volume; never chosen for a further copy
+    leaving: frozenset[int]  # volumes that it is to leave
+    pinned: frozenset[int]  # volumes that are to get a copy first
 
 
 def _choose(file: _File, copies: int, kept: list[int], held: Mapping[int, Holding], places: Mapping[int, Place]) -> list[int]:
@@ -133,6 +134,7 @@ def _choose(file: _File, copies: int, kept: list[int], held: Mapping[int, Holdin
         best = min(free, key=lambda place: _rank(file, place, held.get(place.volume), used_servers))
         chosen.append(best.volume)
         used_servers.add(best.server)
+        # Never two copies on one disk: both would be lost together.
         used_devices.add((best.server, best.device))
         del candidates[best.volume]
     return chosen
@@ -152,6 +154,22 @@ def has_room(place: Place, size: int) -> bool:
     return place.free_bytes - size >= min(RESERVE_BYTES, place.total_bytes // 20)
 
 
+def why_short(lacking: int, size: int, layout: Layout, places: Mapping[int, Place]) -> str:
+    """Why *lacking* copies of *size* bytes have no place."""
+    used = {(places[volume].server, places[volume].device) for volume in layout.wanted if volume in places}
+    others = [place for place in places.values() if place.counts and (place.server, place.device) not in used]
+    taking = [place for place in others if place.accepts]
+    if not others:
+        why = "there are not enough volumes that count"
+    elif not taking:
+        why = "no other volume takes new copies"
+    elif not any(has_room(place, size) for place in taking):
+        why = "no other volume has room"
+    else:
+        why = "no other volume is fit for it"
+    return f"{lacking} {'copy has' if lacking == 1 else 'copies have'} no place: {why}"
+
+
 def _rank(file: _File, place: Place, holding: Holding | None, used_servers: set[str]) -> tuple[bool, bool, bool, int, float]:
     """Smaller is better: pinned; a server of its own; not a new copy on a server that is down; what is there; then the draw."""
     if holding is None:
@@ -167,5 +185,6 @@ def _rank(file: _File, place: Place, holding: Holding | None, used_servers: set[
 def draw(ino: int, place: Place) -> float:
     """Weighted rendezvous hashing: each volume wins a share of the inodes that is in proportion to its free space."""
     digest = blake2b(b"%d/%d" % (ino, place.volume), digest_size=8).digest()
+    # Never 0, which has no logarithm.
     uniform = (int.from_bytes(digest, "big") + 1) / (2**64 + 1)
     return -math.log(uniform) / max(place.free_bytes, 1)

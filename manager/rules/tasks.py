@@ -5,7 +5,7 @@ A task that is done is deleted, here the state `GONE`. `docs/queues.md` shows th
 
 from enum import Enum
 
-from cluster.messages import CLAIMED, DEAD, DEFERRED, WAITING
+from cluster.messages import TaskState
 
 GONE = "gone"
 
@@ -29,34 +29,34 @@ class Event(Enum):
 
 
 TRANSITIONS: dict[str, dict[Event, str]] = {
-    WAITING: {
-        Event.CLAIM: CLAIMED,
-        Event.NO_SOURCE: DEFERRED,
-        Event.NEW_MANAGER: WAITING,
-        Event.REPLAN: WAITING,
+    TaskState.WAITING: {
+        Event.CLAIM: TaskState.CLAIMED,
+        Event.NO_SOURCE: TaskState.DEFERRED,
+        Event.NEW_MANAGER: TaskState.WAITING,
+        Event.REPLAN: TaskState.WAITING,
         Event.UNWANTED: GONE,
     },
-    CLAIMED: {
+    TaskState.CLAIMED: {
         Event.DONE: GONE,
-        Event.CHANGED: DEFERRED,
-        Event.OVERTAKEN: WAITING,
-        Event.FAILED: DEFERRED,
-        Event.GIVE_UP: DEAD,
-        Event.LOST: WAITING,
-        Event.NEW_MANAGER: CLAIMED,
-        Event.REPLAN: WAITING,
+        Event.CHANGED: TaskState.DEFERRED,
+        Event.OVERTAKEN: TaskState.WAITING,
+        Event.FAILED: TaskState.DEFERRED,
+        Event.GIVE_UP: TaskState.DEAD,
+        Event.LOST: TaskState.WAITING,
+        Event.NEW_MANAGER: TaskState.CLAIMED,
+        Event.REPLAN: TaskState.WAITING,
     },
-    DEFERRED: {
-        Event.DUE: WAITING,
-        Event.RETRY: WAITING,
-        Event.NEW_MANAGER: WAITING,
-        Event.REPLAN: WAITING,
+    TaskState.DEFERRED: {
+        Event.DUE: TaskState.WAITING,
+        Event.RETRY: TaskState.WAITING,
+        Event.NEW_MANAGER: TaskState.WAITING,
+        Event.REPLAN: TaskState.WAITING,
         Event.UNWANTED: GONE,
     },
-    DEAD: {
-        Event.RETRY: WAITING,
-        Event.NEW_MANAGER: DEAD,
-        Event.REPLAN: WAITING,
+    TaskState.DEAD: {
+        Event.RETRY: TaskState.WAITING,
+        Event.NEW_MANAGER: TaskState.DEAD,
+        Event.REPLAN: TaskState.WAITING,
         Event.UNWANTED: GONE,
     },
 }

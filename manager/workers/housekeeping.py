@@ -8,27 +8,27 @@ import trio
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from cluster.clock import monotonic_s
-from cluster.errors import NotManager
+from cluster.errors import CatalogFault, NotManager
 from manager.catalog.inodes import children
 from manager.catalog.schema import applied, scans
 from manager.catalog.store import Transaction
+from manager.changes.alignment import align
+from manager.changes.mounts import forget_mount
 from manager.changes.tasks import release_claims, wake_tasks
-from manager.membership import tick_members
 from manager.memory.notes import SWEEP_BATCH, delete_notes
-from manager.memory.sessions import AGENT, MOUNT
+from manager.memory.sessions import Role
 from manager.memory.state import REAP, SCAN, State
-from manager.requests.hello import forget_mount
 from manager.rules.liveness import TICK_S
-from manager.tasks import align
 from manager.term import Term, reap
+from manager.workers.members import tick_members
 
 log = logging.getLogger(__name__)
 
-REAP_BATCH = 64
+REAP_BATCH = 64  # orphans in one transaction, for which requests wait
 ORPHAN_S = 1.0  # between looking up a name and opening it, it may have been taken away
-SCAN_BATCH = 64
+SCAN_BATCH = 64  # entries of a directory in one transaction
 SCAN_PAUSE_S = 0.005  # between batches, so that requests go first
-FORGET_REPLIES_S = 3600.0
+FORGET_REPLIES_S = 3600.0  # a client that is away for less finds its replies
 
 _FIRST_SCAN = select(scans.c.ino, scans.c.after).order_by(scans.c.ino).limit(1)
 _SCAN_KNOWN = select(scans.c.ino).where(scans.c.ino == bindparam("ino"))
@@ -39,6 +39,7 @@ async def tick_loop(term: Term) -> None:
     while True:
         now = monotonic_s()
         await end_sessions(term, now)
+        # Before the members are judged: any request of an agent counts as having been heard.
         _hear_agents(term)
         await tick_members(term, now)
         if term.state.in_grace and (not term.awaited or now >= term.grace_until):
@@ -57,33 +58,38 @@ async def end_sessions(term: Term, now: float) -> None:
         if term.state.locks.holds(session.number):
             continue  # it believes in its locks for an access time, so the next manager has to wait for it
         log.info("the %s of %s is silent: its session ends", session.role, session.server)
+        # It may have been heard while the write for another one was waited for: then it introduces itself again.
         term.end_session(session)
-        if session.role == MOUNT:
+        if session.role == Role.MOUNT:
             await term.store.write(partial(forget_mount, session=session))
 
 
 def _hear_agents(term: Term) -> None:
     for session in term.state.sessions.all():
-        if session.role == AGENT:
+        if session.role == Role.AGENT:
             term.state.members.heard(session.server, session.heard_s)
 
 
 async def _end_claims(term: Term, now: float) -> None:
     expired = term.claims.expired(now)
-    due = term.claims.take_due(now)
+    due = term.claims.due(now)
     if not expired and not due:
         return
 
     def work(tx: Transaction) -> None:
         release_claims(tx, term.state, expired)
         wake_tasks(tx, term.state, due)
+        # After the commit: what a failed transaction leaves in the catalog is tried again with the next tick.
         tx.after(lambda: term.claims.end_all(expired))
+        tx.after(lambda: term.claims.woken(due))
 
+    # Reports may come before this transaction: both bodies look at each task again.
     await term.store.write(work)
 
 
 async def _sweep_notes(term: Term, now: float) -> None:
     """Deletes notes under which nothing can be cached any more; a batch at each tick."""
+    # Out of the memory first: a grant that comes meanwhile writes a note of its own, behind this deletion.
     rows = term.state.notes.take_unused(now - term.state.leases.lasts_s, SWEEP_BATCH)
     if rows:
         await term.store.write(partial(delete_notes, notes=term.state.notes, rows=rows))
@@ -99,13 +105,15 @@ async def reap_loop(term: Term) -> None:
         if not state.orphaned:
             continue
         oldest_s = next(iter(state.orphaned.values()))
+        # When it returns it may have been opened or named: `take_doomed` and `reap` look again.
         await trio.sleep_until(oldest_s + ORPHAN_S)
         doomed = state.take_doomed(monotonic_s() - ORPHAN_S, REAP_BATCH)
         try:
             await term.store.write(partial(reap, state=state, doomed=doomed))
-        except NotManager:
-            log.warning("the catalog does not answer: orphans wait")
+        except (NotManager, CatalogFault) as error:
+            log.warning("orphans wait: %s", error)
             state.reaping.difference_update(doomed)
+            # Time zero: they have waited for long enough, and need not do so again.
             state.orphaned |= dict.fromkeys(doomed, 0.0)
             await trio.sleep(TICK_S)
             continue
@@ -121,7 +129,7 @@ async def scan_loop(term: Term) -> None:
     state = term.state
     while True:
         with state.bells.listening(SCAN) as bell:
-            more = await term.store.write(partial(scan_some, state=state))
+            more = await term.store.write(partial(scan_some, state=state), grows=True)
             if not more:
                 await bell.wait()
         await trio.sleep(SCAN_PAUSE_S)
@@ -152,6 +160,7 @@ async def forget_replies_loop(term: Term) -> None:
     while True:
         await trio.sleep(FORGET_REPLIES_S)
         stored = await term.store.read_slowly(_sessions_with_replies)
+        # One look is not enough: the session may be that of a mount which has not introduced itself to this manager yet.
         gone = stored - term.state.sessions.numbers()
         for number in gone & gone_before:
             await term.store.write(partial(_forget_replies, number=number))

@@ -9,9 +9,10 @@ from types import TracebackType
 
 import trio
 
+from cluster.catalog_point import CatalogPoint
 from cluster.clock import monotonic_s
 from cluster.errors import GodwitError
-from cluster.messages import AskHearing, Ping, Pong
+from cluster.messages import AskCatalog, AskHearing, Ping, Pong
 from cluster.rpc.connection import Channel, ask_once, connect
 
 log = logging.getLogger(__name__)
@@ -21,10 +22,10 @@ class Line:
     """A connection that is kept from one ping to the next, to whoever is the holder then. *nursery* runs its receiver."""
 
     def __init__(self, cluster: str, timeout_s: float, nursery: trio.Nursery) -> None:
-        self._ping = Ping(cluster)
-        self._timeout_s = timeout_s
-        self._nursery = nursery
-        self._channel: Channel | None = None
+        self._ping = Ping(cluster)  # the same each time
+        self._timeout_s = timeout_s  # of connecting and answering together
+        self._nursery = nursery  # runs the receiver, which may outlive one ping
+        self._channel: Channel | None = None  # None before the first ping and after a failure
 
     async def ping(self, address: str) -> Pong | None:
         """What is answered at *address*; None if nothing came in time."""
@@ -64,6 +65,7 @@ async def ask_hearing(
         except (GodwitError, ValueError) as error:
             log.debug("no answer from %s: %s", address, error)
             return
+        # By server, not by address: one that has two is counted once.
         answers[hearing.server] = hearing.hears
         if is_enough(answers):
             nursery.cancel_scope.cancel()
@@ -73,3 +75,23 @@ async def ask_hearing(
             for address in addresses:
                 nursery.start_soon(ask, address, nursery)
     return answers
+
+
+async def ask_catalog(addresses: Collection[str], request: AskCatalog, timeout_s: float) -> dict[str, CatalogPoint]:
+    """The catalog points that the candidates at *addresses* have seen, by server; only of those that answer in time."""
+    points: dict[str, CatalogPoint] = {}
+
+    async def ask(address: str) -> None:
+        try:
+            seen = await ask_once(address, request, timeout_s=timeout_s)
+        except (GodwitError, ValueError) as error:
+            log.debug("no answer from %s: %s", address, error)
+            return
+        if seen.point is not None:
+            points[seen.server] = seen.point
+
+    with trio.move_on_after(timeout_s):
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                nursery.start_soon(ask, address)
+    return points

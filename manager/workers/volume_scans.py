@@ -1,25 +1,21 @@
-"""Looks at every file of a volume again, since the volume has stopped or begun to count.
+"""Looks at every file of a volume again, a few at a time, since the volume has stopped or begun to count.
 
-`queue_volume_scan` is for whoever finds that out. The files are found by index and aligned a few at a time. A home on a volume
-that does not count is moved if nobody can be writing the file; those of which that cannot be said yet are remembered, and the
-scan ends only when they are done. A new manager, which does not remember them, begins all scans anew.
+A home on a volume that does not count is moved if nobody can be writing the file; those of which that cannot be said yet are
+remembered, and the scan ends only when they are done. A new manager, which does not remember them, begins all scans anew.
 """
 
-from collections.abc import Iterable
 from enum import Enum, auto
 from functools import partial
 
 import trio
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import select, update
 
 from cluster.clock import monotonic_s
 from manager.catalog.schema import volume_scans
-from manager.catalog.store import Transaction
-from manager.memory.state import VOLUME_SCAN, State
-from manager.tasks import align_inode, inodes_on
+from manager.changes.volume_scans import BATCH, align_all, align_some, end_scan
+from manager.memory.state import VOLUME_SCAN
 from manager.term import Term
 
-BATCH = 64
 PAUSE_S = 0.005  # between batches, so that requests go first
 AGAIN_S = 2.0  # until homes that could not be moved are looked at again
 
@@ -34,44 +30,13 @@ class Outcome(Enum):
     IDLE = auto()
 
 
-def queue_volume_scan(tx: Transaction, state: State, volume: int) -> None:
-    """Has every file with a replica on the volume looked at in the background (again from its beginning)."""
-    known = tx.execute(select(volume_scans.c.volume).where(volume_scans.c.volume == volume)).first()
-    if known is None:
-        tx.execute(insert(volume_scans), {"volume": volume, "after": 0})
-    else:
-        tx.execute(update(volume_scans).where(volume_scans.c.volume == volume).values(after=0))
-    tx.after(lambda: state.bells.ring(VOLUME_SCAN))
-
-
-def align_some(tx: Transaction, state: State, volume: int, after: int) -> tuple[int, set[int]]:
-    """Aligns the next files of a volume: the last of them (0: there is none) and those whose homes are held up."""
-    found = inodes_on(tx.connection, volume, after, BATCH)
-    last = found[-1] if found else 0
-    if last:
-        # Not if the scan was begun anew meanwhile.
-        mine = (volume_scans.c.volume == volume) & (volume_scans.c.after == after)
-        tx.execute(update(volume_scans).where(mine).values(after=last))
-    return last, align_all(tx, state, found)
-
-
-def align_all(tx: Transaction, state: State, numbers: Iterable[int]) -> set[int]:
-    """Aligns these files; those whose homes are still held up."""
-    return {ino for ino in numbers if not align_inode(tx, state, ino)}
-
-
-def end_scan(tx: Transaction, volume: int, after: int) -> None:
-    """The volume's files have all been looked at, unless the scan was begun anew meanwhile."""
-    tx.execute(delete(volume_scans).where(volume_scans.c.volume == volume, volume_scans.c.after == after))
-
-
 class VolumeScanner:
     """Works on all volumes that are to be scanned, and remembers which homes are held up."""
 
     def __init__(self, term: Term) -> None:
         self._term = term
-        self._held_up: dict[int, set[int]] = {}
-        self._again_at = 0.0
+        self._held_up: dict[int, set[int]] = {}  # by volume: inodes whose homes could not be moved yet
+        self._again_at = 0.0  # when they are looked at again
 
     async def begin(self) -> None:
         """Begins all scans anew."""
@@ -90,24 +55,26 @@ class VolumeScanner:
     async def _work_on(self, volume: int, after: int) -> bool:
         """Whether anything was found that had not been looked at."""
         state = self._term.state
-        last, held_up = await self._term.store.write(lambda tx: align_some(tx, state, volume, after))
+        # The files and how far the scan has come are in one transaction: if it fails, the page is looked at again.
+        last, held_up = await self._term.store.write(lambda tx: align_some(tx, state, volume, after), grows=True)
         waiting = self._held_up.setdefault(volume, set())
         waiting |= held_up
         if last:
             return True
         if waiting and monotonic_s() >= self._again_at:
-            await self._look_again(waiting)
+            await self._reexamine(waiting)
         if not waiting:
             await self._term.store.write(lambda tx: end_scan(tx, volume, after))
             del self._held_up[volume]
         return False
 
-    async def _look_again(self, waiting: set[int]) -> None:
+    async def _reexamine(self, waiting: set[int]) -> None:
         state = self._term.state
         numbers = sorted(waiting)
         for start in range(0, len(numbers), BATCH):
             batch = numbers[start : start + BATCH]
-            still = await self._term.store.write(partial(align_all, state=state, numbers=batch))
+            still = await self._term.store.write(partial(align_all, state=state, numbers=batch), grows=True)
+            # What was added while this waited is in no batch, and stays.
             waiting.difference_update(set(batch) - still)
             await trio.sleep(PAUSE_S)
         self._again_at = monotonic_s() + AGAIN_S

@@ -1,0 +1,265 @@
+"""Backups of the catalog, and what makes a restored or otherwise older one the present one.
+
+A backup of SQLite is a database file, made and brought back through SQLite's own copying, which respects its locks and logs.
+One of PostgreSQL is an archive of `pg_dump`, brought back by `pg_restore`.
+"""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import URL, Engine, make_url, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from cluster.catalog_point import CatalogPoint, Verdict, judge
+from cluster.durable import sync_directory
+from cluster.errors import Refused, Unavailable
+from manager.catalog.engines import make_engines, retrying, write_transaction
+from manager.catalog.identity import TABLES, begin_generation, has_tables, open_read_only, read_point, tables_in
+from manager.catalog.office import read_office
+from manager.catalog.schema import identity
+from manager.catalog.upgrade import migrate
+
+PAGES_AT_ONCE = 1024
+PAGE_PAUSE_S = 0.01  # between them a manager commits
+TERMS_STILL = 2.5  # terms without a beat, after which nobody extends the office
+
+Progress = Callable[[int, int], None]
+
+
+@contextmanager
+def _engines(url: str) -> Iterator[tuple[Engine, Engine]]:
+    writer, reader = make_engines(url)
+    try:
+        yield writer, reader
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        raise Unavailable(f"{writer.url.render_as_string(hide_password=True)}: {reason}") from error
+    finally:
+        writer.dispose()
+        reader.dispose()
+
+
+# ------------------------------------------------------------------------------------------------------------ making
+
+
+def back_up(url: str, target: Path) -> CatalogPoint:
+    """Writes a backup of the catalog, which may be in use, and returns the point that it was at before. Blocks.
+
+    Raises `Refused` if *target* exists or the database holds no catalog, `Unavailable` if the database does not answer.
+    """
+    if target.exists():
+        raise Refused(f"{target} exists: a backup replaces nothing")
+    with _engines(url) as (writer, reader):
+        _require_catalog(writer)
+        with reader.connect() as connection:
+            # Before the copy, which is at this point or at a later one.
+            point = read_point(connection)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            if writer.dialect.name == "sqlite":
+                _copy_sqlite(_sqlite_path(url), temporary)
+            else:
+                _run_postgres(url, "pg_dump", ["--format=custom", "--no-owner", f"--file={temporary}"])
+            # Before it gets its name: under that there is never half a backup, whenever the power fails.
+            _sync(temporary)
+            os.link(temporary, target)  # unlike a rename, it replaces nothing
+            sync_directory(target.parent)
+        except sqlite3.Error as error:
+            raise Unavailable(f"cannot back {url} up: {error}") from error
+        except OSError as error:
+            raise Refused(f"cannot write {target}: {error.strerror}", error.errno) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+    return point
+
+
+def _copy_sqlite(source: Path, target: Path) -> None:
+    with closing(open_read_only(source)) as present, closing(sqlite3.connect(target)) as copy:
+        # While it is empty: what is in a catalog is nobody else's to read.
+        os.chmod(target, 0o600)
+        present.backup(copy, pages=PAGES_AT_ONCE, sleep=PAGE_PAUSE_S)
+        # A backup is one file, without a log beside it.
+        copy.execute("PRAGMA journal_mode=DELETE")
+        _check_sqlite(copy, target)
+
+
+def _check_sqlite(connection: sqlite3.Connection, path: Path) -> None:
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise Refused(f"{path} is damaged: {found}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# -------------------------------------------------------------------------------------------------------- bringing back
+
+
+def restore(url: str, source: Path, seen: CatalogPoint | None, term_s: float) -> tuple[CatalogPoint, Path | None]:
+    """Replaces the catalog by a backup, and begins a new generation with it. Blocks.
+
+    *seen*: the newest point that this server remembers. Returns the new point, and where the catalog that was there has been kept
+    (SQLite). Raises `Refused` if *source* is no backup, or one of another catalog, or if a manager is in office.
+    """
+    with _engines(url) as (writer, reader):
+        if _is_readable(writer):
+            require_stopped(reader, term_s)
+        if writer.dialect.name == "sqlite":
+            kept = _restore_sqlite(_sqlite_path(url), source, seen)
+        else:
+            kept = None
+            _restore_postgres(url, source)
+        writer.dispose()
+        return _accept(writer, seen), kept
+
+
+def _is_readable(writer: Engine) -> bool:
+    """Whether there is a catalog in which somebody may be in office; in one that is damaged nobody can be."""
+    try:
+        return has_tables(writer)
+    except Refused:
+        return False
+
+
+def _restore_sqlite(present: Path, source: Path, seen: CatalogPoint | None) -> Path | None:
+    try:
+        with closing(open_read_only(source)) as backup:
+            _check_sqlite(backup, source)
+            _require_same(_identity_in(backup, source), seen, source)
+            kept = _put_aside(present)
+            with closing(sqlite3.connect(present, timeout=5.0)) as target:
+                backup.backup(target)
+    except sqlite3.Error as error:
+        raise Refused(f"cannot bring {source} back: {error}") from error
+    os.chmod(present, 0o600)
+    _sync(present)
+    sync_directory(present.parent)
+    return kept
+
+
+def _identity_in(backup: sqlite3.Connection, source: Path) -> str:
+    """The identity of the catalog in a file; empty for one from before catalogs had any."""
+    tables = tables_in(backup)
+    if not tables >= TABLES:
+        raise Refused(f"{source} is no catalog of Godwit")
+    if "identity" not in tables:
+        return ""
+    (found,) = backup.execute("SELECT catalog FROM identity").fetchone()
+    return str(found)
+
+
+def _require_same(catalog: str, seen: CatalogPoint | None, source: Path) -> None:
+    if catalog and seen is not None and catalog != seen.catalog:
+        raise Refused(f"{source} is of catalog {catalog}, and this server has worked with {seen.catalog}")
+
+
+def _put_aside(present: Path) -> Path | None:
+    """Keeps a copy of the database that is there; what cannot be read as one is renamed, with its logs."""
+    if not present.exists():
+        present.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return None
+    kept = present.with_name(f"{present.name}.before-restore-{time.strftime('%Y%m%dT%H%M%S')}")
+    try:
+        _copy_sqlite(present, kept)
+    except (sqlite3.Error, Refused):
+        kept.unlink(missing_ok=True)
+        for suffix in ("", "-wal", "-shm"):
+            if (path := present.with_name(present.name + suffix)).exists():
+                path.rename(kept.with_name(kept.name + suffix))
+    return kept
+
+
+def _restore_postgres(url: str, source: Path) -> None:
+    if not source.is_file():
+        raise Refused(f"{source} is not a file")
+    clean = ["--clean", "--if-exists", "--no-owner", "--single-transaction", "--exit-on-error"]
+    _run_postgres(url, "pg_restore", [*clean, str(source)])
+
+
+def postgres_place(url: str) -> tuple[str, dict[str, str]]:
+    """The database as PostgreSQL's own programs take it, without its password, and the environment that has that."""
+    place = make_url(url)
+    plain = URL.create("postgresql", place.username, None, place.host, place.port, place.database, place.query)
+    return plain.render_as_string(), {} if place.password is None else {"PGPASSWORD": str(place.password)}
+
+
+def _run_postgres(url: str, program: str, arguments: Sequence[str]) -> None:
+    """Runs one of PostgreSQL's programs on a database; its password is not on the command line."""
+    if shutil.which(program) is None:
+        raise Refused(f"{program} is missing here (Debian's package postgresql-client)")
+    database, secret = postgres_place(url)
+    done = subprocess.run(
+        [program, f"--dbname={database}", *arguments], env={**os.environ, **secret}, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        complaint = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise Refused(f"{program}: {complaint[0]}")
+
+
+# ----------------------------------------------------------------------------------------------------------- accepting
+
+
+def accept_rollback(url: str, seen: CatalogPoint | None, term_s: float) -> tuple[CatalogPoint, CatalogPoint]:
+    """Makes the catalog that is there the present one, although somebody has seen a newer one. Blocks.
+
+    Returns its point before and after. Raises `Refused` for another catalog than *seen*, or if a manager is in office.
+    """
+    with _engines(url) as (writer, reader):
+        _require_catalog(writer)
+        require_stopped(reader, term_s)
+        retrying(partial(migrate, writer))
+        with reader.connect() as connection:
+            found = read_point(connection)
+        if seen is not None and judge(seen, found) is Verdict.FOREIGN:
+            raise Refused(f"this is another catalog ({found}) than the one that this server has worked with ({seen})")
+        return found, _accept(writer, seen)
+
+
+def _accept(writer: Engine, seen: CatalogPoint | None) -> CatalogPoint:
+    had_identity = _has_identity(writer)
+    retrying(partial(migrate, writer))
+    with write_transaction(writer) as connection:
+        if not had_identity and seen is not None:
+            connection.execute(update(identity).where(identity.c.id == 1).values(catalog=seen.catalog))
+        return begin_generation(connection, seen)
+
+
+def _has_identity(writer: Engine) -> bool:
+    with writer.connect() as connection:
+        return connection.dialect.has_table(connection, identity.name)
+
+
+def require_stopped(reader: Engine, term_s: float) -> None:
+    """Raises `Refused` if anybody extends the office: looks for a few terms unless it is vacant. Blocks."""
+    with reader.connect() as connection:
+        before = read_office(connection)
+        if before.vacant:
+            return
+        time.sleep(TERMS_STILL * term_s)
+        after = read_office(connection)
+    if (after.term, after.beat) != (before.term, before.beat):
+        raise Refused(
+            f"{after.server} at {after.address} is the manager: stop the managers of all servers first "
+            "(systemctl stop godwit-manager), so that nobody works with the catalog meanwhile"
+        )
+
+
+def _require_catalog(engine: Engine) -> None:
+    if not has_tables(engine):
+        raise Refused(f"{engine.url.render_as_string(hide_password=True)} holds no catalog")
+
+
+def _sqlite_path(url: str) -> Path:
+    return Path(make_url(url).database or "")

@@ -1,0 +1,95 @@
+"""Transactions that change a server's state, and the work that follows.
+
+The catalog is first, the memory follows (`tx.after`): so a new manager knows who is down, drained or gone. Whoever stops or
+begins to count has the files of its volumes looked at again in the background; nothing is copied here.
+"""
+
+import logging
+from functools import partial
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from cluster.clock import file_time_ns, monotonic_s
+from cluster.membership import MEANINGS, UP, Event, ServerState, Standing, VolumeStanding, standing_of, stored_state, transition
+from cluster.messages import ROOT_INO
+from manager.catalog.schema import servers, volumes
+from manager.catalog.store import Transaction
+from manager.changes.namespace import queue_scan
+from manager.changes.tasks import release_claims
+from manager.changes.volume_scans import queue_volume_scan
+from manager.memory.claims import Claims
+from manager.memory.state import DOWN, State
+
+log = logging.getLogger(__name__)
+
+AWAY = (ServerState.DOWN, ServerState.LOST)  # whose queues nobody works off
+
+
+def stored_standing(tx: Transaction, server: str) -> Standing:
+    """The server's state as the catalog has it. A server without a row gets one, and is up."""
+    row = tx.execute(select(servers.c.state, servers.c.draining).where(servers.c.server == server)).one_or_none()
+    if row is None:
+        # The memory may have met it (`Members.met`) before its introduction was stored.
+        tx.execute(insert(servers), {"server": server, "joined_ns": file_time_ns()})
+        return UP
+    return standing_of(row.state, wanted_empty=bool(row.draining))
+
+
+def change_standing(tx: Transaction, state: State, claims: Claims, server: str, event: Event) -> Standing:
+    """Applies *event* to a server that the memory knows, and queues the work that follows. Raises `IllegalTransition`."""
+    old = stored_standing(tx, server)
+    new = transition(old, event)
+    # A repeat, or a report that something else has overtaken: no write, no scan.
+    if new == old:
+        return new
+    since_ns = file_time_ns()
+    values: dict[str, Any] = {"state": str(stored_state(new)), "draining": int(new.wanted_empty), "since_ns": since_ns}
+    tx.execute(update(servers).where(servers.c.server == server).values(**values))
+    # Everything below is in the transaction of the change: if the manager dies after it, its successor finds the scans queued.
+    before, now = MEANINGS[old.state], MEANINGS[new.state]
+    if (before.counts != now.counts and now.belongs) or new.state is ServerState.LOST:
+        # By volume, not by directory: these files have a replica there, so an index finds them.
+        for volume in state.members.of_server(server):
+            queue_volume_scan(tx, state, volume)
+    if now.accepts and not before.accepts:
+        # Files that had no place for a copy meanwhile may have none here either: only a look at all of them finds them.
+        queue_scan(tx, state, ROOT_INO)
+    if not now.works:
+        # Its tasks wait in the queue; a report that still comes finds another state, and is ignored.
+        _take_back_claims(tx, state, claims, server)
+    # Last of the effects: whoever is woken by it finds claims that have ended.
+    tx.after(partial(_settled, state, server, new, since_ns))
+    return new
+
+
+def _take_back_claims(tx: Transaction, state: State, claims: Claims, server: str) -> None:
+    taken = claims.of_server(server)
+    release_claims(tx, state, taken)
+    # In memory only once the catalog has it: an undone transaction leaves the deadlines running.
+    tx.after(lambda: claims.end_all(taken))
+
+
+def _settled(state: State, server: str, standing: Standing, since_ns: int) -> None:
+    log.info("%s is %s", server, standing)
+    # Before the bells: who is woken reads the members.
+    state.members.settled(server, standing, since_ns, monotonic_s())
+    if standing.state in AWAY:
+        state.bells.ring(DOWN)
+    if MEANINGS[standing.state].works:
+        state.ring(server)
+
+
+def change_volume(tx: Transaction, state: State, volume: int, standing: VolumeStanding) -> None:
+    """Changes a volume's standing; all files with a replica on it are looked at in the background."""
+    tx.execute(update(volumes).where(volumes.c.volume == volume).values(standing=str(standing)))
+    queue_volume_scan(tx, state, volume)
+    if standing is VolumeStanding.IN:
+        queue_scan(tx, state, ROOT_INO)  # files that had no place for a copy may have one now
+    tx.after(partial(_volume_settled, state, volume, standing))
+
+
+def _volume_settled(state: State, volume: int, standing: VolumeStanding) -> None:
+    log.warning("volume %d is %s", volume, standing)
+    state.members.volume_settled(volume, standing)
+    state.bells.ring(DOWN)
