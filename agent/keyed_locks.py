@@ -13,16 +13,18 @@ class KeyedLocks(Generic[K]):
     """`async with locks.hold(key)`: holders of one key follow one another in the order in which they came."""
 
     def __init__(self) -> None:
-        self._locks: dict[K, trio.Lock] = {}
+        self._locks: dict[K, trio.Lock] = {}  # only of keys that somebody holds or waits for
 
     @asynccontextmanager
     async def hold(self, key: K) -> AsyncIterator[None]:
+        # No await between this and the wait for the lock: a lock found here is not deleted before we are counted as waiting.
         lock = self._locks.setdefault(key, trio.Lock())
         try:
             async with lock:
                 yield
         finally:
             statistics = lock.statistics()
+            # trio hands a lock to the first who waits as it is released, so it is locked here if anybody is left who wants it.
             if not statistics.locked and not statistics.tasks_waiting and self._locks.get(key) is lock:
                 del self._locks[key]
 

@@ -11,10 +11,11 @@ from typing import Protocol
 import trio
 
 from cluster.errors import GodwitError
+from cluster.faults import faults
 
 log = logging.getLogger(__name__)
 
-BACKOFF_MAX_S = 30.0
+BACKOFF_MAX_S = 30.0  # a manager that is back is used again within half a minute
 
 
 class Outcome(enum.Enum):
@@ -36,6 +37,7 @@ class Worker(Protocol):
 
 def backoff_s(failures: int, interval_s: float) -> float:
     """How long to wait after so many failures in a row."""
+    # The exponent is bounded because 2.0 ** 1024 overflows; 0.1 s keeps a worker with interval 0 from spinning.
     return min(BACKOFF_MAX_S, max(0.1, interval_s) * 2.0 ** min(failures - 1, 16))
 
 
@@ -48,14 +50,16 @@ async def run_worker(worker: Worker, *, interval_s: float) -> None:
         except (GodwitError, OSError) as error:
             failures += 1
             log.warning("%s: %s", worker.name, error)
-        except Exception:
+        except Exception as error:
+            # A defect in one worker must not end the agent: `faults` counts it, the registration reports it.
             failures += 1
-            log.exception("%s: unexpected error", worker.name)
+            faults.unexpected(log, f"in {worker.name}", error)
         else:
             failures = 0
             if outcome is Outcome.FINISHED:
                 return
             if outcome is Outcome.PROGRESS:
+                # A step that never waited would otherwise keep the event loop, and could not be cancelled.
                 await trio.lowlevel.checkpoint()
                 continue
         wait_s = backoff_s(failures, interval_s) if failures else interval_s

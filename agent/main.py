@@ -4,80 +4,114 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 
-import msgspec
 import trio
 
+from agent.checking.damage import Examiner
+from agent.checking.fsck import Checker, SelfCheck
+from agent.checking.repair import Mender
+from agent.checking.review import ObjectReview
+from agent.checking.strays import Arrivals, Grace, StrayScan
 from agent.copying.attempts import Attempts
 from agent.copying.peers import PeerChannels, SmallPulls, VolumeDirectory
 from agent.copying.pulls import PullServer
 from agent.copying.receiving import Receiver
 from agent.copying.reports import Reporter
 from agent.copying.tasks import TaskQueue
+from agent.copying.tokens import ReadTokens
 from agent.keyed_locks import KeyedLocks
-from agent.loop import run_worker
+from agent.loop import Worker, run_worker
 from agent.objects.disk_batches import DiskWork
 from agent.objects.open_objects import OpenObjects
+from agent.objects.quarantine import Generation
+from agent.objects.trash import TrashPurger
 from agent.serving.dataserver import OPEN_OBJECTS, DataServer
-from agent.strays import Arrivals, Grace, StrayScan
-from agent.trash import TrashPurger
-from agent.volumes import VolumeTable, open_volumes
+from agent.serving.volumes import Upkeep
+from agent.volumes.opening import VolumeKeeper
+from agent.volumes.volume import LocalVolume, VolumeTable
+from agent.workers.catalog_marks import Marking
 from agent.workers.conflicts import ForsakenKeeper
+from agent.workers.own_content import Comparer
 from agent.workers.registration import Registration
 from agent.workers.settling import Settler
+from cluster.catalog_point import CatalogMemory
 from cluster.config import ServerConfig
+from cluster.counters import counters
+from cluster.decoding import from_msgpack
 from cluster.errors import own_error
 from cluster.leases import Sealer, TokenGate
-from cluster.messages import AgentRequest
-from cluster.rpc.connection import listen
+from cluster.messages import AGENT_UNION, Welcome
+from cluster.rpc.serving import listen
 from cluster.rpc.session import ManagerSession
+from cluster.tending import TendedTasks, tended
 
 log = logging.getLogger(__name__)
 
-SETTLE_S = 2.0
-PURGE_S = 10.0
-DRAIN_S = 5.0
+SETTLE_S = 2.0  # between two steps of a worker that has nothing to do
+ROOM_S = 1.0  # programs write to the disk past every process of Godwit: room is looked at each second
+DRAIN_S = 5.0  # for each of two waits; systemd kills after 30 s (TimeoutStopSec)
 NICENESS = 5  # copies are background work: applications on the mount come first
 
 
 class Agent:
     """All parts of one agent, made in the order in which they need each other."""
 
-    def __init__(self, config: ServerConfig, volumes: VolumeTable, nursery: trio.Nursery) -> None:
+    def __init__(self, config: ServerConfig, memory: CatalogMemory, compared: CatalogMemory, nursery: trio.Nursery) -> None:
         self._config = config
         self._nursery = nursery
-        self._volumes = volumes
+        self._volumes = volumes = VolumeTable()
+        roots = config.agent.volumes
+        # Calls back into parts that are made below: it opens nothing before `start`.
+        self._keeper = VolumeKeeper(
+            roots,
+            config.cluster,
+            config.server,
+            volumes,
+            memory,
+            on_open=self._volume_opened,
+            on_close=self._volume_closed,
+            on_recovery=lambda: self._strays.restart("a disk is good again"),
+        )
         self._objects = OpenObjects(OPEN_OBJECTS)
-        grace = Grace()
+        self._grace = grace = Grace()
+        generation = Generation()
         self._session = ManagerSession(
             managers=config.managers,
+            state=config.state,
             cluster=config.cluster,
             server=config.server,
             role="agent",
-            on_welcome=grace.welcomed,
+            counters=counters,
+            on_welcome=self._welcomed,
+            memory=memory,
         )
         self._registration = Registration(
             config=config,
             volumes=volumes,
+            keeper=self._keeper,
             session=self._session,
-            on_numbers=self._number_works,
+            on_numbers=self._volumes_numbered,
             on_settled=self._standing_changed,
+            alarms=lambda: list(self._strays.alarms.values()),
+            generation=generation,
         )
-        self._trash = TrashPurger(volumes, config.agent.trash_keep_s)
-        self._works_list = [DiskWork(volume) for volume in volumes.volumes]
-        self._works: dict[int, DiskWork] = {}
+        self._trash = TrashPurger(volumes, config.agent.trash_keep_s, generation)
+        self._works: dict[LocalVolume, DiskWork] = {}  # of open volumes; made and ended with them
+        self._swept: set[LocalVolume] = set()  # volumes that had a number at the last report: a new one may hold strays
         gate = TokenGate(Sealer(config.secret), self._session.clock)
-        pulls = PullServer(volumes, self._session, gate)
-        self._data = DataServer(volumes, self._session, self._objects, pulls, self._trash, gate)
+        examiner = Examiner(works=self._work_on, session=self._session, nursery=nursery, on_damage=self._found_damage)
+        pulls = PullServer(volumes, self._session, gate, examiner)
         self._reporter = Reporter(self._session)
+        # One set of locks for tasks, sweeps and repairs: each of them moves objects.
         locks: KeyedLocks[int] = KeyedLocks()
         arrivals = Arrivals()
-        channels = PeerChannels(nursery)
+        tasks = TendedTasks(nursery)
+        channels = PeerChannels(tasks, self._session.greeting)
         attempts = Attempts(
             works=self._work_on,
             session=self._session,
             volumes=volumes,
             directory=VolumeDirectory(self._session),
-            receiver=Receiver(channels, SmallPulls(channels, nursery), pulls),
+            receiver=Receiver(channels, SmallPulls(channels, tasks), pulls, ReadTokens(self._session).renewed),
             objects=self._objects,
             trash=self._trash,
             arrivals=arrivals,
@@ -88,9 +122,11 @@ class Agent:
             reporter=self._reporter,
             locks=locks,
             copies_at_once=config.agent.copies_at_once,
+            # Two turns at least within the claim's time: one that is lost does not lose the claim.
             extend_s=min(10.0, config.manager.claim_timeout_s / 3),
         )
         self._strays = StrayScan(
+            server=config.server,
             volumes=volumes,
             works=self._work_on,
             session=self._session,
@@ -99,62 +135,119 @@ class Agent:
             arrivals=arrivals,
             grace=grace,
         )
-
-        self._forsaken = ForsakenKeeper(works=self._work_on, session=self._session, locks=locks, objects=self._objects)
+        checker = Checker(
+            volumes=volumes,
+            works=self._work_on,
+            session=self._session,
+            locks=locks,
+            mender=Mender(self._work_on, self._session, self._objects),
+            strays=self._strays,
+            arrivals=arrivals,
+            grace=grace,
+        )
+        self._self_check = SelfCheck(checker, compared)
+        self._marking = Marking(volumes, compared)
+        upkeep = Upkeep(config, volumes, self._strays, checker, generation, self._trash)
+        self._data = DataServer(volumes, self._session, self._objects, pulls, self._trash, gate, config.cluster, upkeep, examiner)
+        self._forsaken = ForsakenKeeper(
+            works=self._work_on,
+            session=self._session,
+            locks=locks,
+            objects=self._objects,
+            comparer=Comparer(self._session, VolumeDirectory(self._session), channels),
+        )
+        self._review = ObjectReview(volumes=volumes, session=self._session, examiner=examiner)
 
     async def start(self) -> None:
         """Starts everything; returns when the data server listens. The rest follows as soon as a manager is there."""
+        # First, so that peers do not meet a port without volumes. A disk that hangs holds it up for its patience only.
+        await self._keeper.open_missing()
+        # Before the first report: the manager gives this address to others as soon as it has that.
         await self._nursery.start(
             lambda task_status: listen(
                 self._config.agent.listen,
-                msgspec.msgpack.Decoder(AgentRequest),
+                from_msgpack(AGENT_UNION),
                 lambda _peer: self._data,
                 task_status=task_status,
             )
         )
-        for work in self._works_list:
-            self._nursery.start_soon(work.run)
-        self._nursery.start_soon(self._session.run)
-        self._nursery.start_soon(self._reporter.run)
+        self._nursery.start_soon(tended, self._session.run)
+        self._nursery.start_soon(tended, self._reporter.run)
         self._worker(self._registration, self._config.agent.report_s)
         self._nursery.start_soon(self._start_when_registered)
 
     async def _start_when_registered(self) -> None:
+        # Volumes have no numbers before, and tasks and strays are about numbers.
         await self._registration.registered.wait()
         self._nursery.start_soon(self._queue.run)
         self._worker(Settler(self._volumes, self._session), SETTLE_S)
         self._worker(self._strays, SETTLE_S)
         self._worker(self._forsaken, SETTLE_S)
-        self._worker(self._trash, PURGE_S)
+        self._worker(self._self_check, SETTLE_S)
+        self._worker(self._marking, SETTLE_S)
+        self._worker(self._review, SETTLE_S)
+        self._worker(self._trash, ROOM_S)
 
     async def stop(self) -> None:
         """Claims nothing more, finishes what is under way within a few seconds, and ends."""
         log.info("stopping")
         if self._registration.registered.is_set():
+            # Claims first: what is claimed during the drain would only run out.
             self._queue.stop()
             await _within(DRAIN_S, self._queue.finished.wait, "tasks under way are left to the next start")
+        # Peers after the queue: copies from this agent go on while its own tasks end.
         await _within(DRAIN_S, self._data.drain, "data requests under way are broken off")
         self._nursery.cancel_scope.cancel()
 
+    @property
+    def volume_count(self) -> int:
+        """How many volumes are open."""
+        return len(self._volumes.volumes)
+
     def close(self) -> None:
         """Closes all descriptors; the nursery must have ended."""
+        # Descriptors before the locks on volumes: with the lock another agent may begin at once.
         self._objects.close()
+        self._keeper.close()
 
-    def _worker(self, worker: Registration | Settler | StrayScan | ForsakenKeeper | TrashPurger, interval_s: float) -> None:
+    def _worker(self, worker: Worker, interval_s: float) -> None:
         async def run() -> None:
             await run_worker(worker, interval_s=interval_s)
 
         self._nursery.start_soon(run, name=worker.name)
 
+    def _welcomed(self, welcome: Welcome) -> None:
+        self._grace.welcomed(welcome)
+        self._self_check.welcomed(welcome.point)
+
     def _standing_changed(self) -> None:
         self._strays.restart()
         self._forsaken.restart()
+        self._review.restart()
 
-    def _number_works(self) -> None:
-        self._works = {work.volume.number: work for work in self._works_list}
+    def _found_damage(self) -> None:
+        self._forsaken.restart()
+
+    def _volume_opened(self, volume: LocalVolume) -> None:
+        work = self._works[volume] = DiskWork(volume)
+        self._nursery.start_soon(tended, work.run)
+
+    def _volume_closed(self, volume: LocalVolume) -> None:
+        # First: no step may begin on a path at which another disk is by now.
+        self._works.pop(volume).stop()
+        self._objects.forget_volume(volume.number)
+
+    def _volumes_numbered(self) -> None:
+        """Starts the searches again when volumes have come: they may hold what the catalog has forgotten meanwhile."""
+        numbered = set(self._volumes.volumes)
+        if numbered - self._swept:
+            self._strays.restart("a volume has come")
+            self._forsaken.restart()
+            self._review.restart()
+        self._swept = numbered
 
     def _work_on(self, number: int) -> DiskWork:
-        return self._works[self._volumes.require(number).number]
+        return self._works[self._volumes.require(number)]
 
 
 async def _within(seconds: float, wait: Callable[[], Awaitable[None]], else_what: str) -> None:
@@ -168,13 +261,16 @@ async def serve_agent(
     config: ServerConfig, until: Callable[[], Awaitable[None]], *, task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Runs an agent until *until* returns, then stops it in order. Raises the `GodwitError` that ended it otherwise."""
-    volumes = open_volumes(config.agent.volumes, config.cluster, config.server)
+    memory, compared = CatalogMemory(config.state, "agent"), CatalogMemory(config.state, "compared")
+    # Before the first connection: a manager with an older catalog must be refused.
+    for each in (memory, compared):
+        each.load()
     agent: Agent | None = None
     try:
         async with trio.open_nursery() as nursery:
-            agent = Agent(config, volumes, nursery)
+            agent = Agent(config, memory, compared, nursery)
             await agent.start()
-            log.info("agent of %s listens on %s, %d volumes", config.server, config.agent.listen, len(volumes.volumes))
+            log.info("agent of %s listens on %s, %d volumes", config.server, config.agent.listen, agent.volume_count)
             task_status.started(agent)
             await until()
             await agent.stop()
@@ -183,10 +279,10 @@ async def serve_agent(
     finally:
         if agent is not None:
             agent.close()
-        volumes.close()
 
 
 async def run_agent(config: ServerConfig, until: Callable[[], Awaitable[None]]) -> None:
     """The process: runs until *until* returns, and stops in order. Raises `GodwitError` for what makes going on pointless."""
+    # Here and not in `serve_agent`, which tests run in their own process.
     os.nice(NICENESS)
     await serve_agent(config, until)

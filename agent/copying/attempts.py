@@ -6,36 +6,34 @@ Whatever happens ends in a report: an error that only stands in a log is lost to
 import errno
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
-import msgspec
-
+from agent.checking.strays import Arrivals
 from agent.copying.peers import VolumeDirectory
 from agent.copying.receiving import Receiver
 from agent.objects.disk_batches import DiskWork, Found
 from agent.objects.open_objects import ObjectKey, OpenObjects
 from agent.objects.reading import Altered, Verified, verify_object
-from agent.strays import Arrivals
-from agent.trash import TrashPurger
-from agent.volumes import VolumeTable
-from cluster.errors import Changed, Corrupt, GodwitError, TokenRefused, Unavailable
-from cluster.messages import COPY, DELETE, AskLeases, GetAttr, PullObject, Replica, Stamp, Task, TaskReport
+from agent.objects.trash import TrashPurger
+from agent.volumes.volume import VolumeTable
+from cluster.durable import sync_directory
+from cluster.errors import Changed, Corrupt, GodwitError, Unavailable
+from cluster.messages import GetAttr, PullObject, Replica, Stamp, Task, TaskOperation, TaskReport
 from cluster.rpc.session import ManagerSession
-from cluster.volume.layout import sync_directory
+from cluster.volume.probe import DISK_ERRNOS
 
 log = logging.getLogger(__name__)
 
-MANAGER_TIMEOUT_S = 15.0
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+MANAGER_TIMEOUT_S = 15.0  # one question; the task goes back to the queue after it
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)  # EDQUOT as well: a quota is full before its disk is
 
 
 class Copied(NamedTuple):
     """What an attempt has made sure of."""
 
-    version: int
-    checksum: bytes
-    stamp: Stamp
+    version: int  # of the source, which may be newer than the task asked for
+    checksum: bytes  # BLAKE3 of the whole content
+    stamp: Stamp  # size and times of the object here, by which the catalog knows it from now on
 
 
 class Attempts:
@@ -53,38 +51,57 @@ class Attempts:
         trash: TrashPurger,
         arrivals: Arrivals,
     ) -> None:
-        self._works = works
-        self._session = session
-        self._volumes = volumes
-        self._directory = directory
-        self._receiver = receiver
-        self._objects = objects
-        self._trash = trash
-        self._arrivals = arrivals
+        self._works = works  # a volume's batchers by its number; raises `Undone` if it is closed
+        self._session = session  # to the manager in office
+        self._volumes = volumes  # those that are open here, and who counts errors of their disks
+        self._directory = directory  # where volumes of others are, and whether they are up
+        self._receiver = receiver  # brings bytes into `staging/`
+        self._objects = objects  # open descriptors: one of a replaced object would serve the old version
+        self._trash = trash  # emptied when a copy has met ENOSPC
+        self._arrivals = arrivals  # what copies bring is no stray though the catalog does not know it yet
 
     async def attempt(self, task: Task) -> TaskReport:
         """The report for *task*; never raises."""
         try:
-            if task.operation == COPY:
+            if task.operation == TaskOperation.COPY:
                 return await self._copy(task)
-            if task.operation == DELETE:
+            if task.operation == TaskOperation.DELETE:
                 return await self._delete(task)
             return failed(task, f"unknown operation {task.operation!r}")
         except (GodwitError, OSError) as error:
+            # Only this server's disks raise OSError here; a peer's come as GodwitError.
+            if isinstance(error, OSError):
+                self._volumes.met(task.volume, error)  # counts towards taking the disk for failing
             return retry(task, str(error))
         except Exception as error:
             log.exception("unexpected error in task %d, %s of inode %d", task.task, task.operation, task.ino)
             return retry(task, f"unexpected error: {error!r}")
 
     async def _delete(self, task: Task) -> TaskReport:
-        await self._works(task.volume).discard.submit(task.ino)
+        """Moves the object to the trash. The report says done even if the disk refuses: a drain would wait for ever otherwise."""
+        work = self._works(task.volume)
+        try:
+            await work.discard.submit(task.ino)
+        except OSError as error:
+            # Anything but the disk's own errors may pass, and is tried again.
+            if error.errno not in DISK_ERRNOS:
+                raise
+            self._volumes.met(task.volume, error)
+            # The catalog forgets the object with this report; when the disk is good, the stray scan finds it and sets it aside.
+            work.volume.is_unswept = True
+            log.warning(
+                "inode %d stays on volume %d, unknown to the catalog, until its disk is good: %s", task.ino, task.volume, error
+            )
+        # After the move: who opened the path in between is told apart by the count of `forget`.
         self._objects.forget(ObjectKey(task.volume, task.ino))
         return TaskReport(task.task, task.claim, "done")
 
     async def _copy(self, task: Task) -> TaskReport:
         work = self._works(task.volume)
+        # Between this answer and the rename the inode's lock, which the caller holds, keeps other tasks of this agent out.
         found = await work.inspect.submit(task.ino)
         if found is not None:
+            # Asked only if there is an object: a home always has one. Mounts write it without the agent's lock.
             node = (await self._session.call(GetAttr(task.ino), timeout_s=MANAGER_TIMEOUT_S)).node
             if node.home_volume == task.volume:
                 return failed(task, f"volume {task.volume} is the home of inode {task.ino}, which no copy may overwrite")
@@ -94,7 +111,7 @@ class Attempts:
         return await self._copy_from_any(task, work, stale=found is not None)
 
     async def _confirm(self, task: Task, found: Found, work: DiskWork) -> Copied | None:
-        """What is there already, if it is what the task wants: the work of an attempt that died before its report."""
+        """The object that is there, if it is what the task wants: an earlier attempt may have died before its report."""
         record = found.record
         if record is None or not record.checksum or record.version < task.version:
             return None
@@ -102,17 +119,21 @@ class Attempts:
 
         def verify() -> Verified:
             verified = verify_object(path)
+            # The attempt before may have died between rename and sync: a report of ours must not outlive the name.
             sync_directory(path.rpartition("/")[0])
             return verified
 
         try:
             verified = await work.in_thread(verify)
         except Altered:
+            # Somebody writes it, or touched it just now: it is copied anew.
             return None
+        # The catalog's digest counts before the object's own record, but only for the very version.
         expected = task.checksum.hex() if task.checksum and task.version == record.version else record.checksum
         if verified.checksum.hex() != record.checksum or record.checksum != expected:
             log.error("inode %d on volume %d does not have its checksum: it is copied again", task.ino, task.volume)
             return None
+        # Before the report: until the manager has it, the stray scan would find an object unknown to the catalog.
         self._arrivals.note(ObjectKey(task.volume, task.ino))
         return Copied(record.version, verified.checksum, verified.stamp)
 
@@ -123,15 +144,18 @@ class Attempts:
             try:
                 copied = await self._copy_making_room(task, source, work, stale=stale)
             except Changed as error:
+                # The catalog moves on: the manager plans anew, so other sources of the old version are not tried.
                 return TaskReport(task.task, task.claim, "changed", str(error), source_volume=blamed, source_error=blame)
             except Corrupt as error:
                 problems.append(str(error))
-                if not blame:
+                if not blame:  # one fits into a report
                     blamed, blame = source.volume, str(error)
             except GodwitError as error:
                 problems.append(f"volume {source.volume}: {error}")
             except OSError as error:
+                self._volumes.met(task.volume, error)
                 problems.append(f"volume {task.volume}: {error}")
+                # The disk of the target: another source changes nothing.
                 break
             else:
                 return done(task, copied, blamed, blame)
@@ -139,7 +163,9 @@ class Attempts:
 
     async def _in_order(self, sources: Sequence[Replica]) -> list[Replica]:
         """Sources best first, but those of this server before all, and those on servers that the manager does not hear last."""
+        # Awaits one by one; what went down meanwhile costs an attempt, no more.
         up = {source.volume: await self._directory.is_up(source.volume) for source in sources}
+        # sorted is stable: within each class the manager's order remains.
         return sorted(sources, key=lambda source: (not up[source.volume], not self._is_here(source.volume)))
 
     def _is_here(self, volume: int) -> bool:
@@ -149,6 +175,7 @@ class Attempts:
         try:
             return await self._copy_from(task, source, work, stale=stale)
         except OSError as error:
+            # Once only: after the trash is empty another attempt would fail the same way.
             if error.errno not in OUT_OF_SPACE or not await self._trash.make_room(work.volume):
                 raise
         return await self._copy_from(task, source, work, stale=stale)
@@ -156,25 +183,18 @@ class Attempts:
     async def _copy_from(self, task: Task, source: Replica, work: DiskWork, *, stale: bool) -> Copied:
         """Raises what the source answers, and `OSError` for the disks of this server only."""
         if source.stamp is None:
+            # Without a stamp the source could not tell whether it sends the version that is meant.
             raise Unavailable("the catalog does not know its stamp")
         peer = None if self._is_here(source.volume) else await self._directory.find(source.volume)
         request = PullObject(task.ino, source.volume, source.version, source.stamp, task.token, is_written=task.is_written)
-        receive = partial(self._receiver.receive, task, peer=peer, work=work, stale=stale)
-        try:
-            publication = await receive(request=request)
-        except TokenRefused:
-            # The task has waited here for longer than its pass is good, or the manager is a new one.
-            publication = await receive(request=await self._with_new_pass(request))
+        publication = await self._receiver.receive(task, request, peer, work, stale=stale)
         checksum = bytes.fromhex(publication.record.checksum)
         stamp = await work.publish.submit(publication)
         key = ObjectKey(task.volume, task.ino)
+        # Before the report: from then on nobody may be served the old object.
         self._objects.forget(key)
         self._arrivals.note(key)
         return Copied(source.version, checksum, stamp)
-
-    async def _with_new_pass(self, request: PullObject) -> PullObject:
-        (token,) = (await self._session.call(AskLeases([request.ino]), timeout_s=MANAGER_TIMEOUT_S)).tokens
-        return msgspec.structs.replace(request, token=token)
 
 
 def done(task: Task, copied: Copied, blamed: int = 0, blame: str = "") -> TaskReport:

@@ -5,15 +5,16 @@ import logging
 import trio
 
 from cluster.errors import GodwitError, Unavailable
+from cluster.faults import faults
 from cluster.messages import ReportTasks, TaskReport
 from cluster.rpc.session import ManagerSession
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 0.1
-BATCH = 64
-MANAGER_TIMEOUT_S = 15.0
-RETRY_S = 0.5
+GATHER_S = 0.1  # that a report may be late, for requests of many
+BATCH = 64  # reports in one request
+MANAGER_TIMEOUT_S = 15.0  # for one attempt to deliver; there is no limit to their number
+RETRY_S = 0.5  # between attempts while no manager is in office
 
 
 class Reporter:
@@ -21,15 +22,16 @@ class Reporter:
 
     def __init__(self, session: ManagerSession) -> None:
         self._session = session
-        self._waiting: list[tuple[TaskReport, trio.Event]] = []
-        self._first = trio.Event()
-        self._full = trio.Event()
+        self._waiting: list[tuple[TaskReport, trio.Event]] = []  # not yet sent; each with the event that its task waits for
+        self._first = trio.Event()  # there is something to send; made anew when all was taken
+        self._full = trio.Event()  # no use in gathering any longer
 
     async def deliver(self, report: TaskReport, at_most: int) -> None:
         """*at_most* reports can be waiting at the moment: when all have come there is nothing to gather."""
         delivered = trio.Event()
         self._waiting.append((report, delivered))
         self._first.set()
+        # With one task held there is nobody to wait for: a lone copy is not slowed down by GATHER_S.
         if len(self._waiting) >= min(BATCH, at_most):
             self._full.set()
         await delivered.wait()
@@ -40,12 +42,14 @@ class Reporter:
             await self._first.wait()
             with trio.move_on_after(GATHER_S):
                 await self._full.wait()
+            # In one step with the events below: a report that comes while we send finds them as they must be.
             batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
             if not self._waiting:
                 self._first = trio.Event()
             if len(self._waiting) < BATCH:
                 self._full = trio.Event()
             await self._send([report for report, _ in batch])
+            # Also for those that the manager refused: who waits lets go of the claim, which runs out.
             for _, delivered in batch:
                 delivered.set()
 
@@ -60,4 +64,7 @@ class Reporter:
             except GodwitError as error:
                 # Their claims run out and the tasks are tried again: the copies are there then and are confirmed.
                 log.error("the manager did not take %d reports: %s", len(reports), error)
+                return
+            except Exception as error:
+                faults.unexpected(log, f"with {len(reports)} reports", error)
                 return

@@ -14,22 +14,24 @@ from agent.copying.reports import Reporter
 from agent.keyed_locks import KeyedLocks
 from agent.loop import Outcome, run_worker
 from cluster.errors import GodwitError
-from cluster.messages import COPY, ClaimTasks, ExtendClaims, Task
+from cluster.faults import faults
+from cluster.messages import ClaimTasks, ExtendClaims, Task, TaskOperation
 from cluster.rpc.session import ManagerSession
 
 log = logging.getLogger(__name__)
 
-CLAIM_LIMIT = 64
-CLAIM_WAIT_S = 20.0
-HELD_MAX = 256
-SMALL_PER_SLOT = 16
-MANAGER_TIMEOUT_S = 10.0
+CLAIM_LIMIT = 64  # tasks in one answer
+CLAIM_WAIT_S = 20.0  # that the manager holds the question while the queue is empty
+HELD_MAX = 256  # tasks here at once; their claims all go into one request of extension
+SMALL_PER_SLOT = 16  # small copies for each large one of `copies_at_once`
+MANAGER_TIMEOUT_S = 10.0  # beyond what the manager may wait on purpose
 
 
 def is_small(task: Task) -> bool:
     """Whether a task takes a slot of the small ones."""
     sizes = (source.stamp.size for source in task.sources if source.stamp is not None)
-    return task.operation != COPY or max(task.size, *sizes, 0) <= SMALL_BYTES
+    # A deletion is a rename. A copy of unknown size counts as small: 0 is the least.
+    return task.operation != TaskOperation.COPY or max(task.size, *sizes, 0) <= SMALL_BYTES
 
 
 class TaskQueue:
@@ -45,16 +47,17 @@ class TaskQueue:
         copies_at_once: int,
         extend_s: float,
     ) -> None:
-        self._session = session
-        self._attempts = attempts
-        self._reporter = reporter
-        self._locks = locks
-        self._extend_s = extend_s
+        self._session = session  # to the manager in office, whose tasks these are
+        self._attempts = attempts  # what carries a task out; never raises
+        self._reporter = reporter  # what brings its report home
+        self._locks = locks  # of inodes, the same for the whole agent
+        self._extend_s = extend_s  # between two extensions of all claims that are held
+        # Small tasks have slots of their own: they do not wait behind large copies.
         self._large_slots = trio.Semaphore(copies_at_once)
         self._small_slots = trio.Semaphore(copies_at_once * SMALL_PER_SLOT)
-        self._held: dict[tuple[int, int], Task] = {}
-        self._room = trio.Event()
-        self._claiming = trio.CancelScope()
+        self._held: dict[tuple[int, int], Task] = {}  # by task and claim, until its report is delivered
+        self._room = trio.Event()  # a held task is over; made anew by who waits for it
+        self._claiming = trio.CancelScope()  # `stop` ends claiming alone: what is held goes on
         self.finished = trio.Event()
 
     async def run(self) -> None:
@@ -63,6 +66,7 @@ class TaskQueue:
                 extending.start_soon(self._extend_forever)
                 async with trio.open_nursery() as nursery:
                     with self._claiming:
+                        # The inner nursery: it is left when all that is held is reported, and until then claims are extended.
                         await run_worker(_Claimer(self, nursery), interval_s=0.2)
                 extending.cancel_scope.cancel()
         finally:
@@ -74,35 +78,52 @@ class TaskQueue:
 
     async def claim(self, nursery: trio.Nursery) -> Outcome:
         """Waits for tasks and starts them in *nursery*."""
+        # Before the question: what the manager gives away is claimed, whether or not there is room.
         while len(self._held) > HELD_MAX - CLAIM_LIMIT:
             self._room = trio.Event()
             await self._room.wait()
         reply = await self._session.call(ClaimTasks(CLAIM_LIMIT, CLAIM_WAIT_S), timeout_s=CLAIM_WAIT_S + MANAGER_TIMEOUT_S)
         for task in reply.tasks:
+            # In one step with the answer: a claim that is not held would not be extended.
             self._held[task.task, task.claim] = task
             nursery.start_soon(self._work, task)
         return Outcome.PROGRESS
 
     async def _work(self, task: Task) -> None:
+        try:
+            await self._work_and_report(task)
+        except Exception as error:  # its claim runs out, and it is tried again
+            faults.unexpected(log, f"with task {task.task}", error)
+        finally:
+            # Only now may the claim run out. By both numbers: the same task can be claimed again while an old attempt ends.
+            self._held.pop((task.task, task.claim), None)
+            self._room.set()
+
+    async def _work_and_report(self, task: Task) -> None:
+        # Slot before lock: the other way round a task could hold an inode while it waits for a slot.
         async with self._small_slots if is_small(task) else self._large_slots, self._locks.hold(task.ino):
             report = await self._attempts.attempt(task)
         if report.outcome in ("retry", "failed"):
             log.warning(
                 "%s of inode %d to volume %d: %s: %s", task.operation, task.ino, task.volume, report.outcome, report.error
             )
+        # The locks are free: a report waits for a manager, and others may work on the inode meanwhile.
         await self._reporter.deliver(report, at_most=len(self._held))
-        del self._held[task.task, task.claim]
-        self._room.set()
 
     async def _extend_forever(self) -> None:
         while True:
+            # A third of the claim's time at most: one extension may be lost before a claim runs out.
             await trio.sleep(self._extend_s)
             if not self._held:
                 continue
             try:
                 await self._session.call(ExtendClaims([task for task, _ in self._held]), timeout_s=MANAGER_TIMEOUT_S)
             except GodwitError as error:
+                # Not tried again at once: the next turn extends the same claims. One that ran out is done twice, which is
+                # harmless.
                 log.warning("cannot extend %d claims: %s", len(self._held), error)
+            except Exception as error:
+                faults.unexpected(log, "while claims were extended", error)
 
 
 class _Claimer:

@@ -15,12 +15,12 @@ from cluster.messages import SUM_BLOCK_BYTES, SUM_BYTES
 
 REBUILD_MIN_BYTES = 8 * 1024 * 1024
 """Below that, asking costs about as much as copying."""
-UNLIKE_SHARE = 0.25
-BLOCKS_AT_ONCE = 64
+UNLIKE_SHARE = 0.25  # of the size; beyond a quarter the round of digests costs more than it spares
+BLOCKS_AT_ONCE = 64  # digests in one body of the answer
 
 
 class Unlike(Exception):
-    """So much is different that the whole object had better be copied."""
+    """So many blocks differ that copying the whole object costs less."""
 
 
 def is_worth_a_look(old_size: int, new_size: int) -> bool:
@@ -32,12 +32,13 @@ class BlockSums:
     """Digests of the blocks that *reader* gives, whose chunks are whole blocks."""
 
     def __init__(self, reader: ObjectReader) -> None:
-        self._reader = reader
+        self._reader = reader  # owned by the caller, who closes it
 
     def next_body(self) -> bytes | None:
         """The digests of the next few blocks; None at the end."""
         sums: list[bytes] = []
         while len(sums) < BLOCKS_AT_ONCE and not self._reader.finished:
+            # A chunk has whole blocks, except for the last one: a block never lies across two chunks.
             data = self._reader.read()
             sums += (blake3(data[start : start + SUM_BLOCK_BYTES]).digest() for start in range(0, len(data), SUM_BLOCK_BYTES))
         return b"".join(sums) or None
@@ -50,15 +51,15 @@ class Rebuild:
     """
 
     def __init__(self, base: int, staged: StagedFile, size: int) -> None:
-        self._base = base
-        self._staged = staged
-        self._size = size
-        self._next = 0
-        self._lacking = 0
-        self._runs: list[tuple[int, int]] = []
-        self._part: tuple[int, int] | None = None
-        self._buffer = memoryview(mmap.mmap(-1, SUM_BLOCK_BYTES))
-        self._cloned = staged.clone(base, size)
+        self._base = base  # descriptor of the stale object, open for reading; the caller closes it
+        self._staged = staged  # what is made; the caller's, too
+        self._size = size  # of the new version, in bytes; the base may be longer or shorter
+        self._next = 0  # where the block begins that is compared next
+        self._lacking = 0  # bytes that are different so far
+        self._runs: list[tuple[int, int]] = []  # where they are: (offset, length), adjacent blocks as one
+        self._part: tuple[int, int] | None = None  # of the run that is being filled, what is left
+        self._buffer = memoryview(mmap.mmap(-1, SUM_BLOCK_BYTES))  # one block of the base; overwritten by the next `compare`
+        self._cloned = staged.clone(base, size)  # then what is the same is there already
 
     def compare(self, sums: memoryview) -> None:
         """Takes the digests of the next blocks; raises `Unlike` as soon as it is not worth going on."""
@@ -66,10 +67,12 @@ class Rebuild:
             length = min(SUM_BLOCK_BYTES, self._size - self._next)
             data = self._buffer[: self._read(length)]
             if len(data) == length and blake3(data).digest() == sums[start : start + SUM_BYTES]:
+                # With a reflink the block is in place already; writing it would unshare it.
                 if not self._cloned:
                     self._staged.put(data, self._next)
             else:
                 self._note_missing(length)
+            # The stale object is read once from end to end: it must not push what programs use out of memory.
             forget_read(self._base, self._next, length)
             self._next += length
 
@@ -82,7 +85,9 @@ class Rebuild:
     def _note_missing(self, length: int) -> None:
         self._lacking += length
         if self._lacking > UNLIKE_SHARE * self._size:
+            # Not a failure: the caller throws the staged file away and copies the whole object.
             raise Unlike
+        # Adjacent blocks become one range, since the number of ranges in one request is bounded.
         if self._runs and sum(self._runs[-1]) == self._next:
             self._runs[-1] = (self._runs[-1][0], self._runs[-1][1] + length)
         else:
@@ -95,8 +100,13 @@ class Rebuild:
     def fill(self, data: memoryview) -> None:
         """Takes the next bytes of the missing parts, in order."""
         while data:
+            # A chunk of the answer may end within a run, and may hold the end of one and the beginning of the next.
             offset, length = self._part or self._runs.pop(0)
             taken = data[:length]
             self._staged.put(taken, offset)
             data = data[len(taken) :]
             self._part = (offset + len(taken), length - len(taken)) if len(taken) < length else None
+
+    def end(self) -> None:
+        """Ends *staged* at its full size: a hole at the end has not lengthened it."""
+        self._staged.set_length(self._size)

@@ -14,8 +14,8 @@ from cluster.volume.layout import ObjectRecord, read_record
 
 CHUNK_BYTES = 1024 * 1024
 """Whole blocks of `SumBlocks`; long enough to be written to a disk in one step, without a cache that would gather them."""
-CHECK_BYTES = 4 * 1024 * 1024
-FORGET_BYTES = 16 * 1024 * 1024
+CHECK_BYTES = 4 * 1024 * 1024  # read between two comparisons of the stamp: a copy of what has changed ends early
+FORGET_BYTES = 16 * 1024 * 1024  # so much of a file read once stays in the page cache before it is given up
 
 
 class Altered(Exception):
@@ -23,7 +23,7 @@ class Altered(Exception):
 
     def __init__(self, what: str, version: int) -> None:
         super().__init__(what)
-        self.version = version
+        self.version = version  # higher than asked for: a newer version was committed; else it was touched or damaged
 
 
 class Unreadable(OSError):
@@ -49,26 +49,28 @@ class ObjectReader:
         snapshots: str = "",
         is_written: bool = False,
     ) -> None:
-        self._path = path
-        self._stamp = stamp
-        self._ranges = list(ranges or [(0, stamp.size)])
-        self.bytes = sum(length for _, length in self._ranges)
-        self._range = 0
-        self._within = 0
-        self._left = self.bytes
-        self._unchecked = 0
-        self._hash = blake3()
+        self._path = path  # for messages, and opened once only
+        self._stamp = stamp  # size and times that the catalog has; every check compares with it
+        self._ranges = list(ranges or [(0, stamp.size)])  # (offset, length), ascending; never empty
+        self.bytes = sum(length for _, length in self._ranges)  # of all ranges: what `read` gives in the end
+        self._range = 0  # the number of the range that is read
+        self._within = 0  # bytes of it that were read
+        self._left = self.bytes  # to be read of all ranges
+        self._unchecked = 0  # bytes that were read since the stamp was compared last
+        self._hash = blake3()  # of what was read so far, over all ranges
         # Pages of their own are worth it for long reads.
         self._buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES) if self.bytes > CHUNK_BYTES else bytearray(self.bytes))
         try:
+            # Through one descriptor for all of it: a rename of a new version over the path changes nothing of what is read here.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             raise Altered(f"{path} does not exist", 0) from None
         except OSError as error:
             raise Unreadable(error.errno, error.strerror) from error
-        self.content = self._descriptor
+        self.content = self._descriptor  # what is read: the object, or a snapshot of it
         try:
             if is_written:
+                # Before the stamp is compared: a store into a page that is dirty already would not change it.
                 self._catch_stores()
             self.check()
             if snapshots:
@@ -78,16 +80,19 @@ class ObjectReader:
             raise
 
     def _catch_stores(self) -> None:
-        """The next store into any page is to change the object's times."""
+        """Writes dirty pages to the disk, so that the next store into a mapped page changes the object's times."""
         try:
+            # Writeback makes mapped pages read-only again: the next store faults, and the fault sets mtime and ctime.
             os.fdatasync(self._descriptor)
         except OSError as error:
             raise Unreadable(error.errno, error.strerror) from error
 
     def _take_snapshot(self, directory: str) -> None:
         taken = snapshot(self._descriptor, directory)
+        # ext4, or no room: the object itself is read, and checked all the way.
         if taken is None:
             return
+        # A snapshot of what was changed before it was taken is found out here; what changes later is not in it.
         try:
             self.check()
         except BaseException:
@@ -104,6 +109,7 @@ class ObjectReader:
         """The next chunk, which is good until the next call; not to be called when all is `finished`."""
         start, length = self._ranges[self._range]
         offset = start + self._within
+        # A view of the one buffer: who keeps it beyond the next call has the next chunk's bytes.
         data = self._buffer[: self._read_at(offset, min(CHUNK_BYTES, length - self._within))]
         self._hash.update(data)
         self._left -= len(data)
@@ -111,6 +117,7 @@ class ObjectReader:
         self._unchecked += len(data)
         if self._within == length and self._range + 1 < len(self._ranges):
             self._range, self._within = self._range + 1, 0
+        # The last chunk is always checked: `finished` promises that nothing changed up to the end.
         if self.finished or not data or self._unchecked >= CHECK_BYTES:
             self.check()
         if not data and not self.finished:
@@ -132,6 +139,7 @@ class ObjectReader:
     def check(self) -> None:
         """Raises `Altered` if what is read is not what it was."""
         self._unchecked = 0
+        # A snapshot cannot change, and that it is of the right version was checked when it was taken.
         if self.content != self._descriptor:
             return
         found = stamp_of(os.fstat(self._descriptor))
@@ -172,6 +180,7 @@ def digest_of(descriptor: int) -> bytes:
     hasher = blake3()
     buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES))
     offset = 0
+    # Whoever has a file that may be written compares its stamp before and after (`inspection.look_at`).
     while count := os.preadv(descriptor, [buffer], offset):
         hasher.update(buffer[:count])
         forget_read(descriptor, offset, count)
@@ -182,6 +191,7 @@ def digest_of(descriptor: int) -> bytes:
 def forget_read(descriptor: int, offset: int, count: int) -> None:
     """Now and then gives up the pages of what was read up to *offset* + *count*: the next ones take their memory."""
     end = offset + count
+    # One call for each 16 MiB that was crossed, not one for each chunk.
     if offset // FORGET_BYTES != end // FORGET_BYTES:
         os.posix_fadvise(descriptor, 0, end, os.POSIX_FADV_DONTNEED)
 

@@ -4,7 +4,9 @@ import errno
 import fcntl
 import os
 
-FICLONE = 0x40049409
+FICLONE = 0x40049409  # _IOW(0x94, 9, int) of <linux/fs.h>
+# What file systems say that have no reflinks (EOPNOTSUPP, ENOTTY, ENOSYS), across two of them (EXDEV), or for a pair
+# of files that they do not share (EINVAL). ENOSPC and EIO are not in it: those are troubles of this disk.
 CANNOT = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS})
 
 
@@ -24,6 +26,7 @@ def snapshot(source: int, directory: str) -> int | None:
     try:
         taken = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
+        # O_TMPFILE is refused by some file systems, and on a read-only disk: then the object itself is read.
         return None
     try:
         if clone(source, taken):

@@ -13,15 +13,16 @@ from functools import partial
 from typing import NamedTuple
 
 from agent.objects.reflinks import clone
-from agent.volumes import LocalVolume
+from agent.volumes.volume import LocalVolume
+from cluster.durable import sync_directory
 from cluster.messages import Stamp
 from cluster.volume.content import stamp_of
 from cluster.volume.fence import despite_fence
-from cluster.volume.layout import ObjectRecord, sync_directory, write_record
+from cluster.volume.layout import ObjectRecord, write_record
 
-HOLE_BYTES = 64 * 1024
-WRITEBACK_BYTES = 32 * 1024 * 1024
-BLOCK_BYTES = 4096
+HOLE_BYTES = 64 * 1024  # runs of zeros shorter than that are written: a file of many small holes has many extents
+WRITEBACK_BYTES = 32 * 1024 * 1024  # of dirty pages before the disk begins: the fsync at the end has no more than that left
+BLOCK_BYTES = 4096  # O_DIRECT wants whole logical blocks of the disk: 512 bytes or these
 _ZEROS = bytes(HOLE_BYTES)
 
 
@@ -31,6 +32,7 @@ def runs_of_data(data: bytes | memoryview, offset: int) -> list[tuple[int, int]]
     runs: list[tuple[int, int]] = []
     start = 0
     while start < len(view):
+        # Cut at multiples of HOLE_BYTES of the file, not of the buffer: a hole is found wherever chunks begin.
         end = min(len(view), start + HOLE_BYTES - (offset + start) % HOLE_BYTES)
         if not _is_hole(view[start:end]):
             if runs and runs[-1][1] == start:
@@ -54,12 +56,15 @@ class StagedFile:
     """
 
     def __init__(self, volume: LocalVolume, ino: int, *, direct: bool = False) -> None:
-        self.volume = volume
+        self.volume = volume  # it becomes an object of this volume, so the rename stays within one file system
+        # The random part lets two attempts at one inode have a file each.
         self.path = f"{volume.layout.staging}/{ino}.{secrets.token_hex(6)}"
+        # open until `close` or `discard`
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self.size = 0
-        self._cloned = False
-        self._unstarted = 0
+        self.size = 0  # that it is to have: what was written may end earlier, before a hole
+        self._cloned = False  # zeros must be written too: what they replace may be something else
+        self._unstarted = 0  # bytes in the page cache that the disk was not told to begin with
+        # Past the page cache as long as blocks are whole; for good through it after the first that is not.
         self._direct = direct and self._switch(os.O_DIRECT)
 
     def _switch(self, flags: int) -> bool:
@@ -72,18 +77,25 @@ class StagedFile:
 
     def clone(self, source: int, size: int) -> bool:
         """Begins as a reflink of *source*, cut to at most *size* bytes, if the file system can; whether it did."""
+        # Only at the beginning: FICLONE replaces what the file has.
         if not clone(source, self.descriptor):
             return False
         self._cloned = True
+        # After a reflink little is written: the parts that differ.
         self._go_through_cache()
         self.size = min(size, os.fstat(self.descriptor).st_size)
         self._cut()
         return True
 
     def _cut(self) -> None:
-        """Sets the length. Not if it is that: on xfs the last block would be shared no more."""
+        """Sets the length, unless the file has it already: on xfs truncating would unshare the last block."""
         if os.fstat(self.descriptor).st_size != self.size:
             os.ftruncate(self.descriptor, self.size)
+
+    def set_length(self, size: int) -> None:
+        """Ends the file at *size*, with a hole if that is beyond what was written: then its digest is that of the whole."""
+        self.size = size
+        self._cut()
 
     def append(self, data: bytes | memoryview) -> None:
         """Adds the next bytes; blocks of zeros stay holes."""
@@ -92,8 +104,10 @@ class StagedFile:
     def put(self, data: bytes | memoryview, offset: int) -> None:
         """Writes at *offset*, where nothing was written yet but what was cloned; the disk begins with it now and then."""
         view = memoryview(data)
+        # In a fresh file what is not written is a hole, and reads as zeros.
         runs = [(0, len(view))] if self._cloned else runs_of_data(view, offset)
         for start, end in runs:
+            # pwrite may write less than it was given, and does before ENOSPC.
             while start < end:
                 start += self._write(view[start:end], offset + start)
         self.size = max(self.size, offset + len(view))
@@ -102,9 +116,12 @@ class StagedFile:
 
     def _write(self, data: memoryview, offset: int) -> int:
         """How much of *data* was written."""
+        # The tail of the last block goes through the page cache; the rest of this call has gone around it by then.
         whole = 0 if offset % BLOCK_BYTES else len(data) - len(data) % BLOCK_BYTES
         if self._direct and whole:
             try:
+                # O_DIRECT also wants the memory aligned; readers give whole pages of their own for long objects, and EINVAL
+                # covers the rest.
                 return os.pwrite(self.descriptor, data[:whole], offset)
             except OSError as error:
                 if error.errno != errno.EINVAL:  # its blocks are longer
@@ -115,11 +132,13 @@ class StagedFile:
 
     def _go_through_cache(self) -> None:
         if self._direct:
+            # For good: before each direct write to a file that is cached, too, the kernel flushes and drops its pages.
             self._switch(0)
             self._direct = False
 
     def start_writeback(self) -> None:
         """Lets the disk begin, and gives up the pages that are on it: memory is for those who read and write files here."""
+        # DONTNEED starts the writeback of dirty pages without waiting for it, and drops those that are clean.
         os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         self._unstarted = 0
 
@@ -127,9 +146,11 @@ class StagedFile:
         """Sets the length, the record and the file's time; nothing may be written any more."""
         self._cut()
         write_record(self.descriptor, record)
+        # The source's mtime: it is part of the stamp, and by it fsck knows content that has no digest in the catalog.
         os.utime(self.descriptor, ns=(record.mtime_ns, record.mtime_ns))
 
     def sync(self) -> None:
+        # fsync and not fdatasync: the record is an extended attribute, which fdatasync need not write.
         os.fsync(self.descriptor)
 
     def close(self) -> None:
@@ -141,14 +162,15 @@ class StagedFile:
         try:
             os.unlink(self.path)
         except FileNotFoundError:
+            # It was renamed, and is an object now.
             return
 
 
 class Publication(NamedTuple):
     """A verified copy that shall become the object of `record.ino`: a file that is durable already, or a small one's bytes."""
 
-    volume: LocalVolume
-    record: ObjectRecord
+    volume: LocalVolume  # where it becomes an object
+    record: ObjectRecord  # written into the object before it gets its name
     content: StagedFile | bytes
 
 
@@ -157,10 +179,12 @@ def publish(publications: Sequence[Publication]) -> list[Stamp | Exception]:
 
     One after the other in stages, so that the many syncs share few commits of the file system's journal.
     """
+    # Each entry is replaced below, by a stamp or by what went wrong.
     results: list[Stamp | Exception] = [OSError()] * len(publications)
     staged: dict[int, StagedFile] = {}
     for index, item in enumerate(publications):
         try:
+            # First stage: all small files are written, and their writeback has begun before the first is waited for.
             staged[index] = item.content if isinstance(item.content, StagedFile) else _write_small(item, item.content)
         except OSError as error:
             results[index] = error
@@ -169,12 +193,15 @@ def publish(publications: Sequence[Publication]) -> list[Stamp | Exception]:
         item = publications[index]
         target = item.volume.layout.object_path(item.record.ino)
         try:
+            # Second stage: durable one by one; long files were synced as they were finished.
             if not isinstance(item.content, StagedFile):
                 file.sync()
         except OSError as error:
             results[index] = error
+            # One that is not durable never gets the name of an object; the others go on.
             staged.pop(index).discard()
         else:
+            # Third stage, by directory: one sync of a directory makes all names in it durable.
             directories.setdefault(os.path.dirname(target), []).append(index)
     for directory, indices in directories.items():
         _rename_all(publications, results, staged, directory, indices)
@@ -186,6 +213,7 @@ def _write_small(item: Publication, data: bytes) -> StagedFile:
     try:
         file.append(data)
         file.complete(item.record)
+        # Not waited for here: the sync comes when all of the batch have begun.
         file.start_writeback()
     except BaseException:
         file.discard()
@@ -204,14 +232,18 @@ def _rename_all(
         make_object_directory(directory)
         for index in indices:
             target = f"{directory}/{publications[index].record.ino}"
+            # The content is durable before it gets the name: a crash leaves the old object or the whole new one.
             despite_fence(target, partial(os.rename, staged[index].path, target))
             results[index] = stamp_of(os.fstat(staged[index].descriptor))
+        # Only now are they reported: a name that a crash could take back would be a copy that is not there.
         sync_directory(directory)
     except OSError as error:
+        # Objects that were renamed already stay: the report says failed, and the next attempt finds and confirms them.
         for index in indices:
             results[index] = error
     finally:
         for index in indices:
+            # Closes the descriptor; the unlink finds nothing where the rename has succeeded.
             staged[index].discard()
 
 
@@ -221,4 +253,5 @@ def make_object_directory(directory: str) -> None:
         os.mkdir(directory, 0o700)
     except FileExistsError:
         return
+    # The directory's own name: an object in a directory that a crash takes back would be lost with it.
     sync_directory(os.path.dirname(directory))

@@ -4,21 +4,24 @@ from collections.abc import Callable
 
 import trio
 
-from agent.health import PATIENCE_S, Examiner, Report
 from agent.loop import Outcome
-from agent.volumes import VolumeTable
+from agent.objects.quarantine import Generation
+from agent.volumes.opening import VolumeKeeper
+from agent.volumes.volume import VolumeTable
 from cluster.config import ServerConfig
+from cluster.faults import faults
 from cluster.messages import RegisterVolumes
 from cluster.release import RELEASE
 from cluster.rpc.session import ManagerSession
 
-MANAGER_TIMEOUT_S = 15.0
+MANAGER_TIMEOUT_S = 15.0  # for one report; the next one comes anyway
 
 
 class Registration:
     """Worker: one report. `registered` is set after the first one that a manager has taken.
 
     `on_settled` is called when the catalog has changed how this server stands since the last report: it was down, or had left.
+    `alarms` gives what else is wrong with volumes; *generation* learns which inode numbers are of the catalog's.
     """
 
     name = "registration"
@@ -28,46 +31,48 @@ class Registration:
         *,
         config: ServerConfig,
         volumes: VolumeTable,
+        keeper: VolumeKeeper,
         session: ManagerSession,
         on_numbers: Callable[[], None],
         on_settled: Callable[[], None],
-        patience_s: float = PATIENCE_S,
+        alarms: Callable[[], list[str]],
+        generation: Generation,
     ) -> None:
         self._config = config
         self._volumes = volumes
+        self._keeper = keeper
         self._session = session
         self._on_numbers = on_numbers
         self._on_settled = on_settled
-        self._examiners = [Examiner(volume, patience_s) for volume in volumes.volumes]
-        self._settled_ns: int | None = None
+        self._alarms = alarms
+        self._generation = generation
+        self._settled_ns: int | None = None  # when its state changed last, as the last reply had it
         self.registered = trio.Event()
 
     async def run_once(self) -> Outcome:
-        reports = await self._examine()
+        # With every report: a disk that is back is noticed within `report_s`.
+        await self._keeper.open_missing()
+        volumes, reports = await self._keeper.examine()
         request = RegisterVolumes(
             self._config.agent.listen,
             [report.state for report in reports],
             manager=self._config.manager.listen,
             release=RELEASE,
-            problems=[report.problem for report in reports if report.problem],
+            problems=[
+                *(report.problem for report in reports if report.problem),
+                *self._keeper.problems(),
+                *self._alarms(),
+                *faults.problems("agent"),
+            ],
         )
         reply = await self._session.call(request, timeout_s=MANAGER_TIMEOUT_S)
-        self._volumes.number(reply.volumes)
+        # Of the volumes that were examined: others may have been opened while the manager was asked.
+        self._volumes.number(reply.volumes, volumes)
+        self._generation.first_ino = reply.first_ino
+        # After the numbers and the generation are in place: what it starts uses both.
         self._on_numbers()
         if self._settled_ns not in (None, reply.settled_ns):
             self._on_settled()
         self._settled_ns = reply.settled_ns
         self.registered.set()
         return Outcome.IDLE
-
-    async def _examine(self) -> list[Report]:
-        """All volumes at once, so that the slowest decides how long it takes."""
-        reports: dict[int, Report] = {}
-
-        async def examine(index: int) -> None:
-            reports[index] = await self._examiners[index].run()
-
-        async with trio.open_nursery() as nursery:
-            for index in range(len(self._examiners)):
-                nursery.start_soon(examine, index)
-        return [reports[index] for index in range(len(self._examiners))]

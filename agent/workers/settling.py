@@ -10,7 +10,7 @@ import logging
 import trio
 
 from agent.loop import Outcome
-from agent.volumes import LocalVolume, VolumeTable
+from agent.volumes.volume import LocalVolume, VolumeTable
 from cluster.errors import GodwitError, Refused
 from cluster.messages import BeginCommit, Begun, GetAttr, ListUnsettled, Node, Operation
 from cluster.rpc.session import ManagerSession
@@ -19,8 +19,8 @@ from cluster.volume.fence import fence, lift
 
 log = logging.getLogger(__name__)
 
-LIMIT = 256
-AT_ONCE = 8
+LIMIT = 256  # inodes in one pass
+AT_ONCE = 8  # commits side by side: each waits for the manager and for a disk
 MANAGER_TIMEOUT_S = 15.0
 
 
@@ -32,7 +32,7 @@ class Settler:
     def __init__(self, volumes: VolumeTable, session: ManagerSession) -> None:
         self._volumes = volumes
         self._session = session
-        self._known_problems: dict[int, str] = {}
+        self._known_problems: dict[int, str] = {}  # by inode, of the last pass
         self._unfenced: set[int] = set()  # volumes whose file system has no fence, which is said once
 
     async def run_once(self) -> Outcome:
@@ -77,13 +77,14 @@ class Settler:
             return str(error)
 
     async def _commit(self, descriptor: int, volume: LocalVolume, begun: Begun) -> None:
-        fenced = not begun.orderly and fence(descriptor)
+        # The fence before the commit takes the stamp: it moves the ctime, and ends what a stopped mount could still write.
+        fenced = not begun.orderly and await trio.to_thread.run_sync(fence, descriptor)
         if not begun.orderly and not fenced and volume.number not in self._unfenced:
             self._unfenced.add(volume.number)
             log.warning("%s has no immutable flag: a mount that was stopped while it wrote may write late", volume.layout.root)
         node = await commit_object(descriptor, begun.node, b"", final=True, apply=self._apply, begun=begun.number, fenced=fenced)
         if node.dirty and fenced:
-            lift(descriptor)  # somebody has opened it for writing in the meantime
+            await trio.to_thread.run_sync(lift, descriptor)  # somebody has opened it for writing in the meantime
 
     async def _get(self, ino: int) -> Node:
         return (await self._session.call(GetAttr(ino), timeout_s=MANAGER_TIMEOUT_S)).node

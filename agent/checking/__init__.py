@@ -1,0 +1,1 @@
+"""Whether the objects are what the catalog says, in both directions, and what is done about it."""
