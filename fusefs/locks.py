@@ -1,8 +1,8 @@
-"""The locks of this mount's processes: asked of the manager, and believed in no longer than the manager keeps them.
+"""The locks of this mount's processes: requested from the manager, and trusted no longer than the manager keeps them.
 
-Locks are good until a time that the manager names has passed since the last exchange with it; it gives them to others later than
-that. Who has lost one reads and writes the file no more on this mount (`check`) until the descriptors are closed by which it
-was locked: others may have changed meanwhile what the lock protects.
+A lock is good for a time that the manager names, counted from the last exchange with it; the manager gives it to others only
+later. A mount that has lost a lock neither reads nor writes the file (`check`) until the descriptors by which it was locked are
+closed: others may have changed what the lock protects.
 
 What an owner has locked (`_Owner.spans`) is agreed with the manager under `_Owner.lock`, so that both sides see its requests in
 the same order. What is not certain, since a request was interrupted or nobody answered it, is taken back (`_take_back`) before
@@ -21,20 +21,10 @@ from typing import NamedTuple
 import trio
 
 from cluster.errors import GodwitError, Unavailable, refused
-from cluster.messages import (
-    LOCK_END,
-    LOCK_GRANTED,
-    LOCK_WAITING,
-    AskConflict,
-    AwaitLocks,
-    HeldLocks,
-    LockSpan,
-    SetLock,
-    Unlock,
-    Welcome,
-)
+from cluster.messages import LOCK_END, AskConflict, AwaitLocks, HeldLocks, LockOutcome, LockSpan, SetLock, Unlock, Welcome
 from cluster.rpc.session import ManagerSession
 from cluster.spans import with_span, within, without
+from cluster.tending import Tasks
 from fusefs.caching.cache import Caching
 from fusefs.caching.recalls import Kernel
 from fusefs.kernel.requests import Handler, Opcode, Raw
@@ -47,11 +37,11 @@ _FLUSH_IN = struct.Struct("<QIIQ")  # handle, unused, padding, owner
 READ, WRITE, UNLOCK = 0, 1, 2  # F_RDLCK, F_WRLCK, F_UNLCK
 BY_FLOCK = 1  # FUSE_LK_FLOCK
 
-ASK_AGAIN_S = 10.0
-AWAIT_S = 10.0
+ASK_AGAIN_S = 10.0  # whoever waits, also if nobody has said that it is worth while
+AWAIT_S = 10.0  # for how long the manager keeps the question what has become free
 RETRY_S = 0.2
 INTERRUPTED_S = 1.0  # what is taken back is mostly taken back before the process hears that it was interrupted
-IDLE_S = 0.5
+IDLE_S = 0.5  # when the deadline has passed: until it is looked again whether the manager has answered
 THREADS = 16
 
 
@@ -65,23 +55,23 @@ class Key(NamedTuple):
 
 @dataclass(eq=False)
 class _Owner:
-    """What an owner has, by which handles it was locked; `users`: requests under way that are about it."""
+    """What an owner has locked."""
 
-    lock: trio.Lock = field(default_factory=trio.Lock)
-    spans: list[LockSpan] = field(default_factory=list)
-    pid: int = 0
-    handles: set[int] = field(default_factory=set)
-    users: int = 0
+    lock: trio.Lock = field(default_factory=trio.Lock)  # held from a request to its answer: both sides see them in one order
+    spans: list[LockSpan] = field(default_factory=list)  # as the manager has granted them, without overlaps
+    pid: int = 0  # which F_GETLK names; that of the last request
+    handles: set[int] = field(default_factory=set)  # by which it was locked
+    users: int = 0  # requests under way that are about it
 
 
 class _Wanted(NamedTuple):
     """A request of the kernel."""
 
     key: Key
-    handle: int
+    handle: int  # the open file by which it came
     span: LockSpan
     pid: int
-    unlock: bool
+    unlock: bool  # else `span` says whether to read or to write
 
 
 def decode(request: Raw) -> _Wanted:
@@ -94,10 +84,10 @@ def decode(request: Raw) -> _Wanted:
 
 
 class Locks:
-    """All locks of this mount; its tasks run in *nursery*.
+    """All locks of this mount; its tasks run in *tasks*.
 
-    *watch_flush* is told when an inode gets its first owner of record locks, and when it has none any more: in between, every
-    close of the file is to be handed over as `FLUSH`.
+    *watch_flush* is called when an inode gets its first owner of record locks, and when it has lost the last one: in between, the
+    kernel's `FLUSH` at every close of the file is to be handed over.
     """
 
     def __init__(
@@ -106,7 +96,7 @@ class Locks:
         server: str,
         caching: Caching,
         kernel: Kernel,
-        nursery: trio.Nursery,
+        tasks: Tasks,
         timeout_s: float,
         watch_flush: Callable[[int, bool], None],
     ) -> None:
@@ -114,12 +104,12 @@ class Locks:
         self._server = server
         self._caching = caching
         self._kernel = kernel
-        self._nursery = nursery
+        self._tasks = tasks
         self._timeout_s = timeout_s
         self._watch_flush = watch_flush
-        self._believed_s = 0.0
-        self._owners: dict[Key, _Owner] = {}
-        self._by_handle: dict[int, set[Key]] = {}
+        self._believed_s = 0.0  # for how long after the last exchange locks are good
+        self._owners: dict[Key, _Owner] = {}  # those that have something locked, or ask for it
+        self._by_handle: dict[int, set[Key]] = {}  # whose locks were set by each handle
         self._flushed: dict[int, int] = {}  # how many owners of record locks an inode has
         self._leaving: dict[int, set[trio.Event]] = {}  # what is being unlocked since it was closed
         self._lost: dict[int, set[int]] = {}  # by which handles the lost locks of an inode were set
@@ -141,6 +131,7 @@ class Locks:
 
     def check(self, ino: int) -> None:
         """Raises `Unavailable` for a file on which somebody has lost a lock and not closed it since."""
+        # Not left to `expire_loop`, which may be late: this decides whether content is read or written.
         if self._by_handle and self._has_ended():
             self._lose_all()
         if ino in self._lost:
@@ -161,7 +152,7 @@ class Locks:
                 self._tidy(key, owner)
 
     def presented(self) -> list[HeldLocks]:
-        """What a manager is to be told."""
+        """The locks to present to a manager."""
         if self._has_ended():
             self._lose_all()
         return [
@@ -169,7 +160,7 @@ class Locks:
         ]
 
     def welcomed(self, welcome: Welcome) -> None:
-        """A manager knows now what was presented; whoever waits asks it."""
+        """A manager has taken what was presented. Requests that wait are sent to it."""
         self._believed_s = welcome.locks_s
         self._lose(set(welcome.unlocked))
         for event in self._waiting.values():
@@ -193,6 +184,7 @@ class Locks:
                 self.check(wanted.key.ino)
                 await self._await_closed(wanted.key.ino)
                 await self._lock(owner, wanted, wait=wait)
+                # Before the program hears that it has the lock: its next read must not come from pages of before.
                 await self._drop_pages(wanted.key)
             elif owner.spans or owner.users > 1:
                 await self._take_back(wanted.key, wanted.span, release=True)
@@ -241,6 +233,7 @@ class Locks:
                 with trio.move_on_after(ASK_AGAIN_S):
                     await self._waiting[ticket].wait()
         except (trio.Cancelled, Unavailable):
+            # It may be granted all the same, or be on its way: nobody would give it back.
             with trio.move_on_after(INTERRUPTED_S, shield=True):
                 await self._take_back(key, wanted.span, ticket=ticket)
             raise
@@ -250,6 +243,7 @@ class Locks:
     async def _ask(self, owner: _Owner, wanted: _Wanted, request: SetLock) -> bool:
         """Whether it is locked now; False if it is to be asked for again when the event of the ticket is set."""
         self._waiting[request.ticket] = trio.Event()
+        # Asked under the lock and noted in the same step as the answer: a request to unlock comes before or after both.
         async with owner.lock:
             try:
                 answer = await self._session.call(request, timeout_s=self._timeout_s)
@@ -257,12 +251,12 @@ class Locks:
                 if request.wait:
                     return False
                 raise
-            if answer.outcome == LOCK_GRANTED:
+            if answer.outcome == LockOutcome.GRANTED:
                 self._took(owner, wanted)
                 return True
             if wanted.key.whole:
                 owner.spans = []  # flock(2): a lock that is to become another one ends first
-        if answer.outcome != LOCK_WAITING:
+        if answer.outcome != LockOutcome.WAITING:
             raise refused(errno.EAGAIN)
         self._somebody_waits.set()
         return False
@@ -274,7 +268,7 @@ class Locks:
         self._by_handle.setdefault(wanted.handle, set()).add(wanted.key)
 
     async def _drop_pages(self, key: Key) -> None:
-        """What others wrote while they had the lock is to be read: the kernel sees that itself only if size or mtime differ."""
+        """The program is to read what others wrote under the lock: the kernel notices that only by another size or mtime."""
         if self._caching.may_keep(key.ino):
             return
         with trio.CancelScope(shield=True):
@@ -285,7 +279,7 @@ class Locks:
                 raise Unavailable(f"the kernel's pages of inode {key.ino} are not dropped: {error}") from error
 
     async def _await_closed(self, ino: int) -> None:
-        """Whoever asks after a file was closed here is not told that it is locked by who has closed it."""
+        """Waits for the unlocks of files that were closed here before, so that they do not refuse this request."""
         with trio.move_on_after(self._timeout_s):
             for done in list(self._leaving.get(ino, ())):
                 await done.wait()
@@ -325,7 +319,7 @@ class Locks:
 
     def _begin_to_take_back(self, key: Key, span: LockSpan, *, ticket: int = 0, release: bool = False) -> trio.Event:
         done = trio.Event()
-        self._nursery.start_soon(self._taking_back, key, span, ticket, release, done)
+        self._tasks.start_soon(self._taking_back, key, span, ticket, release, done)
         return done
 
     async def _taking_back(self, key: Key, span: LockSpan, ticket: int, release: bool, done: trio.Event) -> None:

@@ -6,7 +6,7 @@ question was asked, or when the inode is recalled, or when this mount changes it
 
 Answers may overtake one another and recalls. Each inode has a *floor*, the serial of its last recall: a grant with a smaller one
 came from before it. And an answer to what was asked before a change of our own was through may be from before that. So nothing
-here is decided when an answer arrives, but when it is handed to the kernel: `Allowance.until_s`. Between that and the reply there
+here is decided when an answer arrives, but when it is handed to the kernel: `Permit.until_s`. Between that and the reply there
 is no await.
 """
 
@@ -15,126 +15,49 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import trio
 
 from cluster.leases import SERIAL_TERM_BITS
 from cluster.messages import Grant, Node, Recall
+from fusefs.caching.grants import Permit
+from fusefs.caching.listings import Contents, KeptListing, Listed
 
 CACHED_MAX = 100_000  # inodes; beyond, those that were granted longest ago are given back
-GIVE_BACK_MANY = 1000
+GIVE_BACK_MANY = 1000  # at a time: each costs a notification to the kernel
 NAMES_MAX = 200_000  # names that the kernel holds; beyond, it is given no more until some have run out
-LOOK_AGAIN_S = 1.0
+SWEEP_S = 1.0  # looking through all names takes tens of milliseconds when there are many: at most so often
 
 
-class Seen(NamedTuple):
-    """What the kernel is told of a name: the node (None: there is none), and for how many seconds it may believe it."""
+class EntryReply(NamedTuple):
+    """What the kernel is told of a name or an inode."""
 
-    node: Node | None
-    entry_s: float = 0.0
-    attr_s: float = 0.0
+    node: Node | None  # None: there is nothing of that name
+    entry_s: float = 0.0  # for how long the kernel may believe the name
+    attr_s: float = 0.0  # for how long the attributes; 0: it asks again before a program gets them
 
 
 class GivenName(NamedTuple):
-    """A name that the kernel may hold until then; the inode is 0 for a name that is known to be absent."""
+    """A name that the kernel may hold."""
 
-    until_s: float
-    ino: int
+    until_s: float  # on trio's clock
+    ino: int  # 0: it was told that there is none
 
 
 @dataclass(eq=False, slots=True)
 class Cached:
-    """One inode that this mount holds a lease to cache.
+    """One inode that this mount holds a lease to cache."""
 
-    `names` were given to the kernel; `parents` are the directories in which it was found; `holding` numbers the times for which
-    it is held without a gap.
-    """
-
-    holding: int
-    deadline_s: float = 0.0
-    node: Node | None = None
-    node_allowed: "Allowance | None" = None
-    listing: "KeptListing | None" = None
-    contents: "Contents | None" = None
-    names: dict[bytes, GivenName] = field(default_factory=dict)
-    parents: set[int] = field(default_factory=set)
-
-
-class _InForce(Protocol):
-    def is_in_force(self, ino: int, serial: int, asked_s: float) -> bool: ...
-
-
-class Allowance:
-    """The grant of one answer: until when may what it says of an inode be kept?"""
-
-    __slots__ = ("_caching", "_inodes", "asked_s", "deadline_s", "serial")
-
-    def __init__(self, caching: "_InForce", serial: int, inodes: frozenset[int], asked_s: float, deadline_s: float) -> None:
-        self._caching = caching
-        self._inodes = inodes
-        self.serial = serial
-        self.asked_s = asked_s
-        self.deadline_s = deadline_s
-
-    def until_s(self, ino: int) -> float:
-        """When it ends, on trio's clock; 0 if nothing may be kept. To be asked in the step in which the answer is used."""
-        return self.deadline_s if ino in self._inodes and self._caching.is_in_force(ino, self.serial, self.asked_s) else 0.0
-
-    def extended(self, until_s: float) -> "Allowance":
-        """The same, for longer."""
-        return Allowance(self._caching, self.serial, self._inodes, self.asked_s, until_s)
-
-
-class _Nothing:
-    """The caching that no inode is in force of."""
-
-    def is_in_force(self, _ino: int, _serial: int, _asked_s: float) -> bool:
-        return False
-
-
-NOTHING = Allowance(_Nothing(), 0, frozenset(), 0.0, 0.0)
-
-
-class Listed(NamedTuple):
-    """One entry of a directory as it was fetched."""
-
-    cookie: int
-    name: bytes
-    node: Node
-    allowed: Allowance
-
-
-@dataclass(frozen=True)
-class KeptListing:
-    """A whole listing, with the directory's parent and the mark of its positions."""
-
-    entries: list[Listed]
-    parent: int
-    allowed: Allowance
-    mark: int = 0
-
-    @cached_property
-    def by_name(self) -> dict[bytes, int]:
-        """The inodes of all names that there are."""
-        return {listed.name: listed.node.ino for listed in self.entries}
-
-
-@dataclass(frozen=True)
-class Contents:
-    """All names that there are in a directory: those of a listing (None: it was empty), and what this mount has changed since."""
-
-    listing: KeptListing | None
-    changes: dict[bytes, int | None]
-    allowed: Allowance
-
-    def ino_of(self, name: bytes) -> int | None:
-        """The inode of a name, 0 if there is none; None if this mount changed it without knowing to what."""
-        if name in self.changes:
-            return self.changes[name]
-        return 0 if self.listing is None else self.listing.by_name.get(name, 0)
+    holding: int  # the number of this time for which it is held without a gap
+    deadline_s: float = 0.0  # of its last grant
+    node: Node | None = None  # the catalog's; of a dirty file, only the home knows size and times
+    node_permit: Permit | None = None
+    listing: KeptListing | None = None  # of a directory that was read as a whole, for its readers
+    contents: Contents | None = None  # the same for lookups, with our own changes
+    names: dict[bytes, GivenName] = field(default_factory=dict)  # in this directory, that the kernel was given
+    parents: set[int] = field(default_factory=set)  # directories in which the kernel was given it, with attributes to keep
 
 
 K = TypeVar("K", KeptListing, Contents)
@@ -142,11 +65,11 @@ K = TypeVar("K", KeptListing, Contents)
 
 @dataclass(frozen=True)
 class _Floor:
-    """Since when grants are good: `serial` for recalls, `asked_s` for changes of our own."""
+    """Since when grants of an inode are good."""
 
-    serial: int
-    asked_s: float
-    forget_s: float
+    serial: int  # of its last recall: what was granted before, or with it, is void
+    asked_s: float  # when our last change was through: what was asked before may not know of it
+    forget_s: float  # when all that the floor voids has run out by itself
 
 
 class GivenUp(NamedTuple):
@@ -160,18 +83,21 @@ class GivenUp(NamedTuple):
 class Caching:
     """All that is cached."""
 
-    def __init__(self, now: Callable[[], float] = trio.current_time) -> None:
+    def __init__(
+        self, now: Callable[[], float] = trio.current_time, is_written_past: Callable[[int], bool] = lambda _ino: False
+    ) -> None:
+        """*is_written_past* says whether an inode may be written without this mount seeing it: its attributes are not kept."""
         self._now = now
-        self._names_s = math.inf
+        self._names_s = math.inf  # for how long at most the kernel is given a name
         self._holdings = itertools.count(1)
         self._cached: OrderedDict[int, Cached] = OrderedDict()  # in the order of their last grants
-        self._floors: OrderedDict[int, _Floor] = OrderedDict()
-        self._first_serial = 0
-        self.newest_serial = 0
-        self._access_s = 0.0
-        self._names = 0
-        self._look_again_s = 0.0
-        self.is_written_past: Callable[[int], bool] = lambda _ino: False  # written without this mount seeing it
+        self._floors: OrderedDict[int, _Floor] = OrderedDict()  # in the order in which they may be forgotten
+        self._first_serial = 0  # of the present manager: older grants are void
+        self.newest_serial = 0  # of all grants and recalls so far
+        self._access_s = 0.0  # the longest access time that was granted: after it, all grants of now have run out
+        self._names = 0  # how many the kernel may hold
+        self._next_sweep_s = 0.0
+        self._is_written_past = is_written_past
         self._leaving: dict[int, list[GivenUp]] = {}  # given up, but the kernel may still have some of it
 
     def limit_names(self, names_s: float) -> None:
@@ -184,15 +110,16 @@ class Caching:
         """A manager has welcomed this mount: grants of earlier terms that are still under way are void."""
         self._first_serial = max(self._first_serial, term << SERIAL_TERM_BITS)
 
-    def take(self, grant: Grant | None, asked_s: float) -> Allowance:
-        """The allowance that an answer brought to what was asked at *asked_s*."""
+    def take(self, grant: Grant | None, asked_s: float) -> Permit:
+        """The permit that an answer brought to what was asked at *asked_s*."""
         return self._take(grant, asked_s, asked_s)
 
-    def changed(self, touched: Iterable[int], grant: Grant | None, asked_s: float) -> Allowance:
+    def changed(self, touched: Iterable[int], grant: Grant | None, asked_s: float) -> Permit:
         """A change of our own is through. What was asked before now may not know of it; its own answer does, but not of another
         change of ours that came through since it was asked for."""
         now = self._now()
         if grant is not None:
+            # Before the floors are raised for this change itself: only others void its own grant.
             known = [ino for ino in grant.inodes if not self._changed_since(ino, asked_s)]
             grant = msgspec.structs.replace(grant, inodes=known)
         for ino in touched:
@@ -205,9 +132,10 @@ class Caching:
         floor = self._floors.get(ino)
         return floor is not None and floor.asked_s > asked_s
 
-    def _take(self, grant: Grant | None, asked_s: float, knows_s: float) -> Allowance:
+    def _take(self, grant: Grant | None, asked_s: float, knows_s: float) -> Permit:
         if grant is None:
-            return Allowance(self, 0, frozenset(), knows_s, 0.0)
+            return Permit(self, 0, frozenset(), knows_s, 0.0)
+        # From before the question: the manager counts from when it answers, which is later, so we are always first to stop.
         deadline_s = asked_s + grant.access_s
         self._access_s = max(self._access_s, grant.access_s)
         self.newest_serial = max(self.newest_serial, grant.serial)
@@ -218,22 +146,23 @@ class Caching:
                     cached = self._cached[ino] = Cached(next(self._holdings))
                 else:
                     self._cached.move_to_end(ino)
+                    # Run out and not removed yet: others may have changed it in between.
                     if cached.deadline_s <= self._now():
                         cached.holding = next(self._holdings)
                 cached.deadline_s = max(cached.deadline_s, deadline_s)
-        return Allowance(self, grant.serial, frozenset(grant.inodes), knows_s, deadline_s)
+        return Permit(self, grant.serial, frozenset(grant.inodes), knows_s, deadline_s)
 
     def renewed(self, grant: Grant | None, asked_s: float) -> None:
         """Leases were renewed: what was good when that was asked for is good for longer."""
-        allowed = self.take(grant, asked_s)
+        permit = self.take(grant, asked_s)
         for ino in grant.inodes if grant is not None else ():
             cached = self._cached.get(ino)
             if (
                 cached is not None
-                and cached.node_allowed is not None
-                and allowed.until_s(ino) > cached.node_allowed.until_s(ino) > asked_s
+                and cached.node_permit is not None
+                and permit.until_s(ino) > cached.node_permit.until_s(ino) > asked_s
             ):
-                cached.node_allowed = cached.node_allowed.extended(allowed.deadline_s)
+                cached.node_permit = cached.node_permit.extended(permit.deadline_s)
 
     def is_in_force(self, ino: int, serial: int, asked_s: float) -> bool:
         """Whether a grant is from after the last recall of the inode, and its answer from after our last change."""
@@ -263,34 +192,34 @@ class Caching:
 
     # -------------------------------------------------------------------------------------- what the mount keeps
 
-    def keep_node(self, node: Node, allowed: Allowance) -> None:
+    def keep_node(self, node: Node, permit: Permit) -> None:
         """Keeps the manager's node of an inode, if it may."""
-        if allowed.until_s(node.ino) and (cached := self._cached.get(node.ino)) is not None:
-            cached.node, cached.node_allowed = node, allowed
+        if permit.until_s(node.ino) and (cached := self._cached.get(node.ino)) is not None:
+            cached.node, cached.node_permit = node, permit
 
     def drop_node(self, ino: int) -> None:
         """What was kept of the inode is out of date by our own doing, though its attributes are what they were."""
         if (cached := self._cached.get(ino)) is not None:
             cached.node = None
 
-    def node(self, ino: int) -> tuple[Node, Allowance] | None:
+    def node(self, ino: int) -> tuple[Node, Permit] | None:
         """The manager's node, if it is kept and good."""
         cached = self._cached.get(ino)
-        if cached is None or cached.node is None or cached.node_allowed is None:
+        if cached is None or cached.node is None or cached.node_permit is None:
             return None
-        if cached.node_allowed.until_s(ino) <= self._now():
-            cached.node = cached.node_allowed = None
+        if cached.node_permit.until_s(ino) <= self._now():
+            cached.node = cached.node_permit = None
             return None
-        return cached.node, cached.node_allowed
+        return cached.node, cached.node_permit
 
     def fresh(self, entries: list[Listed], now: float) -> list[tuple[Node, float]] | None:
         """The nodes of all *entries*, and until when each may be kept; None if one is not kept, or is a file being written."""
         found = []
         for listed in entries:
             cached = self._cached.get(listed.node.ino)
-            if cached is None or cached.node is None or cached.node_allowed is None:
+            if cached is None or cached.node is None or cached.node_permit is None:
                 return None
-            until_s = cached.node_allowed.until_s(listed.node.ino)
+            until_s = cached.node_permit.until_s(listed.node.ino)
             if until_s <= now or cached.node.dirty:
                 return None
             found.append((cached.node, until_s))
@@ -298,13 +227,13 @@ class Caching:
 
     def keep_listing(self, ino: int, listing: KeptListing) -> None:
         """Keeps the whole listing of a directory, if it may."""
-        if listing.allowed.until_s(ino) and (cached := self._cached.get(ino)) is not None:
+        if listing.permit.until_s(ino) and (cached := self._cached.get(ino)) is not None:
             cached.listing = listing
-            cached.contents = Contents(listing, {}, listing.allowed)
+            cached.contents = Contents(listing, {}, listing.permit)
 
     def keep_contents(self, ino: int, contents: Contents) -> None:
         """Keeps what is known of all names in a directory, if it may and if they are not too many."""
-        if len(contents.changes) <= NAMES_MAX and contents.allowed.until_s(ino) and (cached := self._cached.get(ino)) is not None:
+        if len(contents.changes) <= NAMES_MAX and contents.permit.until_s(ino) and (cached := self._cached.get(ino)) is not None:
             cached.contents = contents
 
     def contents(self, ino: int) -> Contents | None:
@@ -318,13 +247,13 @@ class Caching:
         return None if cached is None else self._while_good(ino, cached.listing)
 
     def _while_good(self, ino: int, kept: K | None) -> K | None:
-        return kept if kept is not None and kept.allowed.until_s(ino) > self._now() else None
+        return kept if kept is not None and kept.permit.until_s(ino) > self._now() else None
 
     # --------------------------------------------------------------------------------- what the kernel is given
 
-    def seen(
+    def entry_reply(
         self, node: Node | None, attr_until_s: float, parent: int = 0, name: bytes = b"", entry_until_s: float = 0.0
-    ) -> Seen:
+    ) -> EntryReply:
         """What to tell the kernel, which keeps it as long as is said here. The reply follows without an await."""
         now = self._now()
         ino = 0 if node is None else node.ino
@@ -332,10 +261,11 @@ class Caching:
         entry_s = until_s - now
         if entry_s <= 0 or not self._note_name(parent, name, until_s, ino):
             entry_s = 0.0
-        attr_s = 0.0 if self.is_written_past(ino) else max(0.0, attr_until_s - now)
+        # Size and times of what is written past the mount change without it: the kernel has to ask for them each time.
+        attr_s = 0.0 if self._is_written_past(ino) else max(0.0, attr_until_s - now)
         if attr_s and parent and (cached := self._cached.get(ino)) is not None:
             cached.parents.add(parent)
-        return Seen(node, entry_s, attr_s)
+        return EntryReply(node, entry_s, attr_s)
 
     def _note_name(self, parent: int, name: bytes, until_s: float, ino: int) -> bool:
         cached = self._cached.get(parent)
@@ -347,15 +277,15 @@ class Caching:
                 return False
             self._names += 1
         elif known.until_s == until_s and known.ino == ino:
-            return True
+            return True  # most lookups under one lease: saves making the tuple
         cached.names[name] = GivenName(until_s, ino)
         return True
 
     def _forget_names(self) -> bool:
         """Forgets names that have run out; whether there is room then. Looks at most once in a while."""
         now = self._now()
-        if now >= self._look_again_s:
-            self._look_again_s = now + LOOK_AGAIN_S
+        if now >= self._next_sweep_s:
+            self._next_sweep_s = now + SWEEP_S
             for cached in self._cached.values():
                 cached.names = {name: given for name, given in cached.names.items() if given.until_s > now}
             self._names = sum(len(cached.names) for cached in self._cached.values())
@@ -384,6 +314,7 @@ class Caching:
         if given is not None:
             self._names -= 1
             return given
+        # It may be in the middle of being dropped, for a recall: then the kernel may have it still.
         going = [item.names[name] for item in self._leaving.get(parent, ()) if name in item.names]
         return max(going, default=None)
 
@@ -401,6 +332,7 @@ class Caching:
         return self._leave(recall.inodes, recall.serial)
 
     def _leave(self, inodes: Iterable[int], serial: int) -> list[GivenUp]:
+        # All floors before anything is given up: an answer that comes from now on grants nothing of any of them.
         for ino in inodes:
             self._raise_floor(ino, serial, 0.0)
         given_up = [self._give_up(ino) for ino in inodes]
@@ -424,7 +356,7 @@ class Caching:
         return GivenUp(ino, {name: given for name, given in cached.names.items() if given.until_s > now}, cached.parents)
 
     def _raise_floor(self, ino: int, serial: int, asked_s: float) -> None:
-        known = self._floors.pop(ino, None)
+        known = self._floors.pop(ino, None)  # and to the end again: they are forgotten in this order
         forget_s = self._now() + self._access_s  # whatever was granted before has run out then
         if known is not None:
             serial, asked_s = max(serial, known.serial), max(asked_s, known.asked_s)
@@ -451,7 +383,7 @@ class Caching:
         while self._cached:
             ino, cached = next(iter(self._cached.items()))
             if cached.deadline_s > now:
-                break
+                break  # nearly in the order of deadlines: one that was granted for shorter only goes later than it could
             ended.append(self._give_up(ino))
         while self._floors:
             ino, floor = next(iter(self._floors.items()))

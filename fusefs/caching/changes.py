@@ -1,4 +1,4 @@
-"""Changes that the kernel asks for: made by the manager, noted in what is cached here, and known to whoever must give way."""
+"""Changes that the kernel asks for: made by the manager, then applied to what is cached here."""
 
 import stat
 from collections.abc import Mapping
@@ -11,7 +11,10 @@ import trio
 from cluster.errors import GodwitError, Refused
 from cluster.messages import Create, Node, Operation
 from cluster.rpc.session import ManagerSession
-from fusefs.caching.cache import Allowance, Caching, Contents, Seen
+from cluster.rpc.waiters import current_waiter
+from fusefs.caching.cache import Caching, EntryReply
+from fusefs.caching.grants import Permit
+from fusefs.caching.listings import Contents
 from fusefs.caching.recalls import Recalls
 
 Names: TypeAlias = Mapping[tuple[int, bytes], int | None]
@@ -20,12 +23,25 @@ Names: TypeAlias = Mapping[tuple[int, bytes], int | None]
 _NO_NAMES: Names = MappingProxyType({})
 
 
+class Change(NamedTuple):
+    """What was changed, or may have been."""
+
+    inodes: tuple[int, ...]
+    names: tuple[tuple[int, bytes], ...]  # each with its directory
+
+
+def note_change(inodes: tuple[int, ...], names: Names) -> None:
+    """Notes what is changed by this task, for the case that whoever it works for is not answered."""
+    if (waiter := current_waiter()) is not None:
+        waiter.changes.append(Change(inodes, tuple(names)))
+
+
 class Changed(NamedTuple):
     """What became of one operation."""
 
-    node: Node | None
-    tokens: list[bytes]
-    allowed: Allowance
+    node: Node | None  # of what was made or changed; None for a removal
+    tokens: list[bytes]  # the lease tokens of what was created
+    permit: Permit
 
     @property
     def made(self) -> Node:
@@ -47,44 +63,55 @@ class Changes:
         """While inside, the kernel holds the locks of these directories: `Recalls.changing`."""
         return self._recalls.changing(*locked)
 
-    async def outlive(self, until_s: float) -> None:
+    async def expire_names(self, until_s: float) -> None:
         """Has the kernel forget names, from within a change: `Recalls.outlive`."""
-        await self._recalls.outlive(until_s)
+        await self._recalls.expire_names(until_s)
 
     async def apply(self, operation: Operation, *locked: int, names: Names = _NO_NAMES) -> Changed:
         """Applies *operation*, which changes *names*; the kernel holds the locks of *locked* meanwhile. Raises `GodwitError`."""
         asked_s = trio.current_time()
+        # Before the question: only a directory that is held without a gap until the answer has no other changes in between.
         held = {directory: self._caching.holding(directory) for directory, _ in names}
         try:
+            # The manager may have others recalled for this, and these us for theirs: see `fusefs.caching.recalls`.
             with self._recalls.changing(*locked):
                 applied = await self._session.apply_for_tokens([operation], timeout_s=self._timeout_s)
         except Refused:
             raise
         except GodwitError:
+            note_change((), names)
             self._caching.changed(held, None, asked_s)  # it may be done all the same
             raise
+        # No await from here on: what is cached changes in the step in which the answer came.
+        note_change(tuple(applied.touched), names)
         still_held = [directory for directory, holding in held.items() if self._caching.is_held_since(directory, holding)]
+        # Taken out before `changed` drops it, as any change does, and put back with the change in it.
         known = {directory: self._caching.contents(directory) for directory in still_held}
-        allowed = self._caching.changed(applied.touched, applied.grant, asked_s)
+        permit = self._caching.changed(applied.touched, applied.grant, asked_s)
         for node in (*applied.directories, *applied.nodes):
             if node is not None:
-                self._caching.keep_node(node, allowed)
+                self._caching.keep_node(node, permit)
         for directory, contents in known.items():
             if contents is not None:
                 changes = contents.changes
                 changes.update({name: ino for (parent, name), ino in names.items() if parent == directory})
-                self._caching.keep_contents(directory, Contents(contents.listing, changes, allowed))
+                self._caching.keep_contents(directory, Contents(contents.listing, changes, permit))
         (node,) = applied.nodes
-        return Changed(node, applied.tokens, allowed)
+        return Changed(node, applied.tokens, permit)
 
     async def make(self, create: Create) -> Changed:
         """Makes something in a directory whose lock the kernel holds. Raises `GodwitError`."""
         made = await self.apply(create, create.parent, names={(create.parent, create.name): create.ino})
         if stat.S_ISDIR(create.mode):
-            self._caching.keep_contents(create.ino, Contents(None, {}, made.allowed))
+            # It is known to be empty: what is made in it needs no lookup before (an archive that is unpacked, a checkout).
+            self._caching.keep_contents(create.ino, Contents(None, {}, made.permit))
         return made
 
-    def seen(self, changed: Changed, parent: int, name: bytes) -> Seen:
+    def entry_reply_unnamed(self, changed: Changed) -> EntryReply:
+        """What the kernel is told of something new that has no name."""
+        return self._caching.entry_reply(changed.made, changed.permit.until_s(changed.made.ino))
+
+    def entry_reply(self, changed: Changed, parent: int, name: bytes) -> EntryReply:
         """What the kernel is told of something new in *parent*."""
-        allowed = changed.allowed
-        return self._caching.seen(changed.made, allowed.until_s(changed.made.ino), parent, name, allowed.until_s(parent))
+        permit = changed.permit
+        return self._caching.entry_reply(changed.made, permit.until_s(changed.made.ino), parent, name, permit.until_s(parent))

@@ -1,4 +1,4 @@
-"""Giving way: what is recalled, given back or has run out is taken from the kernel; a recall is answered after that.
+"""Answers recalls: what is recalled, given back or has run out is taken from the kernel first.
 
 The kernel drops a name only under the lock of its directory, which every change of names there holds until this mount has
 answered it; and that change may be waiting, at the manager, for another mount that waits for us in the same way. So a name is
@@ -21,18 +21,19 @@ import trio
 from cluster.errors import GodwitError
 from cluster.messages import GiveBack, Recall, RecallDone
 from cluster.rpc.session import ManagerSession
+from cluster.tending import Tasks
 from fusefs.caching.cache import Caching, GivenUp
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-SHORT_NAMES_S = 1.0
+SHORT_NAMES_S = 1.0  # a recall waits for as long at worst, and lookups of a name that is used all the time come as often
 LATER_S = 0.1  # the kernel counts a timeout from when it takes the answer
 THREADS = 16
 WAITERS = 256  # as many as there may be changes of our own under way
-CHECK_S = 0.25
-GIVE_BACK_TOGETHER = 5000
+CHECK_S = 0.25  # how late at most what is cached beyond the bound is given back
+GIVE_BACK_TOGETHER = 5000  # inodes in one request
 ONE_BY_ONE_MAX = 5000  # names; more are faster looked up again than dropped
 NO_NAME = b"."  # which no directory has as an entry: dropping it only waits for the directory's lock
 
@@ -58,7 +59,7 @@ class OpenHere(Protocol):
     def stale(self, ino: int) -> None:
         """What is known of the inode is to be asked anew before its content is read."""
 
-    def tell(self, inodes: Iterable[int]) -> tuple[list[int], int]:
+    def present(self, inodes: Iterable[int]) -> tuple[list[int], int]:
         """Those of *inodes* that are open without the manager's knowledge; from now on it knows, by the sequence returned."""
 
     async def let_go(self, inodes: Iterable[int]) -> None:
@@ -66,18 +67,18 @@ class OpenHere(Protocol):
 
 
 class Recalls:
-    """Obeys the manager's recalls and the end of leases. Its tasks run in *nursery*."""
+    """Obeys the manager's recalls and the end of leases. Its tasks run in *tasks*."""
 
     def __init__(
-        self, session: ManagerSession, caching: Caching, kernel: Kernel, opens: OpenHere, nursery: trio.Nursery, timeout_s: float
+        self, session: ManagerSession, caching: Caching, kernel: Kernel, opens: OpenHere, tasks: Tasks, timeout_s: float
     ) -> None:
         self._session = session
         self._caching = caching
         self._kernel = kernel
         self._opens = opens
-        self._nursery = nursery
+        self._tasks = tasks
         self._timeout_s = timeout_s
-        self._changing: Counter[int] = Counter()
+        self._changing: Counter[int] = Counter()  # changes of our own under way, by the directory whose lock the kernel holds
         self._waiting: dict[int, set[trio.Event]] = {}  # for the directory's lock; set when a change of our own begins there
         self._threads = trio.CapacityLimiter(THREADS)
         self._waiters = trio.CapacityLimiter(WAITERS)  # for locks of directories: the others must not run out because of them
@@ -103,17 +104,19 @@ class Recalls:
     # ---------------------------------------------------------------------------------------------------- recalls
 
     def obey(self, recall: Recall) -> None:
-        """Begins to give way: at once for all answers from now on, and in the background for what the kernel has."""
+        """Obeys a recall: at once for all answers from now on, and in the background for what the kernel has."""
         self.obeyed += 1
+        # In the step in which the recall came, before anything is awaited: answers that are used from now on know of it.
         given_up = self._caching.recalled(recall)
         for ino in recall.inodes:
             self._opens.stale(ino)
-        opens, sequence = self._opens.tell(recall.inodes)
-        self._nursery.start_soon(self._obey, recall, given_up, RecallDone([recall.number], opens, sequence))
+        opens, sequence = self._opens.present(recall.inodes)
+        self._tasks.start_soon(self._obey, recall, given_up, RecallDone([recall.number], opens, sequence))
 
     async def _obey(self, recall: Recall, given_up: list[GivenUp], done: RecallDone) -> None:
         try:
             await self._take_away(given_up)
+            # Before the recall is answered: whoever made the manager ask finds what is closed here closed.
             await self._opens.let_go(recall.inodes)
             await self._session.call(done, timeout_s=self._timeout_s)
         except (GodwitError, OSError) as error:
@@ -124,9 +127,11 @@ class Recalls:
         try:
             await self._take_from_kernel(given_up)
         finally:
+            # Also if it failed: what the kernel has then ends by its timeouts, for which the manager waits.
             self._caching.left(given_up)
 
     async def _take_from_kernel(self, given_up: list[GivenUp]) -> None:
+        # Inodes first: dropping one waits for no lock of a directory, so recalls of files are mostly through here.
         unknown = await self._in_thread(self._drop_inodes, [item.ino for item in given_up])
         for item in given_up:
             if item.names:
@@ -149,7 +154,7 @@ class Recalls:
         # Of many only the lock is waited for: a listing that is on its way into the kernel is not covered by voiding.
         dropped = await self._under_lock(directory, self._drop_each, directory, [NO_NAME] if many else each)
         if many or not dropped:
-            await self.outlive(until_s)
+            await self.expire_names(until_s)
 
     def _drop_each(self, directory: int, names: list[bytes]) -> None:
         for name in names:
@@ -160,6 +165,7 @@ class Recalls:
 
         Who waits only for lookups and listings to be through need not look at the result: that change got the lock after them.
         """
+        # Without a free thread it would wait for others' locks, which may be held for the very answer that this recall holds up.
         if self._changing[directory] or not self._waiters.available_tokens:
             return False
         done = False
@@ -173,6 +179,7 @@ class Recalls:
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(work)
+                # Whichever comes first. The thread is left behind: it ends when the change that has the lock is answered.
                 await began.wait()
                 nursery.cancel_scope.cancel()
         return done
@@ -192,15 +199,28 @@ class Recalls:
     async def _in_thread(self, function: Callable[..., R], *args: object) -> R:
         return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._threads)
 
-    async def outlive(self, until_s: float) -> None:
+    async def expire_names(self, until_s: float) -> None:
         """Has the kernel forget names that it may believe until then, from within a change that holds their locks."""
         if until_s <= trio.current_time():
             return
         if self._kernel.can_void_names:
+            # In one step: a name that the kernel is given in between would be forgotten here, and held there.
             self._kernel.void_names()
             self._caching.voided_names()
         else:
             await trio.sleep_until(until_s + LATER_S)
+
+    async def forget(self, inodes: set[int], names: set[tuple[int, bytes]]) -> None:
+        """Has the kernel forget what it was not told of, since who asked was interrupted."""
+        directories: dict[int, list[bytes]] = {}
+        for directory, name in names:
+            directories.setdefault(directory, []).append(name)
+        try:
+            for directory, each in directories.items():
+                await self._drop_names(directory, each, trio.current_time() + SHORT_NAMES_S)
+            await self._in_thread(self._drop_inodes, list(inodes | directories.keys()))
+        except OSError as error:
+            log.warning("the kernel may believe what has changed until its leases end: %s", error)
 
     # ------------------------------------------------------------------------------------------- ends, and bounds
 
@@ -211,10 +231,10 @@ class Recalls:
             for item in self._caching.expired():
                 if self._opens.is_open(item.ino):
                     self._opens.stale(item.ino)
-                    self._nursery.start_soon(self._drop_pages, item.ino)
+                    self._tasks.start_soon(self._drop_pages, item.ino)
             given_up, serial = self._caching.give_back(self._opens.is_open)
             if given_up:
-                self._nursery.start_soon(self._give_back, given_up, serial)
+                self._tasks.start_soon(self._give_back, given_up, serial)
 
     async def _drop_pages(self, ino: int) -> None:
         """Of what is open, in a task of its own: a read that is under way may have to wait for a new lease."""

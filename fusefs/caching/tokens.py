@@ -25,27 +25,27 @@ from fusefs.caching.cache import Caching
 log = logging.getLogger(__name__)
 
 TICKS = 8  # within `renew_s`: how finely the timers are looked at
-RENEW_TOGETHER = 1000
+RENEW_TOGETHER = 1000  # in one request: the manager looks each of them up
 HELD_MAX = 100_000  # beyond it, the tokens that were got first are forgotten, unless they are in use
 
 
 @dataclass(eq=False)
 class Held:
-    """A token that this mount holds. `used`: since it was got; `fires_s`: when its timer fires."""
+    """A token that this mount holds."""
 
-    token: LeaseToken
-    sealed: bytes
-    deadline_s: float
-    fires_s: float
-    used: bool = True
+    token: LeaseToken  # what it says
+    sealed: bytes  # as the manager has signed it, for agents
+    deadline_s: float  # counts from before it was asked for
+    fires_s: float  # when its timer says whether it is renewed
+    used: bool = True  # since it was got, or renewed last
 
 
 @dataclass(frozen=True)
 class Use:
     """What the mount does with an inode at the moment."""
 
-    is_open: bool
-    is_dirty: bool
+    is_open: bool  # by a program
+    is_dirty: bool  # registered to be written: something may be to be committed yet
 
 
 class Leases:
@@ -70,7 +70,7 @@ class Leases:
         self._use_of = use_of
         self.check_content = check
         self._held: OrderedDict[int, Held] = OrderedDict()  # in order of their timers, which all run equally long
-        self._asking: dict[int, trio.Event] = {}
+        self._asking: dict[int, trio.Event] = {}  # inodes that somebody asks for; set when there is an answer
 
     # ----------------------------------------------------------------------------------------------------- holding
 
@@ -80,6 +80,7 @@ class Leases:
         known = self._held.get(token.ino)
         if known is not None and known.token.serial > token.serial:
             return  # answers may overtake one another
+        # A renewal is no use: but what was used since the last one counts until the timer looks at it.
         used = used or (known is not None and known.used)
         self._held.pop(token.ino, None)
         fires_s = trio.current_time() + self._renew_s
@@ -122,6 +123,7 @@ class Leases:
         deadline_s = trio.current_time() + self._timeout_s
         while True:
             await self._ask_once(ino)
+            # The answer may have taken as long as the token is good for.
             if (held := self.good(ino)) is not None:
                 return held
             if trio.current_time() >= deadline_s:
@@ -145,6 +147,7 @@ class Leases:
         finally:
             del self._asking[ino]
             answered.set()
+        # The manager gives no token for what is not there any more.
         if ino not in self._held:
             raise refused(errno.ESTALE, f"inode {ino}")
 

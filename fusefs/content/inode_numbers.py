@@ -5,7 +5,7 @@ import trio
 from cluster.messages import TakeInodes
 from cluster.rpc.session import ManagerSession
 
-RANGE = 4096
+RANGE = 4096  # one request for as many creates
 
 
 class InodeNumbers:
@@ -14,8 +14,8 @@ class InodeNumbers:
     def __init__(self, session: ManagerSession, timeout_s: float) -> None:
         self._session = session
         self._timeout_s = timeout_s
-        self._next = 0
-        self._end = 0
+        self._next = 0  # the number that is given out next
+        self._end = 0  # where the range ends
         self._lock = trio.Lock()
 
     async def take(self) -> int:
@@ -23,7 +23,7 @@ class InodeNumbers:
         while self._next >= self._end:
             async with self._lock:
                 if self._next < self._end:
-                    continue
+                    continue  # somebody else has fetched a range while the lock was waited for
                 reply = await self._session.call(TakeInodes(RANGE), timeout_s=self._timeout_s)
                 self._next, self._end = reply.first, reply.first + reply.count
         number = self._next

@@ -7,18 +7,18 @@ from collections import OrderedDict
 
 from cluster.messages import ROOT_INO
 
-MAX_NAMES = 20_000
-MAX_DEPTH = 256
+MAX_NAMES = 20_000  # inodes, directories on their paths included
+MAX_DEPTH = 256  # a rename that was missed may have made a circle of what is remembered
 
 
 class LastKnownPaths:
-    """Remembers under which name each inode was seen last, for the most recent ones."""
+    """Remembers by which name each inode came last, for the most recent ones."""
 
     def __init__(self, limit: int = MAX_NAMES) -> None:
         self._limit = limit
         self._names: OrderedDict[int, tuple[int, bytes]] = OrderedDict()
 
-    def saw(self, ino: int, parent: int, name: bytes) -> None:
+    def note(self, ino: int, parent: int, name: bytes) -> None:
         """*ino* is called *name* in the directory *parent*."""
         self._names[ino] = (parent, name)
         self._names.move_to_end(ino)

@@ -1,7 +1,7 @@
-"""Files that were read and closed stay registered at the manager for a while: who opens one of them again asks nobody.
+"""Files that were read and closed stay registered at the manager for a while, so that nobody is asked when one is opened again.
 
 The manager hears of the close when the file was not opened again in time, when it may not be cached here any more, or before a
-recall of it is answered: whoever changes the file finds it closed.
+recall of it is answered, so that a change of the file finds it closed.
 """
 
 import stat
@@ -11,11 +11,11 @@ from collections.abc import Callable
 import trio
 
 from fusefs.caching.cache import Caching
-from fusefs.openfiles import OpenInode
+from fusefs.content.open_inode import OpenInode
 
-LINGER_S = 5.0
+LINGER_S = 5.0  # after the last close
 LINGER_MAX = 256  # each may have an object open
-LOOK_S = 0.25
+LOOK_S = 0.25  # how late at most one ends
 
 
 class Lingering:
@@ -24,23 +24,28 @@ class Lingering:
     def __init__(self, caching: Caching, end: Callable[[int], None]) -> None:
         self._caching = caching
         self._end = end
-        self._until_s: OrderedDict[int, float] = OrderedDict()
-        self._over: set[int] = set()
+        self._until_s: OrderedDict[int, float] = OrderedDict()  # those that linger, the oldest first
+        self._over: set[int] = set()  # those that are not kept when they are asked for next
         self._stopped = False
 
     def keeps(self, state: OpenInode) -> bool:
         """Whether the registration of an inode that nobody has open here stays for now."""
         ino = state.ino
         self._until_s.pop(ino, None)
-        if ino in self._over or self._stopped or state.lost or not stat.S_ISREG(state.node.mode):
+        if ino in self._over or self._stopped or state.is_lost or not stat.S_ISREG(state.node.mode):
             self._over.discard(ino)
             return False
+        # Without a lease to cache it, nobody would have it recalled before changing the file: the close must be heard of at once.
         if self._caching.node(ino) is None:
             return False
         self._until_s[ino] = trio.current_time() + LINGER_S
         if len(self._until_s) > LINGER_MAX:
             self._is_over(next(iter(self._until_s)))
         return True
+
+    def __contains__(self, ino: int) -> bool:
+        """Whether its registration lingers."""
+        return ino in self._until_s
 
     def give_up(self, ino: int) -> bool:
         """Whether it lingered; it does not any more, and `keeps` says so once."""

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import trio
 
 from cluster.volume.fence import stops_writers
+from fusefs.content.local_object import LocalObject
+from fusefs.content.open_inode import Backing, Handle, IoMode
 from fusefs.kernel.stream import Channel, InitFlag
-from fusefs.objects import LocalObject
-from fusefs.openfiles import Handle, OpenInode, Way
 
-TRY_AGAIN_S = 1.0
+TRY_AGAIN_S = 1.0  # a volume that may be mounted at any moment
 NO_FENCE = "programs cannot be stopped from writing there when a lease has ended (see [mount] unfenced)"
 
 
@@ -52,7 +52,7 @@ class Passthrough:
             return False
         try:
             volume = os.fstat(descriptor).st_dev
-            backing_id = self._channel.open_backing(descriptor, volume)
+            backing_id = self._channel.open_backing(descriptor, volume)  # of any file of the file system: all are alike to it
             if backing_id:
                 self._channel.close_backing(backing_id)
                 if self._may_pass(volume, path) is None:
@@ -73,31 +73,36 @@ class Passthrough:
             self._channel.refuse(volume, NO_FENCE)
         return has_fence
 
-    def opened(self, handle: Handle) -> Way:
-        """How the kernel is to use this handle, of which it hears at once; with `PASSED`, by its inode's `backing_id`."""
-        state = handle.inode
-        way = handle.way = self._choose(state, handle)
-        if way is not Way.DIRECT:
-            state.way = way
-            state.way_handles += 1
-        return way
+    def opened(self, handle: Handle) -> tuple[IoMode, int]:
+        """How the kernel is to use this handle, of which it hears at once; with `PASSED`, by which backing id (else 0)."""
+        mode, backing = self._choose(handle)
+        handle.given_to_kernel(mode, backing)
+        return mode, 0 if backing is None else backing.number
 
-    def _choose(self, state: OpenInode, handle: Handle) -> Way:
-        home = state.home if isinstance(state.home, LocalObject) else None
-        if state.way is Way.PASSED:
-            return Way.PASSED if home is not None and _identity(home) == state.backing else Way.DIRECT
-        if state.way is None and home is not None and self._register(state, home):
-            return Way.PASSED
-        return Way.DIRECT if self._goes_around(handle, home) else Way.CACHED
+    def _choose(self, handle: Handle) -> tuple[IoMode, Backing | None]:
+        home = handle.inode.home if isinstance(handle.inode.home, LocalObject) else None
+        io = handle.inode.io
+        if io.backing is not None:
+            # The kernel takes no second backing object, and no page cache, beside the first.
+            is_same = home is not None and _identity(home) == (io.backing.device, io.backing.ino)
+            return (IoMode.PASSED, io.backing) if is_same else (IoMode.DIRECT, None)
+        # Not beside handles that go through the page cache.
+        if io.mode is None and home is not None and (backing := self._open_backing(home)) is not None:
+            return IoMode.PASSED, backing
+        return (IoMode.DIRECT if self._goes_around(handle, home) else IoMode.CACHED), None
 
-    def _register(self, state: OpenInode, home: LocalObject) -> bool:
-        state.backing = _identity(home)
-        volume = state.backing[0]
-        state.backing_id = self._channel.open_backing(home.descriptor, volume)
-        if state.backing_id and not self._may_pass(volume, home.path):
-            self._channel.close_backing(state.backing_id)
-            state.backing_id = 0
-        return state.backing_id > 0
+    def _open_backing(self, home: LocalObject) -> Backing | None:
+        if home.is_silent:
+            return None  # the kernel would wait for the disk, this mount gives up after a while
+        # The kernel keeps a reference of its own to the file behind the descriptor, which may be closed then.
+        device, ino = _identity(home)
+        number = self._channel.open_backing(home.descriptor, device)
+        if not number:
+            return None
+        if not self._may_pass(device, home.path):
+            self._channel.close_backing(number)
+            return None
+        return Backing(number, device, ino)
 
     def _goes_around(self, handle: Handle, home: LocalObject | None) -> bool:
         """Appending goes around the page cache: through it, the kernel splits a write where it believes a page to end, and the
@@ -112,15 +117,9 @@ class Passthrough:
 
     def released(self, handle: Handle) -> None:
         """The kernel has given the handle up."""
-        state = handle.inode
-        if handle.way in (None, Way.DIRECT):
-            return
-        state.way_handles -= 1
-        if state.way_handles:
-            return
-        if state.way is Way.PASSED:
-            self._channel.close_backing(state.backing_id)
-        state.way = None
+        unused = handle.given_up_by_kernel()
+        if unused is not None:
+            self._channel.close_backing(unused.number)
 
 
 def _identity(home: LocalObject) -> tuple[int, int]:

@@ -1,39 +1,54 @@
 """Connections to the agents of other servers, by volume number."""
 
 import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import trio
 
-from cluster.errors import NoSpace, Unavailable, Undone
+from cluster.errors import GodwitError, Unavailable, Undone
+from cluster.membership import VolumeCondition
 from cluster.messages import ListVolumes, Request, Volume
 from cluster.rpc.connection import Answer, Channel, connect
 from cluster.rpc.session import ManagerSession
+from cluster.rpc.waiters import check_wanted
+from cluster.tending import Tasks
+from cluster.volume.layout import VolumeLayout
+from fusefs.content.disk_threads import threads_of
+from fusefs.content.new_homes import homes_in_order
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
 CONNECT_TIMEOUT_S = 3.0
-DOWN_S = 2.0
-REFRESH_S = 2.0
+DOWN_S = 2.0  # an agent that could not be reached is not tried again for so long
+REFRESH_S = 2.0  # how old the list of volumes, with their room and condition, gets
+AVOID_S = 10.0  # its agent probes a disk as often, and the manager knows then
+SOUND = frozenset({VolumeCondition.GOOD, VolumeCondition.READ_ONLY})
 
 
 class Peers:
     """The volumes of the network and a connection to each server's agent.
 
-    An agent that could not be reached is not tried again for `DOWN_S`: callers that have another way take it at once.
+    An agent that could not be reached is not tried again for `DOWN_S`: callers that have an alternative take it at once.
     """
 
-    def __init__(self, session: ManagerSession, server: str, nursery: trio.Nursery, request_timeout_s: float) -> None:
+    def __init__(self, session: ManagerSession, server: str, tasks: Tasks, request_timeout_s: float) -> None:
         self._session = session
         self._server = server
-        self._nursery = nursery
+        self._tasks = tasks
         self._request_timeout_s = request_timeout_s
-        self._volumes: dict[int, Volume] = {}
-        self._channels: dict[str, Channel] = {}
-        self._connecting: dict[str, trio.Lock] = {}
-        self._down_until: dict[str, float] = {}
+        self._volumes: dict[int, Volume] = {}  # as the manager said last
+        self._channels: dict[str, Channel] = {}  # by address; one that is broken stays until it is needed again
+        self._connecting: dict[str, trio.Lock] = {}  # by address: whoever comes second waits for the same connection
+        self._down_until: dict[str, float] = {}  # agents that could not be reached
+        self._avoided: dict[int, float] = {}  # volumes that have just failed, and until when others are taken
+        self._not_mounted: frozenset[int] = frozenset()  # own volumes that are not in their directories
+        self._own_disks = trio.CapacityLimiter(1)  # a disk that hangs keeps one thread, not one at each refresh
 
     async def refresh_loop(self) -> None:
         """Keeps the list of volumes up to date."""
@@ -42,11 +57,22 @@ class Peers:
                 await self.refresh()
             except Unavailable as error:
                 log.warning("the list of volumes is not up to date: %s", error)
+            with trio.move_on_after(REFRESH_S):
+                await self._look_at_own_disks()
             await trio.sleep(REFRESH_S)
+
+    async def _look_at_own_disks(self) -> None:
+        """Another volume, or none, may be mounted where an own one was: its objects are not this one's."""
+        own = [volume for volume in self._volumes.values() if self.is_local(volume)]
+        look = partial(_not_mounted, own)
+        self._not_mounted = await trio.to_thread.run_sync(look, limiter=self._own_disks, abandon_on_cancel=True)
 
     async def refresh(self) -> None:
         reply = await self._session.call(ListVolumes(), timeout_s=self._request_timeout_s)
-        self._volumes = {volume.volume: volume for volume in reply.volumes}
+        self._volumes = {volume.volume: self._as_found_here(volume) for volume in reply.volumes}
+
+    def _as_found_here(self, volume: Volume) -> Volume:
+        return msgspec.structs.replace(volume, accepts=False) if volume.volume in self._not_mounted else volume
 
     async def volume(self, number: int) -> Volume:
         """A volume by its number; raises `Unavailable` for one that the manager does not know."""
@@ -65,14 +91,33 @@ class Peers:
         """Whether two volumes, by their numbers, are of one server."""
         return (await self.volume(one)).server == (await self.volume(other)).server
 
-    async def home_for_new_file(self) -> Volume:
-        """The volume on which a new file gets its home; raises `NoSpace` if there is none.
+    async def homes_for_new_file(self) -> list[Volume]:
+        """The volumes on which a new file may get its home, best first; raises `NoSpace` if there is none.
 
         That no own volume takes files is asked anew each time: a server that was taken back is to write locally at once.
         """
         if not any(self.is_local(volume) and volume.accepts for volume in self._volumes.values()):
             await self.refresh()
-        return pick_home(self._server, list(self._volumes.values()))
+        now = trio.current_time()
+        avoided = {number for number, until_s in self._avoided.items() if now < until_s}
+        avoided |= {volume.volume for volume in self._volumes.values() if self._is_failing_here(volume)}
+        return homes_in_order(self._server, self._volumes.values(), avoided)
+
+    def avoid(self, volume: int) -> None:
+        """The volume has just failed: for a while others are used if there are any."""
+        self._avoided[volume] = trio.current_time() + AVOID_S
+
+    def is_sound(self, volume: Volume) -> bool:
+        """Whether reading there is worth an attempt before others."""
+        has_just_failed = trio.current_time() < self._avoided.get(volume.volume, 0.0)
+        is_silent = self.is_local(volume) and threads_of(volume.path).is_silent
+        if has_just_failed or is_silent or self._is_failing_here(volume):
+            return False
+        return volume.condition in SOUND and volume.volume not in self._not_mounted
+
+    def _is_failing_here(self, volume: Volume) -> bool:
+        """Whether it is on a disk of this server that gives errors: this mount may know before the manager does."""
+        return self.is_local(volume) and threads_of(volume.path).is_failing
 
     async def call(self, number: int, request: Request[R], *, body: bytes = b"") -> R:
         """Asks the agent that has volume *number*; raises what it answers, or `Unavailable`."""
@@ -83,6 +128,7 @@ class Peers:
         """As `call`, with the body of the reply; *once* as in `Channel.exchange`."""
         volume = await self.volume(number)
         channel = await self._channel(volume.address)
+        check_wanted()  # connecting may have taken longer than whoever asks wants to wait
         return await channel.exchange(request, timeout_s=self._request_timeout_s, body=body, once=once)
 
     async def _channel(self, address: str) -> Channel:
@@ -90,13 +136,13 @@ class Peers:
         if channel is not None and not channel.broken.is_set():
             return channel
         async with self._connecting.setdefault(address, trio.Lock()):
-            channel = self._channels.get(address)
+            channel = self._channels.get(address)  # somebody else may have connected, or failed to, while the lock was waited for
             if channel is not None and not channel.broken.is_set():
                 return channel
             if trio.current_time() < self._down_until.get(address, 0.0):
                 raise Undone(f"{address} could not be reached a moment ago")
             try:
-                channel = await connect(address, self._nursery, timeout_s=CONNECT_TIMEOUT_S)
+                channel = await connect(address, self._tasks, timeout_s=CONNECT_TIMEOUT_S, greeting=self._session.greeting)
             except Unavailable:
                 self._down_until[address] = trio.current_time() + DOWN_S
                 raise
@@ -104,14 +150,13 @@ class Peers:
             return channel
 
 
-def pick_home(server: str, volumes: list[Volume]) -> Volume:
-    """The volume with the most space of *server*; if none of its takes new files, of those whose agents are up.
-
-    Raises `NoSpace` if there is none at all.
-    """
-    accepting = [volume for volume in volumes if volume.accepts]
-    own = [volume for volume in accepting if volume.server == server]
-    candidates = own or [volume for volume in accepting if volume.up]
-    if not candidates:
-        raise NoSpace("no volume that takes new files is up: a new file has nowhere to go")
-    return max(candidates, key=lambda volume: (volume.free_bytes, -volume.volume))
+def _not_mounted(volumes: Sequence[Volume]) -> frozenset[int]:
+    """Those of this server's volumes that are not in their directories. Blocks."""
+    missing = set()
+    for volume in volumes:
+        try:
+            if VolumeLayout(Path(volume.path)).identity().uuid != volume.uuid:
+                missing.add(volume.volume)
+        except (GodwitError, OSError):
+            missing.add(volume.volume)
+    return frozenset(missing)

@@ -5,29 +5,59 @@ transaction. What cannot be committed now stays dirty and is tried again; if thi
 """
 
 import logging
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 
 import trio
 
 from cluster.errors import Fenced, GodwitError, Refused
-from cluster.messages import Close, Closing, Commit
+from cluster.faults import faults
+from cluster.messages import Close, Closing, Node
 from cluster.rpc.session import ManagerSession
 from fusefs.caching.cache import Caching
 from fusefs.content.last_paths import LastKnownPaths
 from fusefs.content.lingering import Lingering
-from fusefs.objects import LocalObject
-from fusefs.openfiles import OpenFiles, OpenInode
+from fusefs.content.local_object import LocalObject
+from fusefs.content.open_files import OpenFiles
+from fusefs.content.open_inode import OpenInode
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 0.05
+GATHER_S = 0.05  # how late a close is heard of: an archive that is unpacked closes dozens of files meanwhile
 GATHER_MAX = 128
 TOGETHER_MAX = 16  # in one transaction, which others wait for
-ONE_BY_ONE_MAX = 32
+ONE_BY_ONE_MAX = 32  # at a time: each may wait for another server
 SYNCED_S = 0.5  # from an fsync to the commit: who syncs each record makes no version of each
-RETRY_S = 1.0
+RETRY_S = 1.0  # after the first failure, twice as long after each further one
 RETRY_MAX_S = 60.0
+
+
+class DueInodes:
+    """The inodes that something is to be settled of, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._inodes: dict[int, None] = {}
+        self._wake = trio.Event()
+
+    def add(self, ino: int) -> None:
+        """One whose registration and catalog are to be brought in line with the handles that are left."""
+        self._inodes[ino] = None
+        self._wake.set()
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    async def gather(self) -> list[int]:
+        """Takes those that come within a moment, up to `GATHER_MAX`; waits for the first."""
+        await self._wake.wait()
+        await trio.sleep(GATHER_S)
+        # No await from here on: what is added later is either in this batch or wakes the next turn.
+        gathered = list(self._inodes)[:GATHER_MAX]
+        for ino in gathered:
+            del self._inodes[ino]
+        if not self._inodes:
+            self._wake = trio.Event()
+        return gathered
 
 
 class Settler:
@@ -35,44 +65,35 @@ class Settler:
     was synced."""
 
     def __init__(
-        self, session: ManagerSession, caching: Caching, paths: LastKnownPaths, timeout_s: float, commit_s: float
+        self,
+        session: ManagerSession,
+        caching: Caching,
+        open_files: OpenFiles,
+        due: DueInodes,
+        paths: LastKnownPaths,
+        timeout_s: float,
+        commit_s: float,
     ) -> None:
         self._session = session
         self._caching = caching
+        self._open_files = open_files
+        self._due = due
         self._paths = paths
         self._timeout_s = timeout_s
         self._commit_s = commit_s
-        self._due: dict[int, None] = {}
-        self._wake = trio.Event()
-        self._synced: list[OpenInode] = []
+        self._synced: list[OpenInode] = []  # to be committed within `SYNCED_S`
         self._wake_synced = trio.Event()
-        self._at_work = 0
-        self._progress = trio.Condition()
+        self._at_work = 0  # inodes that are being settled, or wait to be tried again
+        self._progress = trio.Condition()  # notified when there are fewer
         self._limit = trio.Semaphore(ONE_BY_ONE_MAX)
-        self._open_files = OpenFiles(self.soon)
-        self.lingering = Lingering(caching, self.soon)
-
-    @property
-    def open_files(self) -> OpenFiles:
-        """The open files that this settles."""
-        return self._open_files
-
-    def soon(self, ino: int) -> None:
-        """Brings registration and catalog in line with the handles that are left, in the background."""
-        self._due[ino] = None
-        self._wake.set()
+        self.lingering = Lingering(caching, due.add)
 
     async def run(self) -> None:
         """Settles closed inodes until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
-                await self._wake.wait()
-                await trio.sleep(GATHER_S)
-                gathered = list(self._due)[:GATHER_MAX]
-                for ino in gathered:
-                    del self._due[ino]
-                if not self._due:
-                    self._wake = trio.Event()
+                gathered = await self._due.gather()
+                # In the step in which they were taken: `drain` finds each inode either due or at work.
                 self._at_work += len(gathered)
                 for start in range(0, len(gathered), TOGETHER_MAX):
                     nursery.start_soon(self._settle, gathered[start : start + TOGETHER_MAX], nursery)
@@ -87,11 +108,16 @@ class Settler:
 
     async def _settle(self, batch: list[int], nursery: trio.Nursery) -> None:
         try:
+            # What was opened again, or settled by others, is looked at under the lock.
             left = await self._settle_together([state for ino in batch if (state := self._open_files.get(ino))])
         except GodwitError as error:
+            # One transaction for all: a single file that is refused keeps the others back.
             log.info("settling one by one, since together failed: %s", error)
             left = batch
-        self._at_work += len(left)
+        except Exception as error:
+            faults.unexpected(log, "while files were settled together", error)
+            left = batch
+        self._at_work += len(left)  # before the batch is taken off, so that `drain` does not return in between
         for ino in left:
             nursery.start_soon(self._settle_alone, ino)
         await self._done(len(batch))
@@ -103,31 +129,34 @@ class Settler:
 
     async def _settle_together(self, states: list[OpenInode]) -> list[int]:
         """Settles what needs only the manager; returns what needs another server. The locks are held until the answer."""
-        left = []
-        commits: list[tuple[OpenInode, Commit]] = []
+        left: list[int] = []
+        wanted: list[tuple[OpenInode, tuple[LocalObject, Node, bytes]]] = []
         closings: list[Closing] = []
         async with AsyncExitStack() as stack:
             for state in states:
+                # Several locks at once: whoever else holds one waits for no other, so there is no circle.
                 await stack.enter_async_context(state.lock)
+                # While the lock was waited for, it may have been settled by others, or opened again.
                 if self._open_files.get(state.ino) is not state:
                     continue
-                if self._must_commit(state):
+                if state.owes_last_commit:
                     if not isinstance(state.home, LocalObject):
                         left.append(state.ino)
                         continue
-                    path = self._paths.path(state.ino)
-                    state.changed = False
-                    commits.append((state, await stack.enter_async_context(state.home.prepared(state.node_to_end_with(), path))))
-            if commits:
-                nodes = await self._session.apply([commit for _, commit in commits], timeout_s=self._timeout_s)
-                for (state, _), node in zip(commits, nodes, strict=True):
-                    assert node is not None
-                    state.node = node
-                    state.unsettled = False
+                    wanted.append((state, (state.home, state.node_to_end_with(), self._paths.path(state.ino))))
+            if wanted:
+                with _committing([state for state, _ in wanted]):
+                    commits = await stack.enter_async_context(LocalObject.prepared([known for _, known in wanted]))
+                    # The objects' locks are held: no agent commits these files, and overtakes this, until the catalog answers.
+                    nodes = [_node(answer) for answer in await self._session.apply(commits, timeout_s=self._timeout_s)]
+                for (state, _), node in zip(wanted, nodes, strict=True):
+                    state.committed(node, final=True)
                     self._caching.drop_node(state.ino)
+            # After all commits: what is not open any more is left by `_closed`, with its object.
             for state in states:
                 if state.ino not in left and self._open_files.get(state.ino) is state:
                     closings += self._closed(state)
+        # Without the locks: what is opened again meanwhile has a higher sequence, so that this does not close it.
         await self._close(closings)
         return left
 
@@ -136,12 +165,14 @@ class Settler:
         try:
             async with self._limit:
                 await self._settle_one(ino)
-        except GodwitError as error:
-            log.warning("inode %d is not committed yet, trying again: %s", ino, error)
+        except Exception as error:
+            if isinstance(error, GodwitError):
+                log.warning("inode %d is not committed yet, trying again: %s", ino, error)
+            else:
+                faults.unexpected(log, f"while inode {ino} was settled", error)
             if (state := self._open_files.get(ino)) is not None:
-                state.settle_failures += 1
-                await trio.sleep(min(RETRY_S * 2 ** (state.settle_failures - 1), RETRY_MAX_S))
-                self.soon(ino)
+                await trio.sleep(min(RETRY_S * 2 ** (state.settling_failed() - 1), RETRY_MAX_S))
+                self._due.add(ino)
         finally:
             await self._done(1)
 
@@ -152,40 +183,42 @@ class Settler:
         async with state.lock:
             if self._open_files.get(ino) is not state:
                 return
-            if self._must_commit(state):
+            if state.owes_last_commit:
                 await self._last_commit(state)
             closings = self._closed(state)
         await self._close(closings)
-
-    def _must_commit(self, state: OpenInode) -> bool:
-        return state.registered_write and state.writers == 0 and state.home is not None and not state.lost
 
     async def _last_commit(self, state: OpenInode) -> None:
         """One that another server's agent makes for this mount comes after this mount's registration as a writer was taken
         back, since the catalog cleans the file only when the committer is the last writer."""
         assert state.home is not None
         if state.home.is_remote:
+            # If the commit fails, the next attempt begins here again. Whoever opens the file in between registers (`Opener`).
             await self._close([Closing(state.ino, self._open_files.next_sequence(), still_open=True)])
         try:
             await self.commit(state, final=True)
         except (Refused, Fenced) as error:
+            # The file is gone, or has another home by now: trying again would change nothing.
             log.error("the commit of inode %d was refused, its object stays as it is: %s", state.ino, error)
 
     def _closed(self, state: OpenInode) -> list[Closing]:
-        """Notes what is not open any more, and returns what the manager is to be told."""
-        ends_writing = state.registered_write and state.writers == 0
-        state.registered_write = state.registered_write and not ends_writing
-        if state.readers + state.writers == 0:
-            if state.registered and not ends_writing and self.lingering.keeps(state):
+        """Ends the registration as far as no handle needs it, and returns what the manager is to be told."""
+        is_known = state.is_registered
+        ends_writing = state.is_registered_to_write and state.writers == 0
+        if ends_writing:
+            state.settled()
+        if state.handles == 0:
+            # What was written is closed at once: the home may move, and copies be made, only then.
+            if is_known and not ends_writing and self.lingering.keeps(state):
                 return []
             self._open_files.leave(state)
-            return [Closing(state.ino, self._open_files.next_sequence())] if state.registered else []
+            return [Closing(state.ino, self._open_files.next_sequence())] if is_known else []
         return [Closing(state.ino, self._open_files.next_sequence(), still_open=True)] if ends_writing else []
 
     async def let_go(self, inodes: Iterable[int]) -> None:
         """Ends the registrations that only linger; what is being opened again stays. Raises `GodwitError`."""
         lingered = [state for ino in inodes if self.lingering.give_up(ino) and (state := self._open_files.get(ino))]
-        await self._close([closing for state in lingered if not state.lock.locked() for closing in self._closed(state)])
+        await self._close([closing for state in lingered if state.is_idle for closing in self._closed(state)])
 
     async def _close(self, closings: list[Closing]) -> None:
         if closings:
@@ -194,15 +227,18 @@ class Settler:
     async def commit(self, state: OpenInode, *, final: bool) -> None:
         """Commits what was written; the caller holds the inode's lock. Raises `GodwitError`; the file stays dirty then."""
         assert state.home is not None
-        state.changed = False
-        try:
-            node = state.node_to_end_with() if final else state.node
-            state.node = await state.home.commit(node, self._paths.path(state.ino), final=final)
-            state.unsettled = not final
-            self._caching.drop_node(state.ino)
-        except GodwitError:
-            state.changed = True
-            raise
+        known = state.node_to_end_with() if final else state.node
+        with _committing([state]):
+            node = await state.home.commit(known, self._paths.path(state.ino), final=final)
+        state.committed(node, final=final)
+        self._caching.drop_node(state.ino)
+
+    async def commit_changed(self, state: OpenInode) -> int:
+        """Commits what was written, if anything was; the version of the catalog. Raises `GodwitError`."""
+        async with state.lock:
+            if state.has_changed():
+                await self.commit(state, final=False)
+            return state.node.version
 
     async def commit_loop(self) -> None:
         """Commits files that stay open for writing every `commit_s` seconds."""
@@ -213,8 +249,7 @@ class Settler:
 
     def commit_soon(self, state: OpenInode) -> None:
         """Commits what was written and synced, in the background."""
-        if not state.commit_due:
-            state.commit_due = True
+        if state.commit_soon():
             self._synced.append(state)
             self._wake_synced.set()
 
@@ -225,7 +260,7 @@ class Settler:
             await trio.sleep(SYNCED_S)
             synced, self._synced, self._wake_synced = self._synced, [], trio.Event()
             for state in synced:
-                state.commit_due = False
+                state.commit_comes()  # before the await: who syncs while it is committed comes on the new list
                 await self._commit_open(state)
 
     async def _commit_open(self, state: OpenInode) -> None:
@@ -235,3 +270,24 @@ class Settler:
                     await self.commit(state, final=False)
         except GodwitError as error:
             log.warning("inode %d stays dirty: %s", state.ino, error)
+        except Exception as error:
+            faults.unexpected(log, f"while inode {state.ino} was committed", error)
+
+
+def _node(answer: Node | None) -> Node:
+    """The node of a commit, which always has one."""
+    assert answer is not None
+    return answer
+
+
+@contextmanager
+def _committing(states: Sequence[OpenInode]) -> Iterator[None]:
+    """A commit of all of *states* is under way inside. Also if it is cancelled, nothing of it counts as committed."""
+    for state in states:
+        state.commit_begins()
+    try:
+        yield
+    except BaseException:
+        for state in states:
+            state.commit_failed()
+        raise

@@ -1,7 +1,7 @@
 """Requests about where a file has blocks and where holes: `fallocate`, `lseek` for data and holes, `copy_file_range`.
 
-pyfuse3 has no handlers for them; they arrive as `fusefs.kernel.requests` decodes them. What the backing file system cannot do is refused
-as it refuses it. ENOSYS is never the answer: the kernel would not ask again.
+pyfuse3 has no handlers for them; they arrive as `fusefs.kernel.requests` decodes them. What the backing file system cannot do is
+refused as it refuses it. ENOSYS is never the answer: the kernel would not ask again.
 """
 
 import errno
@@ -15,12 +15,13 @@ import trio
 
 from cluster.errors import GodwitError, refused
 from cluster.volume.extents import is_repeatable
-from fusefs.files import Files
-from fusefs.homes import Homes
+from fusefs.content.access import Access
+from fusefs.content.homes import Homes
+from fusefs.content.objects import Object
+from fusefs.content.open_files import OpenFiles
+from fusefs.content.open_inode import IoMode, OpenInode
+from fusefs.content.reading import Reader
 from fusefs.kernel.requests import Handler, Opcode, Raw
-from fusefs.objects import Object
-from fusefs.openfiles import OpenFiles, OpenInode, Way
-from fusefs.reading import Reader
 
 _FALLOCATE = struct.Struct("<QqqI4x")  # handle, offset, length, mode
 _LSEEK = struct.Struct("<QqI4x")  # handle, offset, whence
@@ -36,9 +37,9 @@ class Extents:
     """The handlers. *drop_inode* makes the kernel write and forget its pages of an inode; it blocks."""
 
     def __init__(
-        self, files: Files, open_files: OpenFiles, homes: Homes, reader: Reader, drop_inode: Callable[[int], object]
+        self, access: Access, open_files: OpenFiles, homes: Homes, reader: Reader, drop_inode: Callable[[int], object]
     ) -> None:
-        self._files = files
+        self._access = access
         self._open_files = open_files
         self._homes = homes
         self._reader = reader
@@ -53,7 +54,7 @@ class Extents:
         number, offset, length, mode = _FALLOCATE.unpack_from(request.body)
         state = self._open_files.handle(number).inode
         with trio.CancelScope(shield=True):
-            await self._files.change(state, lambda home: home.allocate(mode, offset, length), repeatable=is_repeatable(mode))
+            await self._access.change(state, lambda home: home.allocate(mode, offset, length), repeatable=is_repeatable(mode))
         return b""
 
     async def lseek(self, request: Raw) -> bytes:
@@ -61,27 +62,27 @@ class Extents:
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise refused(errno.EINVAL, f"whence {whence}")
         state = self._open_files.handle(number).inode
-        if state.writers and state.way is not Way.PASSED:
+        if state.writers and state.io.mode is not IoMode.PASSED:
             # The kernel writes pages of a shared mapping when it likes; until then the object may have a hole there.
             await trio.to_thread.run_sync(self._drop_inode, state.ino)
-        found = None if offset < 0 else await self._files.reading(state, lambda: self._reader.seek(state, offset, whence))
+        found = None if offset < 0 else await self._access.reading(state, lambda: self._reader.seek(state, offset, whence))
         if found is None:
-            raise refused(errno.ENXIO)
+            raise refused(errno.ENXIO)  # nothing of the kind follows, as lseek(2) says
         return _POSITION.pack(found)
 
     async def copy_file_range(self, request: Raw) -> bytes:
         """Refused with EXDEV where the bytes would come here anyway: the kernel reads and writes them instead."""
         number, start, _node, target, offset, length, flags = _COPY_FILE_RANGE.unpack_from(request.body)
-        if flags:
+        if flags:  # none is defined
             raise refused(errno.EINVAL, f"flags {flags:#x}")
         copy = partial(self._copy, self._open_files.handle(number).inode, self._open_files.handle(target).inode)
         return _COUNT.pack(await copy_all(copy, start, offset, min(length, COPY_ANSWER_MAX_BYTES)))
 
     async def _copy(self, source: OpenInode, target: OpenInode, start: int, offset: int, length: int) -> int:
-        found = await self._files.reading(source, lambda: self._source(source, target))
+        found = await self._access.reading(source, lambda: self._source(source, target))
         if found is None:
             raise refused(errno.EXDEV)
-        return await self._files.change(target, lambda home: home.copy_from(found, start, offset, length))
+        return await self._access.change(target, lambda home: home.copy_from(found, start, offset, length))
 
     async def _source(self, source: OpenInode, target: OpenInode) -> Object | None:
         """The object that can be copied from at the target's home, if there is one."""

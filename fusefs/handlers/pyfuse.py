@@ -12,22 +12,21 @@ import pyfuse3
 from cluster.clock import file_time_ns
 from cluster.errors import GodwitError
 from cluster.messages import NAME_MAX, Node, SetAttr
-from fusefs.caching.cache import Seen
-from fusefs.files import Files
+from fusefs.caching.cache import EntryReply
+from fusefs.content.objects import Buffer
+from fusefs.content.open_inode import IoMode
+from fusefs.handlers.overlay import Overlay
+from fusefs.kernel.interrupts import Interrupts
 from fusefs.kernel.replies import DIRECTORY_BYTES, PREFERRED_IO_BYTES
 from fusefs.kernel.stream import Channel, OpenFlag
-from fusefs.names.listings import Directories
-from fusefs.namespace import Namespace
-from fusefs.objects import Buffer
-from fusefs.openfiles import Way
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-BLOCK_BYTES = 4096
-ENCODED_MAX = 20_000
+BLOCK_BYTES = 4096  # in which `statfs` counts
+ENCODED_MAX = 20_000  # nodes whose form for the kernel is kept
 
 
 def guarded(
@@ -37,7 +36,9 @@ def guarded(
 
     @functools.wraps(handler)
     async def wrapper(self: "GodwitOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.requests += 1
+        self.requests += 1  # for `godwit servers show`
+        unique = self._channel.passed()  # nothing has been awaited since libfuse got it
+        self._interrupts.begin(unique)
         try:
             return await handler(self, *args, **kwargs)
         except GodwitError as error:
@@ -49,24 +50,26 @@ def guarded(
         except Exception:
             log.exception("unexpected error in %s", handler.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from None
+        finally:
+            self._interrupts.end(unique)
 
     return wrapper
 
 
-def encode(seen: Seen) -> pyfuse3.EntryAttributes:
-    """What the kernel is told of a name or an inode. Raises ENOENT for a name that does not exist and may not be kept."""
-    entry = _attributes(seen.node) if seen.node is not None else pyfuse3.EntryAttributes()
-    if seen.node is None:
-        if seen.entry_s <= 0:
+def encode(reply: EntryReply) -> pyfuse3.EntryAttributes:
+    """Encodes a name or an inode. Raises ENOENT for a name that does not exist, if the kernel may not keep that."""
+    entry = _attributes(reply.node) if reply.node is not None else pyfuse3.EntryAttributes()
+    if reply.node is None:
+        if reply.entry_s <= 0:
             raise pyfuse3.FUSEError(errno.ENOENT)
         entry.st_ino = 0
-    entry.entry_timeout = seen.entry_s
-    entry.attr_timeout = seen.attr_s
+    entry.entry_timeout = reply.entry_s
+    entry.attr_timeout = reply.attr_s
     return entry
 
 
 def _groups_of(ctx: pyfuse3.RequestContext) -> set[int]:
-    """The groups that the caller is in, as far as it can be seen from here."""
+    """The groups of the calling process, as far as this process can see them."""
     try:
         return {ctx.gid, *pyfuse3.get_sup_groups(ctx.pid)}
     except OSError:
@@ -96,25 +99,23 @@ def _attributes(node: Node) -> pyfuse3.EntryAttributes:
 class GodwitOperations(pyfuse3.Operations):
     """The file system as pyfuse3 wants it."""
 
-    supports_dot_lookup = False
-    enable_writeback_cache = False
-    enable_acl = True
+    supports_dot_lookup = False  # only NFS exports need it
+    enable_writeback_cache = False  # a write that has returned is at the home, where others find it
+    enable_acl = True  # the kernel checks ACLs, from the xattrs that it reads here
 
     def __init__(
         self,
-        namespace: Namespace,
-        files: Files,
-        directories: Directories,
+        overlay: Overlay,
         channel: Channel,
+        interrupts: Interrupts,
         released: Callable[[int], None],
     ) -> None:
-        """*released* is told of each handle of a file that the kernel has given up."""
+        """*released* is called with each handle of a file that the kernel has released."""
         super().__init__()
         self.requests = 0
-        self._namespace = namespace
-        self._files = files
-        self._directories = directories
+        self._overlay = overlay
         self._channel = channel
+        self._interrupts = interrupts
         self._released = released
 
     def init(self) -> None:
@@ -125,11 +126,11 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return encode(await self._namespace.lookup(parent_inode, name))
+        return encode(await self._overlay.lookups.lookup(parent_inode, name))
 
     @guarded
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return encode(await self._namespace.getattr(inode))
+        return encode(await self._overlay.lookups.getattr(inode))
 
     @guarded
     async def setattr(
@@ -150,47 +151,47 @@ class GodwitOperations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
         size = attr.st_size if fields.update_size else None
-        return encode(await self._namespace.setattr(change, size, ctx.uid))
+        return encode(await self._overlay.set_attributes.setattr(change, size, ctx.uid))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Inode numbers need no state here: nothing is to be forgotten."""
 
     @guarded
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._namespace.readlink(inode)
+        return await self._overlay.lookups.readlink(inode)
 
     @guarded
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         if stat.S_ISREG(mode):
-            return encode(await self._files.make_regular(parent_inode, name, mode, ctx.uid, ctx.gid))
-        return encode(await self._namespace.make(parent_inode, name, mode, ctx.uid, ctx.gid, rdev=rdev))
+            return encode(await self._overlay.creation.make_regular(parent_inode, name, mode, ctx.umask, ctx.uid, ctx.gid))
+        return encode(await self._overlay.creation.make(parent_inode, name, mode, ctx.umask, ctx.uid, ctx.gid, rdev=rdev))
 
     @guarded
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return encode(await self._namespace.make(parent_inode, name, mode, ctx.uid, ctx.gid))
+        return encode(await self._overlay.creation.make(parent_inode, name, mode, ctx.umask, ctx.uid, ctx.gid))
 
     @guarded
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         mode = stat.S_IFLNK | 0o777
-        return encode(await self._namespace.make(parent_inode, name, mode, ctx.uid, ctx.gid, target=target))
+        return encode(await self._overlay.creation.make(parent_inode, name, mode, 0, ctx.uid, ctx.gid, target=target))
 
     @guarded
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return encode(await self._namespace.link(inode, new_parent_inode, new_name))
+        return encode(await self._overlay.namespace.link(inode, new_parent_inode, new_name))
 
     @guarded
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._namespace.unlink(parent_inode, name)
+        await self._overlay.namespace.unlink(parent_inode, name)
 
     @guarded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._namespace.rmdir(parent_inode, name)
+        await self._overlay.namespace.rmdir(parent_inode, name)
 
     @guarded
     async def rename(
@@ -202,38 +203,38 @@ class GodwitOperations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        await self._namespace.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        await self._overlay.namespace.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     # ---------------------------------------------------------- files
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        number = await self._files.open(inode, flags, ctx.uid)
+        number = await self._overlay.opener.open(inode, flags, ctx.uid)
         return self._opened(number)
 
     @guarded
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        number, seen = await self._files.create(parent_inode, name, mode, ctx.uid, ctx.gid, flags)
-        return self._opened(number), encode(seen)
+        number, reply = await self._overlay.creation.create(parent_inode, name, mode, ctx.umask, ctx.uid, ctx.gid, flags)
+        return self._opened(number), encode(reply)
 
     def _opened(self, number: int) -> pyfuse3.FileInfo:
-        """The reply to an open; what libfuse knows nothing of is added to it on the way."""
-        told = self._files.tell_kernel(number)
-        if told.backing_id:
-            self._channel.will_open(number, OpenFlag.PASSTHROUGH, told.backing_id)
-        keep = told.keep_pages and told.way is Way.CACHED
-        return pyfuse3.FileInfo(fh=number, keep_cache=keep, direct_io=told.way is Way.DIRECT)
+        """Encodes the reply to an open. The extension adds what libfuse does not know (`Channel.will_open`)."""
+        reply = self._overlay.handles.reply(number)
+        if reply.backing_id:
+            self._channel.will_open(number, OpenFlag.PASSTHROUGH, reply.backing_id)
+        keep = reply.keep_pages and reply.mode is IoMode.CACHED
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep, direct_io=reply.mode is IoMode.DIRECT)
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # takes any buffer
-        return await self._files.read(fh, off, size)
+        return await self._overlay.files.read(fh, off, size)
 
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        await self._namespace.before_write(self._files.ino_of(fh))
-        return await self._files.write(fh, off, buf)
+        await self._overlay.set_id_bits.before_write(self._overlay.handles.ino(fh))
+        return await self._overlay.files.write(fh, off, buf)
 
     @guarded
     async def flush(self, fh: int) -> None:
@@ -241,56 +242,64 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._files.fsync(fh, data_only=datasync)
+        await self._overlay.files.fsync(fh, data_only=datasync)
+
+    def dropped(self, directory: bool, fh: int) -> None:
+        """Releases what was opened for a program that had been interrupted: the kernel never got the handle."""
+        if directory:
+            self._overlay.directories.releasedir(fh)
+        else:
+            self._overlay.handles.release(fh)
+            self._released(fh)
 
     @guarded
     async def release(self, fh: int) -> None:
-        self._files.release(fh)
+        self._overlay.handles.release(fh)
         self._released(fh)
 
     # ---------------------------------------------------------- directories
 
     @guarded
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        number = await self._directories.opendir(inode)
-        self._channel.will_open(number, self._directories.flags(number), directory=True)
+        number = await self._overlay.directories.opendir(inode)
+        self._channel.will_open(number, self._overlay.directories.flags(number), directory=True)
         return number
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for name, cookie, seen in await self._directories.page(fh, start_id):
-            if not pyfuse3.readdir_reply(token, name, encode(seen), cookie):
+        for name, cookie, reply in await self._overlay.directories.page(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, encode(reply), cookie):
                 return
 
     @guarded
     async def releasedir(self, fh: int) -> None:
-        self._directories.releasedir(fh)
+        self._overlay.directories.releasedir(fh)
 
     @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._directories.sync()
+        await self._overlay.directories.sync()
 
     # ---------------------------------------------------------- extended attributes and the rest
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._namespace.setxattr(inode, name, value, ctx.uid, lambda: _groups_of(ctx))
+        await self._overlay.xattrs.setxattr(inode, name, value, ctx.uid, lambda: _groups_of(ctx))
 
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._namespace.getxattr(inode, name, ctx.uid)
+        return await self._overlay.xattrs.getxattr(inode, name, ctx.uid)
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return await self._namespace.listxattr(inode, ctx.uid)
+        return await self._overlay.xattrs.listxattr(inode, ctx.uid)
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._namespace.removexattr(inode, name)
+        await self._overlay.xattrs.removexattr(inode, name)
 
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        space = await self._namespace.space()
+        space = await self._overlay.lookups.space()
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = BLOCK_BYTES
         data.f_blocks = space.total_bytes // BLOCK_BYTES

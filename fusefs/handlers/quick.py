@@ -1,7 +1,7 @@
-"""What can be answered in the step in which the kernel's request is read: from what is kept here, without waiting for anybody.
+"""Answers requests from what is cached here, in the step in which the kernel's request is read.
 
-Through pyfuse3 a request takes a task of its own, 60 to 100 µs with all that belongs to it; like this it takes half of that. What
-is not known here goes there.
+Through pyfuse3 a request takes a task of its own, which costs 60 to 100 µs with all that belongs to it; an answer from here costs
+half of that. A request that cannot be answered without waiting goes to pyfuse3.
 """
 
 import errno
@@ -10,23 +10,22 @@ import struct
 from collections.abc import Callable
 
 from cluster.errors import refused
-from fusefs.files import Files
+from fusefs.handlers.overlay import Overlay
 from fusefs.kernel.replies import attributes, entry, opened
 from fusefs.kernel.requests import Opcode, QuickHandler, Raw
-from fusefs.names.listings import Directories
-from fusefs.namespace import Namespace
 
 _HANDLE = struct.Struct("<Q")
 _GETXATTR_IN = struct.Struct("<II")  # room for the value, padding; the name follows
 
 
 class Quick:
-    """The handlers. *released* is told of each handle that the kernel has given up."""
+    """The handlers. *released* is called with each handle that the kernel has released."""
 
-    def __init__(self, namespace: Namespace, files: Files, directories: Directories, released: Callable[[int], None]) -> None:
-        self._namespace = namespace
-        self._files = files
-        self._directories = directories
+    def __init__(self, overlay: Overlay, released: Callable[[int], None]) -> None:
+        self._lookups = overlay.lookups
+        self._xattrs = overlay.xattrs
+        self._handles = overlay.handles
+        self._directories = overlay.directories
         self._released = released
 
     def handlers(self) -> dict[Opcode, QuickHandler]:
@@ -41,16 +40,16 @@ class Quick:
         }
 
     def lookup(self, request: Raw) -> bytes | None:
-        seen = self._namespace.lookup_known(request.ino, request.body.rstrip(b"\0"))
-        return None if seen is None else entry(seen)
+        reply = self._lookups.lookup_known(request.ino, request.body.rstrip(b"\0"))
+        return None if reply is None else entry(reply)
 
     def getattr(self, request: Raw) -> bytes | None:
-        seen = self._namespace.getattr_known(request.ino)
-        return None if seen is None else attributes(seen)
+        reply = self._lookups.getattr_known(request.ino)
+        return None if reply is None else attributes(reply)
 
     def getxattr(self, request: Raw) -> bytes | None:
         name = request.body[_GETXATTR_IN.size :].rstrip(b"\0")
-        if self._namespace.has_no_xattr(request.ino, name):
+        if self._xattrs.has_no_xattr(request.ino, name):
             raise refused(errno.ENODATA, os.strerror(errno.ENODATA))
         return None
 
@@ -60,7 +59,7 @@ class Quick:
 
     def release(self, request: Raw) -> bytes:
         (number,) = _HANDLE.unpack_from(request.body)
-        self._files.release(number)
+        self._handles.release(number)
         self._released(number)
         return b""
 

@@ -37,7 +37,7 @@ class KernelCache:
         try:
             pyfuse3.invalidate_inode(ino)
         except FileNotFoundError:
-            return False
+            return False  # also if it is being looked up: the caller waits for that under the directory's lock
         return True
 
     def drop_name(self, parent: int, name: bytes) -> None:
@@ -53,7 +53,7 @@ class KernelCache:
         """Voids all names of the mount at once and waits for nothing; names that are being looked up at the moment are
         covered. False if the kernel cannot do it."""
         if self._channel.device < 0:
-            return True
+            return True  # there is nothing to forget
         try:
             os.write(self._channel.device, _INC_EPOCH)
         except OSError as error:

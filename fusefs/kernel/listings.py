@@ -1,4 +1,4 @@
-"""What the kernel does with listings, and how it is kept from making one of two.
+"""Keeps the kernel from joining two listings of a directory into one.
 
 The kernel puts the entries of every reply to READDIR into the cache of the directory, whichever handle it was for, if they begin
 at the position where those in it end. The empty reply at the end of a listing, at that position, makes the cache whole, and from
@@ -8,15 +8,15 @@ older than what it was told meanwhile. So:
 - Positions carry a *mark* that is another one for each listing that was fetched: entries of two listings never join.
 - A handle is told the end of a listing that is not good any more only after the kernel has dropped what it has of the directory:
   without its first page a cache is thrown away by the first who reads it. Nobody else can come to that end: see above.
-- A handle keeps what the kernel has only while the listing that it was told last is good (`fusefs.names.listings`), and a recall
-  drops it again when the replies before have been taken in (`fusefs.caching.recalls`).
+- A handle keeps what the kernel has only while the listing that it was told last is good (`fusefs.names.directories`), and a
+  recall drops it again when the replies before have been taken in (`fusefs.caching.recalls`).
 """
 
 import itertools
 from collections.abc import Container
 
-MARKS = 127
-COOKIE_BITS = 55
+MARKS = 127  # a directory with as many listings under way at a time gets no more marks
+COOKIE_BITS = 55  # with 7 for the mark and one that says that there is a mark, 63
 COOKIE_MAX = (1 << COOKIE_BITS) - 1
 _MARKED = 1 << 62  # of 63 bits: a position is a signed number, and not negative
 

@@ -10,12 +10,12 @@ import struct
 
 from cluster.errors import refused
 from cluster.messages import Node
-from fusefs.caching.cache import Seen
+from fusefs.caching.cache import EntryReply
 from fusefs.kernel.stream import OpenFlag
 
 PREFERRED_IO_BYTES = 128 * 1024
 """What programs are told to read and write at a time."""
-DIRECTORY_BYTES = 4096
+DIRECTORY_BYTES = 4096  # the size of every directory, as of a small one on ext4
 
 _ENTRY = struct.Struct("<QQQQII")  # inode, generation; for how long name and attributes are good: seconds, nanoseconds
 _VALID = struct.Struct("<QI4x")  # for how long attributes are good
@@ -31,21 +31,21 @@ _BASIC_STATS, _BIRTH_TIME = 0x7FF, 0x800  # of linux/stat.h
 NS = 10**9
 
 
-def entry(seen: Seen) -> bytes:
+def entry(reply: EntryReply) -> bytes:
     """A name, present or absent. Raises ENOENT for one that is absent and may not be kept."""
-    if seen.node is None and seen.entry_s <= 0:
+    if reply.node is None and reply.entry_s <= 0:
         raise refused(errno.ENOENT)
-    entry_s, entry_ns = divmod(int(seen.entry_s * NS), NS)
-    attr_s, attr_ns = divmod(int(seen.attr_s * NS), NS)
-    if seen.node is None:
+    entry_s, entry_ns = divmod(int(reply.entry_s * NS), NS)
+    attr_s, attr_ns = divmod(int(reply.attr_s * NS), NS)
+    if reply.node is None:
         return _ENTRY.pack(0, 0, entry_s, 0, entry_ns, 0) + _NO_ATTRIBUTES
-    return _ENTRY.pack(seen.node.ino, 0, entry_s, attr_s, entry_ns, attr_ns) + _attributes(seen.node)
+    return _ENTRY.pack(reply.node.ino, 0, entry_s, attr_s, entry_ns, attr_ns) + _attributes(reply.node)
 
 
-def attributes(seen: Seen) -> bytes:
+def attributes(reply: EntryReply) -> bytes:
     """An inode's attributes."""
-    assert seen.node is not None
-    return _VALID.pack(*divmod(int(seen.attr_s * NS), NS)) + _attributes(seen.node)
+    assert reply.node is not None
+    return _VALID.pack(*divmod(int(reply.attr_s * NS), NS)) + _attributes(reply.node)
 
 
 def _attributes(node: Node) -> bytes:
@@ -71,9 +71,9 @@ def _attributes(node: Node) -> bytes:
     )
 
 
-def statx(seen: Seen) -> bytes:
+def statx(reply: EntryReply) -> bytes:
     """An inode's attributes with the time of birth: all that there is, whatever was asked for."""
-    node = seen.node
+    node = reply.node
     assert node is not None
     attributes = _STATX.pack(
         _BASIC_STATS | _BIRTH_TIME,
@@ -90,7 +90,7 @@ def statx(seen: Seen) -> bytes:
     times = (node.atime_ns, node.btime_ns, node.ctime_ns, node.mtime_ns)
     return b"".join(
         [
-            _STATX_VALID.pack(*divmod(int(seen.attr_s * NS), NS)),
+            _STATX_VALID.pack(*divmod(int(reply.attr_s * NS), NS)),
             attributes,
             *(_STATX_TIME.pack(*divmod(time_ns, NS)) for time_ns in times),
             _STATX_DEVICES.pack(os.major(node.rdev), os.minor(node.rdev), 0, 0),

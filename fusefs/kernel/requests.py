@@ -13,6 +13,8 @@ from typing import NamedTuple
 import trio
 
 from cluster.errors import GodwitError
+from cluster.tending import Tasks
+from fusefs.kernel.interrupts import Interrupts
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +56,11 @@ class Raw(NamedTuple):
     body: bytes
 
 
+LOCKING = frozenset({Opcode.FLUSH, Opcode.GETLK, Opcode.SETLK, Opcode.SETLKW})
+
 Handler = Callable[[Raw], Awaitable[bytes]]
-"""What follows the header of the reply. A `GodwitError` is answered with its errno; one is cancelled when it is interrupted."""
+"""What follows the header of the reply. A `GodwitError` is answered with its errno; one is cancelled when it is interrupted (by
+any signal if it is in `LOCKING`, where the kernel asks again by itself if the program wants to go on)."""
 
 QuickHandler = Callable[[Raw], bytes | None]
 """Likewise, without waiting; None if that cannot be done, for pyfuse3 to get the request."""
@@ -68,21 +73,23 @@ def parse(message: bytes) -> Raw:
 
 
 class RawRequests:
-    """Runs a task in *nursery* for each request that is not answered at once, and *reply* with the whole answer."""
+    """Runs a task in *tasks* for each request that is not answered at once, and *reply* with the whole answer."""
 
     def __init__(
         self,
         quick: Mapping[Opcode, QuickHandler],
         handlers: Mapping[Opcode, Handler],
-        nursery: trio.Nursery,
+        tasks: Tasks,
         reply: Callable[[bytes], None],
+        interrupts: Interrupts,
     ) -> None:
         self._quick = quick
         self._handlers = handlers
-        self._nursery = nursery
+        self._tasks = tasks
         self._reply = reply
-        self._under_way: dict[int, trio.CancelScope] = {}
-        self.requests = 0
+        self._interrupts = interrupts
+        self._under_way: dict[int, trio.CancelScope] = {}  # requests of `LOCKING`, which any signal ends
+        self.requests = 0  # so far, for `godwit servers show`
 
     @property
     def opcodes(self) -> list[Opcode]:
@@ -94,15 +101,21 @@ class RawRequests:
         request = parse(message)
         if request.opcode == Opcode.INTERRUPT:
             (unique,) = _INTERRUPT.unpack_from(request.body)
+            # A lock that is waited for ends at once: the kernel begins anew if the program's handler returns (SA_RESTART).
             if (scope := self._under_way.get(unique)) is not None:
                 scope.cancel()
+            else:
+                self._interrupts.came(unique)
             return True
         quick = self._quick.get(Opcode(request.opcode))
         if quick is not None:
             return self._answer_at_once(quick, request)
         self.requests += 1
-        self._under_way[request.unique] = trio.CancelScope()
-        self._nursery.start_soon(self._answer, request)
+        if request.opcode in LOCKING:
+            self._under_way[request.unique] = trio.CancelScope()
+            self._tasks.start_soon(self._answer_locking, request)
+        else:
+            self._tasks.start_soon(self._answer, request)
         return True
 
     def _answer_at_once(self, quick: QuickHandler, request: Raw) -> bool:
@@ -118,16 +131,30 @@ class RawRequests:
         self._send(request, code, payload)
         return True
 
-    async def _answer(self, request: Raw) -> None:
-        code, payload = errno.EINTR, b""
+    async def _answer_locking(self, request: Raw) -> None:
         try:
-            with self._under_way[request.unique]:
+            await self._answer_in(self._under_way[request.unique], request)
+        finally:
+            del self._under_way[request.unique]
+
+    async def _answer(self, request: Raw) -> None:
+        scope = trio.CancelScope()
+        self._interrupts.begin(request.unique).scopes.append(scope)
+        try:
+            await self._answer_in(scope, request)
+        finally:
+            self._interrupts.end(request.unique)
+
+    async def _answer_in(self, scope: trio.CancelScope, request: Raw) -> None:
+        code, payload = errno.EINTR, b""  # what it is if the scope was cancelled
+        try:
+            with scope:
                 payload = await self._handlers[Opcode(request.opcode)](request)
                 code = 0
         except Exception as error:
             code = _errno_of(error, request)
         finally:
-            del self._under_way[request.unique]
+            # Whatever happens: a request that is never answered leaves its program in a wait that nothing ends.
             self._send(request, code, payload)
 
     def _send(self, request: Raw, code: int, payload: bytes) -> None:

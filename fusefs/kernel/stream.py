@@ -15,10 +15,11 @@ import sys
 from collections.abc import Callable, Iterable
 from enum import IntFlag
 from types import ModuleType
+from typing import NamedTuple
 
 import trio
 
-from cluster.messages import FALLBACK, PARTLY_PASSED, PASSED
+from cluster.messages import DataPath
 
 log = logging.getLogger(__name__)
 
@@ -26,25 +27,35 @@ _BACKING_OPEN = 0x4010E501  # _IOW(FUSE_DEV_IOC_MAGIC, 1, struct fuse_backing_ma
 _BACKING_CLOSE = 0x4004E502
 _BACKING_MAP = struct.Struct("=iIQ")  # descriptor, flags, padding
 _BACKING_ID = struct.Struct("=I")
+_OUT_HEADER = struct.Struct("<IiQ")  # length, negative errno, unique
 
 
 class InitFlag(IntFlag):
     """Flags of FUSE_INIT that libfuse does not ask for."""
 
-    POSIX_LOCKS = 1 << 1
-    FLOCK_LOCKS = 1 << 10
-    HANDLE_KILLPRIV_V2 = 1 << 28
-    DIRECT_IO_ALLOW_MMAP = 1 << 36
-    PASSTHROUGH = 1 << 37
+    POSIX_LOCKS = 1 << 1  # record locks are asked for here
+    DONT_MASK = 1 << 6  # the umask comes with the request, and is not applied before
+    FLOCK_LOCKS = 1 << 10  # locks of flock(2), too
+    HANDLE_KILLPRIV_V2 = 1 << 28  # set-id bits are taken away here (`fusefs.content.privileges`)
+    DIRECT_IO_ALLOW_MMAP = 1 << 36  # what goes around the page cache can be mapped all the same
+    PASSTHROUGH = 1 << 37  # the kernel reads and writes objects by itself
 
 
 class OpenFlag(IntFlag):
     """Flags of the reply to an open."""
 
-    DIRECT_IO = 1 << 0
-    KEEP_CACHE = 1 << 1
-    CACHE_DIR = 1 << 3
-    PASSTHROUGH = 1 << 7
+    DIRECT_IO = 1 << 0  # each read and write is asked for
+    KEEP_CACHE = 1 << 1  # pages, or a listing, from earlier opens are good
+    CACHE_DIR = 1 << 3  # the listing may be kept
+    PASSTHROUGH = 1 << 7  # by the backing id in the reply
+
+
+class Whose(NamedTuple):
+    """Who waits for the answer to a request. `pid`: its thread, 0 for one of another PID namespace."""
+
+    opcode: int
+    pid: int
+    ino: int
 
 
 def load() -> ModuleType | None:
@@ -71,21 +82,28 @@ class Channel:
 
     def __init__(self) -> None:
         self.device = -1
-        self.begun = trio.Event()
+        self.begun = trio.Event()  # FUSE_INIT has been answered
         self._why_unchanged = ""  # why the stream is as libfuse makes it
         self._why_not = "nothing is mounted"
         self._volumes: dict[str, str] = {}  # why the files of each are not passed through, as far as that has been tried
         self._refused: dict[int, str] = {}  # the same by the file system's device number
-        self._errors: set[int | None] = set()
-        self._granted = InitFlag(0)
+        self._errors: set[int | None] = set()  # refusals that were logged: each is said once
+        self._granted = InitFlag(0)  # 0 until it is known
         self._wanted = InitFlag(0)
 
-    def prepare(self, wanted: InitFlag, taken: Iterable[int], on_request: Callable[[bytes], bool]) -> None:
+    def prepare(
+        self,
+        wanted: InitFlag,
+        taken: Iterable[int],
+        on_request: Callable[[bytes], bool],
+        on_dropped: Callable[[bool, int], None],
+    ) -> None:
         """*wanted*: what the kernel is asked for; *taken*: the opcodes of requests that go to *on_request* as whole messages. It
-        returns False for those that libfuse is to get all the same."""
+        returns False for those that libfuse is to get all the same. *on_dropped* is told of what was opened by an abandoned
+        request: whether it is a directory, and its handle."""
         self._wanted = wanted
         if _extension is not None:
-            _extension.prepare(on_request, int(wanted), sum(1 << opcode for opcode in taken))
+            _extension.prepare(on_request, on_dropped, int(wanted), sum(1 << opcode for opcode in taken))
 
     def mounted(self) -> None:
         """To be called when pyfuse3 has mounted."""
@@ -94,7 +112,7 @@ class Channel:
         if not self._wanted & InitFlag.PASSTHROUGH:
             self._cannot_pass("it is turned off in the configuration")
         if _extension is None:
-            self._is_unchanged("the extension fusefs._channel was not built")
+            self._is_unchanged("the extension fusefs.kernel._channel was not built")
         elif _extension.state()[0] < 0:
             self._is_unchanged("this libfuse is not known to the extension")
 
@@ -118,17 +136,19 @@ class Channel:
 
     @property
     def files(self) -> str:
-        """`PASSED`, `PARTLY_PASSED` or `FALLBACK`; empty while it has not been tried with any volume."""
+        """`DataPath.PASSED`, `DataPath.PARTLY_PASSED` or `DataPath.FALLBACK`; empty while it has not been tried with any
+        volume.
+        """
         reasons = self._volumes.values()
         if self._why_not or (reasons and all(reasons)):
-            return FALLBACK
+            return DataPath.FALLBACK
         if not reasons:
             return ""
-        return PARTLY_PASSED if any(reasons) else PASSED
+        return DataPath.PARTLY_PASSED if any(reasons) else DataPath.PASSED
 
     @property
     def problems(self) -> list[str]:
-        """What whoever looks after this server should know."""
+        """Faults for the administrator of this server."""
         return [f"locks of its mount's files hold on this server only: {self._why_unchanged}"] if self._why_unchanged else []
 
     def unmounting(self) -> None:
@@ -182,7 +202,7 @@ class Channel:
             log.warning("files of one volume go through the mount process: %s", why)
 
     def close_backing(self, backing_id: int) -> None:
-        """The id is not needed any more; what is open by it goes on. Raises nothing: whoever closes a file could do nothing."""
+        """Gives an id back; files that are open by it stay so. Raises nothing: nobody could do anything about it at a close."""
         device = self.device
         if device < 0:
             return
@@ -209,10 +229,29 @@ class Channel:
         """Whether a write of this inode that was received since the last question is to take the set-id bits away."""
         return _extension is not None and _extension.kills_set_id(ino)
 
+    def passed(self) -> int:
+        """The number of the request that pyfuse3 got last, 0 if it is not known: of the one whose handler begins."""
+        return 0 if _extension is None else int(_extension.passed())
+
+    def whose(self, unique: int) -> Whose | None:
+        """Who waits for the answer to a request; None if nobody does any more."""
+        found = None if _extension is None else _extension.whose(unique)
+        return None if found is None else Whose(*found)
+
+    def abandon(self, unique: int) -> bool:
+        """Answers a request with EINTR, and drops its later answer. False if it has been answered already."""
+        if _extension is None or not _extension.abandon(unique):
+            return False
+        self._write(_OUT_HEADER.pack(_OUT_HEADER.size, -errno.EINTR, unique))
+        return True
+
     def reply(self, message: bytes) -> None:
         """Answers a request that was handed over."""
         assert _extension is not None
-        _extension.answered(int.from_bytes(message[8:16], "little"))
+        if _extension.answered(int.from_bytes(message[8:16], "little")):
+            self._write(message)
+
+    def _write(self, message: bytes) -> None:
         if self.device < 0:
             return
         try:

@@ -4,39 +4,34 @@ A listing that was read from beginning to end under one lease is kept, and answe
 """
 
 import errno
-import itertools
-import os
 import stat
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import trio
 
-from cluster.errors import GodwitError, Refused
-from cluster.messages import COOKIE_TERM_BITS, GetAttr, GetParent, Node, ReadDir, Sync
+from cluster.errors import Refused
+from cluster.messages import GetAttr, GetParent, Node, ReadDir
 from cluster.rpc.session import ManagerSession
-from fusefs.caching.cache import NOTHING, Allowance, Caching, KeptListing, Listed, Seen
+from fusefs.caching.cache import Caching, EntryReply
+from fusefs.caching.grants import NOTHING, Permit
+from fusefs.caching.listings import KeptListing, Listed
 from fusefs.content.attributes import Attributes
 from fusefs.content.last_paths import LastKnownPaths
-from fusefs.files import Files
-from fusefs.kernel.listings import COOKIE_MAX, Marks, cookie_of, position
-from fusefs.kernel.stream import OpenFlag
-from fusefs.names.open_directories import DOTDOT_COOKIE, OpenDirectory, Opens
+from fusefs.kernel.listings import Marks, cookie_of, position
+from fusefs.names.open_directories import DOTDOT_COOKIE, OpenDirectory
 
-PAGE_ENTRIES = 512
+PAGE_ENTRIES = 512  # asked of the manager at a time
 ANSWER_ENTRIES = 256  # about what fits into one answer to the kernel
 DOT_COOKIE = 1
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
-QUIET_S = 2.0  # a directory that is open for longer is registered
-TOLD_MAX = 10_000
-TERM_MAX = COOKIE_MAX >> COOKIE_TERM_BITS  # of the managers whose cookies have room for a mark
+GIVEN_MAX = 10_000  # directories; the kernel drops its listing of one that is forgotten here
 THREADS = 4
-REGISTER_S = 1.0  # before its lease would end
 
 
-class Directories:
-    """The operations of the overlay on open directories. All raise `GodwitError`.
+class Listings:
+    """Reads directories. All methods raise `GodwitError`.
 
     *drop_inode* has the kernel forget what it has cached of an inode; it may block.
     """
@@ -44,8 +39,6 @@ class Directories:
     def __init__(
         self,
         session: ManagerSession,
-        files: Files,
-        opens: Opens,
         caching: Caching,
         attributes: Attributes,
         paths: LastKnownPaths,
@@ -53,108 +46,55 @@ class Directories:
         timeout_s: float,
     ) -> None:
         self._session = session
-        self._files = files
-        self._opens = opens
         self._caching = caching
         self._attributes = attributes
         self._paths = paths
         self._drop_inode = drop_inode
         self._timeout_s = timeout_s
-        self._open: dict[int, OpenDirectory] = {}
-        self._told: OrderedDict[int, Allowance] = OrderedDict()  # of the listing, with its nodes, that the kernel was told last
-        self._marks = Marks()
+        self._given: OrderedDict[int, Permit] = OrderedDict()  # of the listing, with its nodes, that the kernel was told last
+        self._marks = Marks()  # of the positions of each listing that is fetched
         self._threads = trio.CapacityLimiter(THREADS)
-        self._numbers = itertools.count(1)
 
-    async def opendir(self, ino: int) -> int:
-        """A handle. The manager knows of it or must recall its lease first: what is removed meanwhile lives until the release."""
-        number = self.open_known(ino)
-        if number is None:
-            handle = await self._files.open(ino, os.O_RDONLY)
-            number = self._number(self._opens.opened(handle))
-        return number
+    def kernel_has_newest(self, ino: int) -> bool:
+        """Whether the listing, with its nodes, that the kernel was told last is good at this moment."""
+        given = self._given.get(ino, NOTHING)
+        return given.until_s(ino) > trio.current_time()
 
-    def open_known(self, ino: int) -> int | None:
-        """As `opendir`, but only if the listing is kept: then nobody has to be asked."""
-        directory = self._open_quietly(ino)
-        return None if directory is None else self._number(directory)
-
-    def _number(self, directory: OpenDirectory) -> int:
-        number = next(self._numbers)
-        self._open[number] = directory
-        return number
-
-    def flags(self, number: int) -> OpenFlag:
-        """What the kernel is told with the handle: to keep the listing that it has cached only if that is good, and so is what it
-        has of the entries; else it asks for them all again at once."""
-        if self._session.term > TERM_MAX:
-            return OpenFlag(0)
-        directory = self._open[number]
-        told = self._told.get(directory.ino, NOTHING)
-        directory.keeps_cache = told.until_s(directory.ino) > trio.current_time()
-        return OpenFlag.CACHE_DIR | (OpenFlag.KEEP_CACHE if directory.keeps_cache else OpenFlag(0))
-
-    def _tells(self, directory: OpenDirectory) -> None:
-        """The kernel is told the listing from its beginning."""
-        now, told = trio.current_time(), self._told
-        told.pop(directory.ino, None)
-        told[directory.ino] = directory.allowed
-        while told and (len(told) > TOLD_MAX or next(iter(told.values())).deadline_s <= now):
-            told.popitem(last=False)
-
-    def _open_quietly(self, ino: int) -> OpenDirectory | None:
-        kept, listing = self._caching.node(ino), self._caching.listing(ino)
-        now = trio.current_time()
-        if kept is None or listing is None or listing.allowed.until_s(ino) <= now + REGISTER_S:
-            return None
-        return self._opens.open_quietly(kept[0], min(now + QUIET_S, listing.allowed.until_s(ino) - REGISTER_S))
-
-    async def register(self, ino: int) -> None:
-        """Has the manager know of all handles of a directory that is about to be removed by ourselves."""
-        for directory in self._opens.quiet(ino) if ino else ():
-            handle = await self._files.open(ino, os.O_RDONLY)
-            self._opens.registered(directory, handle)
-
-    async def register_loop(self) -> None:
-        """Registers what stays open, long before its lease could end, until cancelled."""
-        while True:
-            await trio.sleep(REGISTER_S / 4)
-            for directory in self._opens.quiet():
-                if trio.current_time() >= directory.quiet_until_s:
-                    try:
-                        await self.register(directory.ino)
-                    except GodwitError:
-                        continue  # its lease ends by itself, and the next manager is told
-
-    async def sync(self) -> None:
-        """All changes of names so far are on the catalog's disk."""
-        await self._session.call(Sync(), timeout_s=self._timeout_s)
-
-    def releasedir(self, number: int) -> None:
-        self._opens.close(self._open.pop(number))
-
-    # ------------------------------------------------------------------------------------------------------ pages
-
-    async def page(self, number: int, start: int) -> Iterator[tuple[bytes, int, Seen]]:
+    async def page(
+        self, directory: OpenDirectory, start: int, opened: Collection[OpenDirectory]
+    ) -> Iterator[tuple[bytes, int, EntryReply]]:
         """The entries behind the position *start*: their names, where they end, and what the kernel is told of each; empty when
         the listing has ended there.
 
-        To be gone through, as far as the answer has room, and answered without an await.
+        To be gone through, as far as the answer has room, and answered without an await. *opened*: all directories that are open,
+        whose listings must not be joined with one that begins here.
         """
-        directory, after = self._open[number], cookie_of(start)
-        found = await self._look(directory, after)
+        after = cookie_of(start)
+        found = await self._look(directory, after, opened)
+        # No await from the end of `_present` to the answer: what may be kept is said as it is in this step.
         if found is not None:
             return self._tell(directory, after, *found)
+        # Else this empty reply could make a listing whole in the kernel's cache that is not good any more.
         if not directory.mark or directory.until_s() <= trio.current_time():
             await self._drop_cache(directory.ino)
         return iter(())
 
-    async def _look(self, directory: OpenDirectory, after: int) -> tuple[list[Listed], list[tuple[Node, float]]] | None:
+    def _note_given(self, directory: OpenDirectory) -> None:
+        """The kernel is told the listing from its beginning."""
+        now, told = trio.current_time(), self._given
+        told.pop(directory.ino, None)
+        told[directory.ino] = directory.permit
+        while told and (len(told) > GIVEN_MAX or next(iter(told.values())).deadline_s <= now):
+            told.popitem(last=False)
+
+    async def _look(
+        self, directory: OpenDirectory, after: int, opened: Collection[OpenDirectory]
+    ) -> tuple[list[Listed], list[tuple[Node, float]]] | None:
         """The entries behind the cookie *after*, with their present attributes and until when these may be kept; None if there
         are none, not even `.` and `..`, or the directory is gone."""
         try:
             if after < DOTDOT_COOKIE:
-                await self._begin(directory)
+                await self._begin(directory, opened)
             entries = await self._following(directory, max(after, DOTDOT_COOKIE))
             present = await self._present(directory, entries)
         except Refused as error:
@@ -165,39 +105,41 @@ class Directories:
 
     def _tell(
         self, directory: OpenDirectory, after: int, entries: list[Listed], present: list[tuple[Node, float]]
-    ) -> Iterator[tuple[bytes, int, Seen]]:
+    ) -> Iterator[tuple[bytes, int, EntryReply]]:
         if after < DOTDOT_COOKIE:
-            self._tells(directory)
-        until_s, mark, seen, parent = directory.until_s(), directory.mark, self._caching.seen, directory.ino
+            self._note_given(directory)
+        until_s, mark, parent, entry_reply = directory.until_s(), directory.mark, directory.ino, self._caching.entry_reply
         dots = [(b".", DOT_COOKIE, directory.ino), (b"..", DOTDOT_COOKIE, directory.parent)]
         for name, cookie, ino in dots:
             if cookie > after:
-                yield name, position(cookie, mark), seen(_directory(ino), 0.0, parent, name, until_s)
-        for (cookie, name, _node, _allowed), (node, attr_until_s) in zip(entries, present, strict=True):
-            yield name, position(cookie, mark), seen(node, attr_until_s, parent, name, until_s)
+                yield name, position(cookie, mark), entry_reply(_directory(ino), 0.0, parent, name, until_s)
+        for (cookie, name, _node, _permit), (node, attr_until_s) in zip(entries, present, strict=True):
+            yield name, position(cookie, mark), entry_reply(node, attr_until_s, parent, name, until_s)
 
     async def _drop_cache(self, ino: int) -> None:
         await trio.to_thread.run_sync(self._drop_inode, ino, abandon_on_cancel=True, limiter=self._threads)
 
-    async def _begin(self, directory: OpenDirectory) -> None:
+    async def _begin(self, directory: OpenDirectory, opened: Collection[OpenDirectory]) -> None:
         """From the beginning: from what is kept, if it is good at this moment, else by asking."""
-        stale, directory.keeps_cache = directory.keeps_cache, True
+        has_older = directory.kernel_has_older()
         kept = self._caching.listing(directory.ino)
         if kept is not None:
-            directory.begin_kept(kept)
+            directory.begin_kept(kept)  # with the mark that it had: the kernel may have its first pages already
             return
-        if stale:
+        if has_older:
             await self._drop_cache(directory.ino)
-        directory.begin(self._marks.another({other.mark for other in self._open.values() if other.ino == directory.ino}))
+        directory.begin(self._marks.another({other.mark for other in opened if other.ino == directory.ino}))
         await self._fetch(directory, DOTDOT_COOKIE)
         # Asked under the lease for the listing, if there is one: who moves the directory now has to recall it.
-        directory.parent = (await self._session.call(GetParent(directory.ino), timeout_s=self._timeout_s)).ino
+        directory.found_parent((await self._session.call(GetParent(directory.ino), timeout_s=self._timeout_s)).ino)
         self._keep(directory)
 
     async def _following(self, directory: OpenDirectory, after: int) -> list[Listed]:
         entries = directory.entries
+        # By cookie, not by count: names come and go while the directory is read.
         start = bisect_right(entries, after, key=_cookie)
-        if start == len(entries) and not directory.end:
+        # What precedes the page that is held of a long listing is asked for again, if a program goes back (seekdir).
+        if after < directory.begins_after or (start == len(entries) and not directory.end):
             await self._fetch(directory, after)
             self._keep(directory)
             entries = directory.entries
@@ -206,24 +148,25 @@ class Directories:
 
     async def _fetch(self, directory: OpenDirectory, after: int) -> None:
         asked_s = trio.current_time()
-        listing = await self._session.call(ReadDir(directory.ino, after, PAGE_ENTRIES), timeout_s=self._timeout_s)
-        allowed = self._caching.take(listing.grant, asked_s)
+        question = ReadDir(directory.ino, after, PAGE_ENTRIES, directory.bound)
+        listing = await self._session.call(question, timeout_s=self._timeout_s)
+        permit = self._caching.take(listing.grant, asked_s)
         for entry in listing.entries:
-            self._paths.saw(entry.node.ino, directory.ino, entry.name)
-            self._caching.keep_node(entry.node, allowed)
-        directory.add(
-            after, [Listed(entry.cookie, entry.name, entry.node, allowed) for entry in listing.entries], allowed, listing.end
-        )
+            self._paths.note(entry.node.ino, directory.ino, entry.name)
+            self._caching.keep_node(entry.node, permit)
+        page = [Listed(entry.cookie, entry.name, entry.node, permit) for entry in listing.entries]
+        directory.add(after, page, permit, newest=listing.newest, end=listing.end)
 
     def _keep(self, directory: OpenDirectory) -> None:
         if directory.end and directory.from_start and directory.parent:
-            kept = KeptListing(directory.entries, directory.parent, directory.allowed, directory.mark)
+            kept = KeptListing(directory.entries, directory.parent, directory.permit, directory.mark)
             self._caching.keep_listing(directory.ino, kept)
 
     async def _present(self, directory: OpenDirectory, entries: list[Listed]) -> list[tuple[Node, float]]:
         """The present attributes of each, and until when they may be kept: the kernel takes them over, so stale ones could cut
         a mapped file short."""
         now = trio.current_time()
+        # Same as what follows for entries that are all kept and clean, saves most of the time of a listing from the cache.
         known = self._caching.fresh(entries, now) if directory.whole else None
         if known is not None:
             return known
@@ -232,13 +175,15 @@ class Directories:
             kept = self._caching.node(listed.node.ino)
             if kept is None and directory.whole:
                 kept = await self._describe(listed)
-            node, allowed = kept or (listed.node, listed.allowed)
+            node, permit = kept or (listed.node, listed.permit)
             if node.dirty and stat.S_ISREG(node.mode):
-                node = await self._attributes.live(node)
-            found.append((node, allowed))
-        return [(node, allowed.until_s(node.ino)) for node, allowed in found]
+                node, current = await self._attributes.glance(node)
+                permit = permit if current else NOTHING  # the kernel asks before it tells a program
+            found.append((node, permit))
+        # Asked at the end: homes were waited for in between, and what was recalled meanwhile may not be kept.
+        return [(node, permit.until_s(node.ino)) for node, permit in found]
 
-    async def _describe(self, listed: Listed) -> tuple[Node, Allowance]:
+    async def _describe(self, listed: Listed) -> tuple[Node, Permit]:
         """An entry of a listing that is good, though what was known of the inode is not any more."""
         asked_s = trio.current_time()
         try:
@@ -247,9 +192,9 @@ class Directories:
             if error.errno not in GONE:
                 raise
             return listed.node, NOTHING  # removed just now: it was there when the listing began
-        allowed = self._caching.take(described.grant, asked_s)
-        self._caching.keep_node(described.node, allowed)
-        return described.node, allowed
+        permit = self._caching.take(described.grant, asked_s)
+        self._caching.keep_node(described.node, permit)
+        return described.node, permit
 
 
 def _cookie(listed: Listed) -> int:

@@ -1,4 +1,4 @@
-/* fusefs._channel: puts `stream.c` between the kernel and the libfuse that pyfuse3 uses.
+/* fusefs.kernel._channel: puts `stream.c` between the kernel and the libfuse that pyfuse3 uses.
  *
  * The module is loaded with its symbols visible to all, before pyfuse3. So pyfuse3 calls the fuse_session_mount and
  * fuse_session_receive_buf below, which call libfuse's own: requests are looked at on their way to pyfuse3. Replies are written by
@@ -35,6 +35,7 @@ enum { PATIENCE_MAX_NS = 500000 }; /* while others of this process wait for the 
 
 static struct stream stream;
 static PyObject *on_request; /* called with each message that is taken out; NULL before `prepare` */
+static PyObject *on_dropped; /* called with the kind and the handle of what was opened though nobody waits for it any more */
 static int device = -1;      /* of the session that is hooked */
 static int64_t patience_ns;  /* for how long another request is looked for after an answer */
 static bool has_answered;    /* Godwit has, since the last request was received */
@@ -42,7 +43,8 @@ static int (*receive)(struct fuse_session *, struct fuse_buf *); /* libfuse's */
 
 /* --------------------------------------------------------------------------------------------------- between the two */
 
-/* What becomes of a request that is for Godwit: False from Python leaves it to libfuse, whoever fails cannot answer it any more. */
+/* What becomes of a request that is for Godwit: False from Python leaves it to libfuse; if Python raises, it is answered with EIO
+   here. */
 static enum stream_verdict hand_over(const void *message, size_t length)
 {
     PyGILState_STATE state = PyGILState_Ensure();
@@ -66,6 +68,7 @@ static void look_into_pipe(int from)
 {
     static int copy[2] = {-1, -1};
     unsigned char beginning[STREAM_WRITE_BYTES];
+    stream.passed = 0;
     if (copy[0] < 0 && pipe2(copy, O_CLOEXEC | O_NONBLOCK) != 0)
         return;
     if (tee(from, copy[1], sizeof beginning, SPLICE_F_NONBLOCK) <= 0)
@@ -137,12 +140,38 @@ __attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_
     return -EINTR;
 }
 
+/* The reply to an open that was abandoned: whoever opened it has to close it. */
+static void tell_dropped(void)
+{
+    if (!stream.dropped.is_open)
+        return;
+    PyGILState_STATE state = PyGILState_Ensure();
+    PyObject *directory = stream.dropped.kind == STREAM_DIRECTORY ? Py_True : Py_False;
+    PyObject *result = PyObject_CallFunction(on_dropped, "OK", directory, (unsigned long long)stream.dropped.handle);
+    if (result == NULL)
+        PyErr_WriteUnraisable(on_dropped);
+    Py_XDECREF(result);
+    PyGILState_Release(state);
+}
+
+static ssize_t length_of(const struct iovec *parts, int count)
+{
+    size_t length = 0;
+    for (int part = 0; part < count; part++)
+        length += parts[part].iov_len;
+    return (ssize_t)length;
+}
+
 /* Notifications come from other threads, without the interpreter's lock: stream_reply lets them pass before it looks at anything
  * that could change. */
 static ssize_t libfuse_writev(int descriptor, const struct iovec *parts, int count)
 {
     unsigned char patched[STREAM_PATCHED_BYTES];
     size_t length = descriptor == device ? stream_reply(&stream, parts, count, patched) : 0;
+    if (length == STREAM_DROPPED) {
+        tell_dropped();
+        return length_of(parts, count);
+    }
     if (length == 0)
         return writev(descriptor, parts, count);
     return write(descriptor, patched, length);
@@ -180,16 +209,18 @@ static bool has_processors(void)
 static PyObject *prepare(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *callback;
+    PyObject *requests, *dropped;
     unsigned long long wanted, taken;
-    if (!PyArg_ParseTuple(args, "OKK", &callback, &wanted, &taken))
+    if (!PyArg_ParseTuple(args, "OOKK", &requests, &dropped, &wanted, &taken))
         return NULL;
     stream_destroy(&stream);
     stream_init(&stream, wanted, taken);
     device = -1;
     patience_ns = has_processors() ? PATIENCE_NS : 0;
-    Py_INCREF(callback);
-    Py_XSETREF(on_request, callback);
+    Py_INCREF(requests);
+    Py_XSETREF(on_request, requests);
+    Py_INCREF(dropped);
+    Py_XSETREF(on_dropped, dropped);
     Py_RETURN_NONE;
 }
 
@@ -240,14 +271,42 @@ static PyObject *answered(PyObject *self, PyObject *args)
     unsigned long long unique;
     if (!PyArg_ParseTuple(args, "K", &unique))
         return NULL;
-    stream_answered(&stream, unique);
     has_answered = true;
-    Py_RETURN_NONE;
+    return PyBool_FromLong(stream_answered(&stream, unique));
+}
+
+static PyObject *passed(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    return PyLong_FromUnsignedLongLong(stream.passed);
+}
+
+static PyObject *whose(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long unique;
+    struct stream_waiter waiter;
+    if (!PyArg_ParseTuple(args, "K", &unique))
+        return NULL;
+    if (!stream_whose(&stream, unique, &waiter))
+        Py_RETURN_NONE;
+    return Py_BuildValue("IIK", waiter.opcode, waiter.pid, (unsigned long long)waiter.inode);
+}
+
+static PyObject *abandon(PyObject *self, PyObject *args)
+{
+    (void)self;
+    unsigned long long unique;
+    if (!PyArg_ParseTuple(args, "K", &unique))
+        return NULL;
+    return PyBool_FromLong(stream_abandon(&stream, unique));
 }
 
 static PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS,
-     "prepare(on_request, wanted, taken): for the next session; flags of FUSE_INIT to ask for, and a bit for each opcode to take."},
+     "prepare(on_request, on_dropped, wanted, taken): for the next session; flags of FUSE_INIT to ask for, and a bit for each opcode "
+     "to take."},
     {"state", get_state, METH_NOARGS,
      "state(): the session's descriptor or -1, the flags that the kernel offered, and those that were added to libfuse's."},
     {"will_open", will_open, METH_VARARGS,
@@ -255,12 +314,15 @@ static PyMethodDef methods[] = {
     {"watch_flush", watch_flush, METH_VARARGS, "watch_flush(inode, wanted): whether FUSE_FLUSH of it is taken, or answered at once."},
     {"kills_set_id", kills_set_id, METH_VARARGS,
      "kills_set_id(inode): whether a FUSE_WRITE of it since the last question takes the set-id bits away."},
-    {"answered", answered, METH_VARARGS, "answered(unique): a request that was taken has its answer."},
+    {"answered", answered, METH_VARARGS, "answered(unique): a request that was taken has its answer; False: which is to be dropped."},
+    {"passed", passed, METH_NOARGS, "passed(): the number of the request that libfuse got last, 0 if it is not known."},
+    {"whose", whose, METH_VARARGS, "whose(unique): opcode, thread and inode of a request that waits for its answer, or None."},
+    {"abandon", abandon, METH_VARARGS, "abandon(unique): its answer is to be dropped, when it comes; False: it has come."},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "fusefs._channel", "Changes the messages between the kernel and libfuse.", -1, methods, NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "fusefs.kernel._channel", "Changes the messages between the kernel and libfuse.", -1, methods, NULL, NULL, NULL, NULL,
 };
 
 PyMODINIT_FUNC PyInit__channel(void)

@@ -6,6 +6,7 @@
 /* From include/uapi/linux/fuse.h of Linux 6.9; its structures only ever grow at the end. */
 
 enum opcode {
+    OP_FORGET = 2,
     OP_OPEN = 14,
     OP_WRITE = 16,
     OP_FLUSH = 25,
@@ -13,6 +14,8 @@ enum opcode {
     OP_OPENDIR = 27,
     OP_CREATE = 35,
     OP_INTERRUPT = 36,
+    OP_NOTIFY_REPLY = 41,
+    OP_BATCH_FORGET = 42,
 };
 
 #define INIT_EXT (UINT64_C(1) << 30)
@@ -62,6 +65,9 @@ struct write_in {
 
 enum { ENTRY_OUT_BYTES = 128 }; /* what precedes open_out in the reply to FUSE_CREATE */
 
+/* What is noted of a request that has no answer yet: its opcode, whether it is abandoned, and in the upper half who waits for it. */
+enum { OPCODE_MAX = 255, ABANDONED = 1 << 8 };
+
 _Static_assert(sizeof(struct in_header) == 40 && sizeof(struct out_header) == 16, "headers");
 _Static_assert(sizeof(struct init_in) == 20 && sizeof(struct init_out) == 40, "FUSE_INIT");
 _Static_assert(sizeof(struct open_out) == 16, "FUSE_OPEN");
@@ -86,12 +92,12 @@ static struct stream_slot *map_find(const struct stream_map *map, uint64_t key)
     return NULL;
 }
 
-static void map_insert(struct stream_map *map, uint64_t key, uint64_t value)
+static void map_insert(struct stream_map *map, struct stream_slot slot)
 {
-    size_t at = place_of(map, key);
+    size_t at = place_of(map, slot.key);
     while (map->slots[at].used)
         at = (at + 1) & (map->capacity - 1);
-    map->slots[at] = (struct stream_slot){key, value, true};
+    map->slots[at] = slot;
     map->count++;
 }
 
@@ -103,23 +109,28 @@ static bool map_grow(struct stream_map *map)
         return false;
     for (size_t at = 0; at < map->capacity; at++)
         if (map->slots[at].used)
-            map_insert(&larger, map->slots[at].key, map->slots[at].value);
+            map_insert(&larger, map->slots[at]);
     free(map->slots);
     *map = larger;
     return true;
 }
 
-static bool map_put(struct stream_map *map, uint64_t key, uint64_t value)
+static bool map_put_slot(struct stream_map *map, struct stream_slot slot)
 {
-    struct stream_slot *known = map_find(map, key);
+    struct stream_slot *known = map_find(map, slot.key);
     if (known != NULL) {
-        known->value = value;
+        *known = slot;
         return true;
     }
     if (map->count * 2 >= map->capacity && !map_grow(map))
         return false;
-    map_insert(map, key, value);
+    map_insert(map, slot);
     return true;
+}
+
+static bool map_put(struct stream_map *map, uint64_t key, uint64_t value)
+{
+    return map_put_slot(map, (struct stream_slot){.key = key, .value = value, .used = true});
 }
 
 /* Takes a number out, and with *value* says what it was; moves what had to go elsewhere because of it back. */
@@ -180,9 +191,30 @@ static void look_at_init(struct stream *stream, const unsigned char *body, size_
         stream->offered |= (uint64_t)init.flags2 << 32;
 }
 
+static bool has_answer(uint32_t opcode)
+{
+    return opcode <= OPCODE_MAX && opcode != OP_FORGET && opcode != OP_INTERRUPT && opcode != OP_NOTIFY_REPLY && opcode != OP_BATCH_FORGET;
+}
+
+/* False: no memory. */
+static bool note_under_way(struct stream *stream, const struct in_header *header)
+{
+    const uint64_t value = (uint64_t)header->pid << 32 | header->opcode;
+    return map_put_slot(&stream->under_way, (struct stream_slot){header->unique, value, header->inode, true});
+}
+
+/* Without memory it cannot be interrupted. */
+static enum stream_verdict pass(struct stream *stream, const struct in_header *header)
+{
+    if (has_answer(header->opcode) && note_under_way(stream, header))
+        stream->passed = header->unique;
+    return STREAM_PASS;
+}
+
 enum stream_verdict stream_request(struct stream *stream, const void *message, size_t length)
 {
     struct in_header header;
+    stream->passed = 0;
     if (length < sizeof header)
         return STREAM_PASS;
     memcpy(&header, message, sizeof header);
@@ -195,19 +227,19 @@ enum stream_verdict stream_request(struct stream *stream, const void *message, s
     case OP_INIT:
         look_at_init(stream, body, length - sizeof header);
         map_put(&stream->asked, header.unique, header.opcode);
-        return STREAM_PASS;
+        return pass(stream, &header);
     case OP_WRITE:
         stream_look_at_write(stream, message, length);
-        return STREAM_PASS;
+        return pass(stream, &header);
     case OP_OPENDIR:
         if (is_taken(stream, OP_OPENDIR))
             break;
         map_put(&stream->asked, header.unique, header.opcode);
-        return STREAM_PASS;
+        return pass(stream, &header);
     case OP_OPEN:
     case OP_CREATE:
         map_put(&stream->asked, header.unique, header.opcode); /* without memory the reply is not changed */
-        return STREAM_PASS;
+        return pass(stream, &header);
     case OP_INTERRUPT:
         if (length - sizeof header < sizeof interrupted)
             return STREAM_PASS;
@@ -215,17 +247,17 @@ enum stream_verdict stream_request(struct stream *stream, const void *message, s
         return map_find(&stream->under_way, interrupted) != NULL ? STREAM_TAKE : STREAM_PASS;
     case OP_FLUSH:
         if (!is_taken(stream, OP_FLUSH))
-            return STREAM_PASS;
+            return pass(stream, &header);
         if (map_find(&stream->watched, header.inode) == NULL) {
             set_answer(stream, header.unique, 0);
             return STREAM_ANSWER;
         }
         break;
     default:
-        if (!is_taken(stream, header.opcode))
-            return STREAM_PASS;
+        if (!is_taken(stream, header.opcode) || header.opcode > OPCODE_MAX)
+            return pass(stream, &header);
     }
-    return map_put(&stream->under_way, header.unique, header.opcode) ? STREAM_TAKE : STREAM_PASS;
+    return note_under_way(stream, &header) ? STREAM_TAKE : STREAM_PASS;
 }
 
 void stream_look_at_write(struct stream *stream, const void *beginning, size_t length)
@@ -236,7 +268,10 @@ void stream_look_at_write(struct stream *stream, const void *beginning, size_t l
         return;
     memcpy(&header, beginning, sizeof header);
     memcpy(&write, (const unsigned char *)beginning + sizeof header, sizeof write);
-    if (header.opcode == OP_WRITE && write.write_flags & WRITE_KILL_SUIDGID)
+    if (header.opcode != OP_WRITE)
+        return;
+    pass(stream, &header);
+    if (write.write_flags & WRITE_KILL_SUIDGID)
         map_put(&stream->killing, header.inode, 1);
 }
 
@@ -245,9 +280,28 @@ bool stream_kills_set_id(struct stream *stream, uint64_t inode)
     return map_take(&stream->killing, inode, NULL);
 }
 
-void stream_answered(struct stream *stream, uint64_t unique)
+bool stream_whose(const struct stream *stream, uint64_t unique, struct stream_waiter *waiter)
 {
-    map_take(&stream->under_way, unique, NULL);
+    const struct stream_slot *found = map_find(&stream->under_way, unique);
+    if (found == NULL || found->value & ABANDONED)
+        return false;
+    *waiter = (struct stream_waiter){(uint32_t)found->value & OPCODE_MAX, (uint32_t)(found->value >> 32), found->inode};
+    return true;
+}
+
+bool stream_abandon(struct stream *stream, uint64_t unique)
+{
+    struct stream_slot *found = map_find(&stream->under_way, unique);
+    if (found == NULL || found->value & ABANDONED)
+        return false;
+    found->value |= ABANDONED;
+    return true;
+}
+
+bool stream_answered(struct stream *stream, uint64_t unique)
+{
+    uint64_t known;
+    return !map_take(&stream->under_way, unique, &known) || !(known & ABANDONED);
 }
 
 void stream_failed(struct stream *stream, const void *message, int error)
@@ -262,7 +316,7 @@ void stream_declined(struct stream *stream, const void *message)
 {
     struct in_header header;
     memcpy(&header, message, sizeof header);
-    map_take(&stream->under_way, header.unique, NULL);
+    stream->passed = header.unique;
     if (header.opcode == OP_OPENDIR)
         map_put(&stream->asked, header.unique, header.opcode);
 }
@@ -319,6 +373,7 @@ static bool patch_open(struct stream *stream, enum stream_kind kind, unsigned ch
     if (length < sizeof open)
         return false;
     memcpy(&open, body, sizeof open);
+    stream->dropped = (struct stream_dropped){true, kind, open.handle};
     if (!map_take(&stream->opens, key_of(kind, open.handle), &known))
         return false;
     open.flags |= (uint32_t)known;
@@ -347,11 +402,15 @@ size_t stream_reply(struct stream *stream, const struct iovec *parts, int count,
     if (count < 1 || parts[0].iov_len < sizeof header)
         return 0;
     memcpy(&header, parts[0].iov_base, sizeof header);
-    if (header.unique == 0 || !map_take(&stream->asked, header.unique, &opcode) || header.error != 0)
+    if (header.unique == 0)
         return 0;
+    const bool dropped = !stream_answered(stream, header.unique);
+    stream->dropped = (struct stream_dropped){0};
+    if (!map_take(&stream->asked, header.unique, &opcode) || header.error != 0)
+        return dropped ? STREAM_DROPPED : 0;
     size_t length = gather(parts, count, patched);
     if (length != header.length)
-        return 0;
+        return dropped ? STREAM_DROPPED : 0;
     unsigned char *body = patched + sizeof header;
     size_t rest = length - sizeof header;
     bool changed = false;
@@ -363,5 +422,7 @@ size_t stream_reply(struct stream *stream, const struct iovec *parts, int count,
         changed = patch_open(stream, STREAM_DIRECTORY, body, rest);
     else if (rest > ENTRY_OUT_BYTES)
         changed = patch_open(stream, STREAM_FILE, body + ENTRY_OUT_BYTES, rest - ENTRY_OUT_BYTES);
+    if (dropped)
+        return STREAM_DROPPED;
     return changed ? length : 0;
 }
