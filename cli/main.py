@@ -7,7 +7,11 @@ from typing import Annotated
 import typer
 
 from cli.commands import (
+    accept,
+    db,
     drain,
+    files,
+    fsck,
     init,
     join,
     lab,
@@ -24,10 +28,11 @@ from cli.commands import (
     where,
 )
 from cli.commands.servers import servers
+from cli.commands.volumes import volumes
 from cluster.errors import GodwitError, Unavailable
 
-EXIT_FAILURE = 1
-EXIT_UNREACHABLE = 3
+EXIT_FAILURE = 1  # what typer and the shell take for any failure; 2 is wrong usage, by typer itself
+EXIT_UNREACHABLE = 3  # for scripts: trying again may help
 
 HELP = """Godwit: one storage network out of several Linux servers.
 
@@ -47,17 +52,22 @@ Examples:
 app = typer.Typer(
     help=HELP,
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    pretty_exceptions_enable=False,  # rich's tracebacks show local variables, secrets among them
+    rich_markup_mode=None,  # brackets in help texts mean themselves
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("status")(status.status)
 app.command("where")(where.where)
+app.command("fsck")(fsck.fsck)
+app.command("accept")(accept.accept)
+app.command("files")(files.files)
 app.command("init")(init.init)
 app.command("join")(join.join)
 app.command("units")(units.units)
 app.add_typer(servers.app, name="servers")
+app.add_typer(volumes.app, name="volumes")
 app.add_typer(manager.app, name="manager")
+app.add_typer(db.app, name="db")
 app.add_typer(queue.app, name="queue")
 app.add_typer(policy.app, name="policy")
 app.command("migrate")(migrate.migrate)
@@ -74,7 +84,10 @@ def godwit(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr what the connection does.")] = False,
 ) -> None:
     logging.basicConfig(
-        stream=sys.stderr, level=logging.DEBUG if verbose else logging.CRITICAL, format="godwit: %(name)s: %(message)s"
+        # CRITICAL is silence: what a command has to say it prints, and the log is for --verbose.
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.CRITICAL,
+        format="godwit: %(name)s: %(message)s",
     )
 
 
@@ -83,8 +96,10 @@ def main() -> None:
     try:
         app(prog_name="godwit")
     except Unavailable as error:
+        # Before GodwitError, of which it is one.
         fail(str(error), EXIT_UNREACHABLE)
     except (GodwitError, OSError) as error:
+        # Anything else is a defect of the program: its traceback is what helps.
         fail(str(error), EXIT_FAILURE)
 
 

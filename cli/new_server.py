@@ -6,7 +6,7 @@ tried again. Nothing that is there is ever overwritten.
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,14 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from cluster.config import DEFAULT_CONFIG, ServerConfig, dump_config, parse_config
+from cluster.catalog_point import remembered
+from cluster.config import DEFAULT_CONFIG, DEFAULT_STATE, ServerConfig, parse_config, write_config
+from cluster.durable import sync_directory
 from cluster.errors import Refused
-from cluster.volume.layout import VolumeLayout, sync_directory
+from cluster.mountpoint import make_immutable
+from cluster.volume.layout import VolumeLayout
 
-MANAGER_PORT = 7400
+MANAGER_PORT = 7400  # the same default on every server
 AGENT_PORT = 7401
 DEFAULT_MOUNTPOINT = Path("/mnt/godwit")
 
@@ -43,13 +46,13 @@ AgentPortOption = Annotated[int, typer.Option("--agent-port", min=1, max=65535, 
 class Place:
     """Where this machine's server will be: what the command line says of it."""
 
-    server: str
-    address: str
-    volumes: tuple[Path, ...]
-    mountpoint: Path
-    config: Path
-    manager_port: int
-    agent_port: int
+    server: str  # the volumes bear it
+    address: str  # at which other servers reach this one; checked by binding it
+    volumes: tuple[Path, ...]  # absolute; may be empty
+    mountpoint: Path  # absolute; made if it is missing
+    config: Path  # where the configuration will be; nothing is there yet
+    manager_port: int  # TCP
+    agent_port: int  # TCP
 
     @property
     def manager(self) -> str:
@@ -60,7 +63,13 @@ class Place:
         return f"{self._host}:{self.agent_port}"
 
     @property
+    def state(self) -> str:
+        """Where its processes remember things: a configuration of its own has a place of its own."""
+        return DEFAULT_STATE if self.config == DEFAULT_CONFIG else str(self.config.parent / "state")
+
+    @property
     def _host(self) -> str:
+        # IPv6 needs brackets before a port.
         return f"[{self.address}]" if ":" in self.address else self.address
 
 
@@ -77,10 +86,14 @@ def make_place(
     absolute = tuple(Path(os.path.abspath(volume)) for volume in volumes or ())
     name = server or socket.gethostname().partition(".")[0]
     place = Place(name, address, absolute, Path(os.path.abspath(mountpoint)), config.absolute(), manager_port, agent_port)
+    # Looked at early for the message; `write_new_config` makes sure of it.
     if place.config.exists():
         raise Refused(f"this machine has a configuration already, {place.config}: it is left as it is")
+    # What it remembers is of another catalog, which no manager of the new network has.
+    if (seen := remembered(place.state)) is not None:
+        raise Refused(f"this machine has been a server of another network ({seen}): remove {place.state} if it is none any more")
     _check_address(address)
-    _check_paths(place)
+    check_paths(place.volumes, place.mountpoint)
     for volume in place.volumes:
         _check_volume(VolumeLayout(volume), name)
     return place
@@ -94,6 +107,7 @@ def _check_address(address: str) -> None:
     family, kind, _protocol, _name, where = found[0]
     with socket.socket(family, kind) as probe:
         try:
+            # Port 0 of the very address: only an address of this machine can be bound, whatever its routes are.
             probe.bind(where)
         except OSError as error:
             raise Refused(f"--address {address} is no address of this machine: {error.strerror}") from error
@@ -101,14 +115,16 @@ def _check_address(address: str) -> None:
         raise Refused(f"--address {address} is no address at which others could reach this machine")
 
 
-def _check_paths(place: Place) -> None:
-    listed = [*place.volumes, place.mountpoint]
+def check_paths(volumes: Sequence[Path], mountpoint: Path) -> None:
+    """Raises `Refused` if one of them lies within another, or the mount point is a file."""
+    listed = [*volumes, mountpoint]
     for number, path in enumerate(listed):
         for other in listed[number + 1 :]:
+            # A volume within the mount would store files in itself, and one within another among its objects.
             if path.is_relative_to(other) or other.is_relative_to(path):
                 raise Refused(f"{path} and {other}: volumes and the mount must lie beside each other")
-    if place.mountpoint.exists() and not place.mountpoint.is_dir():
-        raise Refused(f"{place.mountpoint} is not a directory")
+    if mountpoint.exists() and not os.path.ismount(mountpoint) and not mountpoint.is_dir():
+        raise Refused(f"{mountpoint} is not a directory")
 
 
 def _check_volume(layout: VolumeLayout, server: str) -> None:
@@ -126,6 +142,7 @@ def make_config(place: Place, common: Mapping[str, Any]) -> ServerConfig:
         "manager": {**common["manager"], "listen": place.manager},
         "agent": {"listen": place.agent, "volumes": [str(volume) for volume in place.volumes]},
         "mount": {**common.get("mount", {}), "mountpoint": str(place.mountpoint)},
+        "state": place.state,
     }
     return parse_config(msgspec.toml.encode(plain), f"the configuration of {place.server}")
 
@@ -134,7 +151,8 @@ def set_up(place: Place, config: ServerConfig, *, new: bool) -> None:
     """Makes the volumes, the mount point and the configuration, or, if that fails, none of them.
 
     A volume of this server that exists is kept; in a *new* network it must be empty, since a catalog that does not know its
-    objects has them thrown away.
+    objects has them thrown away. Nobody can write to the bare mount point from now on, where its file system can see to that;
+    the mount does it elsewhere.
     """
     with _undone_on_failure() as formatted:
         for path in place.volumes:
@@ -142,11 +160,17 @@ def set_up(place: Place, config: ServerConfig, *, new: bool) -> None:
             there = (path / "volume.toml").exists()
             layout.prepare(config.cluster, config.server)
             if not there:
+                # Only what was made here is undone.
                 formatted.append(layout)
             elif new and any(layout.objects.rglob("*")):
                 raise Refused(f"{path} holds files of an older network: choose another directory, or empty it")
         place.mountpoint.mkdir(parents=True, exist_ok=True)
+        # Last: without it nothing of the above is used by anybody.
         write_new_config(place.config, config)
+        # Not every file system has the flag; the mount covers the bare directory there.
+        with suppress(OSError):
+            if not os.path.ismount(place.mountpoint):
+                make_immutable(str(place.mountpoint))
 
 
 @contextmanager
@@ -155,6 +179,7 @@ def _undone_on_failure() -> Iterator[list[VolumeLayout]]:
     try:
         yield formatted
     except BaseException:
+        # Also Ctrl-C.
         for layout in formatted:
             with suppress(OSError):
                 layout.unformat()
@@ -164,18 +189,16 @@ def _undone_on_failure() -> Iterator[list[VolumeLayout]]:
 def write_new_config(path: Path, config: ServerConfig) -> None:
     """Writes a configuration as a whole, readable by its owner only; raises `Refused` if there is one."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # In the same directory: a link cannot lead to another file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with open(descriptor, "wb") as file:
-            file.write(dump_config(config))
-            file.flush()
-            os.fsync(file.fileno())
+        write_config(temporary, config)
         os.link(temporary, path)  # unlike a rename, it replaces nothing
     except FileExistsError:
         raise Refused(f"this machine has a configuration already, {path}: it is left as it is") from None
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
+    # After the name: a configuration that a loss of power takes back would let `init` make a second network.
     sync_directory(path.parent)
 
 

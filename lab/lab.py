@@ -9,43 +9,50 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from cluster.config import ServerConfig, load_config
+from cluster.config import ServerConfig, load_config, write_config
 from cluster.errors import Refused
+from cluster.mountpoint import shield
 from cluster.volume.layout import VolumeLayout
 from lab import database, network, processes, teardown
 from lab.database import DATABASE
-from lab.launch import launch, program_of, wait_for_parts, wait_for_volumes
-from lab.mounts import detach
+from lab.launch import WAKE, create_catalog, launch, launch_supervisor, program_of, wait_for_parts, wait_for_volumes
+from lab.mounts import detach, is_fuse_mount
 from lab.network import Network
 from lab.processes import ProcessId
 from lab.registry import lab_lock, register, registered, tag_of
 from lab.state import (
     PARTS,
+    SUPERVISOR_LOG,
     LabState,
     Overrides,
     check_new_root,
     grown,
     host_numbers,
+    left_dead,
     new_state,
     number_of,
     read_state,
     server_config,
     server_names,
-    write_config,
+    supervised,
+    with_process,
     write_state,
 )
 from lab.tools import require_root, require_tools
 
 DEFAULT_ROOT = Path("/var/lib/godwit/lab")
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 60.0  # for all of `up`; a lab of three takes some seconds
 STOP_PATIENCE_S = 15.0
+# PostgreSQL has a process for each connection: those a crash or a stopped machine would hit as well
 WHOLE_HOST_SIGNALS = frozenset({signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT})
+# after these the process is waited for
 ENDING_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT, signal.SIGHUP})
 
 
@@ -53,14 +60,15 @@ class Lab:
     """The lab at `root`. Servers are named s1, s2, …; parts are mount, agent and manager, or `all`.
 
     Where a host is asked for, `db` is the database that the lab has started itself. *programs* has, by name of a part, the
-    command line that this object starts in the place of the part's own; `--config FILE` is put at its end.
+    command line that this object starts in the place of the part's own; `--config FILE` is put at its end. The supervisor leaves
+    such a part alone.
     """
 
     def __init__(self, root: Path, programs: Mapping[str, Sequence[str]] | None = None) -> None:
-        self.root = root
-        self._programs = dict(programs or {})
-        self.tag = tag_of(root)
-        self.servers = server_names(read_state(root))
+        self.root = root  # resolved: the tag is made of this very path
+        self._programs = dict(programs or {})  # for tests that put a broken part in the place of one
+        self.tag = tag_of(root)  # in all names that the lab has in the kernel
+        self.servers = server_names(read_state(root))  # as `lab.json` had it; `add_server` adds to it
 
     @classmethod
     def create(
@@ -83,11 +91,13 @@ class Lab:
         check_new_root(path)
         state = new_state(servers, volumes, db, overrides or {})
         path.mkdir(parents=True, exist_ok=True)
+        # Only to have wrong overrides refused now, with any network: the real one is known at `up`.
         server_config(path, state, Network(tag_of(path), "10.0.0.0/24"), "s1")
         for server in server_names(state):
             (path / server).mkdir(exist_ok=True)
             for number in range(1, volumes + 1):
                 VolumeLayout(path / server / f"vol{number}").format(state.cluster, server)
+        # Last: with `lab.json` the folder is a lab.
         write_state(path, state)
         return cls(path, programs)
 
@@ -149,6 +159,11 @@ class Lab:
         """Whether the part (or all of the host's) is alive."""
         return all(self._process(host, name) is not None for name in self.parts(host, part))
 
+    def supervisor(self) -> int | None:
+        """The process id of the lab's supervisor; None if it is not running."""
+        process = read_state(self.root).supervisor
+        return process.pid if process is not None and processes.is_alive(process) else None
+
     def is_up(self) -> bool:
         """Whether the lab is registered as up and at least one server has all its parts."""
         return self.root in registered() and any(self.is_running(server) for server in self.servers)
@@ -174,13 +189,16 @@ class Lab:
         if self.has_database:
             database.require_postgres(self.root / DATABASE)
         with lab_lock(self.root):
+            # Under the lock: another `up` may have ended while we waited.
             if self.is_up():
                 raise Refused(f"the lab at {self.root} is up already: use it, take another --root, or godwit lab down first")
+            # What a lab that was killed has left: processes, mounts, namespaces of the same names.
             teardown.end_everything(self.root)
             try:
                 self._build()
                 self._start_all(time.monotonic() + timeout_s)
             except BaseException:
+                # Also Ctrl-C: half a lab would be in the way of the next.
                 teardown.end_everything(self.root)
                 raise
 
@@ -191,6 +209,7 @@ class Lab:
         """
         require_root()
         if purge:
+            # Before anything ends; looked at again before anything is deleted.
             teardown.require_no_foreign_mounts(self.root)
         with lab_lock(self.root):
             teardown.end_everything(self.root)
@@ -199,33 +218,59 @@ class Lab:
 
     def _build(self) -> None:
         state = read_state(self.root)
+        # Before the first name is made in the kernel: from now on `lab ls` and `down` find what is left.
         register(self.root)
         built = network.build(self.tag, host_numbers(state), route_out=state.route_out)
         write_state(self.root, msgspec.structs.replace(state, network=built))
         if state.own_database:
             database.create_database(self.root / DATABASE, state.password)
-        (self.root / "catalog").mkdir(exist_ok=True)
+        catalog = self.root / "catalog"
+        catalog.mkdir(mode=0o700, exist_ok=True)
+        catalog.chmod(0o700)  # also one of an earlier release
         self._write_configs(state, built)
 
     def _write_configs(self, state: LabState, built: Network) -> None:
         for server in self.servers:
             for folder in (self.mount(server), self._folder(server) / "log"):
                 folder.mkdir(exist_ok=True)
+            # `add_server` writes all configurations again, while mounts of the others are up.
+            if not is_fuse_mount(self.mount(server)):
+                shield(str(self.mount(server)))
             write_config(self.config_path(server), server_config(self.root, state, built, server))
 
     def _start_all(self, deadline_s: float) -> None:
-        """The database and the first server's manager come first, so that it takes the office; the rest starts at once."""
+        """The database and the first server's manager come first, so that it takes the office; then the rest at once.
+
+        The supervisor is the last: what dies while the lab comes up ends the attempt.
+        """
         first = self.servers[0]
         if self.has_database:
-            self._start_database(deadline_s)
-        self._launch(first, ["manager"])
+            self.launch(DATABASE, database.PART)
+            self._wait(DATABASE, [database.PART], deadline_s)
+        self._create_catalog(first, deadline_s)
+        self.launch(first, "manager")
         self._wait(first, ["manager"], deadline_s)
         for server in self.servers:
-            self._launch(server, [part for part in PARTS if (server, part) != (first, "manager")])
+            for part in PARTS:
+                if (server, part) != (first, "manager"):
+                    self.launch(server, part)
         for server in self.servers:
             self._wait(server, PARTS, deadline_s)
         expected = {server: self.config(server).agent.volumes for server in self.servers}
         wait_for_volumes(self.config(first), expected, deadline_s)
+        self._supervise()
+
+    def _create_catalog(self, server: str, deadline_s: float) -> None:
+        """Makes the catalog of a new lab, once: one that is lost later is not made anew. A lab of an older release has one."""
+        state = read_state(self.root)
+        if state.has_catalog:
+            return
+        if not (self.root / "catalog" / "catalog.db").exists():
+            left_s = max(1.0, deadline_s - time.monotonic())
+            create_catalog(self.config_path(server), self._network().namespace(server), left_s)
+        # After it was made: a crash in between leaves tables that `db create` refuses to make again, never a catalog that is
+        # believed to be there.
+        write_state(self.root, msgspec.structs.replace(state, has_catalog=True))
 
     # ------------------------------------------------------------------------------------------------- growing
 
@@ -236,7 +281,7 @@ class Lab:
         does not come up: then the lab is as it was, but for a volume that stays for the next attempt.
         """
         require_root()
-        with lab_lock(self.root):
+        with self._changing():
             before = read_state(self.root)
             after = grown(before, name)
             server = server_names(after)[-1]
@@ -244,6 +289,7 @@ class Lab:
             (self.root / server).mkdir(exist_ok=True)
             for number in range(1, after.volumes + 1):
                 VolumeLayout(self.root / server / f"vol{number}").prepare(after.cluster, server)
+            # Before its processes: the supervisor and `down` look for them by this.
             write_state(self.root, after)
             self.servers = server_names(after)
             try:
@@ -256,7 +302,8 @@ class Lab:
             return server
 
     def _start_added(self, server: str, deadline_s: float) -> None:
-        self._launch(server, PARTS)
+        for part in PARTS:
+            self.launch(server, part)
         self._wait(server, PARTS, deadline_s)
         config = self.config(server)
         wait_for_volumes(config, {server: config.agent.volumes}, deadline_s)
@@ -274,35 +321,57 @@ class Lab:
     def kill(self, host: str, part: str = "all", number: signal.Signals = signal.SIGKILL) -> None:
         """Sends a signal to a part, or to all of a host at once, and waits for the end if the signal ends processes.
 
-        A killed mount stays in the mount table, dead, until `start` or `down`. Of the database, every process is killed,
-        stopped or continued, but only its first one told anything else. Raises `Refused` if nothing is running.
+        What was told to end stays dead until `start`, as does a part that the supervisor was about to start again. A killed
+        mount stays in the mount table, dead, until `start` or `down`. Of the database, every process is killed, stopped or
+        continued, but only its first one told anything else. Raises `Refused` if nothing is running.
         """
         require_root()
-        with lab_lock(self.root):
+        ends = number in ENDING_SIGNALS and (host, number) != (DATABASE, signal.SIGHUP)  # PostgreSQL reads its settings again
+        with self._changing():
             hit = [process for name in self.parts(host, part) if (process := self._process(host, name))]
-            if not hit:
+            state, names = read_state(self.root), {f"{host}/{name}" for name in self.parts(host, part)}
+            if ends and names & supervised(state).keys():
+                # Before the signal: the supervisor must not start it again in between.
+                write_state(self.root, left_dead(state, names))
+            elif not hit:
                 raise Refused(f"{host} {part} is not running")
             if host == DATABASE and number in WHOLE_HOST_SIGNALS:
                 pids = network.processes_in(self._network().namespace(DATABASE))
                 hit = [process for pid in pids if (process := processes.identify(pid))]
             for process in hit:
                 processes.send(process, number)
-            if number in ENDING_SIGNALS:
+            if ends:
                 for process in hit:
                     if not processes.wait_gone(process, STOP_PATIENCE_S):
                         raise Refused(f"process {process.pid} of {host} has not ended {STOP_PATIENCE_S:g} s after {number.name}")
 
     def start(self, host: str, part: str = "all", timeout_s: float = START_TIMEOUT_S) -> None:
-        """Starts what is not running of a host and waits until it answers. Raises `Refused` while the lab is down."""
+        """Starts what is not running of a host, and the supervisor; waits until it answers.
+
+        Raises `Refused` while the lab is down.
+        """
         require_root()
-        with lab_lock(self.root):
+        with self._changing():
             missing = [name for name in self.parts(host, part) if self._process(host, name) is None]
-            if host == DATABASE:
-                if missing:
-                    self._start_database(time.monotonic() + timeout_s)
-                return
-            self._launch(host, missing)
+            self._supervise()
+            for name in missing:
+                self.launch(host, name)
             self._wait(host, missing, time.monotonic() + timeout_s)
+
+    def launch(self, host: str, part: str) -> ProcessId:
+        """Starts a part that is not running, and does not wait for it. The caller holds the lab's lock."""
+        namespace = self._network().namespace(host)
+        if host == DATABASE:
+            process = database.launch_database(self.root / DATABASE, self.address(DATABASE), namespace)
+        else:
+            if part == "mount":
+                # A mount that was killed is still in the table, and every access to it fails with ENOTCONN.
+                detach(self.mount(host))
+            program = self._programs.get(part) or program_of(part)
+            process = launch(program, self.config_path(host), self.log(host, part), namespace)
+        is_own = part not in self._programs
+        self._note(process, with_process(read_state(self.root), f"{host}/{part}", process, is_own=is_own))
+        return process
 
     def cut(self, host: str) -> None:
         """Drops every packet from and to the host, silently."""
@@ -324,30 +393,42 @@ class Lab:
 
     # -------------------------------------------------------------------------------------------------- internals
 
-    def _launch(self, server: str, parts: Sequence[str]) -> None:
-        for part in parts:
-            if part == "mount":
-                detach(self.mount(server))
-            program = self._programs.get(part) or program_of(part)
-            process = launch(program, self.config_path(server), self.log(server, part), self._network().namespace(server))
-            self._remember(server, part, process)
+    def _supervise(self) -> None:
+        """Starts the supervisor unless it is running."""
+        if self.supervisor() is None:
+            process = launch_supervisor(self.root, self.root / SUPERVISOR_LOG, self._network().switch)
+            # It finds itself in `lab.json` only now: it waits for the lock, which the caller holds.
+            self._note(process, msgspec.structs.replace(read_state(self.root), supervisor=process))
 
-    def _start_database(self, deadline_s: float) -> None:
-        folder, namespace = self.root / DATABASE, self._network().namespace(DATABASE)
-        left = [process for pid in network.processes_in(namespace) if (process := processes.identify(pid))]
-        processes.end(left, STOP_PATIENCE_S)
-        process = database.launch_database(folder, self.address(DATABASE), namespace)
-        self._remember(DATABASE, database.PART, process)
-        database.wait_for_database(process, folder, self.address(DATABASE), namespace, deadline_s)
+    def _note(self, process: ProcessId, state: LabState) -> None:
+        """Writes the state that has a new process; one that cannot be noted is ended, or it would be started once more."""
+        try:
+            write_state(self.root, state)
+        except OSError:
+            processes.end([process], STOP_PATIENCE_S)
+            raise
 
-    def _remember(self, host: str, part: str, process: ProcessId) -> None:
-        state = read_state(self.root)
-        write_state(self.root, msgspec.structs.replace(state, processes={**state.processes, f"{host}/{part}": process}))
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Holds the lab's lock, and has the supervisor look at what changed."""
+        try:
+            with lab_lock(self.root):
+                yield
+        finally:
+            supervisor = read_state(self.root).supervisor
+            if supervisor is not None:
+                # After the lock is free, or the supervisor would wake up to wait for it.
+                processes.send(supervisor, WAKE)
 
-    def _wait(self, server: str, parts: Sequence[str], deadline_s: float) -> None:
+    def _wait(self, host: str, parts: Sequence[str], deadline_s: float) -> None:
         known = read_state(self.root).processes
-        waited = {part: (known[f"{server}/{part}"], self.log(server, part)) for part in parts}
-        wait_for_parts(server, waited, self.config(server), deadline_s)
+        waited = {part: (known[f"{host}/{part}"], self.log(host, part)) for part in parts}
+        if host != DATABASE:
+            wait_for_parts(host, waited, self.config(host), deadline_s)
+            return
+        for process, _log in waited.values():
+            namespace = self._network().namespace(DATABASE)
+            database.wait_for_database(process, self.root / DATABASE, self.address(DATABASE), namespace, deadline_s)
 
     def _folder(self, server: str) -> Path:
         return self.root / self._known(server)

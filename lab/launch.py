@@ -1,6 +1,7 @@
-"""Starting the parts of a server, and telling when they are ready or why they are not."""
+"""Starting the parts of a server and the supervisor, and telling when parts are ready or why they are not."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import trio
 
-import cli
 from cluster.config import ServerConfig
 from cluster.errors import GodwitError, Unavailable
 from cluster.messages import GetStatus, Status
@@ -17,17 +17,21 @@ from cluster.rpc.wire import parse_address
 from lab.mounts import answers
 from lab.network import enter
 from lab.processes import ProcessId, is_alive, is_listening, spawn
+from lab.tools import ToolFailed, tool
 
-POLL_S = 0.05
-ANSWER_S = 5.0
-TAIL_LINES = 15
-TAIL_BYTES = 8192
+POLL_S = 0.05  # between looks at parts that come up; the looks are cheap
+ANSWER_S = 5.0  # for one stat of a mount: a cold one waits for its manager
+TAIL_LINES = 15  # of a log, in the message
+TAIL_BYTES = 8192  # read from the end of a log, whatever its length
+WAKE = signal.SIGURG
+"""Has the supervisor look at `lab.json` again. Of all signals one that does nothing to a process without a handler for it yet."""
 
 
 class NotReady(GodwitError):
     """A part of a server ended or did not become ready in time; the message ends with the last lines of its log."""
 
 
+# -bb: bytes compared with str is an error, as in tests. -P: the working directory is no place to import from.
 PYTHON = (sys.executable, "-bb", "-P", "-m")
 
 
@@ -38,9 +42,32 @@ def program_of(part: str) -> list[str]:
 
 def launch(program: Sequence[str], config: Path, log: Path, namespace: str) -> ProcessId:
     """Starts a part in a network namespace, with the code that this very process runs."""
-    code = str(Path(cli.__file__).resolve().parent.parent)
-    environment = {**os.environ, "PYTHONPATH": code, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"}
-    return spawn(enter(namespace, [*program, "--config", str(config)]), log, environment)
+    return spawn(enter(namespace, [*program, "--config", str(config)]), log, _environment())
+
+
+def launch_supervisor(root: Path, log: Path, namespace: str) -> ProcessId:
+    """Starts the supervisor of the lab at *root*; in one of the lab's namespaces, by which `down` finds it without `lab.json`."""
+    return spawn(enter(namespace, [*PYTHON, "lab.supervisor", str(root)]), log, _environment())
+
+
+def _environment() -> dict[str, str]:
+    # Unbuffered: what a part wrote before it was killed is in its log.
+    return {**os.environ, "PYTHONPATH": _code(), "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"}
+
+
+def create_catalog(config: Path, namespace: str, timeout_s: float) -> None:
+    """Makes the tables of a new network, on the network of the server with this configuration; raises `NotReady`."""
+    program = [*PYTHON, "cli.main", "db", "create", "--config", str(config)]
+    try:
+        # In the server's namespace, since the database may be the lab's own, which only the lab's network reaches.
+        tool(enter(namespace, ["env", f"PYTHONPATH={_code()}", *program]), timeout_s=timeout_s)
+    except ToolFailed as error:
+        raise NotReady(f"the catalog was not made: {error}") from error
+
+
+def _code() -> str:
+    """Where the code is that this very process runs."""
+    return str(Path(__file__).resolve().parent.parent)
 
 
 def wait_for_parts(server: str, parts: Mapping[str, tuple[ProcessId, Path]], config: ServerConfig, deadline_s: float) -> None:
@@ -80,6 +107,7 @@ def wait_for_volumes(config: ServerConfig, expected: Mapping[str, Collection[str
 
 
 def _missing_volumes(status: Status, expected: Mapping[str, Collection[str]]) -> list[str]:
+    # Registered is not enough: a volume that is not up takes no file yet.
     known = {info.server: {volume.path for volume in info.volumes if volume.up} for info in status.servers}
     return [server for server, paths in expected.items() if not known.get(server, set()).issuperset(paths)]
 
@@ -88,6 +116,7 @@ def tail(log: Path) -> str:
     """The last lines of a log, indented."""
     try:
         with open(log, "rb") as file:
+            # The first line may be cut in two; the last TAIL_LINES hardly ever reach back that far.
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
     except OSError as error:

@@ -7,26 +7,40 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from cluster.mountpoint import COVER
 from lab.tools import ENVIRONMENT, tool
 
-MOUNTINFO = Path("/proc/self/mountinfo")
-POLL_S = 0.05
+MOUNTINFO = Path("/proc/self/mountinfo")  # not `/etc/mtab` or stat: neither may touch a mount, which may hang
+POLL_S = 0.05  # a child that answers does so within milliseconds
 
 
 class Mounted(NamedTuple):
     """One mount of this machine."""
 
-    path: Path
-    kind: str
+    path: Path  # where it is mounted
+    kind: str  # of file system, as `fuse.godwit` or `ext4`
+    source: str  # what is mounted; COVER for a cover
+
+    @property
+    def is_fuse(self) -> bool:
+        return self.kind.startswith("fuse")
+
+    @property
+    def is_cover(self) -> bool:
+        """Whether it only keeps programs from the bare directory (`cluster.mountpoint`)."""
+        return self.source == COVER
 
 
 def parse_mountinfo(text: bytes) -> list[Mounted]:
     """The mounts in `/proc/self/mountinfo`, in its order (a later one lies over an earlier one)."""
     found = []
-    for line in text.splitlines():
+    for line in text.split(b"\n")[:-1]:
+        # Before the dash stands a varying number of optional fields, after it what has fixed places.
         before, _dash, after = line.partition(b" - ")
+        # The kernel writes blank, tab, newline and backslash of a path as octal numbers.
         path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
-        found.append(Mounted(Path(os.fsdecode(path)), after.split(b" ")[0].decode()))
+        kind, _space, rest = after.partition(b" ")
+        found.append(Mounted(Path(os.fsdecode(path)), os.fsdecode(kind), os.fsdecode(rest.partition(b" ")[0])))
     return found
 
 
@@ -37,14 +51,30 @@ def mounts_below(root: Path) -> list[Mounted]:
 
 def is_fuse_mount(path: Path) -> bool:
     """Whether the uppermost mount at *path* is a FUSE file system, alive or dead."""
-    at = [mounted.kind for mounted in parse_mountinfo(MOUNTINFO.read_bytes()) if mounted.path == path]
-    return bool(at) and at[-1].startswith("fuse")
+    upper = _uppermost(path)
+    return upper is not None and upper.is_fuse
+
+
+def _uppermost(path: Path) -> Mounted | None:
+    at = [mounted for mounted in parse_mountinfo(MOUNTINFO.read_bytes()) if mounted.path == path]
+    return at[-1] if at else None
 
 
 def detach(path: Path) -> None:
     """Unmounts every FUSE file system at *path*, in use or dead; applications that wait for one get errors."""
+    # A part that is started twice mounts twice, one above the other.
     while is_fuse_mount(path):
+        # --force aborts the FUSE connection, which wakes who waits for a dead mount; --lazy takes it out of the tree also while
+        # it is in use. --no-canonicalize and --internal-only keep umount from a stat of the path, and from helpers, which would
+        # hang.
         tool(["umount", "--force", "--lazy", "--no-canonicalize", "--internal-only", "--", str(path)])
+
+
+def uncover(path: Path) -> None:
+    """Unmounts the cover of the bare directory at *path*, if nothing is mounted above it."""
+    # Only from the top: what lies above a cover is not ours to take.
+    while (upper := _uppermost(path)) is not None and upper.is_cover:
+        tool(["umount", "--lazy", "--no-canonicalize", "--internal-only", "--", str(path)])
 
 
 def answers(path: Path, timeout_s: float) -> bool:
@@ -52,6 +82,7 @@ def answers(path: Path, timeout_s: float) -> bool:
     if not is_fuse_mount(path):
         return False
     command = 'stat -- "$1" && stat --file-system -- "$1"'
+    # A child, since a thread in a hung stat cannot be given up, and would keep this process from ending.
     child = subprocess.Popen(
         ["sh", "-c", command, "sh", str(path)],
         stdin=subprocess.DEVNULL,
@@ -64,9 +95,11 @@ def answers(path: Path, timeout_s: float) -> bool:
     while (code := child.poll()) is None and time.monotonic() < deadline:
         time.sleep(POLL_S)
     if code is None:
+        # The group, with the stat that `sh` has started. SIGKILL ends a wait for FUSE, unless the daemon holds the request.
         os.killpg(child.pid, 9)
         try:
             child.wait(1.0)
         except subprocess.TimeoutExpired:
+            # It cannot be killed now; it ends when the mount is aborted, and is reaped by `subprocess` later.
             return False
     return code == 0

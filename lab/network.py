@@ -18,33 +18,35 @@ from pathlib import Path
 import msgspec
 
 from cluster.errors import Refused
+from cluster.runtime import PUBLIC, make_runtime_directory
 from lab.registry import REGISTRY, locked
 from lab.tools import ToolFailed, tool
 
-NAMESPACES = Path("/run/netns")
-BRIDGE = "br0"
-MACHINE_HOST = 254
-DATABASE_HOST = 253
-SERVERS_MAX = 64
+NAMESPACES = Path("/run/netns")  # where `ip netns add` binds them, so that they last without a process
+BRIDGE = "br0"  # the same in every lab: it is seen in its own namespace only
+MACHINE_HOST = 254  # last byte of the machine's address on the lab's network; the hosts' gateway
+DATABASE_HOST = 253  # last byte of the database's; above all servers
+SERVERS_MAX = 64  # their numbers are their addresses: 1 to 64 are far from the two above
 
-FIRST_SECOND_OCTET = 64
-SECOND_OCTETS = 64
+FIRST_SECOND_OCTET = 64  # the labs' subnets are those of 10.64.0.0/10
+SECOND_OCTETS = 64  # 64 to 127
 SUBNETS = SECOND_OCTETS * 256
-WIDE_ROUTE_BITS = 16
+WIDE_ROUTE_BITS = 16  # a route at least as long as this is taken for somebody's real network
 
-PORT_DISABLED = "0"
+PORT_DISABLED = "0"  # BR_STATE_DISABLED and BR_STATE_FORWARDING of <linux/if_bridge.h>
 PORT_FORWARDING = "3"
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The lab's names in the kernel and its addresses; `subnet` is a /24."""
 
-    tag: str
-    subnet: str
+    tag: str  # eight hex digits of the root's path (`registry.tag_of`)
+    subnet: str  # empty where only names are needed, as in `remove`
 
     @property
     def interface(self) -> str:
         """The machine's own interface (at most 15 characters)."""
+        # IFNAMSIZ is 16 with the zero at the end: `gw` and eight digits fit.
         return f"gw{self.tag}"
 
     @property
@@ -71,6 +73,7 @@ def choose_subnet(tag: str, taken: Iterable[IPv4Network]) -> IPv4Network:
     Raises `Refused` when nothing is free.
     """
     routes = set(taken)
+    # Begun at a place of its own, so that two labs rarely want the same subnet.
     start = int(tag, 16) % SUBNETS
     for avoided in (routes, {route for route in routes if route.prefixlen >= WIDE_ROUTE_BITS}):
         for step in range(SUBNETS):
@@ -82,10 +85,12 @@ def choose_subnet(tag: str, taken: Iterable[IPv4Network]) -> IPv4Network:
 
 def taken_subnets() -> list[IPv4Network]:
     """Where the machine's IPv4 routes lead, without the default route."""
+    # `table all` for the routes of VPNs, which have tables of their own. No route at all prints nothing, not `[]`.
     routes = json.loads(tool(["ip", "-json", "-4", "route", "show", "table", "all"]) or "[]")
     found = []
     for route in routes:
         destination = route.get("dst", "default")
+        # Broadcast and multicast routes come with each interface and say nothing new.
         if destination != "default" and route.get("type", "unicast") in ("unicast", "local", "blackhole", "unreachable"):
             network = ipaddress.ip_network(destination, strict=False)
             if isinstance(network, IPv4Network):
@@ -98,9 +103,11 @@ def build(tag: str, hosts: Mapping[str, int], *, route_out: bool) -> Network:
 
     `route_out`: the hosts reach all of the machine's addresses, not only the one on their network.
     """
-    REGISTRY.mkdir(parents=True, exist_ok=True)
+    make_runtime_directory(REGISTRY, PUBLIC)
+    # Across labs: between the look at the routes and our own route another lab could choose the same subnet.
     with locked(REGISTRY / "network.lock", "the networks of the labs"):
         network = Network(tag, str(choose_subnet(tag, taken_subnets())))
+        # Names exist from the first command on, so what a crash leaves here is found by `remove`.
         tool(["ip", "netns", "add", network.switch])
         _build_switch(network)
         for host, number in hosts.items():
@@ -110,7 +117,9 @@ def build(tag: str, hosts: Mapping[str, int], *, route_out: bool) -> Network:
 
 def _build_switch(network: Network) -> None:
     name = network.interface
+    # One `ip -batch` for each namespace, instead of a process for each line.
     lines = [
+        # The peer is born in the switch's namespace: in the machine's, NetworkManager would see it and touch it.
         f"link add name {name} type veth peer name machine netns {network.switch}",
         f"addr add {network.address(MACHINE_HOST)}/24 dev {name}",
         f"link set dev {name} up",
@@ -129,12 +138,15 @@ def plug_in(network: Network, host: str, number: int, *, route_out: bool) -> Non
     namespace = network.namespace(host)
     tool(["ip", "netns", "add", namespace])
     lines = [
+        # Made from inside the switch: the server's name is that of its port there, which `cut` uses.
         f"link add name {host} type veth peer name eth0 netns {namespace}",
         f"link set dev {host} master {BRIDGE} up",
     ]
     tool(["ip", "-n", network.switch, "-batch", "-"], "\n".join(lines) + "\n")
+    # `lo` is down in a new namespace, and PostgreSQL and programs expect it.
     lines = ["link set dev lo up", f"addr add {network.address(number)}/24 dev eth0", "link set dev eth0 up"]
     if route_out:
+        # The lab turns on no forwarding: by itself this leads to the machine's own addresses only.
         lines.append(f"route add default via {network.address(MACHINE_HOST)}")
     tool(["ip", "-n", namespace, "-batch", "-"], "\n".join(lines) + "\n")
 
@@ -142,13 +154,16 @@ def plug_in(network: Network, host: str, number: int, *, route_out: bool) -> Non
 def unplug(network: Network, host: str) -> None:
     """Removes a host's namespace, and its link with it; harmless if there is none. Its processes must be gone."""
     if (NAMESPACES / network.namespace(host)).exists():
+        # Deleting the namespace deletes `eth0`, and with it the peer at the switch.
         tool(["ip", "netns", "delete", network.namespace(host)])
 
 
 def remove(tag: str) -> None:
     """Removes whatever there is of the lab's network; harmless if there is nothing. Its processes must be gone."""
+    # By name alone, for labs whose `lab.json` is lost.
     network = Network(tag, "")
     if Path("/sys/class/net", network.interface).exists():
+        # The machine's end: the only one that no namespace takes with it.
         tool(["ip", "link", "delete", "dev", network.interface])
     for namespace in namespaces(tag):
         tool(["ip", "netns", "delete", namespace])
@@ -164,6 +179,7 @@ def processes_in(namespace: str) -> list[int]:
     try:
         return [int(pid) for pid in tool(["ip", "netns", "pids", namespace]).split()]
     except ToolFailed:
+        # Somebody may have deleted the namespace in between: then nothing runs in it.
         if (NAMESPACES / namespace).exists():
             raise
         return []
@@ -171,6 +187,8 @@ def processes_in(namespace: str) -> list[int]:
 
 def cut(network: Network, server: str) -> None:
     """The switch drops every packet from and to the server, and tells nobody."""
+    # Not `ip link set down`, which the server would see as a lost carrier, and answer with errors at once. A cable that is cut
+    # far away shows nothing.
     tool(["bridge", "-n", network.switch, "link", "set", "dev", server, "state", PORT_DISABLED])
 
 
@@ -185,9 +203,12 @@ def has_switch(network: Network) -> bool:
 
 def is_cut(network: Network, server: str) -> bool:
     (port,) = json.loads(tool(["bridge", "-n", network.switch, "-json", "link", "show", "dev", server]))
+    # A port that was just plugged in is forwarding at once: the bridge has no spanning tree.
     return bool(port["state"] != "forwarding")
 
 
 def enter(namespace: str, argv: Iterable[str]) -> list[str]:
     """The command line that runs *argv* on a server's network, and in the machine's mount namespace."""
+    # Not `ip netns exec`, which gives the program a mount namespace of its own: FUSE mounts made there would be seen by nobody
+    # else.
     return ["nsenter", f"--net={NAMESPACES / namespace}", "--", *argv]

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.errors import Unavailable
+from cluster.decoding import from_json
+from cluster.durable import replace_file
+from cluster.errors import Malformed, Unavailable
+from cluster.runtime import PUBLIC, RUNTIME, make_runtime_directory, open_lock
 
-REGISTRY = Path("/run/godwit/labs")
-LOCK_TIMEOUT_S = 120.0
-LOCK_POLL_S = 0.05
+REGISTRY = RUNTIME / "labs"
+LOCK_TIMEOUT_S = 120.0  # twice what `up` gives a lab to start in
+LOCK_POLL_S = 0.05  # flock has no wait with a limit
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -23,21 +26,22 @@ class Entry(msgspec.Struct, frozen=True):
     root: str
 
 
+_decode = from_json(Entry)
+
+
 def tag_of(root: Path) -> str:
     """Eight hex digits that name the lab at *root* in the kernel; made of the path, so that leftovers are found again."""
     return hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
 
 
 def register(root: Path) -> None:
-    """Notes that the lab at *root* is up; may be repeated."""
-    REGISTRY.mkdir(parents=True, exist_ok=True)
-    temporary = _entry_path(root).with_suffix(".new")
-    temporary.write_bytes(msgspec.json.encode(Entry(str(root))))
-    temporary.rename(_entry_path(root))
+    """Adds an entry for the lab at *root*; may be repeated."""
+    make_runtime_directory(REGISTRY, PUBLIC)
+    replace_file(_entry_path(root), msgspec.json.encode(Entry(str(root))), mode=0o644, synced=False)
 
 
 def unregister(root: Path) -> None:
-    """Takes the note back; may be repeated."""
+    """Removes the lab's entry; may be repeated."""
     _entry_path(root).unlink(missing_ok=True)
 
 
@@ -46,8 +50,9 @@ def registered() -> list[Path]:
     roots = []
     for path in REGISTRY.glob("*.json"):
         try:
-            roots.append(Path(msgspec.json.decode(path.read_bytes(), type=Entry).root))
-        except (FileNotFoundError, msgspec.DecodeError):
+            # An entry that vanishes is of a lab that is being taken down.
+            roots.append(Path(_decode(path.read_bytes()).root))
+        except (FileNotFoundError, Malformed):
             continue
     return sorted(roots)
 
@@ -59,13 +64,14 @@ def _entry_path(root: Path) -> Path:
 @contextmanager
 def lab_lock(root: Path) -> Iterator[None]:
     """Holds the lock of the lab at *root*; the lock of a lab that is down is deleted."""
-    REGISTRY.mkdir(parents=True, exist_ok=True)
+    make_runtime_directory(REGISTRY, PUBLIC)
     lock = REGISTRY / f"{tag_of(root)}.lock"
     with locked(lock, f"the lab at {root}"):
         try:
             yield
         finally:
             if root not in registered():
+                # While it is held: who waits for the old file finds after its flock that the path is another (`_is_same_file`).
                 lock.unlink(missing_ok=True)
 
 
@@ -76,12 +82,13 @@ def locked(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(descriptor)
+        os.close(descriptor)  # closing the last descriptor ends the flock
 
 
 def _take(path: Path, what: str, deadline_s: float) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # Opened anew for each attempt: the holder before may have deleted the file that we had open.
+        descriptor = open_lock(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_same_file(descriptor, path):

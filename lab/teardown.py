@@ -7,19 +7,19 @@ if the folder is gone. Everything here may be repeated.
 import re
 import shutil
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
-from cluster.errors import Refused
+from cluster.errors import GodwitError, Refused
 from cluster.volume.fence import lift_below
 from lab import network, processes
 from lab.database import DATABASE
-from lab.mounts import detach, mounts_below
+from lab.mounts import detach, mounts_below, uncover
 from lab.registry import registered, tag_of, unregister
-from lab.state import PARTS, STATE_FILE, read_state, write_state
+from lab.state import PARTS, STATE_FILE, SUPERVISOR_LOG, read_state, without_processes, write_state
 
-STOP_PATIENCE_S = 15.0
+STOP_PATIENCE_S = 15.0  # a mount commits its files and an agent ends its copies first
 
 
 def has_remains(root: Path) -> bool:
@@ -28,29 +28,53 @@ def has_remains(root: Path) -> bool:
 
 
 def own_mounts(root: Path) -> list[Path]:
-    """The mount points of the lab's servers at which a FUSE file system is mounted, alive or dead."""
+    """The mount points of the lab's servers at which a FUSE file system is mounted, alive or dead, or a cover."""
+    # By name, not by `lab.json`, which may be lost; and no deeper, where mounts are somebody else's.
     pattern = re.compile(re.escape(str(root)) + r"/s[1-9][0-9]*/mnt")
-    below = {mounted.path for mounted in mounts_below(root) if mounted.kind.startswith("fuse")}
+    below = {mounted.path for mounted in mounts_below(root) if mounted.is_fuse or mounted.is_cover}
     return sorted(path for path in below if pattern.fullmatch(str(path)))
 
 
 def end_everything(root: Path) -> None:
-    """Ends processes (mounts, agents, managers, the database), unmounts, and removes network and registration."""
+    """Ends processes (the supervisor, mounts, agents, managers, the database), unmounts, and removes network and registration.
+
+    What fails holds up nothing else; the first failure is raised when all is done that could be.
+    """
     tag = tag_of(root)
+    # Raises for a damaged `lab.json`: the processes that it names would be missed.
     state = read_state(root) if (root / STATE_FILE).exists() else None
+    failures: list[OSError | GodwitError] = []
+
+    def attempt(step: Callable[..., object], *args: object) -> None:
+        try:
+            step(*args)
+        except (OSError, GodwitError) as error:
+            failures.append(error)
+
     known = state.processes if state else {}
+    if state is not None and state.supervisor is not None:
+        processes.end([state.supervisor], STOP_PATIENCE_S)  # one that nobody noted starts nothing: it would need the lab's lock
+    # Mounts first: they commit through agents and the manager, which must still be there.
     for part in reversed(PARTS):
         processes.end([process for name, process in known.items() if name.endswith(f"/{part}")], STOP_PATIENCE_S)
     for mountpoint in own_mounts(root):
-        detach(mountpoint)
+        # After the mounts' processes: one that ended in order has unmounted already.
+        attempt(detach, mountpoint)
+        attempt(uncover, mountpoint)
     database = [process for name, process in known.items() if name.startswith(f"{DATABASE}/")]
     processes.end(database, STOP_PATIENCE_S, signal.SIGINT)  # to PostgreSQL that is the fast shutdown
+    # What was started and not noted in time; a namespace can only go when nothing runs in it.
     for namespace in network.namespaces(tag):
-        _end_inside(namespace)
-    network.remove(tag)
-    if state is not None and (state.network is not None or state.processes):
-        write_state(root, msgspec.structs.replace(state, network=None, processes={}))
+        attempt(_end_inside, namespace)
+    attempt(network.remove, tag)
+    # Last but for the note: as long as it is registered, `lab ls` shows that something may be left.
     unregister(root)
+    if state is not None and (state.network is not None or state.processes):
+        # On a file system that is read-only now it says what was: nobody goes by it, the lab not being registered.
+        with suppress(OSError):
+            write_state(root, without_processes(state))
+    if failures:
+        raise failures[0]
 
 
 def end_server(root: Path, server: str) -> None:
@@ -59,6 +83,7 @@ def end_server(root: Path, server: str) -> None:
     for part in reversed(PARTS):
         processes.end([known[name] for name in known if name == f"{server}/{part}"], STOP_PATIENCE_S)
     detach(root / server / "mnt")
+    uncover(root / server / "mnt")
     _end_inside(network.Network(tag_of(root), "").namespace(server))
 
 
@@ -86,8 +111,11 @@ def delete_data(root: Path) -> None:
         raise Refused(f"nothing deleted: {mounted[0]} is still mounted")
     for folder in (root / "catalog", root / DATABASE, *root.glob("s[1-9]*")):
         if folder.is_dir() and not folder.is_symlink() and re.fullmatch(rf"catalog|{DATABASE}|s[1-9][0-9]*", folder.name):
+            # Fenced objects and shielded mount points are immutable: rmtree would meet EPERM.
             lift_below(str(folder))
             shutil.rmtree(folder)
+    (root / SUPERVISOR_LOG).unlink(missing_ok=True)
+    # Last, so that a deletion that is interrupted can be repeated: without it the folder is no lab.
     (root / STATE_FILE).unlink(missing_ok=True)
     if not any(root.iterdir()):
         root.rmdir()

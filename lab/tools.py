@@ -8,8 +8,10 @@ from pathlib import Path
 
 from cluster.errors import GodwitError, Refused
 
+# program: Debian's package, for the message
 TOOLS = {"ip": "iproute2", "bridge": "iproute2", "nsenter": "util-linux", "umount": "mount", "stat": "coreutils"}
-TOOL_TIMEOUT_S = 20.0
+TOOL_TIMEOUT_S = 20.0  # none of these waits for anything but the kernel
+# LC_ALL=C: complaints are shown as they are. The sbin folders: not in the PATH of an ordinary user's sudo everywhere.
 ENVIRONMENT = {**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"}
 
 
@@ -46,6 +48,7 @@ def tool(argv: Sequence[str], feed: str = "", timeout_s: float = TOOL_TIMEOUT_S)
     except OSError as error:
         raise ToolFailed(f"cannot run {argv[0]}: {error.strerror}") from error
     if done.returncode != 0:
+        # The first line: `ip -batch` follows it up with the number of the command.
         complaint = done.stderr.strip().splitlines()
         raise ToolFailed(f"{' '.join(argv)}: {complaint[0] if complaint else f'exit code {done.returncode}'}")
     return done.stdout

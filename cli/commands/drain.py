@@ -29,4 +29,5 @@ def drain(
       godwit migrations cancel 7
     """
     target = find_target(root)
+    # A repeat finds the drain that goes on, and has it go on (`DrainServer`).
     finish(target, timeout, ask(target, timeout, DrainServer(server)), watching=watch, as_json=as_json)

@@ -62,14 +62,18 @@ def init(
     """
     from manager.catalog.first_start import prepare_catalog
 
+    # Without one no file could be written: nobody has joined yet.
     if not volume:
         raise typer.BadParameter("the first server needs at least one", param_hint="--volume")
     place = make_place(server, address, volume, mountpoint, config, manager_port, agent_port)
     url = database or f"sqlite:///{DEFAULT_CATALOG}"
+    # The secret seals lease tokens: 32 random bytes, known to the servers of this network only.
     common = {"cluster": cluster, "secret": secrets.token_hex(32), "managers": [place.manager], "manager": {"database": url}}
     made = make_config(place, common)
     if database is None:
+        # The catalog has the names of all files, also of those that not everybody may list.
         DEFAULT_CATALOG.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Before the volumes: a database that cannot be reached leaves nothing to be undone.
     prepare_catalog(url)
     set_up(place, made, new=True)
     if as_json:

@@ -35,10 +35,10 @@ from cluster.messages import PROTOCOL, Join, Joined
 from cluster.rpc.connection import ask_once
 from cluster.rpc.wire import parse_address
 
-MACHINE_ID = Path("/etc/machine-id")
-JOIN_TIMEOUT_S = 30.0
-ATTEMPT_S = 5.0
-PAUSE_S = 0.2
+MACHINE_ID = Path("/etc/machine-id")  # lets the same machine repeat a join whose answer was lost
+JOIN_TIMEOUT_S = 30.0  # longer than a change of managers takes
+ATTEMPT_S = 5.0  # of one address, dead ones included
+PAUSE_S = 0.2  # between rounds through all addresses
 
 
 def join(
@@ -93,6 +93,7 @@ def _request(place: Place, token: str) -> Join:
         machine = MACHINE_ID.read_bytes().strip()
     except OSError:
         machine = b""
+    # Containers may have no machine-id: then the host name has to do.
     return Join(PROTOCOL, token, place.server, place.manager, machine or socket.gethostname().encode())
 
 
@@ -101,6 +102,7 @@ def _joined_config(place: Place, joined: Joined) -> ServerConfig:
         "cluster": joined.cluster,
         "secret": joined.secret,
         "managers": joined.managers,
+        # Settings of managers are the network's: the same on all.
         "manager": {**joined.manager, "database": joined.database},
         "mount": joined.mount,
     }
@@ -115,6 +117,7 @@ def ask_to_join(managers: Sequence[str], request: Join, timeout_s: float) -> Joi
         reason = "nobody was asked"
         with trio.move_on_after(timeout_s):
             while True:
+                # A copy: answers add addresses.
                 for address in list(known):
                     try:
                         reply = await ask_once(address, request, timeout_s=ATTEMPT_S)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli.display.lab import lab_object, lab_objects, print_labs, print_up, server_object
+from cli.display.lab import lab_object, print_labs, print_up, server_object, shown
 from cli.display.render import print_json, print_line
 from cli.network.target import JsonOption, RootOption, only_lab
 from cluster.errors import Refused
@@ -33,7 +33,7 @@ app = typer.Typer(
 class Part(StrEnum):
     """What `kill` and `start` take."""
 
-    ALL = "all"
+    ALL = "all"  # the default: a server dies as a whole
     MOUNT = "mount"
     AGENT = "agent"
     MANAGER = "manager"
@@ -87,6 +87,7 @@ def _make_or_load(root: Path, servers: int | None, volumes: int | None, db: str 
         ("--volumes", volumes, state.volumes),
         ("--db", db, state.database or SQLITE),
     ):
+        # An option that would be ignored is refused; without options a lab is taken as it is.
         if given is not None and given != made:
             raise Refused(f"{option} {given}: the lab at {root} was made otherwise; take another --root, or purge it first")
     return Lab.load(root)
@@ -97,16 +98,19 @@ def list_labs(
     root: Annotated[Path | None, typer.Option("--root", metavar="DIR", help="Only this lab.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the labs that are up. Those that were killed and not taken down are listed, too.
+    """List the labs that are up, and whether their supervisors run. Those that were killed and not taken down are listed, too.
 
     Example: godwit lab ls --json
     """
     require_root()
     wanted = [found for found in registered() if root is None or found == Path(os.path.realpath(root))]
+    # A registered lab without `lab.json` was deleted by hand while it was up.
     there = [found for found in wanted if (found / STATE_FILE).exists()]
     lost = [found for found in wanted if found not in there]
     if as_json:
-        print_json({"labs": lab_objects(there), "lost": [str(found) for found in lost]})
+        labs, damaged = shown(there, lab_object)
+        problems = [{"root": str(found), "problem": problem} for found, problem in damaged.items()]
+        print_json({"labs": labs, "damaged": problems, "lost": [str(found) for found in lost]})
     else:
         print_labs(there, lost)
 
@@ -122,6 +126,7 @@ def down(purge: Annotated[bool, typer.Option("--purge", help="Delete its data, t
     """
     require_root()
     folder = Path(os.path.realpath(root)) if root is not None else None
+    # Its folder is gone: names in the kernel are all that is left to go by.
     if folder is not None and not (folder / STATE_FILE).exists() and has_remains(folder):
         with lab_lock(folder):
             end_everything(folder)
@@ -143,6 +148,8 @@ def kill(
     root: RootOption = None,
 ) -> None:
     """Kill processes of a host. With SIGKILL, as a crash does, unless --signal says otherwise.
+
+    They stay dead until start; a process that dies in any other way is started again by the lab's supervisor.
 
     \b
     Examples:
@@ -170,7 +177,7 @@ def start(
         float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long it may take.")
     ] = START_TIMEOUT_S,
 ) -> None:
-    """Start what is not running of a host. Returns when it answers.
+    """Start what is not running of a host, and the lab's supervisor. Returns when the host answers.
 
     Example: godwit lab start s2 agent
     """
@@ -231,6 +238,7 @@ def execute(
     Example: godwit lab exec s2 -- ip address
     """
     argv = _find_lab(root).command(host, command)
+    # In the place of this process: signals and the exit code are the command's own.
     os.execvp(argv[0], argv)  # noqa: S606 – what the user asked for, without a shell
 
 
@@ -248,6 +256,7 @@ def logs(
     """
     lab = _find_lab(root)
     paths = [str(lab.log(host, name)) for name in lab.parts(host, part.value)]
+    # --follow=name: the log may be made anew by whoever rotates it.
     argv = ["tail", f"--lines={lines}", *(["--follow=name", "--retry"] if follow else []), "--", *paths]
     os.execvp(argv[0], argv)  # noqa: S606 – fixed arguments, without a shell
 
@@ -265,6 +274,7 @@ def _interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that what was begun is cleaned up."""
 
     def stop(number: int, _frame: object) -> None:
+        # As an exception, so that `up` takes back what it began.
         sys.exit(128 + number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}

@@ -48,7 +48,7 @@ def list_leases(
     target = find_target(root)
 
     async def look(asker: Asker) -> LeaseRows:
-        ino = 0 if path is None else await find_inode(asker, target, path, None)
+        ino = 0 if path is None else await find_inode(asker, target, path, None)  # 0: of all inodes
         return await asker(ListLeases(server, ino, limit))
 
     answer = talk(target, timeout, look)
@@ -57,6 +57,7 @@ def list_leases(
         return
     if answer.leases:
         print_leases(answer.leases)
+    # Only when the manager has left some out: the count below is of all.
     if answer.total > len(answer.leases):
         print_line(f"… and {answer.total - len(answer.leases)} more (--limit)")
     print_line(f"{answer.total or 'no'} lease{'' if answer.total == 1 else 's'}, access time {answer.access_s:g} s")
@@ -65,6 +66,7 @@ def list_leases(
 
 def as_told(counts: LeaseCounts) -> str:
     """What has happened to leases, in words."""
+    # Each of them was a wait for the access time: worth a word only when there were any.
     waited_out = f" ({counts.waited_out} of them waited out)" if counts.waited_out else ""
     return (
         f"{counts.granted} granted, {counts.renewed} renewed, {counts.recalled} recalled{waited_out}, "
@@ -75,6 +77,7 @@ def as_told(counts: LeaseCounts) -> str:
 
 def is_cached(row: LeaseRow) -> bool:
     """Whether the holder may answer from its caches: whatever is not shared."""
+    # Somebody else uses a shared inode, too: its holder must ask each time.
     return row.mode != SHARED
 
 
@@ -93,11 +96,14 @@ def print_leases(rows: list[LeaseRow]) -> None:
             row.mode,
             use_of(row),
             as_age(row.held_s),
+            # Not as an age: leases last seconds, of which tenths matter.
             f"{row.left_s:.1f} s",
             row.renewals,
+            # Directories and links have no content, and so no home and no epoch.
             f"{row.home} ({row.home_volume})" if row.home_volume else "-",
             row.home_epoch or "-",
             row.version,
+            # A file that is open may have lost its last name.
             as_shown(row.path) or "(removed)",
         )
         for row in rows
@@ -139,6 +145,6 @@ def lease_object(row: LeaseRow) -> dict[str, object]:
         "home_volume": row.home_volume,
         "home_epoch": row.home_epoch,
         "version": row.version,
-        "serial": row.serial,
+        "serial": row.serial,  # which grant of the term: tells a renewal from a new lease
         "term": row.term,
     }

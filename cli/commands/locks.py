@@ -92,6 +92,7 @@ def range_of(row: LockRow) -> str:
     """The bytes that are locked, in words."""
     if row.whole or (row.span.start == 0 and row.span.end == LOCK_END):
         return "all"
+    # Inclusive at both ends, as `/proc/locks` has them; open where the lock goes on to the end of the file.
     return f"{row.span.start}-{'' if row.span.end == LOCK_END else row.span.end}"
 
 
@@ -105,6 +106,7 @@ def lock_object(row: LockRow) -> dict[str, object]:
         "kind": kind_of(row),
         "mode": mode_of(row),
         "start": row.span.start,
+        # LOCK_END is a number of the wire (the greatest offset), which means nothing to people.
         "end": None if row.span.end == LOCK_END else row.span.end,
         "waiting": row.waiting,
         "for_s": round(row.since_s, 2),

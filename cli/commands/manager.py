@@ -14,9 +14,9 @@ from cluster.messages import AskOffice, Heartbeat, OfficeInfo, StepDown
 from cluster.rpc.connection import ask_once
 from cluster.rpc.conversation import Asker
 
-EXIT_UNREACHABLE = 3
-ANSWER_S = 1.0
-POLL_S = 0.05
+EXIT_UNREACHABLE = 3  # the same as for a manager that does not answer: nobody is in office
+ANSWER_S = 1.0  # candidates only say what they remember
+POLL_S = 0.05  # while an election goes on, which takes seconds
 
 app = typer.Typer(help="The manager's office.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -59,6 +59,7 @@ def step_down(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_
 
 async def _replace_manager(asker: Asker, cluster: str) -> tuple[OfficeInfo, OfficeInfo]:
     before = await _present(asker, cluster, 0)
+    # With the term: a repeat after the answer was lost must not depose the next manager.
     await asker(StepDown(before.term))
     return before, await _present(asker, cluster, before.term + 1)
 
@@ -68,6 +69,7 @@ async def _present(asker: Asker, cluster: str, term: int) -> OfficeInfo:
     while True:
         await asker(Heartbeat())  # answered only by who is in office: so the session follows
         info = await asker(AskOffice(cluster))
+        # A later term will do: the next manager may have lost the office at once.
         if info.in_office and info.term >= term:
             return info
         await trio.sleep(POLL_S)
@@ -86,11 +88,13 @@ async def _ask_all(target: Target, timeout_s: float) -> dict[str, OfficeInfo | N
 
     async def ask(address: str, nursery: trio.Nursery) -> None:
         info = answers[address] = await _ask_one(address, AskOffice(target.cluster), timeout_s)
+        # Servers that joined since this configuration was written.
         for other in info.candidates if info is not None else []:
             start(other, nursery)
 
     def start(address: str, nursery: trio.Nursery) -> None:
         if address not in answers:
+            # Noted before it is asked, so that no two answers have it asked twice; None stays if it is silent.
             answers[address] = None
             nursery.start_soon(ask, address, nursery)
 
@@ -112,6 +116,7 @@ async def _ask_one(address: str, request: AskOffice, timeout_s: float) -> Office
 def manager_of(answers: dict[str, OfficeInfo | None]) -> OfficeInfo | None:
     """Who says that it is in office, in the newest term."""
     holders = [info for info in answers.values() if info is not None and info.in_office]
+    # A deposed manager that was stopped may still believe in its term.
     return max(holders, key=lambda info: info.term, default=None)
 
 
@@ -126,6 +131,7 @@ def holder_object(info: OfficeInfo) -> dict[str, object]:
 def office_object(answers: dict[str, OfficeInfo | None]) -> dict[str, object]:
     """The office for JSON; see docs/cli.md."""
     found = manager_of(answers)
+    # Without a manager, how far the office had come when somebody last heard it.
     last = max((info for info in answers.values() if info is not None), key=lambda info: (info.term, info.beat), default=None)
     return {
         "server": found.server if found else None,
@@ -138,6 +144,7 @@ def office_object(answers: dict[str, OfficeInfo | None]) -> dict[str, object]:
                 "server": info.server if info else None,
                 "address": address,
                 "answers": info is not None,
+                # null also for a candidate that has not been up for long enough to say.
                 "hears": info.hears if info else None,
             }
             for address, info in sorted(answers.items())

@@ -14,7 +14,7 @@ from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, Target
 from cluster.messages import MigrationPlan, MigrationRow, PlanMigration, StartMigration
 from cluster.rpc.conversation import Asker
 
-TOKEN_BITS = 61
+TOKEN_BITS = 61  # fits a signed 64-bit column; negative ones are drawn by managers, for drains
 
 WatchOption = Annotated[bool, typer.Option("--watch", help="Show how far it is, until it is over.")]
 
@@ -44,10 +44,12 @@ def migrate(
     if dry_run:
         _show_plan(talk(target, timeout, lambda asker: _foresee(asker, target, paths, source, destination)), as_json)
         return
+    # Drawn once: a request that is repeated after a lost answer finds the migration that it has started. 0 is none.
     token = secrets.randbits(TOKEN_BITS) + 1
 
     async def order(asker: Asker) -> MigrationRow:
         inodes = [await find_inode(asker, target, path, None) for path in paths]
+        # As the network has them: what people typed means something on this machine only.
         names = [_name_of(path, target) for path in paths]
         return await asker(StartMigration(inodes, names, source, destination, token))
 
@@ -90,5 +92,6 @@ def _show_plan(plan: MigrationPlan, as_json: bool) -> None:
     )
     for path, problem in plan.problems:
         print_line(f"  {as_shown(path)}: {problem}")
+    # Files that cannot be moved are counted to the end, and named up to a limit.
     if plan.problem_files > len(plan.problems):
         print_line(f"  … and {plan.problem_files - len(plan.problems)} more")

@@ -1,5 +1,6 @@
 """`godwit migrations …`: what is being moved from server to server, and what was."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated
 
@@ -11,24 +12,15 @@ from cli.display.render import as_age, as_bytes, as_shown, as_text, print_facts,
 from cli.network.ask import ask, talk
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, Target, TimeoutOption, find_target
 from cluster.messages import (
-    CANCEL,
-    KIND_DRAIN,
-    MOVE_CANCELLED,
-    MOVE_COPYING,
-    MOVE_DELETING,
-    MOVE_DONE,
-    MOVE_FAILED,
-    MOVE_PLANNED,
-    MOVE_SKIPPED,
-    MOVE_WAITING,
-    PAUSE,
-    RESUME,
     ChangeMigration,
     ListMigrations,
     ListMoves,
+    MigrationChange,
+    MigrationKind,
     MigrationRow,
     MoveRow,
     MoveRows,
+    MoveState,
 )
 from cluster.rpc.conversation import Asker
 
@@ -40,20 +32,21 @@ app = typer.Typer(
 )
 
 Number = Annotated[int, typer.Argument(metavar="MIGRATION", min=1, help="The number from migrations ls.")]
-MOVES_SHOWN = 20
+MOVES_SHOWN = 20  # failed moves: more are rarely of more than a few kinds
 
 
 class State(StrEnum):
     """What `--state` takes."""
 
-    PLANNED = MOVE_PLANNED
-    COPYING = MOVE_COPYING
-    WAITING = MOVE_WAITING
-    DELETING = MOVE_DELETING
-    DONE = MOVE_DONE
-    FAILED = MOVE_FAILED
-    SKIPPED = MOVE_SKIPPED
-    CANCELLED = MOVE_CANCELLED
+    # An enumeration of its own: typer takes the values for --state, in this order.
+    PLANNED = MoveState.PLANNED
+    COPYING = MoveState.COPYING
+    WAITING = MoveState.WAITING
+    DELETING = MoveState.DELETING
+    DONE = MoveState.DONE
+    FAILED = MoveState.FAILED
+    SKIPPED = MoveState.SKIPPED
+    CANCELLED = MoveState.CANCELLED
 
 
 @app.command("ls")
@@ -86,7 +79,8 @@ def _list_row(row: MigrationRow) -> tuple[object, ...]:
         row.kind,
         row.state,
         row.source,
-        row.target or "-",
+        row.target or "-",  # a drain has none: placement chooses for each file
+        # Of those that are planned: the second number grows until planning is over.
         f"{done.done_files}/{done.files}",
         f"{as_bytes(done.done_size)} of {as_bytes(done.size)}",
         done.failed_files,
@@ -96,7 +90,15 @@ def _list_row(row: MigrationRow) -> tuple[object, ...]:
 
 
 def _paths(row: MigrationRow) -> str:
-    return "everything" if row.kind == KIND_DRAIN else " ".join(as_shown(path) for path in row.paths)
+    # A newer manager may have kinds that this program does not know.
+    return _CHOSEN[row.kind](row) if row.kind in _CHOSEN else row.kind
+
+
+# What each kind of migration moves, as people read it.
+_CHOSEN: dict[str, Callable[[MigrationRow], str]] = {
+    MigrationKind.MOVE: lambda row: " ".join(as_shown(path) for path in row.paths),
+    MigrationKind.DRAIN: lambda _row: "everything",
+}
 
 
 @app.command("show")
@@ -143,7 +145,9 @@ def print_migration(row: MigrationRow) -> None:
         ("moved", describe(row, done, rate)),
         ("time", as_age(row.elapsed_s)),
     ]
+    # Only states that some move is in.
     facts += [(count.state, f"{count.files} files, {as_bytes(count.size)}") for count in row.counts]
+    # Of one move: `show` lists all that failed.
     if row.problem:
         facts.append(("problem", row.problem))
     print_facts(facts)
@@ -156,6 +160,7 @@ def print_moves(moves: MoveRows) -> None:
             f"{move.source_server}, volume {move.source}",
             f"{move.target_server}, volume {move.target}" if move.target else "-",
             as_bytes(move.size),
+            # A file that was removed meanwhile has no path.
             as_shown(move.path) or f"inode {move.ino}",
             move.error or "-",
         )
@@ -192,7 +197,7 @@ def pause_migration(
 
     Example: godwit migrations pause 7
     """
-    _change(root, timeout, migration, PAUSE, as_json)
+    _change(root, timeout, migration, MigrationChange.PAUSE, as_json)
 
 
 @app.command("resume")
@@ -203,7 +208,7 @@ def resume_migration(
 
     Example: godwit migrations resume 7
     """
-    _change(root, timeout, migration, RESUME, as_json)
+    _change(root, timeout, migration, MigrationChange.RESUME, as_json)
 
 
 @app.command("cancel")
@@ -214,7 +219,7 @@ def cancel_migration(
 
     Example: godwit migrations cancel 7
     """
-    _change(root, timeout, migration, CANCEL, as_json)
+    _change(root, timeout, migration, MigrationChange.CANCEL, as_json)
 
 
 def _change(root: RootOption, timeout_s: float, number: int, action: str, as_json: bool) -> None:
@@ -238,6 +243,7 @@ def finish(target: Target, timeout_s: float, row: MigrationRow, *, watching: boo
 def migration_object(row: MigrationRow) -> dict[str, object]:
     """A migration for JSON; see docs/cli.md."""
     done, rate = totals(row), overall_rate(row)
+    # All states, so that programs need not ask which keys there are.
     files = {state.value: 0 for state in State} | {count.state: count.files for count in row.counts}
     sizes = {state.value: 0 for state in State} | {count.state: count.size for count in row.counts}
     over = row.ended_ns != 0
@@ -249,6 +255,7 @@ def migration_object(row: MigrationRow) -> dict[str, object]:
         "target": row.target or None,
         "paths": [as_text(path) for path in row.paths],
         "planned": row.planned,
+        # With what was skipped or cancelled, which `totals` leaves out: the sum of all states.
         "files": {**files, "total": done.files + sum(files[state] for state in NOT_TO_DO)},
         "bytes": {**sizes, "total": done.size + sum(sizes[state] for state in NOT_TO_DO)},
         "problem": row.problem,
@@ -257,6 +264,7 @@ def migration_object(row: MigrationRow) -> dict[str, object]:
         "elapsed_s": round(row.elapsed_s, 1),
         "files_per_s": round(rate.files, 1),
         "bytes_per_s": round(rate.size),
+        # null: nothing has been moved yet, so there is no rate.
         "left_s": 0.0 if over else None if rate.left_s is None else round(rate.left_s, 1),
     }
 

@@ -48,16 +48,19 @@ def set_policy(
       godwit policy set /mnt/godwit/scratch --inherit
     """
     require_one(path, ino)
+    # Exactly one of both kinds: what is inherited has no numbers of its own.
     if inherit == (copies is not None or sync_copies is not None):
         raise typer.BadParameter("give --copies or --sync-copies, or else --inherit", param_hint="--copies")
     target = find_target(root)
 
     async def change(asker: Asker) -> PolicyRow:
         inode = await find_inode(asker, target, path, ino)
+        # The next policy above is in force at once; nothing is copied from it.
         if inherit:
             return await asker(SetPolicy(inode, clear=True))
         present = await asker(GetPolicy(inode))
         wanted = present.copies if copies is None else copies
+        # fsync cannot wait for more copies than there shall be.
         waited = min(present.sync_copies, wanted) if sync_copies is None else sync_copies
         return await asker(SetPolicy(inode, wanted, waited))
 

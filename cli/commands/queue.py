@@ -10,7 +10,7 @@ from cli.display.render import as_age, as_bytes, as_shown, as_text, print_facts,
 from cli.network.ask import ask
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.errors import Refused
-from cluster.messages import CLAIMED, DEAD, DEFERRED, WAITING, ListTasks, RetryTasks, TaskRow
+from cluster.messages import ListTasks, RetryTasks, TaskRow, TaskState
 
 app = typer.Typer(
     help="The copies and deletions that agents have yet to do.\n\nA task is waiting, claimed (an agent works "
@@ -23,10 +23,10 @@ app = typer.Typer(
 class State(StrEnum):
     """What `--state` takes."""
 
-    WAITING = WAITING
-    DEFERRED = DEFERRED
-    CLAIMED = CLAIMED
-    DEAD = DEAD
+    WAITING = TaskState.WAITING
+    DEFERRED = TaskState.DEFERRED
+    CLAIMED = TaskState.CLAIMED
+    DEAD = TaskState.DEAD
 
 
 @app.command("ls")
@@ -70,6 +70,7 @@ def show_task(
     """
     answer = ask(find_target(root), timeout, ListTasks(task=task))
     if not answer.tasks:
+        # An empty answer to one number is an error; to a listing it is good news.
         raise Refused(f"there is no task {task} (a task that is done is forgotten)")
     row = answer.tasks[0]
     if as_json:
@@ -79,6 +80,7 @@ def show_task(
         [
             ("task", row.task),
             ("what", f"{row.operation} inode {row.ino}, version {row.version}, {as_bytes(row.size)}"),
+            # A deletion may be of a file that has no name any more.
             ("path", as_shown(row.path) or "-"),
             ("where", f"{row.server}, volume {row.volume}"),
             ("state", row.state),
@@ -106,6 +108,7 @@ def retry_tasks(
       godwit queue retry 17
       godwit queue retry --all
     """
+    # `retry` without a number would be a dangerous default.
     if (task is None) != everything:
         raise typer.BadParameter("give either a TASK or --all", param_hint="TASK")
     answer = ask(find_target(root), timeout, RetryTasks(task or 0))
@@ -124,6 +127,7 @@ def print_tasks(tasks: list[TaskRow]) -> None:
             row.server,
             row.operation,
             row.state,
+            # Failed ones; a task that is at work for the first time has none.
             row.attempts,
             _age(row),
             as_bytes(row.size),
@@ -149,9 +153,10 @@ def task_object(row: TaskRow) -> dict[str, object]:
         "size": row.size,
         "attempts": row.attempts,
         "error": row.error,
-        "queued_ns": row.queued_ns,
+        "queued_ns": row.queued_ns,  # wall clock of the manager that queued it
     }
 
 
 def _age(row: TaskRow) -> str:
+    # Two wall clocks, this one and the manager's: a difference must not show as a negative age.
     return as_age(max(0.0, time.time() - row.queued_ns / 1e9))

@@ -3,7 +3,6 @@
 Each command imports its own part only: a manager must not load the FUSE library, nor a mount the database's.
 """
 
-import faulthandler
 import logging
 import os
 import resource
@@ -18,10 +17,11 @@ import typer
 
 from cluster.config import DEFAULT_CONFIG, ServerConfig, load_config
 from cluster.errors import GodwitError, Unavailable, own_error
+from cluster.logs import log_to_stderr
 
 log = logging.getLogger(__name__)
 
-EXIT_FAILURE = 1
+EXIT_FAILURE = 1  # systemd starts it again (Restart=on-failure)
 EXIT_UNREACHABLE = 3
 
 RunPart = Callable[[ServerConfig, Callable[[], Awaitable[None]]], Awaitable[None]]
@@ -78,41 +78,37 @@ def run_part(part: str, run: RunPart, path: Path, log_level: str) -> None:
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:
         raise typer.BadParameter(f"{log_level!r} is not DEBUG, INFO, WARNING or ERROR", param_hint="--log-level")
+    # Before the working directory is left.
     path = path.absolute()
+    # Before the log is set up: a mistake in it is one line on stderr, as of any command.
     config = load_config(path)
-    log_to_stderr(config.server, part, level)
-    _more_descriptors()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    os.chdir("/")
-    log.info("starting with %s", path)
+    with log_to_stderr(LOG_FORMAT.format(server=config.server, part=part), level):
+        _more_descriptors()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        # A process that stays keeps the file system of its working directory from being unmounted.
+        os.chdir("/")
+        log.info("starting with %s", path)
+        _run_to_the_end(run, config)
+        log.info("stopped")
+
+
+def _run_to_the_end(run: RunPart, config: ServerConfig) -> None:
     try:
         trio.run(until_signal, run, config)
     except Exception as error:
+        # trio wraps what ends a nursery in groups: the one error of ours in it is what people should read.
         own = own_error(error) if isinstance(error, BaseExceptionGroup) else error
         if not isinstance(own, GodwitError):
             log.critical("stopped by an unexpected error", exc_info=True)
             sys.exit(EXIT_FAILURE)
         log.critical("%s", own)
         sys.exit(EXIT_UNREACHABLE if isinstance(own, Unavailable) else EXIT_FAILURE)
-    log.info("stopped")
-
-
-def log_to_stderr(server: str, part: str, level: int) -> None:
-    """Time, level and part on every line; SIGUSR1 shows where every thread is."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level,
-        format=LOG_FORMAT.format(server=server, part=part),
-        datefmt="%Y-%m-%dT%H:%M:%S",
-        force=True,
-    )
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)
 
 
 def _more_descriptors() -> None:
     """An open file costs a descriptor in the mount and in the agent: take all that the system allows."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # To the hard limit, which needs no privilege; systemd's units set that (LimitNOFILE).
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
@@ -120,8 +116,10 @@ async def until_signal(run: RunPart, config: ServerConfig) -> None:
     """Runs a part until SIGTERM or SIGINT tells it to stop in order; further signals change nothing."""
     stopping = trio.Event()
     async with trio.open_nursery() as nursery:
+        # Handlers first: a signal while the part starts stops it in order, too.
         await nursery.start(_set_on_signal, stopping)
         await run(config, stopping.wait)
+        # Ends the receiver of signals, which waits for ever.
         nursery.cancel_scope.cancel()
 
 

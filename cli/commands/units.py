@@ -13,12 +13,14 @@ import typer
 
 from cli.display.render import print_line
 from cluster.config import DEFAULT_CONFIG, ServerConfig, load_config
+from cluster.durable import replace_file
 from cluster.errors import Refused
-from cluster.volume.layout import sync_directory
 
 UNITS = ("godwit.target", "godwit-manager.service", "godwit-agent.service", "godwit-mount.service")
-DIRECTORY = Path("/etc/systemd/system")
-RUNNING_SYSTEMD = Path("/run/systemd/system")
+DIRECTORY = Path("/etc/systemd/system")  # for an administrator's own units, above those of packages
+RUNNING_SYSTEMD = Path("/run/systemd/system")  # sd_booted(3): there is a systemd to be told
+FUSE_MAGIC = "65735546"  # what stat(1) calls a FUSE file system: beneath it may be another mount, read-only
+# units have absolute paths; sudo's PATH may lack the sbin folders
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -41,8 +43,8 @@ def units(
             print_line(f"# {directory / name}\n{text}")
         return
     for name, text in made.items():
-        _replace(directory / name, text)
-    sync_directory(directory)
+        replace_file(directory / name, text.encode(), mode=0o644)
+    # Written elsewhere they are for another machine, or an image.
     if directory == DIRECTORY and RUNNING_SYSTEMD.is_dir():
         subprocess.run(["systemctl", "daemon-reload"], check=True)
     print_line(f"installed in {directory}: {', '.join(made)}")
@@ -50,6 +52,7 @@ def units(
 
 def program() -> list[str]:
     """How this very installation is called."""
+    # Beside the interpreter of this very installation: another one in PATH may be of another release.
     script = Path(sys.executable).with_name("godwit")
     return [str(script)] if os.access(script, os.X_OK) else [sys.executable, "-P", "-m", "cli.main"]
 
@@ -60,6 +63,7 @@ def make_units(config: ServerConfig, path: Path, command: list[str]) -> dict[str
     values = {
         "server": _plain(config.server),
         "cluster": _plain(config.cluster),
+        # systemd splits by its own rules, not by a shell's.
         "program": " ".join(map(quoted, command)),
         "config": quoted(str(path)),
         "volumes": " ".join(quoted_path(volume) for volume in config.agent.volumes),
@@ -67,7 +71,8 @@ def make_units(config: ServerConfig, path: Path, command: list[str]) -> dict[str
         "mountpoint": quoted(mountpoint),
         "environment": quoted_path(f"GODWIT_MOUNTPOINT={mountpoint}"),
         "umount": _find("umount", "mount"),
-        "mountpoint_program": _find("mountpoint", "util-linux"),
+        "stat": _find("stat", "coreutils"),
+        "fuse": FUSE_MAGIC,
         "sh": _find("sh", "dash"),
     }
     folder = files("cli") / "systemd"
@@ -76,6 +81,7 @@ def make_units(config: ServerConfig, path: Path, command: list[str]) -> dict[str
 
 def quoted(word: str) -> str:
     """One word of a command line in a unit."""
+    # In command lines systemd puts environment variables in.
     return quoted_path(word).replace("$", "$$")
 
 
@@ -88,6 +94,7 @@ def quoted_path(text: str) -> str:
 def _plain(text: str) -> str:
     if not text.isprintable():
         raise Refused(f"{text!r} cannot stand in a unit of systemd")
+    # Specifiers such as %i are put in everywhere.
     return text.replace("%", "%%")
 
 
@@ -96,12 +103,3 @@ def _find(name: str, package: str) -> str:
     if found is None:
         raise Refused(f"the units need {name} (package {package}), which is missing here")
     return found
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    temporary.chmod(0o644)
-    with temporary.open() as file:
-        os.fsync(file.fileno())
-    temporary.rename(path)

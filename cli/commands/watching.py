@@ -19,19 +19,13 @@ from cli.network.ask import talk_on
 from cli.network.target import Target
 from cluster.clock import monotonic_s
 from cluster.errors import Refused
-from cluster.messages import (
-    MIGRATION_CANCELLED,
-    MIGRATION_DONE,
-    MIGRATION_FAILED,
-    ListMigrations,
-    MigrationRow,
-)
+from cluster.messages import ListMigrations, MigrationRow, MigrationState
 from cluster.rpc.conversation import Asker
 
-POLL_S = 0.5
+POLL_S = 0.5  # a question to the manager each time
 LINE_S = 2.0  # in a pipe, at most one line in this time
-ENDS = (MIGRATION_DONE, MIGRATION_FAILED, MIGRATION_CANCELLED)
-EXIT_INTERRUPTED = 130
+ENDS = (MigrationState.DONE, MigrationState.FAILED, MigrationState.CANCELLED)
+EXIT_INTERRUPTED = 130  # 128 and SIGINT
 
 
 class Display(Protocol):
@@ -49,13 +43,15 @@ def watch(target: Target, timeout_s: float, number: int, *, quiet: bool = False)
             while True:
                 row = await find_migration(asker, number)
                 display.show(row, meter.see(monotonic_s(), totals(row)))
-                if row.state in ENDS and (row.ended_ns or row.state == MIGRATION_FAILED):
+                # A failed migration has no end of its own: it can be resumed.
+                if row.state in ENDS and (row.ended_ns or row.state == MigrationState.FAILED):
                     return row
                 await trio.sleep(POLL_S)
 
     try:
         return talk_on(target, timeout_s, follow)
     except* KeyboardInterrupt:
+        # On stderr: with --json nothing but JSON belongs on stdout.
         sys.stderr.write(f"godwit: migration {number} goes on; look at it with: godwit migrations watch {number}\n")
     raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -70,13 +66,13 @@ async def find_migration(asker: Asker, number: int) -> MigrationRow:
 
 def require_done(row: MigrationRow) -> None:
     """Raises `Refused` for a migration that came to another end than was asked for."""
-    if row.state == MIGRATION_FAILED:
+    if row.state == MigrationState.FAILED:
         failed = totals(row).failed_files
         raise Refused(
             f"{failed} file{'' if failed == 1 else 's'} of migration {row.migration} could not be moved: {row.problem} "
             f"(see: godwit migrations show {row.migration}; again: godwit migrations resume {row.migration})"
         )
-    if row.state == MIGRATION_CANCELLED:
+    if row.state == MigrationState.CANCELLED:
         raise Refused(f"migration {row.migration} was cancelled")
 
 
@@ -87,6 +83,7 @@ def describe(row: MigrationRow, done: Totals, rate: Rate) -> str:
         f"{as_bytes(done.done_size)} of {as_bytes(done.size)}",
         f"{as_bytes(int(rate.size))}/s",
     ]
+    # While it is planned, what is left to do is not known, however fast it goes.
     if row.state not in ENDS and rate.left_s is not None and row.planned:
         parts.append(f"{as_age(rate.left_s)} left")
     if done.failed_files:
@@ -115,11 +112,12 @@ class _Lines:
 
     def __init__(self) -> None:
         self._last = ""
-        self._last_s = -LINE_S
+        self._last_s = -LINE_S  # so that the first line comes at once
 
     def show(self, row: MigrationRow, rate: Rate) -> None:
         line = f"migration {row.migration} {row.state}: {describe(row, totals(row), rate)}"
         now = monotonic_s()
+        # The end is always shown, however soon after the line before.
         if row.state in ENDS or (line != self._last and now - self._last_s >= LINE_S):
             print_line(line)
             sys.stdout.flush()
@@ -134,6 +132,7 @@ class _Bar:
 
     def show(self, row: MigrationRow, rate: Rate) -> None:
         done = totals(row)
+        # rich divides by it: a migration without files has none.
         bar = ProgressBar(total=max(done.files, 1), completed=done.done_files, width=40)
         grid = Table.grid(padding=(0, 1))
         grid.add_row(Text(f"migration {row.migration}"), bar, Text(row.state if row.planned else f"{row.state}, still planning"))

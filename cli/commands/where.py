@@ -11,7 +11,7 @@ from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, Timeou
 from cluster.messages import GetWhere, ReplicaRow, Where
 from cluster.rpc.conversation import Asker
 
-TYPES = {
+TYPES = {  # by the type bits of a mode
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
     stat.S_IFLNK: "symlink",
@@ -55,6 +55,7 @@ def _print(answer: Where) -> None:
     node = answer.node
     home = next((row for row in answer.replicas if row.home), None)
     state = "being written, or not committed yet" if node.dirty else "clean"
+    # Only if it is not the inode's own.
     inherited = "" if answer.policy.ino == node.ino else f", from {as_shown(answer.policy.path)}"
     print_facts(
         [
@@ -66,13 +67,20 @@ def _print(answer: Where) -> None:
             ("policy", f"copies {answer.policy.copies}, sync copies {answer.policy.sync_copies}{inherited}"),
         ]
     )
+    # Directories and links have none.
     if answer.replicas:
         print_line()
         rows = [_replica_row(row, node.version) for row in answer.replicas]
         columns = ("SERVER", "VOLUME", "VERSION", "STATE", "HOME", "UP", "OBJECT'S VOLUME")
         print_table(columns, rows, right=("VOLUME", "VERSION"))
+    # The lines from here on are each about something that needs a decision, or an explanation.
     for server in answer.forsaken:
-        print_line(f"{server} was declared lost: this is what others had; what {server} has is kept if it comes back")
+        print_line(f"{server} was declared lost, or its object is damaged: others go on; what it alone has will be kept")
+    # A damaged home stays the home only when there is no other current replica.
+    if any(row.home and row.fault for row in answer.replicas):
+        print_line("the home's object is damaged, and no other replica is current: see godwit accept --help")
+    if answer.shortfall:
+        print_line(f"below its policy: {answer.shortfall}")
     if answer.pending:
         print_line()
         print_tasks(answer.pending)
@@ -80,6 +88,7 @@ def _print(answer: Where) -> None:
 
 def _replica_row(row: ReplicaRow, version: int) -> tuple[object, ...]:
     state = row.fault or ("current" if row.current else f"stale, {max(0, version - row.version)} behind")
+    # A lost server is not coming back, whatever its sessions are.
     up = "lost" if row.state == "lost" else "yes" if row.up else "no"
     return (row.server, row.volume, row.version, state, "yes" if row.home else "", up, row.path)
 
@@ -105,7 +114,7 @@ def where_object(answer: Where) -> dict[str, object]:
                 "lag": max(0, node.version - row.version),
                 "current": row.current,
                 "home": row.home,
-                "checksum": row.checksum.hex(),
+                "checksum": row.checksum.hex(),  # empty while unknown
                 "up": row.up,
                 "fault": row.fault,
                 "server_state": row.state,
@@ -113,9 +122,10 @@ def where_object(answer: Where) -> dict[str, object]:
             for row in answer.replicas
         ],
         "policy": policy_object(answer.policy),
-        "pending": [task_object(row) for row in answer.pending],
+        "pending": [task_object(row) for row in answer.pending],  # that would make or delete one of the replicas
         "writers": answer.writers,
         "forsaken_on": answer.forsaken,
+        "shortfall": answer.shortfall,
     }
 
 

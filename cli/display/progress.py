@@ -3,27 +3,21 @@
 from collections import deque
 from dataclasses import dataclass
 
-from cluster.messages import (
-    MOVE_CANCELLED,
-    MOVE_DONE,
-    MOVE_FAILED,
-    MOVE_SKIPPED,
-    MigrationRow,
-)
+from cluster.messages import MigrationRow, MoveState
 
-NOT_TO_DO = (MOVE_CANCELLED, MOVE_SKIPPED)
-WINDOW_S = 15.0
+NOT_TO_DO = (MoveState.CANCELLED, MoveState.SKIPPED)  # moves that nobody is going to make
+WINDOW_S = 15.0  # of the rate while watching: long enough for large files, short enough to see a stop
 
 
 @dataclass(frozen=True)
 class Totals:
     """Sums over a migration's moves; what was skipped or cancelled is in none of them."""
 
-    files: int
-    size: int
-    done_files: int
-    done_size: int
-    failed_files: int
+    files: int  # to do and done, failures included
+    size: int  # bytes of the same
+    done_files: int  # copied, confirmed and deleted at the source
+    done_size: int  # bytes of those
+    failed_files: int  # `resume` tries them again
 
     @property
     def left_files(self) -> int:
@@ -37,9 +31,9 @@ def totals(row: MigrationRow) -> Totals:
     return Totals(
         sum(count for state, count in files.items() if state not in NOT_TO_DO),
         sum(size for state, size in sizes.items() if state not in NOT_TO_DO),
-        files.get(MOVE_DONE, 0),
-        sizes.get(MOVE_DONE, 0),
-        files.get(MOVE_FAILED, 0),
+        files.get(MoveState.DONE, 0),
+        sizes.get(MoveState.DONE, 0),
+        files.get(MoveState.FAILED, 0),
     )
 
 
@@ -49,13 +43,14 @@ class Rate:
 
     files: float
     size: float
-    left_s: float | None
+    left_s: float | None  # None: nothing was done yet, or no time has passed
 
 
 def rate_between(before: Totals, after: Totals, seconds: float) -> Rate:
     """The rate of what was done in between. The time left is the longer one of files and bytes."""
     if seconds <= 0:
         return Rate(0.0, 0.0, None)
+    # `resume` takes failed moves back into the plan: sums may fall.
     files = max(0, after.done_files - before.done_files) / seconds
     size = max(0, after.done_size - before.done_size) / seconds
     if after.left_files == 0:
@@ -63,6 +58,7 @@ def rate_between(before: Totals, after: Totals, seconds: float) -> Rate:
     if files == 0:
         return Rate(files, size, None)
     by_files = after.left_files / files
+    # Many small files or few large ones: the slower of both decides.
     by_size = (after.size - after.done_size) / size if size else 0.0
     return Rate(files, size, max(by_files, by_size))
 
@@ -76,11 +72,12 @@ class Meter:
     """The rate of the last seconds, from what is seen while watching."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, Totals]] = deque()
+        self._seen: deque[tuple[float, Totals]] = deque()  # (monotonic, totals); the first one is the beginning of the window
 
     def see(self, now: float, seen: Totals) -> Rate:
         """Takes a sample and gives the present rate."""
         self._seen.append((now, seen))
+        # Two at least: one sample has no rate.
         while len(self._seen) > 2 and now - self._seen[1][0] >= WINDOW_S:
             self._seen.popleft()
         began, first = self._seen[0]

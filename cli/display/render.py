@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PIPE_WIDTH = 100_000
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+PIPE_WIDTH = 100_000  # columns; programs that read tables want a line for each row
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")  # powers of 1024, as `ls -h` and `df -h`
 
 
 def print_json(value: dict[str, object]) -> None:
     """Prints the object in ASCII; undecodable bytes of names are lone surrogates, as `os.fsdecode` makes them."""
+    # ASCII: a name that is not UTF-8 has no UTF-8 to be printed in.
     print_line(json.dumps(value, indent=2))
 
 
@@ -29,12 +30,15 @@ def print_line(text: str = "") -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
     """Prints rows under their columns; those named in *right* are aligned to the right."""
     terminal = sys.stdout.isatty()
+    # Into a pipe without lines and padding, for `cut` and `awk`.
     table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not terminal)
     for row in rows:
+        # Text, since file names with brackets would be read as rich's markup.
         table.add_row(*(Text(str(cell)) for cell in row))
     console = Console(highlight=False, width=None if terminal else PIPE_WIDTH)
+    # Captured, to cut off the blanks that rich fills lines up with.
     with console.capture() as capture:
         console.print(table)
     for line in capture.get().splitlines():
@@ -56,6 +60,7 @@ def as_text(name: bytes) -> str:
 
 def as_shown(name: bytes) -> str:
     """A name for a terminal: what is not printable, or not UTF-8, is escaped."""
+    # Escape sequences in names would be obeyed by the terminal.
     text = name.decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 

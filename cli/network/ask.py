@@ -31,4 +31,4 @@ def ask(target: Target, timeout_s: float, request: Request[R]) -> R:
 
 def talk_on(target: Target, timeout_s: float, work: Callable[[Asker], Awaitable[T]]) -> T:
     """As `talk`, for as long as *work* likes: the time is that of each question."""
-    return talk(target, timeout_s, work, each=True)
+    return talk(target, timeout_s, work, each=True)  # a watch lasts hours: no limit for all of it

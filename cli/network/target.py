@@ -13,6 +13,7 @@ import typer
 
 from cluster.config import DEFAULT_CONFIG, ServerConfig, load_config
 from cluster.errors import Refused, Unavailable
+from cluster.rpc.candidates import known_candidates
 from lab.lab import Lab
 from lab.registry import registered
 
@@ -30,16 +31,17 @@ DEFAULT_TIMEOUT_S = 10.0
 class Target:
     """A network: its candidates' addresses, the mounts of it on this machine, and what to try if nobody answers."""
 
-    cluster: str
-    managers: tuple[str, ...]
-    mounts: tuple[Path, ...]
-    advice: str
+    cluster: str  # said to whoever answers: an address may be another network's by now
+    managers: tuple[str, ...]  # all that are known, candidates learned later included
+    mounts: tuple[Path, ...]  # of this machine; a lab has one for each server
+    advice: str  # appended to the error
 
 
 def find_target(root: Path | None, machine: Path = DEFAULT_CONFIG) -> Target:
     """The network that a command means; raises `Refused` or `Unavailable` if there is none or more than one."""
     if root is not None:
         return lab_target(Lab.load(root))
+    # Before labs: on a server the network is meant that it serves.
     if machine.exists():
         config = load_config(machine)
         advice = f"is a manager running? (godwit run manager --config {machine})"
@@ -67,7 +69,7 @@ def lab_target(lab: Lab) -> Target:
 def _target(configs: Sequence[ServerConfig], advice: str) -> Target:
     return Target(
         cluster=configs[0].cluster,
-        managers=tuple(configs[0].managers),
+        managers=tuple(known_candidates(configs[0].state, configs[0].managers)),
         mounts=tuple(Path(config.mount.mountpoint) for config in configs),
         advice=advice,
     )
@@ -79,6 +81,7 @@ def split_at_mount(path: Path, mounts: Sequence[Path]) -> tuple[Path, list[bytes
     Symbolic links before the mount are followed. Raises `Refused` if *path* is on none of *mounts*.
     """
     wanted = {os.fsencode(mount) for mount in mounts}
+    # abspath and readlink only: stat of what lies on a dead mount would hang.
     left = os.fsencode(os.path.abspath(path)).split(b"/")[:0:-1]
     here = b""
     links = 0
@@ -90,12 +93,13 @@ def split_at_mount(path: Path, mounts: Sequence[Path]) -> tuple[Path, list[bytes
             here = os.path.dirname(here).rstrip(b"/")
             continue
         here += b"/" + name
+        # Nothing beyond the mount point is touched.
         if here in wanted:
             return Path(os.fsdecode(here)), [part for part in reversed(left) if part not in (b"", b".")]
         target = read_link(here)
         if target is not None:
             links += 1
-            if links > 40:
+            if links > 40:  # MAXSYMLINKS of Linux
                 raise Refused(f"{path}: too many symbolic links")
             here = b"" if target.startswith(b"/") else os.path.dirname(here).rstrip(b"/")
             left += target.split(b"/")[::-1]
@@ -106,6 +110,7 @@ def split_at_mount(path: Path, mounts: Sequence[Path]) -> tuple[Path, list[bytes
 def read_link(path: bytes) -> bytes | None:
     """Where a symbolic link points to; None for anything else, and for what cannot be read."""
     try:
+        # EINVAL for what is no link is the usual case.
         return os.readlink(path)
     except OSError:
         return None

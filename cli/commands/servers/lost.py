@@ -1,4 +1,4 @@
-"""`godwit servers lost`: a server that will not come back is given up."""
+"""`godwit servers lost`: gives up a server that will not come back."""
 
 from typing import Annotated
 
@@ -33,14 +33,16 @@ def lost(
         raise typer.BadParameter("--json needs --yes or --dry-run: it does not ask", param_hint="--json")
     target = find_target(root)
     if not as_json and not dry_run and not yes:
-        _print(ask(target, timeout, LoseServer(name, dry_run=True, force=force)))
+        # Shown before the question: whoever answers knows which files fall back.
+        print_plan(ask(target, timeout, LoseServer(name, dry_run=True, force=force)))
         typer.confirm(f"declare {name} lost?", abort=True)
+    # Planned anew: what is reported is what was done, not what was shown.
     plan = ask(target, timeout, LoseServer(name, dry_run, force))
     if as_json:
         print_json({**plan_object(plan), "dry_run": dry_run})
         return
     if dry_run or yes:
-        _print(plan)
+        print_plan(plan)
     if not dry_run:
         print_line(f"{name} is lost: its files fall back in the background, see godwit servers show {name}")
 
@@ -55,7 +57,8 @@ def plan_object(plan: LosePlan) -> dict[str, object]:
     }
 
 
-def _print(plan: LosePlan) -> None:
+def print_plan(plan: LosePlan) -> None:
+    """What becomes of the files, for people."""
     print_facts(
         [
             ("home elsewhere", f"{plan.whole} files, {as_bytes(plan.whole_bytes)}: others have their content"),
@@ -65,5 +68,6 @@ def _print(plan: LosePlan) -> None:
     )
     for path in plan.paths:
         print_line(f"  {as_shown(path)}")
+    # The manager names a limited number of them.
     if plan.only > len(plan.paths):
         print_line(f"  … and {plan.only - len(plan.paths)} more")

@@ -10,11 +10,11 @@ from cli.commands.servers.lost import lost
 from cli.display.render import as_age, as_bytes, as_shown, as_text, print_facts, print_json, print_line, print_table
 from cli.network.ask import ask
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
+from cluster.membership import VolumeCondition, VolumeStanding
 from cluster.messages import (
-    PARTLY_PASSED,
-    PASSED,
     Added,
     AddServer,
+    DataPath,
     GetServer,
     GetStatus,
     Holdings,
@@ -23,10 +23,11 @@ from cluster.messages import (
     ServerDetails,
     ServerInfo,
     Space,
+    Volume,
 )
 
 REMOVE_TIMEOUT_S = 600.0  # a server that is down is forgotten replica by replica
-EXPIRES_S = 3600.0
+EXPIRES_S = 3600.0  # a token that nobody uses is worthless after an hour
 MANAGERS_NAMED = 3  # in the command that joins: enough that one of them is there
 
 app = typer.Typer(
@@ -80,11 +81,22 @@ def print_details(details: ServerDetails) -> None:
     print_facts(_facts(details))
     for volume in details.info.volumes:
         space = f"{as_bytes(volume.free_bytes)} free of {as_bytes(volume.total_bytes)}"
+        # The space of a disk that is not in use says nothing; why it is not does.
+        if _is_bad(volume):
+            space = f"{volume.condition}, {volume.standing}"
         print_line(f"volume {volume.volume}: {volume.path}, {space}, at {volume.address}")
     for problem in details.info.problems:
         print_line(f"problem: {problem}")
+    # A limited number: `godwit status` has the count of all.
     for path in details.conflicts:
         print_line(f"conflict: {as_shown(path)}")
+    counted = [
+        (role, name, f"{number:g}") for role, numbers in sorted(details.metrics.items()) for name, number in numbers.items()
+    ]
+    # Empty when none of its processes has told any.
+    if counted:
+        print_line()
+        print_table(("PROCESS", "METRIC", "VALUE"), counted, right=("VALUE",))
 
 
 @app.command("remove")
@@ -136,6 +148,7 @@ def print_servers(infos: list[ServerInfo], manager: str) -> None:
     for info in infos:
         mark = "*" if info.server == manager else ""
         head = (info.server + mark, _standing(info), _seen(info.last_seen_s), " ".join(sorted(info.roles)) or "-")
+        # No mount, no numbers: 0 would be a mount that caches nothing.
         cached = "-" if info.counts is None else info.counts.caching
         tail = (
             _way_of_files(info.counts),
@@ -147,25 +160,33 @@ def print_servers(infos: list[ServerInfo], manager: str) -> None:
         )
         for volume in info.volumes:
             space = f"{as_bytes(volume.free_bytes)} of {as_bytes(volume.total_bytes)}"
+            if _is_bad(volume):
+                space = volume.condition
             rows.append((*head, volume.volume, space, volume.path, *tail))
+        # A server without a disk may still have a mount, a candidate and problems.
         if not info.volumes:
             rows.append((*head, "-", "-", "-", *tail))
     columns = (
-        "SERVER",
-        "STATE",
-        "SEEN",
-        "ROLES",
-        "VOLUME",
-        "FREE",
+        "SERVER",  # * marks the manager's
+        "STATE",  # see `cluster.membership`
+        "SEEN",  # age of the last heartbeat that this manager has heard
+        "ROLES",  # its processes that have a session
+        "VOLUME",  # the number, by which commands and tasks name it
+        "FREE",  # the disk's condition instead, if it is not in use
         "PATH",
-        "FILES",
-        "CACHED",
-        "WAITING",
-        "DEAD",
-        "RELEASE",
-        "PROBLEMS",
+        "FILES",  # passthrough, partly or fallback; - without a mount
+        "CACHED",  # inodes that its mount has leases for
+        "WAITING",  # tasks in its queue; repeated for each volume
+        "DEAD",  # tasks that were given up: they wait for `queue retry`
+        "RELEASE",  # as its agent said: servers may differ during an upgrade
+        "PROBLEMS",  # how many; `status` and `servers show` have the sentences
     )
     print_table(columns, rows, right=("VOLUME", "FREE", "CACHED", "WAITING", "DEAD", "PROBLEMS"))
+
+
+def _is_bad(volume: Volume) -> bool:
+    # What the disk says of itself, and what the network has decided about it.
+    return volume.condition != VolumeCondition.GOOD or volume.standing != VolumeStanding.IN
 
 
 def server_object(info: ServerInfo, manager: str) -> dict[str, object]:
@@ -194,6 +215,8 @@ def server_object(info: ServerInfo, manager: str) -> dict[str, object]:
                 "free_bytes": volume.free_bytes,
                 "device": volume.device,
                 "up": volume.up,
+                "condition": volume.condition,
+                "standing": volume.standing,
             }
             for volume in info.volumes
         ],
@@ -229,6 +252,7 @@ def details_object(details: ServerDetails) -> dict[str, object]:
         "leases": details.leases,
         "forsaken": details.forsaken,
         "conflicts": [as_text(path) for path in details.conflicts],
+        "metrics": details.metrics,
     }
 
 
@@ -257,14 +281,17 @@ def join_command(added: Added) -> str:
 
 def _facts(details: ServerDetails) -> list[tuple[str, object]]:
     info = details.info
+    # 0: not known.
     since = f" for {as_age(max(0.0, time.time() - info.since_ns / 1e9))}" if info.since_ns else ""
     return [
         ("server", info.server + (", the manager" if details.is_manager else "")),
         ("state", _standing(info) + since),
+        # Heard of, and by which of its processes: a mount alone says nothing of its disks.
         ("seen", f"{_seen(info.last_seen_s)}: {' '.join(sorted(info.roles)) or 'no process'}"),
         ("release", info.release or "-"),
         ("candidate", info.manager or "-"),
         ("holds", _held(details.holdings)),
+        # What would be lost, or could not be opened, if the server went now.
         ("needed for", f"{details.holdings.sole} files that have no other current replica"),
         ("forsaken", f"{details.forsaken} objects, of files that fell back when it was declared lost"),
         ("leases", f"its mount holds {details.leases}"),
@@ -275,6 +302,7 @@ def _facts(details: ServerDetails) -> list[tuple[str, object]]:
 
 
 def _held(held: Holdings) -> str:
+    # Dirty files only if there are any: nobody else has what was written to them.
     homes = f"home of {held.homes}" + (f" ({held.dirty} being written)" if held.dirty else "")
     return f"{held.replicas} replicas, {held.current} current, {as_bytes(held.bytes)}; {homes}"
 
@@ -287,7 +315,10 @@ def _files_of(counts: MountCounts | None) -> str:
     """How the mount's kernel reads and writes the objects on this server's disks."""
     if counts is None or not counts.files:
         return "-"
-    how = {PASSED: "passed through to the kernel", PARTLY_PASSED: "passed through to the kernel on some volumes"}
+    how: dict[str, str] = {
+        DataPath.PASSED: "passed through to the kernel",
+        DataPath.PARTLY_PASSED: "passed through to the kernel on some volumes",
+    }
     return how.get(counts.files, "through the mount process") + (f": {counts.why_not_passed}" if counts.why_not_passed else "")
 
 
@@ -302,6 +333,7 @@ def _done_by(counts: MountCounts | None) -> str:
 
 def _told(added: Added) -> list[str]:
     match added.outcome:
+        # Told by the manager's answer, since all three begin with the same command.
         case "undrained":
             return [f"{added.server} is not drained any more"]
         case "readmitted":
@@ -315,11 +347,12 @@ def _told(added: Added) -> list[str]:
 
 
 def _standing(info: ServerInfo) -> str:
+    # Of a server that is up the state itself says it (draining); one that is down is drained when it is back.
     return f"{info.state}, to be drained" if info.wanted_empty and info.state == "down" else info.state
 
 
 def _age(seconds: float) -> float | None:
-    return None if seconds < 0 else round(seconds, 1)
+    return None if seconds < 0 else round(seconds, 1)  # -1: this manager has never heard it
 
 
 def _seen(seconds: float) -> str:
