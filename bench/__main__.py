@@ -28,7 +28,7 @@ from bench.tables import show_changes, show_report
 from cluster.errors import GodwitError
 from lab.lab import Lab
 
-DEFAULT_PARENT = Path("/var/tmp")
+DEFAULT_PARENT = Path("/var/tmp")  # on a disk, unlike /tmp, which may be memory
 BUDGET_S = 330.0
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -68,9 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        # Read before anything is measured: a wrong file must not cost a run.
         old = read_report(options.compare) if options.compare else None
         report = read_report(options.load) if options.load else measure(options)
     except KeyboardInterrupt:
+        # SIGTERM as well (`_interrupt`): labs and folders are taken down by the same way.
         _tell("interrupted; everything was taken down")
         return EXIT_INTERRUPTED
     except (GodwitError, OSError, msgspec.DecodeError) as error:
@@ -91,7 +93,9 @@ def measure(options: argparse.Namespace) -> Report:
     wanted = wanted_metrics(options.only)
     started, begin = datetime.now(UTC), time.monotonic()
     with workplace(options.root) as root, sides(root, options.mount) as (subject, both):
+        # Outside of both sides: reading it costs both the same.
         make_tar(root / "tree.tar", load.tree_files)
+        # Before the first measurement, which would be the load that is noted.
         facts = machine_facts(root)
         plan = Plan(needed_groups(wanted), both, load, root / "tree.tar", options.rounds, options.budget)
         runner = Runner(plan, _tell)
@@ -99,6 +103,7 @@ def measure(options: argparse.Namespace) -> Report:
     results = [
         make_result(found, runner.samples.get((found.metric, NATIVE), []), runner.samples.get((found.metric, MOUNTED), []))
         for found in measurements(plan.groups)
+        # Measured but not wanted: what only prepared a wanted one.
         if found.metric in wanted and (options.mount is None or not _is_of_network(plan, found.metric))
     ]
     return Report(
@@ -139,6 +144,7 @@ def workplace(root: Path | None) -> Iterator[Path]:
     """A folder on the disk that is measured; deleted at the end if it was made here, else left as empty as it was found."""
     if root is not None:
         root.mkdir(parents=True, exist_ok=True)
+        # What is there would be deleted in the end, or measured.
         if any(root.iterdir()):
             raise OSError(f"{root} is not empty: give --root a directory that is, or a new one")
     made = Path(tempfile.mkdtemp(prefix="godwit-bench-", dir=root or DEFAULT_PARENT))
@@ -146,6 +152,7 @@ def workplace(root: Path | None) -> Iterator[Path]:
         yield made
     finally:
         (made / "tree.tar").unlink(missing_ok=True)
+        # Not empty: a side that could not be removed; better left than deleted blindly.
         with contextlib.suppress(OSError):
             made.rmdir()
 
@@ -153,9 +160,11 @@ def workplace(root: Path | None) -> Iterator[Path]:
 @contextlib.contextmanager
 def sides(root: Path, mount: Path | None) -> Iterator[tuple[str, list[Side]]]:
     """What is measured, in words, and the native and the mounted side."""
+    # A mount that is there already has other people's names.
     name = f"godwit-bench-{os.getpid()}"
     with contextlib.ExitStack() as stack:
         native = native_side(root, "native")
+        # At once after it is made: whatever fails next, it goes.
         stack.callback(native.remove)
         if mount is not None:
             mounted = mounted_side(mount, name)
@@ -178,6 +187,7 @@ def running_lab(root: Path) -> Iterator[Lab]:
         yield lab
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
+            # Half a teardown leaves namespaces and dead mounts.
             signal.signal(number, signal.SIG_IGN)
         _tell("taking the lab down")
         lab.down(purge=True)
@@ -189,6 +199,7 @@ def read_report(path: Path) -> Report:
     """The report in a file; raises `OSError` or `msgspec.DecodeError`."""
     report = msgspec.json.decode(path.read_bytes(), type=Report)
     if report.schema != SCHEMA:
+        # Figures of another schema may mean something else: none is converted.
         raise OSError(f"{path} has schema {report.schema}, this is {SCHEMA}")
     return report
 

@@ -8,9 +8,9 @@ import mmap
 import os
 from pathlib import Path
 
-DROP = Path("/proc/sys/vm/drop_caches")
-PAGES = b"1"
-PAGES_AND_NAMES = b"3"
+DROP = Path("/proc/sys/vm/drop_caches")  # see Documentation/admin-guide/sysctl/vm.rst of Linux
+PAGES = b"1"  # page cache
+PAGES_AND_NAMES = b"3"  # and dentries and inodes
 
 
 def can_drop() -> bool:
@@ -20,6 +20,7 @@ def can_drop() -> bool:
 
 def forget_pages(path: Path) -> None:
     """File content is read from the disk again, that of *path* even where the machine's caches cannot be dropped."""
+    # By fadvise first, which any user may: dropping caches is root's alone.
     forget_pages_of(path)
     _drop(PAGES)
 
@@ -32,6 +33,7 @@ def forget_pages_of(path: Path) -> None:
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        # DONTNEED and drop_caches both leave dirty pages.
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
@@ -40,6 +42,7 @@ def forget_pages_of(path: Path) -> None:
 
 def forget_names() -> None:
     """Names and attributes are looked up again, too."""
+    # Dirty inodes are not dropped.
     os.sync()
     _drop(PAGES_AND_NAMES)
 
@@ -48,7 +51,7 @@ def ready_memory(size: int) -> None:
     """Has the kernel hold *size* bytes of free memory that was touched just now, for the page cache of what comes next."""
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         for offset in range(0, size, mmap.PAGESIZE):
-            memory[offset] = 1
+            memory[offset] = 1  # a write: reading would map the one page of zeros everywhere
 
 
 def _drop(what: bytes) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from bench.sample import Ground, Measure, Sample
 
-KILL_PATIENCE_S = 5.0
+KILL_PATIENCE_S = 5.0  # a process in a hung mount may outlive SIGKILL: it is left then
 
 
 class MeasurementFailed(Exception):
@@ -24,13 +24,16 @@ class _Outcome(msgspec.Struct):
 
 def measure_apart(measure: Measure, ground: Ground, timeout_s: float) -> Sample:
     """The sample; raises `MeasurementFailed`. Whatever happens, the process and those it started are ended."""
+    # fork: closures and the lab's objects need not be pickled.
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_measure, args=(measure, ground, sender), daemon=True)
     child.start()
     assert child.pid is not None
     with suppress(OSError):
+        # In both processes: whoever comes first, the group is there before it is needed.
         os.setpgid(child.pid, child.pid)
+    # Else the end of the child would be no end of file here.
     sender.close()
     try:
         if not receiver.poll(timeout_s):
@@ -40,6 +43,7 @@ def measure_apart(measure: Measure, ground: Ground, timeout_s: float) -> Sample:
         raise MeasurementFailed("its process was killed") from None
     finally:
         with suppress(ProcessLookupError):
+            # Programs that it started (`tar`, `git`) are in its group.
             os.killpg(child.pid, signal.SIGKILL)
         child.join(KILL_PATIENCE_S)
         receiver.close()
@@ -53,5 +57,6 @@ def _measure(measure: Measure, ground: Ground, sender: Connection) -> None:
     try:
         outcome = _Outcome(measure(ground))
     except Exception as error:
+        # As text: an exception of another process may have no way back.
         outcome = _Outcome(None, f"{type(error).__name__}: {error}")
     sender.send_bytes(msgspec.json.encode(outcome))

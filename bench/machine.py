@@ -16,7 +16,7 @@ def machine_facts(directory: Path) -> dict[str, str | int | float]:
     return {
         "kernel": platform.release(),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)),  # those that this process may use, not those of the machine
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -31,9 +31,11 @@ def file_system(path: Path) -> str:
     """The type of the file system that holds *path*, such as ext4 or fuse.godwit."""
     best, kind = -1, "unknown"
     real = os.path.realpath(path)
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")[:-1]:
         fields, _, rest = line.partition(" - ")
-        mountpoint = fields.split()[4].encode().decode("unicode_escape")
+        # Octal escapes for blanks, as in `/proc/mounts`.
+        mountpoint = fields.split()[4].encode(errors="surrogateescape").decode("unicode_escape")
+        # The longest wins; of two at the same place the later, which lies above.
         if (real == mountpoint or real.startswith(mountpoint.rstrip("/") + "/")) and len(mountpoint) >= best:
             best, kind = len(mountpoint), rest.split()[0]
     return kind
@@ -54,6 +56,7 @@ def _package(name: str) -> str:
 
 
 def _libfuse() -> str:
+    # Asked of the library itself: the package's version may be another than what is loaded.
     name = ctypes.util.find_library("fuse3")
     try:
         function = ctypes.CDLL(name).fuse_pkgversion if name else None
@@ -68,6 +71,7 @@ def _libfuse() -> str:
 def _commit() -> str:
     try:
         head = subprocess.run(
+            # --exclude=*: the commit, never a tag. -dirty: the figures are of no commit.
             ("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"),
             cwd=SOURCE,
             capture_output=True,

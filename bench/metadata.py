@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from bench.caches import forget_names
 from bench.sample import Ground, Sample, per_second
 
-CONTENT = random.Random(2).randbytes(4096)
+CONTENT = random.Random(2).randbytes(4096)  # incompressible, and the same in every run
 
 
 def create(ground: Ground) -> Sample:
@@ -39,6 +39,7 @@ def stat_first(ground: Ground) -> Sample:
 
 def stat_second(ground: Ground) -> Sample:
     paths = file_names(ground)
+    # Not counted: it fills the caches.
     per_second(_stat, paths, ground.load.limit_s)
     return per_second(_stat, paths * ground.load.passes, ground.load.limit_s)
 
@@ -59,6 +60,7 @@ def read_files(paths: Sequence[str]) -> None:
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
+            # More than the file has: one read also finds its end.
             if len(os.read(descriptor, 8192)) != len(CONTENT):
                 raise OSError(f"{path} is shorter than it was written")
         finally:
@@ -83,6 +85,7 @@ def _list(ground: Ground) -> Sample:
                 os.lstat(name)
 
     work_in(ground, "files")
+    # One listing in all; the rate is made of its files below.
     once = per_second(listed, ["."], ground.load.limit_s)
     count = len(os.listdir("."))
     return Sample(count / once.seconds, count, once.seconds)
@@ -129,4 +132,5 @@ def work_in(ground: Ground, name: str) -> None:
 def file_names(ground: Ground) -> list[str]:
     """Changes into the directory of the files and gives their names in the order in which they were made."""
     work_in(ground, "files")
+    # By name, which is the order of their creation, as most programs go through a directory.
     return sorted(os.listdir("."))

@@ -19,6 +19,7 @@ def remote_read(ground: Ground) -> Sample:
     write_file(ground.load, near / "large", synced=True)
     elsewhere.wait_until_current(near, ground.load.copies_s)
     path = elsewhere.seen_there(near) / "large"
+    # Objects, too: the source's page cache would spare its disk.
     for cached in (*elsewhere.objects_of(near / "large"), path):
         forget_pages_of(cached)
     ready_memory(CACHED_TWICE * ground.load.file_bytes)
@@ -28,6 +29,7 @@ def remote_read(ground: Ground) -> Sample:
 def remote_small_files(ground: Ground) -> Sample:
     """open + read 4 KiB + close on s2 of files that are on s1 only; each is read there for the first time."""
     elsewhere = _elsewhere(ground)
+    # A copy on s2 would be read there instead.
     near = _without_copies(ground, "remote-small")
     create_files([f"{near}/f{index:06}" for index in range(ground.load.remote_files)])
     elsewhere.wait_until_current(near, ground.load.copies_s)
@@ -59,6 +61,7 @@ def bulk_copy(ground: Ground) -> Sample:
     """
     directory = ground.directory / "bulk"
     directory.mkdir()
+    # Written without a copy, so that the copy begins at a moment of ours.
     if ground.elsewhere is not None:
         ground.elsewhere.set_copies(directory, 1)
     source = directory / "large"
@@ -67,10 +70,12 @@ def bulk_copy(ground: Ground) -> Sample:
         elapsed = _copied_and_synced(source, directory / "copy")
     else:
         ground.elsewhere.wait_until_current(directory, ground.load.copies_s)
+        # The policy is what sets the agents to work.
         start = time.monotonic()
         ground.elsewhere.set_copies(directory, 2)
         elapsed = ground.elsewhere.wait_until_current(directory, ground.load.copies_s) - start
     for path in directory.iterdir():
+        # Deleting it would only move its blocks to the trash.
         os.truncate(path, 0)
     return Sample(ground.load.bulk_bytes / MB / elapsed, ground.load.bulk_bytes, elapsed)
 
@@ -87,8 +92,10 @@ def changed_part(ground: Ground) -> Sample:
     path, size = directory / "large", ground.load.bulk_bytes
     _write_whole(ground, path, size)
     elsewhere.wait_until_current(directory, ground.load.copies_s)
+    # All that the server sends, so with requests, replies and heartbeats.
     before, start = elsewhere.sent_bytes(), time.monotonic()
     with opened(path, os.O_WRONLY) as descriptor:
+        # Not at a boundary of blocks.
         os.pwrite(descriptor, bytes(BLOCK), size // 3)
     elapsed = elsewhere.wait_until_current(directory, ground.load.copies_s) - start
     sent = elsewhere.sent_bytes() - before
@@ -103,6 +110,7 @@ def _write_whole(ground: Ground, path: Path, size: int) -> None:
 
 def _copied_and_synced(source: Path, target: Path) -> float:
     start = time.monotonic()
+    # A reflink would copy nothing.
     subprocess.run(("cp", "--reflink=never", "--", source, target), check=True)
     subprocess.run(("sync", "--", target), check=True)
     return time.monotonic() - start

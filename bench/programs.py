@@ -12,9 +12,12 @@ from pathlib import Path
 from bench.sample import Ground, Sample, seconds_of
 
 FILES_PER_DIRECTORY = 20
-MEAN_BYTES = 4096
+MEAN_BYTES = 4096  # exponentially distributed: many small files, few large ones
+# Text that compresses as text does: git deflates what it adds.
 WORDS = [bytes(random.Random(4).choices(b"abcdefghijklmnopqrstuvwxyz", k=length)) for length in range(2, 12) for _ in range(20)]
+# gc.auto=0: a collection in the background would be measured by what comes next.
 GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c", "gc.auto=0", "-c", "init.defaultBranch=main")
+# No configuration of whoever runs this.
 ENVIRONMENT = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "LC_ALL": "C"}
 
 
@@ -58,6 +61,7 @@ def git_commit(ground: Ground) -> Sample:
 def git_status(ground: Ground) -> Sample:
     """The second of two git status: the index is fresh and names are in the cache."""
     tree = ground.directory / "tree"
+    # Not counted: the first one refreshes the index.
     _run((*GIT, "status", "--porcelain"), ground, tree)
     start = time.monotonic()
     _run((*GIT, "status", "--porcelain"), ground, tree)
@@ -66,6 +70,7 @@ def git_status(ground: Ground) -> Sample:
 
 def remove(ground: Ground) -> Sample:
     """rm -rf of the tree with its .git, whose names are in the cache."""
+    # Not counted, and finds nothing: it has names and attributes in the cache.
     _run(("find", "tree", "-size", "+1G"), ground, ground.directory)
     start = time.monotonic()
     _run(("rm", "-rf", "tree"), ground, ground.directory)

@@ -19,9 +19,9 @@ class Measurement:
     `at_the_end`: it deletes a lot, after which ext4 is slow for some seconds, so all of its rounds come after all others.
     """
 
-    metric: str
-    unit: str
-    measure: Measure
+    metric: str  # also the key of peers and of earlier runs: a new name begins a new history
+    unit: str  # says which way is better
+    measure: Measure  # runs in a process of its own
     at_the_end: bool = False
 
     @property
@@ -36,9 +36,9 @@ class Group:
     `chained`: each builds on what the earlier ones left there, so none of them means anything after one that failed.
     """
 
-    name: str
-    measurements: tuple[Measurement, ...]
-    needs_network: bool = False
+    name: str  # for --only, and the folder's name
+    measurements: tuple[Measurement, ...]  # in the order in which they are made
+    needs_network: bool = False  # left out on a side that has no `elsewhere`
     chained: bool = True
 
 
@@ -117,6 +117,7 @@ def needed_groups(wanted: frozenset[str]) -> list[Group]:
     groups = []
     for group in GROUPS:
         hits = [index for index, measurement in enumerate(group.measurements) if measurement.metric in wanted]
+        # An unchained group needs nothing but what was asked for.
         kept = range(hits[-1] + 1) if hits and group.chained else hits
         if kept:
             groups.append(replace(group, measurements=tuple(group.measurements[index] for index in kept)))

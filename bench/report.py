@@ -11,7 +11,7 @@ import msgspec
 from bench.registry import LOWER, Measurement
 from bench.sample import Sample
 
-SCHEMA = 1
+SCHEMA = 1  # of the JSON file; raised when a field changes its meaning
 NATIVE = "native"
 MOUNTED = "mounted"
 FASTER, SLOWER, SAME, UNCLEAR = "faster", "slower", "same", "unclear"
@@ -27,7 +27,7 @@ class Side(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True):
     """One metric. `better` is `higher` or `lower`; `ratio` is the mounted file system's speed relative to native."""
 
-    metric: str
+    metric: str  # as in `bench.registry`
     unit: str
     better: str
     native: Side
@@ -38,22 +38,22 @@ class Result(msgspec.Struct, frozen=True):
 class Failure(msgspec.Struct, frozen=True):
     """One measurement that ended without a sample."""
 
-    metric: str
-    side: str
-    round: int
-    error: str
+    metric: str  # that has no sample for this
+    side: str  # `native` or `mounted`
+    round: int  # from 1
+    error: str  # for people
 
 
 class Report(msgspec.Struct, frozen=True):
     """The JSON file. `subject` says what was mounted; `load` how much was measured; `notes` what to be careful about."""
 
     schema: int
-    started: str
-    duration_s: float
+    started: str  # ISO 8601, UTC
+    duration_s: float  # of the whole run, lab and pauses included
     subject: str
-    machine: dict[str, str | int | float]
+    machine: dict[str, str | int | float]  # see `bench.machine`
     load: dict[str, int | float]
-    results: list[Result]
+    results: list[Result]  # in the order of the registry
     failures: list[Failure]
     notes: list[str]
 
@@ -81,6 +81,7 @@ def make_side(samples: Sequence[Sample]) -> Side:
 
 def make_result(measurement: Measurement, native: Sequence[Sample], mounted: Sequence[Sample]) -> Result:
     sides = make_side(native), make_side(mounted)
+    # Of medians, not the median of ratios: rounds of the two sides are no pairs.
     ratio = speed_ratio(sides[0].median, sides[1].median, measurement.better)
     return Result(measurement.metric, measurement.unit, measurement.better, *sides, ratio)
 
@@ -92,6 +93,7 @@ def median(values: Sequence[float]) -> float | None:
 def spread(values: Sequence[float]) -> float:
     """(max − min) / median; 0 for fewer than two values."""
     middle = median(values)
+    # With three samples a standard deviation would say less.
     return (max(values) - min(values)) / middle if middle else 0.0
 
 
@@ -130,6 +132,7 @@ def _change(old: Result | None, new: Result) -> Change | None:
 
 def judge(old: Sequence[float], new: Sequence[float], ratio: float) -> str:
     """`same` where the two runs' samples overlap; `unclear` where one has fewer than two."""
+    # One sample overlaps with nothing: everything would be a change.
     if min(len(old), len(new)) < 2:
         return UNCLEAR
     if min(new) <= max(old) and min(old) <= max(new):

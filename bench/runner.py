@@ -22,12 +22,12 @@ from bench.tables import shown
 class Plan:
     """What is to be done. A round of a group is left out if it would probably end later than `budget_s` after the start."""
 
-    groups: Sequence[Group]
-    sides: Sequence[Side]
-    load: Load
-    tar: Path
-    rounds: int
-    budget_s: float
+    groups: Sequence[Group]  # cut to what is wanted
+    sides: Sequence[Side]  # measured in turn within each group, so that both see the same weather
+    load: Load  # the same for all
+    tar: Path  # the tree for programs
+    rounds: int  # of every group
+    budget_s: float  # from the start of the first round
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class _Turn:
 
     group: Group
     side: Side
-    round: int
+    round: int  # from 1
     ground: Ground
-    failed: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # metrics; the first one is named as the reason of the others
 
 
 class Runner:
@@ -47,7 +47,7 @@ class Runner:
     def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
         self.samples: dict[tuple[str, str], list[Sample]] = {}
         self.failures: list[Failure] = []
-        self.left_out = 0
+        self.left_out = 0  # rounds of groups that did not fit
         self._plan = plan
         self._tell = tell
 
@@ -58,13 +58,15 @@ class Runner:
         for number in range(1, self._plan.rounds + 1):
             for group in self._plan.groups:
                 begin = time.monotonic()
+                # The first round has no cost yet, and is always made: half a table is no use.
                 if group.name in costs and begin + costs[group.name] > start + self._plan.budget_s:
                     self.left_out += 1
                     continue
                 turns += [
                     self._begin(group, side, number) for side in self._plan.sides if side.elsewhere or not group.needs_network
                 ]
-                costs[group.name] = time.monotonic() - begin
+                costs[group.name] = time.monotonic() - begin  # of the last round; later ones cost the same
+        # All rounds of what deletes, after everything else.
         for turn in turns:
             self._measure_all(turn, at_the_end=True)
 
@@ -88,12 +90,15 @@ class Runner:
             try:
                 side.settle()
             except Exception as error:
+                # A manager that does not answer must not end the run: the figures say so themselves.
                 self._tell(f"    not at rest: {error}")
+        # Writeback of one side would be measured on the other.
         os.sync()
 
     def _measure(self, measurement: Measurement, turn: _Turn) -> None:
         label = f"round {turn.round}  {turn.side.name:<8}{measurement.metric:<32}"
         try:
+            # Reported as failed, too: a gap in the table must have a reason.
             if turn.failed and turn.group.chained:
                 raise MeasurementFailed(f"not measured, since this failed before: {turn.failed[0]}")
             sample = measure_apart(measurement.measure, turn.ground, self._plan.load.patience_s)

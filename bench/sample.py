@@ -10,7 +10,7 @@ import msgspec
 
 T = TypeVar("T")
 
-CHUNK = 64
+CHUNK = 64  # operations between two looks at the clock, which cost time, too
 MB = 1_000_000
 
 
@@ -20,9 +20,9 @@ class Sample(msgspec.Struct, frozen=True):
     `cut_short`: the time limit ended the measurement before all of its operations were done; the figure is still a rate.
     """
 
-    value: float
-    count: int
-    seconds: float
+    value: float  # in the metric's unit
+    count: int  # operations or bytes
+    seconds: float  # monotonic
     cut_short: bool = False
 
 
@@ -35,16 +35,16 @@ class Load:
     """
 
     file_bytes: int = 512 << 20
-    random_ops: int = 200_000
-    files: int = 2000
-    passes: int = 5
+    random_ops: int = 200_000  # pages; fewer where `limit_s` ends it
+    files: int = 2000  # of 4 KiB, in one directory
+    passes: int = 5  # over what is warm, which is too quick to be measured once
     directories: int = 1000
     appends: int = 1000
-    tree_files: int = 3000
+    tree_files: int = 3000  # named in the metrics of programs
     remote_files: int = 1000
     copied_files: int = 2000
     copied_bytes: int = 512 << 20
-    bulk_bytes: int = 4 << 30
+    bulk_bytes: int = 4 << 30  # so long that connecting and committing do not count
     limit_s: float = 4.0
     program_s: float = 90.0
     copies_s: float = 90.0
@@ -122,6 +122,7 @@ def per_second(work: Callable[[Sequence[T]], object], items: Sequence[T], limit_
         work(chunk)
         done += len(chunk)
         elapsed = time.monotonic() - start
+        # After the chunk: a rate needs whole operations.
         if elapsed > limit_s:
             break
     return Sample(done / elapsed if elapsed else 0.0, done, elapsed, cut_short=done < len(items))

@@ -14,16 +14,17 @@ from bench.report import MOUNTED, NATIVE
 from bench.sample import Elsewhere
 from cli.network.ask import talk
 from cli.network.target import Target, lab_target
-from cluster.messages import DEAD, GetWhere, ListTasks, SetPolicy, Where
+from cluster.messages import GetWhere, ListTasks, SetPolicy, TaskState, Where
 from cluster.rpc.conversation import Asker
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
 
-ASK_TIMEOUT_S = 30.0
-POLL_S = 0.05
+ASK_TIMEOUT_S = 30.0  # a manager under load; longer than a change of managers
+POLL_S = 0.05  # also the accuracy of the time until copies are current
 COMMITTED_S = 0.5  # from a close to its commit, which brings the copies, it is a tenth of that
-ASKED_AT_ONCE = 32
-SETTLE_S = 30.0
+ASKED_AT_ONCE = 32  # questions under way: a file each, thousands of them
+SETTLE_S = 30.0  # then it is measured all the same
+# s1 has the first manager; which of them is in office does not matter to the figures.
 HERE, THERE = "s1", "s2"
 
 
@@ -35,8 +36,8 @@ def _nothing() -> None:
 class Side:
     """`root` holds this side's directories; `settle` waits until its background work rests."""
 
-    name: str
-    root: Path
+    name: str  # `native` or `mounted`
+    root: Path  # made by this run, removed at its end
     settle: Callable[[], None] = field(default=_nothing)
     elsewhere: Elsewhere | None = None
 
@@ -56,6 +57,7 @@ def mounted_side(mount: Path, name: str) -> Side:
 
 def lab_side(lab: Lab, name: str) -> Side:
     """The mount of a lab's first server, with its second server as elsewhere."""
+    # Any process of s1 will do: only its network namespace is looked at.
     there = LabElsewhere(lab_target(lab), lab.mount(HERE), lab.mount(THERE), lab.pid(HERE, "agent"))
     return _made(Side(MOUNTED, lab.mount(HERE) / name, there.settle, there))
 
@@ -96,6 +98,7 @@ class LabElsewhere:
 
     def sent_bytes(self) -> int:
         """Counted by the network devices of this server's namespace, so whatever any of its processes sends."""
+        # Two lines of headings. The ninth number after the name is what was transmitted.
         lines = Path(f"/proc/{self._process}/net/dev").read_text().splitlines()[2:]
         devices = dict(line.split(":") for line in lines)
         return sum(int(counts.split()[8]) for name, counts in devices.items() if name.strip() != "lo")
@@ -120,10 +123,13 @@ class LabElsewhere:
         async def poll(asker: Asker) -> _Look:
             while True:
                 look = await _look(asker)
+                # Only then: a question for each file while copies are made would slow them down.
                 if not look.tasks:
+                    # Once: listing the directory goes through the mount, and would be work for it.
                     inos[:] = inos or [entry.inode() for entry in os.scandir(directory)]
                     if await _all_current(asker, inos):
                         return look
+                # A dead task is never tried again by itself: waiting longer is no use.
                 if look.dead or look.at > deadline:
                     return msgspec.structs.replace(look, late=True)
                 await trio.sleep(POLL_S)
@@ -147,8 +153,9 @@ class _Look(msgspec.Struct, frozen=True):
 
 async def _look(asker: Asker) -> _Look:
     rows = await asker(ListTasks(limit=1))
+    # When the queue was seen, before what is asked after it.
     at = time.monotonic()
-    dead = (await asker(ListTasks(state=DEAD, limit=1))).total if rows.total else 0
+    dead = (await asker(ListTasks(state=TaskState.DEAD, limit=1))).total if rows.total else 0
     return _Look(at, rows.total - dead, dead)
 
 

@@ -10,8 +10,9 @@ from rich.table import Table
 from bench.peers import PEERS
 from bench.report import Change, Report, Result, spread
 
-SHOWN_PEERS = ("GlusterFS", "MooseFS")
-PIPE_WIDTH = 1000
+SHOWN_PEERS = ("GlusterFS", "MooseFS")  # mergerfs makes no copies: it is in the file, and not beside what does
+PIPE_WIDTH = 1000  # columns; no line is wrapped or cut
+# A mark, and the (max − min) / median from which a ratio has it.
 SOFT, SOFT_SPREAD = "~", 0.5
 
 
@@ -25,6 +26,7 @@ def show_report(report: Report) -> None:
     for result in report.results:
         peers = PEERS.get(result.metric, {})
         ratios = [shown(peers[name].ratio) if name in peers else "" for name in SHOWN_PEERS]
+        # The same figure the other way round, for ratios far below 1.
         slower = 1 / result.ratio if result.ratio else None
         soft = SOFT if is_soft(result) else ""
         figures = [shown(result.native.median), shown(result.mounted.median), soft + shown(result.ratio), soft + shown(slower)]

@@ -10,9 +10,9 @@ from bench.caches import forget_pages, ready_memory
 from bench.sample import Ground, Load, Sample, megabytes_per_second, per_second
 
 BLOCK = 1 << 20
-PAGE = 4096
+PAGE = 4096  # of the page cache
 CACHED_TWICE = 2  # a FUSE mount and the file system beneath it each keep the pages
-SEED = 1
+SEED = 1  # content and offsets are the same on both sides and in every run
 
 
 @contextmanager
@@ -37,14 +37,17 @@ def write_synced(ground: Ground) -> Sample:
 def write_file(load: Load, path: Path, synced: bool) -> Sample:
     """Sequential write of a new file in blocks of 1 MiB, up to its close."""
     block = random.Random(SEED).randbytes(BLOCK)
+    # Dirty pages of earlier measurements would be written within this one.
     os.sync()
     ready_memory(CACHED_TWICE * load.file_bytes)
+    # O_EXCL: overwriting would measure something else.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     last = load.file_bytes // BLOCK - 1
 
     def blocks(chunk: Sequence[int]) -> None:
         for _ in chunk:
             os.write(descriptor, block)
+        # Within the clock: close and fsync are part of what a program waits for.
         if chunk[-1] == last:
             finish()
 
@@ -54,6 +57,7 @@ def write_file(load: Load, path: Path, synced: bool) -> Sample:
         os.close(descriptor)
 
     sample = per_second(blocks, range(last + 1), load.limit_s)
+    # Outside of the clock then: the rate is of the blocks that were written.
     if sample.cut_short:
         finish()
     return megabytes_per_second(sample, BLOCK)
@@ -68,6 +72,7 @@ def read_cold(ground: Ground) -> Sample:
 
 def read_warm(ground: Ground) -> Sample:
     path = ground.directory / "large"
+    # Not counted: it fills the page cache.
     read_file(path, ground.load.limit_s)
     return read_file(path, ground.load.limit_s, ground.load.passes)
 
@@ -124,6 +129,7 @@ def random_overwrite(ground: Ground) -> Sample:
 def _offsets(descriptor: int, count: int) -> list[int]:
     pages = os.fstat(descriptor).st_size // PAGE
     order = random.Random(SEED)
+    # With repeats, as a real random access has them.
     return [order.randrange(pages) * PAGE for _ in range(count)]
 
 

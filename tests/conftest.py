@@ -1,24 +1,32 @@
 """What all tests share: storage networks of three servers for the whole session, and fresh directories on their mounts."""
 
+import inspect
 import itertools
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.workermanage import NodeManager
 
+from cluster.faults import faults
 from cluster.volume.fence import lift_below
 from lab.lab import Lab
-from lab.state import PARTS
-from tests.scheduling import AloneLast, runs_alone
+from lab.state import PARTS, SUPERVISOR_LOG
+from tests.scheduling import UnitsLast, needs_more, unit_of
 from tests.support.modes import FALLBACK, PASSTHROUGH, TURNED_OFF, assert_mode, need_passthrough
+
+settings.register_profile("godwit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("godwit")  # how long an example takes says how busy the machine is
 
 numbers = itertools.count(1)
 
@@ -28,22 +36,62 @@ TEARDOWN_S = 20  # that an interrupted worker has to take its networks down; it 
 UNEXPECTED = (b"Traceback (most recent call last)", b"unexpected error in")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only what computes: no labs, mounts and PostgreSQL")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker, and lets `kill` end a run as Ctrl-C does: with the network taken down, also that of a worker."""
     config.addinivalue_line("markers", "programs: real programs with their files on a mount")
+    config.addinivalue_line("markers", "deadline(seconds): an async test fails if it takes longer by its clock")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     NodeManager.EXIT_TIMEOUT = TEARDOWN_S
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On a worker, what runs alone is last: work is begun in the order of the tests."""
+    """Leaves out what `--fast` leaves out. On a worker, the long units are last: work is begun in the order of the tests."""
+    if config.getoption("fast"):
+        left_out = [item for item in items if needs_more(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not needs_more(item)]
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: runs_alone(item.nodeid))
+        items.sort(key=lambda item: unit_of(item.nodeid) is not None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs an `async def` test by trio, on the clock that a fixture gives; enters fixtures that are async context managers."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    marker = pyfuncitem.get_closest_marker("deadline")
+    fixtures = pyfuncitem.funcargs
+    names = inspect.signature(test).parameters
+
+    async def main() -> None:
+        with trio.fail_after(marker.args[0]) if marker else trio.CancelScope():
+            async with AsyncExitStack() as stack:
+                arguments = {}
+                for name in names:
+                    value: Any = fixtures[name]
+                    if isinstance(value, AbstractAsyncContextManager):
+                        value = await stack.enter_async_context(value)
+                    arguments[name] = value
+                await test(**arguments)
+
+    trio.run(main, clock=next((value for value in fixtures.values() if isinstance(value, trio.abc.Clock)), None))
+    return True
+
+
+@pytest.fixture
+def autojump_clock() -> trio.testing.MockClock:
+    """Has an async test run in a time that passes while everybody waits. (It passes early where one waits for a thread.)"""
+    return trio.testing.MockClock(autojump_threshold=0)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> AloneLast:
-    return AloneLast(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> UnitsLast:
+    return UnitsLast(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -68,6 +116,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Says something that the end of the run shows, beside the test's name."""
     return lambda text: record_property(TOLD, text)
+
+
+@pytest.fixture(autouse=True)
+def first_faults() -> None:
+    """What goes wrong in a test is logged whatever has gone wrong before, and not told of the processes of the next."""
+    faults.begin_anew()
 
 
 @pytest.fixture(autouse=True)
@@ -143,8 +197,9 @@ def orderly_logs(network: Lab) -> Iterator[None]:
 
 @contextmanager
 def reading_logs(network: Lab) -> Iterator[None]:
-    """Fails if a process of the network meets an error meanwhile that nobody had thought of."""
-    logs = [network.log(server, part) for server in network.servers for part in PARTS]
+    """Fails if a process of the network ends by itself meanwhile, or meets an error that nobody had thought of."""
+    supervisor = network.root / SUPERVISOR_LOG
+    logs = [supervisor, *(network.log(server, part) for server in network.servers for part in PARTS)]
     before = {log: log.stat().st_size for log in logs if log.exists()}
     yield
     for log in logs:
@@ -153,7 +208,8 @@ def reading_logs(network: Lab) -> Iterator[None]:
         with log.open("rb") as file:
             file.seek(before.get(log, 0))
             added = file.read()
-        assert not any(mark in added for mark in UNEXPECTED), f"{log}:\n{added.decode(errors='replace')[-4000:]}"
+        bad = added if log == supervisor else any(mark in added for mark in UNEXPECTED)
+        assert not bad, f"{log}:\n{added.decode(errors='replace')[-4000:]}"
 
 
 @pytest.fixture

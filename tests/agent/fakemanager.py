@@ -11,8 +11,11 @@ from typing import Any
 import msgspec
 import trio
 
+from cluster.catalog_point import CatalogPoint
+from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Fenced, NotManager, Refused, refused
 from cluster.messages import (
+    MANAGER_UNION,
     Applied,
     Apply,
     AskLeases,
@@ -22,6 +25,7 @@ from cluster.messages import (
     ClaimTasks,
     Commit,
     Content,
+    Damage,
     Described,
     Done,
     ExtendClaims,
@@ -31,24 +35,35 @@ from cluster.messages import (
     ForsakenObjects,
     GetAttr,
     Heartbeat,
+    HeldObject,
+    HeldObjects,
     Hello,
     InodeRange,
     Inodes,
     KeepForsaken,
     LeaseTokens,
     ListForsaken,
+    ListHeld,
+    ListReplicas,
     ListUnsettled,
     ListVolumes,
+    Locate,
     ManagerRequest,
     NameForsaken,
     NewName,
     Node,
+    Opened,
     Operation,
     Ping,
     Pong,
     Registered,
     RegisterVolumes,
+    Replica,
+    ReplicaState,
+    ReplicaStates,
+    ReportDamage,
     ReportTasks,
+    Restamp,
     SetAttr,
     Stamp,
     Task,
@@ -58,7 +73,7 @@ from cluster.messages import (
     Volumes,
     Welcome,
 )
-from cluster.rpc.connection import SendReply, listen
+from cluster.rpc.serving import Handler, SendReply, listen
 from tests.agent.tokens import token_for
 
 
@@ -92,8 +107,13 @@ class FakeManager:
         self.hold_reports = False
         self.hold_stray_answers = False
         self.fence = ""
+        self.checksums: dict[int, bytes] = {}  # of contents of homes, as far as the catalog knows them
+        self.located: dict[int, list[Replica]] = {}  # what `Locate` answers
+        self.damage: dict[int, str] = {}  # what was reported
+        self.taking_over = False  # what is answered to such reports
         self.term = 1
         self.session_timeout_s = 0.0
+        self.access_s = 60.0  # of the tokens that are asked for
         self.addresses: dict[str, str] = {}
         self.down: set[str] = set()
         self.left: set[str] = set()
@@ -101,13 +121,18 @@ class FakeManager:
         self.candidates: list[str] = []
         self.registrations: list[RegisterVolumes] = []
         self.settled_ns = 1
+        self.first_ino = 1
+        self.point = CatalogPoint("fake", 1, 1)
+        self.replicas: dict[int, dict[int, ReplicaState]] = {}
+        self.listed: list[ListReplicas] = []
+        self.on_list: Callable[[ListReplicas], None] = lambda _request: None
         self._changed = trio.Event()
         self._claim_numbers = itertools.count(1)
         self._task_numbers = itertools.count(1)
         self._replies: dict[tuple[int, int], Applied] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        decoder = msgspec.msgpack.Decoder(ManagerRequest)
+        decoder: Decode[Any] = from_msgpack(MANAGER_UNION)
         await listen(self.address, decoder, lambda _peer: _Connection(self), task_status=task_status)
 
     def notify(self) -> None:
@@ -153,7 +178,7 @@ class FakeManager:
             numbers.append(number)
         self.registrations.append(request)
         self.notify()
-        return Registered(numbers, self.settled_ns)
+        return Registered(numbers, self.settled_ns, self.first_ino)
 
     def as_listed(self, volume: Volume) -> Volume:
         address = self.addresses.get(volume.server, volume.address)
@@ -196,6 +221,53 @@ class FakeManager:
         while self.hold_stray_answers:
             await self._changed.wait()
         return Inodes([ino for ino in request.inodes if ino in self.strays])
+
+    def list_replicas(self, request: ListReplicas) -> ReplicaStates:
+        found = sorted(ino for ino in self.replicas.get(request.volume, {}) if ino > request.after)[: request.limit]
+        return ReplicaStates([self.replicas[request.volume][ino] for ino in found])
+
+    def note_damage(self, request: ReportDamage) -> Damage:
+        row = self.replicas[request.volume][request.ino]
+        assert (row.version, row.stamp) == (request.version, request.stamp)
+        changes = {"fault": request.fault, "task": "" if row.is_home else "copy", "is_home": row.is_home and not row.others}
+        self.replicas[request.volume][request.ino] = msgspec.structs.replace(row, **changes)
+        return Damage(pending=False)
+
+    def _restamp_row(self, request: Restamp) -> Done:
+        row = self.replicas[request.volume][request.ino]
+        assert (row.version, row.stamp) == (request.version, request.stamp)
+        self.replicas[request.volume][request.ino] = msgspec.structs.replace(row, stamp=request.found, fault="")
+        return Done()
+
+    def held(self, request: ListHeld) -> HeldObjects:
+        """The homes' objects of files that are clean."""
+        nodes = [node for ino, node in sorted(self.nodes.items()) if ino > request.after][: request.limit]
+        held = [
+            HeldObject(
+                node.ino, node.version, self.stamp(node.ino), self.checksums.get(node.ino, b""), self.damage.get(node.ino, "")
+            )
+            for node in nodes
+            if node.home_volume == request.volume and node.version and not node.dirty
+        ]
+        return HeldObjects(held, nodes[-1].ino if len(nodes) == request.limit else 0)
+
+    def report_damage(self, request: ReportDamage) -> Damage:
+        if request.ino in self.replicas.get(request.volume, {}):
+            return self.note_damage(request)
+        self.damage[request.ino] = request.fault
+        self.notify()
+        return Damage(self.taking_over)
+
+    def restamp(self, request: Restamp) -> Done:
+        if request.ino in self.replicas.get(request.volume, {}):
+            return self._restamp_row(request)
+        found = request.found
+        self.nodes[request.ino] = msgspec.structs.replace(
+            self.node(request.ino), size=found.size, mtime_ns=found.mtime_ns, object_ctime_ns=found.ctime_ns
+        )
+        self.damage.pop(request.ino, None)
+        self.notify()
+        return Done()
 
     async def settle_forsaken(self, request: KeepForsaken | NameForsaken | ForgetForsaken) -> Any:
         """One inode each; what a test holds up is neither done nor answered."""
@@ -264,7 +336,7 @@ class FakeManager:
         return Stamp(node.size, node.mtime_ns, node.object_ctime_ns)
 
 
-class _Connection:
+class _Connection(Handler):
     def __init__(self, manager: FakeManager) -> None:
         self._manager = manager
         self._server = ""
@@ -273,10 +345,10 @@ class _Connection:
     def closed(self) -> None:
         return
 
-    def at_once(self, request: ManagerRequest) -> None:
+    def at_once(self, request: ManagerRequest[Any]) -> None:
         del request
 
-    async def handle(self, request: ManagerRequest, body: bytes, send: SendReply) -> Any:
+    async def handle(self, request: ManagerRequest[Any], body: bytes, send: SendReply) -> Any:
         del body, send
         manager = self._manager
         if self._server in manager.left and not isinstance(request, Hello | Ping):
@@ -291,13 +363,13 @@ class _Connection:
                 self._server, self._session = request.server, request.session
                 manager.return_claims(request.server)
                 welcome = Welcome(manager.term, "fake", manager.session_timeout_s, [], time.monotonic())
-                return msgspec.structs.replace(welcome, managers=manager.candidates)
+                return msgspec.structs.replace(welcome, managers=manager.candidates, point=manager.point)
             case Ping():
                 return Pong("fake", manager.term, True, manager.address)
             case Heartbeat():
                 return Beat(manager.term, time.monotonic())
             case AskLeases():
-                return LeaseTokens([token_for(ino, term=manager.term) for ino in request.inodes])
+                return LeaseTokens([token_for(ino, term=manager.term, access_s=manager.access_s) for ino in request.inodes])
             case RegisterVolumes():
                 return manager.register(self._server, request)
             case ListVolumes():
@@ -322,6 +394,18 @@ class _Connection:
                 return ForsakenObjects(list(manager.forsaken.values()))
             case KeepForsaken() | NameForsaken() | ForgetForsaken():
                 return await manager.settle_forsaken(request)
+            case ListReplicas():
+                manager.listed.append(request)
+                manager.on_list(request)
+                return manager.list_replicas(request)
+            case ListHeld():
+                return manager.held(request)
+            case ReportDamage():
+                return manager.report_damage(request)
+            case Restamp():
+                return manager.restamp(request)
+            case Locate():
+                return Opened(manager.node(request.ino), manager.located.get(request.ino, []), False, 2, 0)
             case FindStrays():
                 return await manager.find_strays(request)
             case _:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import trio
 from blake3 import blake3
 
 from agent.main import Agent, serve_agent
+from agent.volumes.volume import LocalVolume, open_volume
 from cluster.config import AgentConfig, ManagerConfig, MountConfig, ServerConfig
-from cluster.messages import COPY, CommitObject, CreateObject, Node, Replica, Stamp, WriteObject
+from cluster.messages import PROTOCOL, CommitObject, CreateObject, Greeting, Node, Replica, Stamp, TaskOperation, WriteObject
 from cluster.rpc.connection import Channel, connect
 from cluster.volume.content import stamp_of
 from cluster.volume.layout import ObjectRecord, VolumeLayout, read_record
@@ -87,6 +88,7 @@ class Network:
             manager=ManagerConfig(listen=self.manager.address, database="sqlite://"),
             agent=AgentConfig(listen=free_address(), volumes=roots, **settings),
             mount=MountConfig(mountpoint="/mnt/nowhere"),
+            state=str(self.folder / f"{server}.state"),
         )
 
     async def start(self, server: str, **settings: Any) -> RunningAgent:
@@ -94,6 +96,7 @@ class Network:
         return await self.start_with(self.config(server, **settings))
 
     async def start_with(self, config: ServerConfig) -> RunningAgent:
+        make_volumes(config)
         running = RunningAgent(config)
         await self.nursery.start(running.run)
         self.agents[config.server] = running
@@ -106,7 +109,8 @@ class Network:
         return running
 
     async def channel(self, server: str) -> Channel:
-        return await connect(self.agents[server].config.agent.listen, self.nursery, timeout_s=TIMEOUT_S)
+        address = self.agents[server].config.agent.listen
+        return await connect(address, self.nursery, timeout_s=TIMEOUT_S, greeting=Greeting(PROTOCOL, "test", "s9", "mount"))
 
     async def file(self, server: str, ino: int, content: bytes, *, dirty: bool = False) -> Node:
         """A committed file whose home is *server*, written through its agent."""
@@ -126,7 +130,7 @@ class Network:
         node = self.manager.nodes[ino]
         replica = Replica(self.manager.volume_of(source), node.version, self.manager.stamp(ino))
         fields = {"sources": [replica], "size": node.size, "path": b"/some/where", **fields}
-        return self.manager.put(target, COPY, ino, self.manager.volume_of(target), node.version, **fields)
+        return self.manager.put(target, TaskOperation.COPY, ino, self.manager.volume_of(target), node.version, **fields)
 
     def path(self, server: str, ino: int) -> str:
         return self.agents[server].layout.object_path(ino)
@@ -145,14 +149,16 @@ async def network(folder: Path) -> AsyncIterator[Network]:
         nursery.cancel_scope.cancel()
 
 
-def run(test: Callable[..., Awaitable[None]], *arguments: Any, timeout_s: float = 60) -> None:
-    """Runs an async test with a deadline."""
+def make_volumes(config: ServerConfig) -> None:
+    """What `godwit join` does; what is there already is kept."""
+    for root in config.agent.volumes:
+        VolumeLayout(Path(root)).prepare(config.cluster, config.server)
 
-    async def bounded() -> None:
-        with trio.fail_after(timeout_s):
-            await test(*arguments)
 
-    trio.run(bounded)
+def make_volume(root: Path, cluster: str = "test", server: str = "s1") -> LocalVolume:
+    """A volume that was made and is open; whoever asks closes it."""
+    VolumeLayout(root).prepare(cluster, server)
+    return open_volume(root, cluster, server)
 
 
 def record_of(path: str) -> ObjectRecord:

@@ -9,11 +9,12 @@ RELAYED_AT_ONCE = 256 * 1024
 
 
 class Relay:
-    """`sent` is how many bytes came from the agent."""
+    """`sent` is how many bytes came from the agent; what it sends is held up by `delay_s` each time that somebody connects."""
 
     def __init__(self, target: str) -> None:
         self.address = free_address()
         self.sent = 0
+        self.delay_s = 0.0
         self._target = parse_address(target)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -25,6 +26,7 @@ class Relay:
     async def _relay(self, asker: trio.SocketStream) -> None:
         async with await trio.open_tcp_stream(*self._target) as agent, trio.open_nursery() as nursery:
             nursery.start_soon(_forward, asker, agent)
+            await trio.sleep(self.delay_s)
             while data := await _received(agent):
                 self.sent += len(data)
                 try:

@@ -17,8 +17,10 @@ from agent.copying.receiving import LONG_BYTES
 from agent.objects.reading import CHUNK_BYTES, Altered, ObjectReader
 from cluster.volume.fence import stops_writers
 from tests.agent.copying.test_rebuilding import CHANGES, SIZE, copy_twice
-from tests.agent.network import digest, network, run, stamp_at
+from tests.agent.network import digest, network, stamp_at
 from tests.agent.objects.test_reflinks import copied_to_the_other_volume, overwrite, read_all
+
+pytestmark = pytest.mark.deadline(60)
 
 IMAGE_BYTES = 2 << 30  # most of it a hole; xfs wants at least 300 MiB
 
@@ -41,7 +43,8 @@ def mounted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     try:
         yield place
     finally:
-        subprocess.run(["umount", place], check=True, timeout=60)
+        # A thread of an agent that has ended may be trying the disk still.
+        subprocess.run(["umount", "--lazy", place], check=True, timeout=60)
         image.unlink()
 
 
@@ -62,15 +65,12 @@ def test_there_is_no_fence(folder: Path) -> None:
     assert os.listdir(folder) == []
 
 
-def test_a_copy_within_a_server_takes_no_room(folder: Path) -> None:
-    async def test() -> None:
-        content = random.Random(1).randbytes(4 * LONG_BYTES + 5)
-        async with network(folder) as net:
-            await copied_to_the_other_volume(net, folder, content)
-            assert is_shared(net.agents["s1"].layouts[1].object_path(7))
-            assert not is_shared(net.path("s2", 7))
-
-    run(test)
+async def test_a_copy_within_a_server_takes_no_room(folder: Path) -> None:
+    content = random.Random(1).randbytes(4 * LONG_BYTES + 5)
+    async with network(folder) as net:
+        await copied_to_the_other_volume(net, folder, content)
+        assert is_shared(net.agents["s1"].layouts[1].object_path(7))
+        assert not is_shared(net.path("s2", 7))
 
 
 def test_a_snapshot_is_read_while_the_object_is_written(folder: Path) -> None:
@@ -100,14 +100,11 @@ def test_a_snapshot_is_of_one_moment_although_stores_through_a_mapping_go_on(fol
 
 
 @pytest.mark.parametrize("name", ["one block", "zeros where something was", "cut off"])
-def test_a_newer_version_is_made_from_the_older_one(folder: Path, name: str) -> None:
+async def test_a_newer_version_is_made_from_the_older_one(folder: Path, name: str) -> None:
     new = CHANGES[name]
 
-    async def test() -> None:
-        async with network(folder) as net:
-            report, sent = await copy_twice(net, new)
-            assert (report.outcome, report.checksum) == ("done", digest(new))
-            assert net.content("s2", 7) == new
-            assert sent < 0.05 * SIZE
-
-    run(test)
+    async with network(folder) as net:
+        report, sent = await copy_twice(net, new)
+        assert (report.outcome, report.checksum) == ("done", digest(new))
+        assert net.content("s2", 7) == new
+        assert sent < 0.05 * SIZE

@@ -40,14 +40,12 @@ class Scripted:
         return step
 
 
-def test_a_worker_waits_backs_off_and_finishes() -> None:
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_worker_waits_backs_off_and_finishes() -> None:
     failure = Unavailable("not now")
     worker = Scripted([Outcome.PROGRESS, Outcome.IDLE, failure, failure, ValueError("bug"), Outcome.IDLE])
 
-    async def test() -> None:
-        await run_worker(worker, interval_s=1.0)
-
-    trio.run(test, clock=trio.testing.MockClock(autojump_threshold=0))
+    await run_worker(worker, interval_s=1.0)
     waits = [after - before for before, after in pairwise(worker.times)]
     for wait, expected in zip(waits, [0, 1, 1, 2, 4, 1], strict=True):
         assert 0.8 * expected <= wait <= 1.2 * expected
@@ -58,7 +56,8 @@ def test_back_off_grows_and_is_bounded(failures: int, interval_s: float) -> None
     assert 0 < backoff_s(failures, interval_s) <= backoff_s(failures + 1, interval_s) <= BACKOFF_MAX_S
 
 
-def test_holders_of_a_key_follow_one_another_and_leave_no_trace() -> None:
+@pytest.mark.usefixtures("autojump_clock")
+async def test_holders_of_a_key_follow_one_another_and_leave_no_trace() -> None:
     locks: KeyedLocks[int] = KeyedLocks()
     active: dict[int, int] = {1: 0, 2: 0}
 
@@ -72,16 +71,13 @@ def test_holders_of_a_key_follow_one_another_and_leave_no_trace() -> None:
                 return
         active[key] = 0
 
-    async def test() -> None:
-        async with trio.open_nursery() as nursery:
-            for key in (1, 2, 1, 1, 1, 2):
-                nursery.start_soon(hold, key)
-
-    trio.run(test, clock=trio.testing.MockClock(autojump_threshold=0))
+    async with trio.open_nursery() as nursery:
+        for key in (1, 2, 1, 1, 1, 2):
+            nursery.start_soon(hold, key)
     assert len(locks) == 0
 
 
-def test_a_batch_gathers_while_another_is_under_way() -> None:
+async def test_a_batch_gathers_while_another_is_under_way() -> None:
     sizes: list[int] = []
 
     async def act(items: Sequence[int]) -> list[int | Exception]:
@@ -89,45 +85,39 @@ def test_a_batch_gathers_while_another_is_under_way() -> None:
         await trio.lowlevel.checkpoint()
         return [ValueError(str(item)) if item == 13 else item * 2 for item in items]
 
-    async def test() -> None:
-        batcher: Batcher[int, int] = Batcher(act, count=at_most(10))
-        results: dict[int, int] = {}
+    batcher: Batcher[int, int] = Batcher(act, count=at_most(10))
+    results: dict[int, int] = {}
 
-        async def submit(item: int) -> None:
-            try:
-                results[item] = await batcher.submit(item)
-            except ValueError:
-                results[item] = -1
+    async def submit(item: int) -> None:
+        try:
+            results[item] = await batcher.submit(item)
+        except ValueError:
+            results[item] = -1
 
-        async with trio.open_nursery() as nursery:
-            async with trio.open_nursery() as submitters:
-                for item in range(40):
-                    submitters.start_soon(submit, item)
-                nursery.start_soon(batcher.run)
-            nursery.cancel_scope.cancel()
-        assert results == {item: -1 if item == 13 else item * 2 for item in range(40)}
-        assert len(sizes) < 10
-        assert max(sizes) == 10
-
-    trio.run(test)
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as submitters:
+            for item in range(40):
+                submitters.start_soon(submit, item)
+            nursery.start_soon(batcher.run)
+        nursery.cancel_scope.cancel()
+    assert results == {item: -1 if item == 13 else item * 2 for item in range(40)}
+    assert len(sizes) < 10
+    assert max(sizes) == 10
 
 
-def test_an_act_that_breaks_fails_its_whole_batch_and_no_other() -> None:
+async def test_an_act_that_breaks_fails_its_whole_batch_and_no_other() -> None:
     def act(items: Sequence[int]) -> list[int | Exception]:
         if 0 in items:
             raise OSError("disk")
         return list(items)
 
-    async def test() -> None:
-        batcher: Batcher[int, int] = Batcher(in_thread(act, trio.CapacityLimiter(1)), count=at_most(10))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(batcher.run)
-            with pytest.raises(OSError, match="disk"):
-                await batcher.submit(0)
-            assert await batcher.submit(1) == 1
-            nursery.cancel_scope.cancel()
-
-    trio.run(test)
+    batcher: Batcher[int, int] = Batcher(in_thread(act, trio.CapacityLimiter(1)), count=at_most(10))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batcher.run)
+        with pytest.raises(OSError, match="disk"):
+            await batcher.submit(0)
+        assert await batcher.submit(1) == 1
+        nursery.cancel_scope.cancel()
 
 
 def is_open(descriptor: int) -> bool:
@@ -161,7 +151,8 @@ def test_the_least_used_descriptor_goes_first_and_never_one_in_use(descriptors: 
     assert not any(is_open(descriptor) for descriptor in descriptors)
 
 
-def test_reports_go_together_unless_nobody_else_is_coming() -> None:
+@pytest.mark.usefixtures("autojump_clock")
+async def test_reports_go_together_unless_nobody_else_is_coming() -> None:
     sent: list[list[int]] = []
 
     class Manager:
@@ -169,20 +160,17 @@ def test_reports_go_together_unless_nobody_else_is_coming() -> None:
             del timeout_s
             sent.append([report.task for report in request.reports])
 
-    async def test() -> None:
-        reporter = Reporter(cast(ManagerSession, Manager()))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(reporter.run)
-            began_s = trio.current_time()
-            await reporter.deliver(TaskReport(1, 1, "done"), at_most=1)
-            assert trio.current_time() == began_s
-            async with trio.open_nursery() as tasks:
-                for task in (2, 3):
-                    tasks.start_soon(partial(reporter.deliver, TaskReport(task, 1, "done"), at_most=2))
-            assert trio.current_time() == began_s
-            await reporter.deliver(TaskReport(4, 1, "done"), at_most=2)
-            assert trio.current_time() > began_s
-            nursery.cancel_scope.cancel()
-        assert [sorted(tasks) for tasks in sent] == [[1], [2, 3], [4]]
-
-    trio.run(test, clock=trio.testing.MockClock(autojump_threshold=0))
+    reporter = Reporter(cast(ManagerSession, Manager()))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reporter.run)
+        began_s = trio.current_time()
+        await reporter.deliver(TaskReport(1, 1, "done"), at_most=1)
+        assert trio.current_time() == began_s
+        async with trio.open_nursery() as tasks:
+            for task in (2, 3):
+                tasks.start_soon(partial(reporter.deliver, TaskReport(task, 1, "done"), at_most=2))
+        assert trio.current_time() == began_s
+        await reporter.deliver(TaskReport(4, 1, "done"), at_most=2)
+        assert trio.current_time() > began_s
+        nursery.cancel_scope.cancel()
+    assert [sorted(tasks) for tasks in sent] == [[1], [2, 3], [4]]

@@ -10,7 +10,7 @@ from bench import network
 from bench.registry import GROUPS
 from bench.sample import QUICK, Ground
 from bench.sides import is_current
-from cluster.messages import COPY, WAITING, Node, PolicyRow, ReplicaRow, TaskRow, Where
+from cluster.messages import Node, PolicyRow, ReplicaRow, TaskOperation, TaskRow, TaskState, Where
 
 
 class OneDirectory:
@@ -84,7 +84,7 @@ def test_a_network_is_needed(tmp_path: Path) -> None:
 CLEAN = Node(
     ino=5, mode=0o100644, nlink=1, uid=0, gid=0, rdev=0, size=1, blocks=8, atime_ns=0, mtime_ns=0, ctime_ns=0, btime_ns=0
 )
-PENDING = TaskRow(1, "s2", COPY, WAITING, 5, b"/f", 2, 1, 1, 0, "", 0)
+PENDING = TaskRow(1, "s2", TaskOperation.COPY, TaskState.WAITING, 5, b"/f", 2, 1, 1, 0, "", 0)
 
 
 def where(current: int, *, dirty: bool = False, pending: tuple[TaskRow, ...] = ()) -> Where:

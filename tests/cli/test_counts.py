@@ -62,9 +62,16 @@ def test_what_happened_to_leases() -> None:
 
 
 def test_what_a_mount_has_done(capsys: pytest.CaptureFixture[str]) -> None:
-    details = ServerDetails(INFO, Holdings(0, 0, 0, 0, 0, 0), {}, is_manager=False, leases=3)
+    metrics = {"mount": {"godwit_kernel_requests_total": 21.0}, "agent": {'godwit_disk_errors_total{volume="/v1"}': 2.0}}
+    details = ServerDetails(INFO, Holdings(0, 0, 0, 0, 0, 0), {}, is_manager=False, leases=3, metrics=metrics)
     print_details(details)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mount ")]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[-2:]] == [
+        ["agent", 'godwit_disk_errors_total{volume="/v1"}', "2"],
+        ["mount", "godwit_kernel_requests_total", "21"],
+    ]
+    assert details_object(details)["metrics"] == metrics
+    (line,) = [line for line in lines if line.startswith("mount ") and "asked" in line]
     assert line.split(maxsplit=1)[1] == (
         "asked 21 times by its kernel, asked managers 22 times, obeyed 23 recalls, caches 24 inodes"
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -40,6 +41,7 @@ def test_the_first_server_is_made(arguments: list[str], tmp_path: Path) -> None:
     assert f"godwit units --install --config {path}\n" in done.stdout
     assert "other machines cannot join" in done.stdout
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "catalog.db").stat().st_mode) == 0o600
     assert left(path.parent) == {"godwit.toml"}
     config = load_config(path)
     assert (config.cluster, config.server, config.managers) == ("here", "s1", ["127.0.0.1:7400"])
@@ -149,6 +151,10 @@ def test_a_catalog_that_is_in_use_is_no_new_network(arguments: list[str], tmp_pa
         manager.send_signal(signal.SIGTERM)
         manager.stderr.read()
     (tmp_path / "etc/godwit/godwit.toml").unlink()
+    done = godwit(*arguments)
+    assert done.returncode == 1
+    assert "has been a server of another network" in done.stderr
+    shutil.rmtree(tmp_path / "etc/godwit/state")
     done = godwit(*arguments)
     assert done.returncode == 1
     assert "holds the catalog of a network already, that has reached term 1" in done.stderr

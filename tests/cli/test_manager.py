@@ -3,20 +3,20 @@
 import json
 from pathlib import Path
 
-import msgspec
 import trio
 
 from cli.commands.manager import ask_candidates, manager_of, office_object
 from cli.network.target import Target
+from cluster.decoding import Decode, from_msgpack
 from cluster.messages import AskOffice, OfficeInfo
-from cluster.rpc.connection import SendReply, listen
+from cluster.rpc.serving import Handler, SendReply, listen
 from lab.registry import unregister
 from tests.cli.test_commands import fake_lab
 from tests.cluster.test_session import free_address
 from tests.support.runner import godwit
 
 
-class _Says:
+class _Says(Handler):
     def __init__(self, info: OfficeInfo) -> None:
         self._info = info
 
@@ -31,7 +31,7 @@ class _Says:
         raise AssertionError(f"it is answered at once: {request}")
 
 
-def test_candidates_that_others_name_are_asked_too() -> None:
+async def test_candidates_that_others_name_are_asked_too() -> None:
     """s1 is configured, s2 it names; s3 does not answer. s2 is in office, in a newer term than s1 has read."""
     one, two, three = free_address(), free_address(), free_address()
     names = [one, two, three]
@@ -41,16 +41,13 @@ def test_candidates_that_others_name_are_asked_too() -> None:
     }
     answers: dict[str, OfficeInfo | None] = {}
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            for address, info in infos.items():
-                decoder = msgspec.msgpack.Decoder(AskOffice)
-                await nursery.start(listen, address, decoder, lambda _peer, info=info: _Says(info))
-            target = Target("test", (one,), (), "")
-            answers.update(await trio.to_thread.run_sync(ask_candidates, target, 5.0))
-            nursery.cancel_scope.cancel()
-
-    trio.run(main)
+    async with trio.open_nursery() as nursery:
+        for address, info in infos.items():
+            decoder: Decode[AskOffice] = from_msgpack(AskOffice)
+            await nursery.start(listen, address, decoder, lambda _peer, info=info: _Says(info))
+        target = Target("test", (one,), (), "")
+        answers.update(await trio.to_thread.run_sync(ask_candidates, target, 5.0))
+        nursery.cancel_scope.cancel()
     assert answers == {**infos, three: None}
     assert manager_of(answers) == infos[two]
     shown = office_object(answers)

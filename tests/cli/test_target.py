@@ -11,7 +11,7 @@ import trio
 from cli.network import target as target_module
 from cli.network.names import find_inode
 from cli.network.target import Target, find_target, only_lab, split_at_mount
-from cluster.config import dump_config
+from cluster.config import dump_config, write_config
 from cluster.errors import Refused, Unavailable
 from cluster.messages import Blob, Found, Lookup, Node, ReadLink
 from cluster.rpc.conversation import Asker
@@ -19,7 +19,7 @@ from lab import registry
 from lab.lab import Lab
 from lab.network import Network
 from lab.registry import register
-from lab.state import read_state, server_config, write_config
+from lab.state import read_state, server_config
 
 
 @pytest.fixture(autouse=True)

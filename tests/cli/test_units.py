@@ -43,7 +43,7 @@ def test_paths_are_quoted_as_systemd_wants_them() -> None:
     assert 'RequiresMountsFor=/srv/one "/srv/two words" /mnt\n' in mount
     assert '-- "/mnt/100%% mine"\n' in mount
     assert 'Environment="GODWIT_MOUNTPOINT=/mnt/100%% mine"\n' in mount
-    assert '-q "$$GODWIT_MOUNTPOINT"' in mount
+    assert 'stat -f -c %%t -- "$$GODWIT_MOUNTPOINT")" = 65735546 ]' in mount
     assert 'RequiresMountsFor=/srv/one "/srv/two words"\n' in made["godwit-agent.service"]
 
 

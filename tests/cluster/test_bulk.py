@@ -9,14 +9,18 @@ import msgspec
 import pytest
 import trio
 
+from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Changed, GodwitError, ProtocolError, Unavailable
-from cluster.messages import AgentRequest, Chunk, Done, Message, PullEnd, PullObject, Stamp
+from cluster.messages import AGENT_UNION, Chunk, Done, Message, PullEnd, PullObject, Stamp
 from cluster.rpc import bulk
 from cluster.rpc.bulk import BulkConnection
-from cluster.rpc.connection import Replies, connect, listen
+from cluster.rpc.connection import connect
 from cluster.rpc.frames import BODY_MAX_BYTES, pack
+from cluster.rpc.serving import Handler, Replies, listen
 from cluster.rpc.wire import Wire, connect_wire, parse_address
-from tests.agent.network import TIMEOUT_S, free_address, run
+from tests.agent.network import TIMEOUT_S, free_address
+
+pytestmark = pytest.mark.deadline(60)
 
 PULL = PullObject(1, 1, 1, Stamp(0, 0, 0), b"")
 SIZES = [1, 5, 4096, 1 << 20, BODY_MAX_BYTES, 77]
@@ -25,7 +29,7 @@ MANY = 64
 """Chunks of 1 MiB: more than the buffers between a source and a reader that has stopped."""
 
 
-class Source:
+class Source(Handler):
     """Sends `CONTENT` for version 1, then fails for inode 2; for version 2 a long row of chunks. It has one thread."""
 
     def __init__(self) -> None:
@@ -54,7 +58,7 @@ class Source:
 @asynccontextmanager
 async def served() -> AsyncIterator[tuple[Source, str, trio.Nursery]]:
     source, address = Source(), free_address()
-    decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(AgentRequest)
+    decoder: Decode[Any] = from_msgpack(AGENT_UNION)
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: source, task_status=task_status))
         yield source, address, nursery
@@ -81,90 +85,72 @@ async def bodies_of(connection: BulkConnection, request: PullObject = PULL) -> l
     return bodies
 
 
-def test_bodies_of_all_sizes_come_whole_and_in_order() -> None:
-    async def test() -> None:
-        async with served() as (_source, address, _nursery), connection_to(address) as (connection, _wire):
-            for _ in range(3):
-                assert await bodies_of(connection) == [*CONTENT, b""]
-
-    run(test)
-
-
-def test_they_are_frames_like_all_others() -> None:
-    async def test() -> None:
-        async with served() as (_source, address, nursery):
-            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            async with channel.open_stream(PULL) as replies:
-                for content in CONTENT:
-                    assert (await anext(replies)).body == content
-                assert (await anext(replies)).reply == PullEnd(b"digest")
-            channel.close()
-
-    run(test)
-
-
-def test_a_failure_comes_in_the_place_of_a_body_and_leaves_the_connection_good() -> None:
-    async def test() -> None:
-        async with served() as (_source, address, _nursery), connection_to(address) as (connection, _wire):
-            with pytest.raises(Changed, match="while it was read"):
-                await bodies_of(connection, msgspec.structs.replace(PULL, ino=2))
+async def test_bodies_of_all_sizes_come_whole_and_in_order() -> None:
+    async with served() as (_source, address, _nursery), connection_to(address) as (connection, _wire):
+        for _ in range(3):
             assert await bodies_of(connection) == [*CONTENT, b""]
 
-    run(test)
+
+async def test_they_are_frames_like_all_others() -> None:
+    async with served() as (_source, address, nursery):
+        channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
+        async with channel.open_stream(PULL) as replies:
+            for content in CONTENT:
+                assert (await anext(replies)).body == content
+            assert (await anext(replies)).reply == PullEnd(b"digest")
+        channel.close()
 
 
-def test_a_reader_that_stops_holds_no_thread() -> None:
-    async def test() -> None:
-        async with served() as (source, address, _nursery):
-            async with connection_to(address) as (_connection, wire):
-                await wire.send(pack(1, msgspec.msgpack.encode(msgspec.structs.replace(PULL, version=2))))
-                assert await wire.readable_within(TIMEOUT_S)
-                async with connection_to(address) as (other, _wire):
-                    assert await bodies_of(other) == [*CONTENT, b""]
-            with trio.fail_after(TIMEOUT_S):
-                while source.closed_connections < 2:
-                    await trio.sleep(0.005)
+async def test_a_failure_comes_in_the_place_of_a_body_and_leaves_the_connection_good() -> None:
+    async with served() as (_source, address, _nursery), connection_to(address) as (connection, _wire):
+        with pytest.raises(Changed, match="while it was read"):
+            await bodies_of(connection, msgspec.structs.replace(PULL, ino=2))
+        assert await bodies_of(connection) == [*CONTENT, b""]
+
+
+async def test_a_reader_that_stops_holds_no_thread() -> None:
+    async with served() as (source, address, _nursery):
+        async with connection_to(address) as (_connection, wire):
+            await wire.send(pack(1, msgspec.msgpack.encode(msgspec.structs.replace(PULL, version=2))))
+            assert await wire.readable_within(TIMEOUT_S)
             async with connection_to(address) as (other, _wire):
-                assert len(await bodies_of(other, msgspec.structs.replace(PULL, version=2))) == MANY + 1
+                assert await bodies_of(other) == [*CONTENT, b""]
+        with trio.fail_after(TIMEOUT_S):
+            while source.closed_connections < 2:
+                await trio.sleep(0.005)
+        async with connection_to(address) as (other, _wire):
+            assert len(await bodies_of(other, msgspec.structs.replace(PULL, version=2))) == MANY + 1
 
-    run(test)
 
-
-def test_many_transfers_take_turns_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_transfers_take_turns_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "TURN_BYTES", 3 << 20)
 
-    async def test() -> None:
-        async with served() as (_source, address, _nursery):
-            finished: list[int] = []
+    async with served() as (_source, address, _nursery):
+        finished: list[int] = []
 
-            async def ask(version: int) -> None:
-                async with connection_to(address) as (connection, _wire):
-                    await bodies_of(connection, msgspec.structs.replace(PULL, version=version))
-                    finished.append(version)
-
-            async with trio.open_nursery() as asking:
-                asking.start_soon(ask, 2)
-                asking.start_soon(ask, 2)
-                asking.start_soon(ask, 1)
-            assert sorted(finished) == [1, 2, 2]
-
-    run(test)
-
-
-def test_what_the_taker_raises_is_raised_and_a_silent_peer_is_given_up() -> None:
-    async def test() -> None:
-        def refuse(_reply: Message, _body: memoryview) -> bool:
-            raise OSError("disk")
-
-        async with served() as (_source, address, _nursery):
+        async def ask(version: int) -> None:
             async with connection_to(address) as (connection, _wire):
-                with pytest.raises(OSError, match="disk"):
-                    await connection.ask(PULL, refuse, limiter=trio.CapacityLimiter(1), stall_s=TIMEOUT_S)
-            async with connection_to(address) as (connection, _wire):
-                with pytest.raises(Unavailable, match="sent nothing"):
-                    await connection.ask(PULL, lambda _reply, _body: False, limiter=trio.CapacityLimiter(1), stall_s=0.05)
+                await bodies_of(connection, msgspec.structs.replace(PULL, version=version))
+                finished.append(version)
 
-    run(test)
+        async with trio.open_nursery() as asking:
+            asking.start_soon(ask, 2)
+            asking.start_soon(ask, 2)
+            asking.start_soon(ask, 1)
+        assert sorted(finished) == [1, 2, 2]
+
+
+async def test_what_the_taker_raises_is_raised_and_a_silent_peer_is_given_up() -> None:
+    def refuse(_reply: Message, _body: memoryview) -> bool:
+        raise OSError("disk")
+
+    async with served() as (_source, address, _nursery):
+        async with connection_to(address) as (connection, _wire):
+            with pytest.raises(OSError, match="disk"):
+                await connection.ask(PULL, refuse, limiter=trio.CapacityLimiter(1), stall_s=TIMEOUT_S)
+        async with connection_to(address) as (connection, _wire):
+            with pytest.raises(Unavailable, match="sent nothing"):
+                await connection.ask(PULL, lambda _reply, _body: False, limiter=trio.CapacityLimiter(1), stall_s=0.05)
 
 
 async def answered_with(answer: bytes, expected: type[GodwitError]) -> None:
@@ -197,30 +183,27 @@ NONSENSE: dict[str, tuple[bytes, type[GodwitError]]] = {
 
 
 @pytest.mark.parametrize("case", NONSENSE.values(), ids=list(NONSENSE))
-def test_nonsense_and_broken_connections_are_errors(case: tuple[bytes, type[GodwitError]]) -> None:
-    run(answered_with, *case)
+async def test_nonsense_and_broken_connections_are_errors(case: tuple[bytes, type[GodwitError]]) -> None:
+    await answered_with(*case)
 
 
-def test_a_wire_that_is_closed_while_it_is_lent_ends_the_transfer() -> None:
+async def test_a_wire_that_is_closed_while_it_is_lent_ends_the_transfer() -> None:
     async def until_it_fails(transfer: Callable[[], Awaitable[object]]) -> None:
         with pytest.raises(Unavailable):
             await transfer()
 
-    async def test() -> None:
-        async with served() as (_source, address, nursery), connection_to(address) as (connection, wire):
-            async with trio.open_nursery() as asking:
-                started = trio.Event()
+    async with served() as (_source, address, nursery), connection_to(address) as (connection, wire):
+        async with trio.open_nursery() as asking:
+            started = trio.Event()
 
-                async def stall() -> None:
-                    def take(_reply: Message, _body: memoryview) -> bool:
-                        trio.from_thread.run_sync(started.set)
-                        return False
+            async def stall() -> None:
+                def take(_reply: Message, _body: memoryview) -> bool:
+                    trio.from_thread.run_sync(started.set)
+                    return False
 
-                    await connection.ask(PULL, take, limiter=trio.CapacityLimiter(1), stall_s=TIMEOUT_S)
+                await connection.ask(PULL, take, limiter=trio.CapacityLimiter(1), stall_s=TIMEOUT_S)
 
-                asking.start_soon(until_it_fails, stall)
-                await started.wait()
-                wire.close()
-            nursery.cancel_scope.cancel()
-
-    run(test)
+            asking.start_soon(until_it_fails, stall)
+            await started.wait()
+            wire.close()
+        nursery.cancel_scope.cancel()

@@ -43,6 +43,7 @@ WRONG = [
     ("copies_at_once = 8", "copies_at_once = 0", "copies_at_once"),
     ("copies_at_once = 8", "copies_at_once = 65", "copies_at_once"),
     ("copies_at_once = 8", "trash_keep_s = -1.0", "trash_keep_s"),
+    ("copies_at_once = 8", "trash_keep_s = 1e10", "trash_keep_s"),
     ("copies_at_once = 8", "report_s = 0", "report_s"),
     ("copies_at_once = 8", "copys_at_once = 8", "copys_at_once"),
     ("[mount]", "[mounts]", "mount"),

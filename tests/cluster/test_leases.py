@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.config import RENEWALS_PER_ACCESS
 from cluster.errors import TokenRefused
 from cluster.leases import (
     CLOCK_RATE,
@@ -20,7 +21,9 @@ from cluster.leases import (
     ManagerClock,
     Sealer,
     TokenGate,
+    all_ended_s,
     decide,
+    grant_lasts_s,
     margin_s,
     mode_for,
     mode_table,
@@ -126,6 +129,32 @@ def test_the_holder_stops_before_the_manager_acts(there: float, rate: float, acc
     manager_acts = granted + access_s + margin_s(access_s)
     assert holder_stops < manager_acts
     assert MARGIN > CLOCK_RATE / (1 - CLOCK_RATE)
+
+
+@given(
+    extended_s=st.floats(0, 60),
+    age_s=st.floats(0, 120),
+    seen_after_s=st.floats(0, 5),
+    ended_after_s=st.floats(0, 120),
+    old_rate=st.floats(-CLOCK_RATE, CLOCK_RATE),
+    holder_rate=st.floats(-CLOCK_RATE, CLOCK_RATE),
+    access_s=st.floats(0.5, 600),
+)
+def test_what_an_earlier_term_granted_has_ended_when_the_next_says_so(
+    extended_s: float,
+    age_s: float,
+    seen_after_s: float,
+    ended_after_s: float,
+    old_rate: float,
+    holder_rate: float,
+    access_s: float,
+) -> None:
+    """On the new manager's clock; those of the old manager and of the holder run at other rates."""
+    granted_s = extended_s + age_s
+    lasts_s = grant_lasts_s(access_s, 0.0, age_s * (1 + old_rate))
+    assert access_s / RENEWALS_PER_ACCESS < lasts_s <= access_s
+    holder_stops_s = granted_s + lasts_s / (1 + holder_rate)
+    assert holder_stops_s < all_ended_s(access_s, extended_s + seen_after_s, granted_s + ended_after_s)
 
 
 def test_of_old_terms_only_the_last_few_are_known() -> None:

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -14,13 +14,16 @@ import msgspec
 import pytest
 import trio
 
+from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Changed, GodwitError, NoSpace, Refused, Unavailable
 from cluster.messages import (
-    AgentRequest,
+    AGENT_UNION,
+    PROTOCOL,
     Chunk,
     Content,
     Data,
     Done,
+    Greeting,
     ObjectStat,
     PullEnd,
     PullHeader,
@@ -32,12 +35,16 @@ from cluster.messages import (
     WriteObject,
     Written,
 )
-from cluster.rpc import connection as rpc
-from cluster.rpc.connection import Answer, Channel, SendReply, connect, listen
+from cluster.rpc import serving
+from cluster.rpc.connection import Answer, Channel, connect
 from cluster.rpc.frames import BODY_MAX_BYTES, HEADER, PREFACE, pack
+from cluster.rpc.serving import Handler, SendReply, listen
 from cluster.rpc.wire import parse_address
 
+pytestmark = pytest.mark.deadline(30)
+
 TIMEOUT_S = 5.0
+GREETING = Greeting(PROTOCOL, "c", "s1", "mount")
 PULL = PullObject(1, 1, 1, Stamp(0, 0, 0), b"")
 STAT = ObjectStat(Content(1, 2, 3, 4))
 
@@ -48,7 +55,7 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-class Service:
+class Service(Handler):
     """A handler whose answers depend on the request; `release` lets SyncObject go on."""
 
     def __init__(self) -> None:
@@ -110,15 +117,7 @@ async def served() -> AsyncIterator[tuple[Service, str, trio.Nursery]]:
         nursery.cancel_scope.cancel()
 
 
-DECODER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(AgentRequest)
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        with trio.fail_after(30):
-            await test()
-
-    trio.run(bounded)
+DECODER: Decode[Any] = from_msgpack(AGENT_UNION)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -141,159 +140,132 @@ def _closed_since(service: Service, before: int) -> bool:
 
 
 async def still_serves(address: str, nursery: trio.Nursery) -> None:
-    channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
+    channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
     assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
     channel.close()
 
 
-def test_what_is_answered_at_once_comes_back_too() -> None:
-    async def test() -> None:
-        async with served() as (_service, address, nursery):
-            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            assert await channel.call(StatObject(5, 1, b""), timeout_s=TIMEOUT_S) == STAT
-            with pytest.raises(Refused, match="no such thing"):
-                await channel.call(StatObject(6, 1, b""), timeout_s=TIMEOUT_S)
-            with pytest.raises(GodwitError, match="unexpected error"):
-                await channel.call(StatObject(7, 1, b""), timeout_s=TIMEOUT_S)
+async def test_what_is_answered_at_once_comes_back_too() -> None:
+    async with served() as (_service, address, nursery):
+        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        assert await channel.call(StatObject(5, 1, b""), timeout_s=TIMEOUT_S) == STAT
+        with pytest.raises(Refused, match="no such thing"):
+            await channel.call(StatObject(6, 1, b""), timeout_s=TIMEOUT_S)
+        with pytest.raises(GodwitError, match="unexpected error"):
+            await channel.call(StatObject(7, 1, b""), timeout_s=TIMEOUT_S)
+        assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
+
+
+async def test_replies_bodies_and_errors_come_back() -> None:
+    async with served() as (service, address, nursery):
+        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
+        answer = await channel.exchange(ReadObject(1, 1, b"", 0, BODY_MAX_BYTES), timeout_s=TIMEOUT_S)
+        assert answer == Answer(Data(), bytes(BODY_MAX_BYTES))
+        body = memoryview(os.urandom(BODY_MAX_BYTES))
+        assert (await channel.call(WriteObject(1, 1, b"", 0), body=body, timeout_s=TIMEOUT_S)).count == BODY_MAX_BYTES
+        with pytest.raises(Refused, match="no such thing") as refusal:
+            await channel.call(StatObject(2, 1, b""), timeout_s=TIMEOUT_S)
+        assert refusal.value.errno == errno.ENOENT
+        with pytest.raises(NoSpace):
+            await channel.call(StatObject(3, 1, b""), timeout_s=TIMEOUT_S)
+        channel.close()
+        await until(lambda: service.connections_closed == 1)
+
+
+async def test_a_bug_in_a_handler_is_an_error_of_that_call_only(caplog: pytest.LogCaptureFixture) -> None:
+    async with served() as (_service, address, nursery):
+        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        with pytest.raises(GodwitError, match="see the server's log"):
+            await channel.call(StatObject(4, 1, b""), timeout_s=TIMEOUT_S)
+        assert "a bug" in caplog.text
+        assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
+
+
+async def test_a_reply_too_large_to_send_is_an_error_of_that_call_only() -> None:
+    async with served() as (_service, address, nursery):
+        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        with pytest.raises(GodwitError, match="too large"):
+            await channel.call(ReadObject(1, 1, b"", 0, BODY_MAX_BYTES + 1), timeout_s=TIMEOUT_S)
+        assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
+
+
+async def test_slow_calls_hold_up_no_others_and_time_out() -> None:
+    async with served() as (service, address, nursery):
+        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        with pytest.raises(Unavailable, match=r"within 0\.05 s") as timeout:
+            await channel.call(SyncObject(1, 1, b""), timeout_s=0.05)
+        assert timeout.value.errno == errno.ETIMEDOUT
+        async with trio.open_nursery() as calls:
+            calls.start_soon(lambda: channel.call(SyncObject(1, 1, b""), timeout_s=TIMEOUT_S))
             assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
-
-    run(test)
-
-
-def test_replies_bodies_and_errors_come_back() -> None:
-    async def test() -> None:
-        async with served() as (service, address, nursery):
-            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
-            answer = await channel.exchange(ReadObject(1, 1, b"", 0, BODY_MAX_BYTES), timeout_s=TIMEOUT_S)
-            assert answer == Answer(Data(), bytes(BODY_MAX_BYTES))
-            body = memoryview(os.urandom(BODY_MAX_BYTES))
-            assert (await channel.call(WriteObject(1, 1, b"", 0), body=body, timeout_s=TIMEOUT_S)).count == BODY_MAX_BYTES
-            with pytest.raises(Refused, match="no such thing") as refusal:
-                await channel.call(StatObject(2, 1, b""), timeout_s=TIMEOUT_S)
-            assert refusal.value.errno == errno.ENOENT
-            with pytest.raises(NoSpace):
-                await channel.call(StatObject(3, 1, b""), timeout_s=TIMEOUT_S)
-            channel.close()
-            await until(lambda: service.connections_closed == 1)
-
-    run(test)
-
-
-def test_a_bug_in_a_handler_is_an_error_of_that_call_only(caplog: pytest.LogCaptureFixture) -> None:
-    async def test() -> None:
-        async with served() as (_service, address, nursery):
-            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            with pytest.raises(GodwitError, match="see the server's log"):
-                await channel.call(StatObject(4, 1, b""), timeout_s=TIMEOUT_S)
-            assert "a bug" in caplog.text
-            assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
-
-    run(test)
-
-
-def test_a_reply_too_large_to_send_is_an_error_of_that_call_only() -> None:
-    async def test() -> None:
-        async with served() as (_service, address, nursery):
-            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            with pytest.raises(GodwitError, match="too large"):
-                await channel.call(ReadObject(1, 1, b"", 0, BODY_MAX_BYTES + 1), timeout_s=TIMEOUT_S)
-            assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
-
-    run(test)
-
-
-def test_slow_calls_hold_up_no_others_and_time_out() -> None:
-    async def test() -> None:
-        async with served() as (service, address, nursery):
-            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            with pytest.raises(Unavailable, match=r"within 0\.05 s") as timeout:
-                await channel.call(SyncObject(1, 1, b""), timeout_s=0.05)
-            assert timeout.value.errno == errno.ETIMEDOUT
-            async with trio.open_nursery() as calls:
-                calls.start_soon(lambda: channel.call(SyncObject(1, 1, b""), timeout_s=TIMEOUT_S))
-                assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
-                service.release.set()
-
-    run(test)
-
-
-def test_a_cancelled_call_leaves_the_channel_usable() -> None:
-    async def test() -> None:
-        async with served() as (service, address, nursery):
-            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            large = bytes(BODY_MAX_BYTES)
-            for number in range(20):
-                with trio.move_on_after(0.0005 * number):
-                    await channel.call(WriteObject(1, 1, b"", 0), body=large, timeout_s=TIMEOUT_S)
-                with trio.CancelScope() as scope:
-                    scope.cancel()
-                    await channel.call(SyncObject(1, 1, b""), timeout_s=TIMEOUT_S)
-                assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
             service.release.set()
-            assert not channel.broken.is_set()
-
-    run(test)
 
 
-def test_a_stream_that_is_left_early_leaves_the_channel_usable() -> None:
-    async def test() -> None:
-        async with served() as (_service, address, nursery):
-            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            async with channel.open_stream(msgspec.structs.replace(PULL, version=50)) as replies:
-                assert (await anext(replies)).reply == PullHeader(50)
+async def test_a_cancelled_call_leaves_the_channel_usable() -> None:
+    async with served() as (service, address, nursery):
+        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        large = bytes(BODY_MAX_BYTES)
+        for number in range(20):
+            with trio.move_on_after(0.0005 * number):
+                await channel.call(WriteObject(1, 1, b"", 0), body=large, timeout_s=TIMEOUT_S)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await channel.call(SyncObject(1, 1, b""), timeout_s=TIMEOUT_S)
             assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
+        service.release.set()
+        assert not channel.broken.is_set()
 
-    run(test)
+
+async def test_a_stream_that_is_left_early_leaves_the_channel_usable() -> None:
+    async with served() as (_service, address, nursery):
+        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        async with channel.open_stream(msgspec.structs.replace(PULL, version=50)) as replies:
+            assert (await anext(replies)).reply == PullHeader(50)
+        assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
 
 
-def test_a_stream_ends_with_its_end_or_its_error() -> None:
-    async def test() -> None:
-        async with served() as (_service, address, nursery):
-            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            async with channel.open_stream(msgspec.structs.replace(PULL, version=9)) as replies:
-                received = [await anext(replies) for _ in range(11)]
-            assert received[0].reply == PullHeader(9)
-            assert sum(len(answer.body) for answer in received) == 900_000
-            assert received[-1].reply == PullEnd(b"digest")
-            with pytest.raises(Changed):
-                await drain(channel, msgspec.structs.replace(PULL, ino=2, version=9))
-
-    run(test)
+async def test_a_stream_ends_with_its_end_or_its_error() -> None:
+    async with served() as (_service, address, nursery):
+        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        async with channel.open_stream(msgspec.structs.replace(PULL, version=9)) as replies:
+            received = [await anext(replies) for _ in range(11)]
+        assert received[0].reply == PullHeader(9)
+        assert sum(len(answer.body) for answer in received) == 900_000
+        assert received[-1].reply == PullEnd(b"digest")
+        with pytest.raises(Changed):
+            await drain(channel, msgspec.structs.replace(PULL, ino=2, version=9))
 
 
 @pytest.mark.parametrize("unread", [0, 1, 50])
-def test_a_broken_connection_fails_every_call_and_stream(unread: int) -> None:
-    async def test() -> None:
-        async with served() as (service, address, nursery):
-            channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
-            failed = 0
+async def test_a_broken_connection_fails_every_call_and_stream(unread: int) -> None:
+    async with served() as (service, address, nursery):
+        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        failed = 0
 
-            async def call() -> None:
-                nonlocal failed
-                with pytest.raises(Unavailable):
-                    await channel.call(SyncObject(1, 1, b""), timeout_s=TIMEOUT_S)
-                failed += 1
-
-            async def stream() -> None:
-                nonlocal failed
-                with pytest.raises(Unavailable):
-                    await drain(channel, msgspec.structs.replace(PULL, version=unread), after=channel.broken)
-                failed += 1
-
-            async with trio.open_nursery() as calls:
-                for _ in range(10):
-                    calls.start_soon(call)
-                calls.start_soon(stream)
-                await until(lambda: service.started == 11)
-                channel.close()
-            assert failed == 11
+        async def call() -> None:
+            nonlocal failed
             with pytest.raises(Unavailable):
-                await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S)
-            await until(lambda: service.cancelled == 10)
-            await still_serves(address, nursery)
+                await channel.call(SyncObject(1, 1, b""), timeout_s=TIMEOUT_S)
+            failed += 1
 
-    run(test)
+        async def stream() -> None:
+            nonlocal failed
+            with pytest.raises(Unavailable):
+                await drain(channel, msgspec.structs.replace(PULL, version=unread), after=channel.broken)
+            failed += 1
+
+        async with trio.open_nursery() as calls:
+            for _ in range(10):
+                calls.start_soon(call)
+            calls.start_soon(stream)
+            await until(lambda: service.started == 11)
+            channel.close()
+        assert failed == 11
+        with pytest.raises(Unavailable):
+            await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S)
+        await until(lambda: service.cancelled == 10)
+        await still_serves(address, nursery)
 
 
 GARBAGE = [
@@ -311,8 +283,8 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
-def test_a_server_lives_after_garbage(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    async def test() -> None:
+async def test_a_server_lives_after_garbage(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
         async with served() as (_service, address, nursery):
             stream = await trio.open_tcp_stream(*parse_address(address))
             await stream.send_all(garbage)
@@ -321,40 +293,31 @@ def test_a_server_lives_after_garbage(garbage: bytes, caplog: pytest.LogCaptureF
                     assert await stream.receive_some() == b""
             await stream.aclose()
             await still_serves(address, nursery)
-
-    with caplog.at_level(logging.ERROR):
-        run(test)
     assert "closed the connection" in caplog.text
 
 
 @pytest.mark.parametrize("data", [b"", PREFACE[:3], PREFACE, PREFACE + pack(1, bytes(50))[:20]])
-def test_a_server_lives_after_a_client_that_stops_in_the_middle(data: bytes) -> None:
-    async def test() -> None:
-        async with served() as (service, address, nursery):
+async def test_a_server_lives_after_a_client_that_stops_in_the_middle(data: bytes) -> None:
+    async with served() as (service, address, nursery):
+        stream = await trio.open_tcp_stream(*parse_address(address))
+        await stream.send_all(data)
+        await stream.aclose()
+        await until(lambda: service.connections_closed == 1)
+        await still_serves(address, nursery)
+
+
+async def test_a_server_lives_after_a_client_that_vanishes_with_many_answers_under_way() -> None:
+    async with served() as (service, address, nursery):
+        for _ in range(5):
             stream = await trio.open_tcp_stream(*parse_address(address))
-            await stream.send_all(data)
-            await stream.aclose()
-            await until(lambda: service.connections_closed == 1)
-            await still_serves(address, nursery)
-
-    run(test)
-
-
-def test_a_server_lives_after_a_client_that_vanishes_with_many_answers_under_way() -> None:
-    async def test() -> None:
-        async with served() as (service, address, nursery):
-            for _ in range(5):
-                stream = await trio.open_tcp_stream(*parse_address(address))
-                reads = (pack(number, msgspec.msgpack.encode(ReadObject(1, 1, b"", 0, 1_000_000))) for number in range(40))
-                before = service.connections_closed
-                await stream.send_all(PREFACE + b"".join(reads))
-                await until(lambda: service.started > 0)
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                await trio.aclose_forcefully(stream)
-                await until(partial(_closed_since, service, before))
-            await still_serves(address, nursery)
-
-    run(test)
+            reads = (pack(number, msgspec.msgpack.encode(ReadObject(1, 1, b"", 0, 1_000_000))) for number in range(40))
+            before = service.connections_closed
+            await stream.send_all(PREFACE + b"".join(reads))
+            await until(lambda: service.started > 0)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await trio.aclose_forcefully(stream)
+            await until(partial(_closed_since, service, before))
+        await still_serves(address, nursery)
 
 
 @asynccontextmanager
@@ -372,7 +335,7 @@ async def answering(reply: bytes) -> AsyncIterator[Channel]:
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(parse_address(address)[1], host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, answer, listeners)
-        yield await connect(address, nursery, timeout_s=TIMEOUT_S)
+        yield await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
         nursery.cancel_scope.cancel()
 
 
@@ -390,48 +353,36 @@ REPLIES = [
 
 
 @pytest.mark.parametrize("reply", REPLIES, ids=range(len(REPLIES)))
-def test_a_client_lives_after_garbage(reply: bytes) -> None:
-    async def test() -> None:
-        async with answering(reply) as channel:
-            with pytest.raises(Unavailable):
-                await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S)
-            assert channel.broken.is_set()
-        async with served() as (_service, address, nursery):
-            await still_serves(address, nursery)
-
-    run(test)
+async def test_a_client_lives_after_garbage(reply: bytes) -> None:
+    async with answering(reply) as channel:
+        with pytest.raises(Unavailable):
+            await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S)
+        assert channel.broken.is_set()
+    async with served() as (_service, address, nursery):
+        await still_serves(address, nursery)
 
 
-def test_a_silent_client_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "PREFACE_TIMEOUT_S", 0.05)
+async def test_a_silent_client_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "PREFACE_S", 0.05)
 
-    async def test() -> None:
-        async with served() as (_service, address, nursery):
-            stream = await trio.open_tcp_stream(*parse_address(address))
-            with trio.fail_after(TIMEOUT_S):
-                assert await stream.receive_some() == b""
-            await stream.aclose()
-            await still_serves(address, nursery)
-
-    run(test)
+    async with served() as (_service, address, nursery):
+        stream = await trio.open_tcp_stream(*parse_address(address))
+        with trio.fail_after(TIMEOUT_S):
+            assert await stream.receive_some() == b""
+        await stream.aclose()
+        await still_serves(address, nursery)
 
 
-def test_nobody_there_is_unavailable() -> None:
-    async def test() -> None:
-        async with trio.open_nursery() as nursery:
-            with pytest.raises(Unavailable, match="cannot reach"):
-                await connect(free_address(), nursery, timeout_s=TIMEOUT_S)
-
-    run(test)
+async def test_nobody_there_is_unavailable() -> None:
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(Unavailable, match="cannot reach"):
+            await connect(free_address(), nursery, timeout_s=TIMEOUT_S)
 
 
-def test_an_address_in_use_is_unavailable() -> None:
-    async def test() -> None:
-        async with served() as (service, address, _nursery):
-            with pytest.raises(Unavailable, match="cannot listen"):
-                await listen(address, DECODER, lambda _peer: service)
-
-    run(test)
+async def test_an_address_in_use_is_unavailable() -> None:
+    async with served() as (service, address, _nursery):
+        with pytest.raises(Unavailable, match="cannot listen"):
+            await listen(address, DECODER, lambda _peer: service)
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:0", "host:65536", "host:-1", "host:http", "host:²"])

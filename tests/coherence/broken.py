@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 import fusefs.main
+import fusefs.mount
 from cli.commands.run import run_part
 from cluster.errors import GodwitError
 from cluster.messages import Grant, Recall, RecallDone, Request
@@ -103,8 +104,8 @@ def _delayed(*, late: bool) -> type[ManagerSession]:
 
 def put_in_place(session: type[ManagerSession]) -> None:
     """The mount is put together with this class instead of its own."""
-    assert "ManagerSession" in vars(fusefs.main)
-    vars(fusefs.main)["ManagerSession"] = session
+    assert "ManagerSession" in vars(fusefs.mount)
+    vars(fusefs.mount)["ManagerSession"] = session
 
 
 def slow_flag(config: Path) -> Path:

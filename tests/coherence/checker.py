@@ -47,7 +47,7 @@ from tests.coherence.records import ABSENT, CELL_BYTES, CELLS, DAMAGED, NEW_MODE
 from tests.coherence.search import Model, Step, check
 
 NEVER_STARTED = frozenset({errno.ENOTCONN, errno.ELOOP})
-"""What the kernel answers when there is no mount to ask, and what a folder is while nothing is mounted (`load.mark_missing`)."""
+"""What the kernel answers when there is no mount to ask, and what a folder is without one (`load.marked_missing`)."""
 CHANGES = frozenset({"create", "link", "unlink", "rename", "write", "truncate", "chmod", "utime", "append"})
 LINKS = "links"
 SHOWN = 30

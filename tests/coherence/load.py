@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -21,14 +22,26 @@ def chosen_seed(default: int) -> int:
     return int(os.environ.get(SEED_VARIABLE, default))
 
 
-def mark_missing(mount_point: Path, names: Iterable[str]) -> None:
-    """Below a mount point, while nothing is mounted there: what comes before the mount is back is told from a missing name.
+@contextmanager
+def marked_missing(mount_points: Iterable[Path], names: Iterable[str]) -> Iterator[None]:
+    """Below mount points, before anything is mounted there: what comes before the mount is back is told from a missing name.
 
-    The shared folders' names lead to themselves there, so that every call on them fails with ELOOP.
+    The shared folders' names lead to themselves there, so that every call on them fails with ELOOP. It is a read-only mount of
+    its own, which nothing shields.
     """
-    mount_point.mkdir(exist_ok=True)
-    for name in names:
-        (mount_point / name).symlink_to(name)
+    with ExitStack() as stack:
+        for path in mount_points:
+            path.mkdir(exist_ok=True)
+            for name in names:
+                (path / name).symlink_to(name)
+            subprocess.run(["mount", "--bind", path, path], check=True)
+            stack.callback(_unmount, path)
+            subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+        yield
+
+
+def _unmount(path: Path) -> None:
+    subprocess.run(["umount", path], check=True)
 
 
 class Load:

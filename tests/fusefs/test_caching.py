@@ -6,7 +6,9 @@ import pytest
 
 from cluster.messages import Grant, Node, Recall
 from fusefs.caching import cache as caching_module
-from fusefs.caching.cache import Allowance, Caching, Contents, KeptListing, Listed, Seen
+from fusefs.caching.cache import Caching, EntryReply
+from fusefs.caching.grants import Permit
+from fusefs.caching.listings import Contents, KeptListing, Listed
 
 ACCESS_S = 15.0
 DIRECTORY, FILE, OTHER = 10, 11, 12
@@ -33,7 +35,7 @@ class Keeper:
         self.serial += 1
         return Grant(self.serial, ACCESS_S, list(inodes))
 
-    def take(self, *inodes: int) -> Allowance:
+    def take(self, *inodes: int) -> Permit:
         return self.caching.take(self.grant(*inodes), self.clock.now)
 
     def recall(self, *inodes: int) -> Recall:
@@ -50,16 +52,16 @@ def node(ino: int = FILE, *, size: int = 0) -> Node:
     return Node(ino, DIR_MODE if ino == DIRECTORY else FILE_MODE, 1, 0, 0, 0, size, 0, 0, 0, 0, 0)
 
 
-def seen_in_directory(keeper: Keeper, allowed: Allowance, name: bytes = b"name") -> Seen:
-    return keeper.caching.seen(node(), allowed.until_s(FILE), DIRECTORY, name, allowed.until_s(DIRECTORY))
+def seen_in_directory(keeper: Keeper, permit: Permit, name: bytes = b"name") -> EntryReply:
+    return keeper.caching.entry_reply(node(), permit.until_s(FILE), DIRECTORY, name, permit.until_s(DIRECTORY))
 
 
 def test_timeouts_are_what_is_left_since_before_the_question(keeper: Keeper) -> None:
     asked_s = keeper.clock.now
     grant = keeper.grant(DIRECTORY, FILE)
     keeper.clock.now += 4
-    seen = seen_in_directory(keeper, keeper.caching.take(grant, asked_s))
-    assert (seen.entry_s, seen.attr_s) == (ACCESS_S - 4, ACCESS_S - 4)
+    reply = seen_in_directory(keeper, keeper.caching.take(grant, asked_s))
+    assert (reply.entry_s, reply.attr_s) == (ACCESS_S - 4, ACCESS_S - 4)
 
 
 def test_each_inode_needs_its_own_grant(keeper: Keeper) -> None:
@@ -69,31 +71,31 @@ def test_each_inode_needs_its_own_grant(keeper: Keeper) -> None:
 
 
 def test_nothing_is_kept_beyond_the_deadline(keeper: Keeper) -> None:
-    allowed = keeper.take(DIRECTORY, FILE)
-    keeper.caching.keep_node(node(), allowed)
+    permit = keeper.take(DIRECTORY, FILE)
+    keeper.caching.keep_node(node(), permit)
     keeper.clock.now += ACCESS_S - 0.001
     assert keeper.caching.node(FILE) is not None
     keeper.clock.now += 0.002
     assert keeper.caching.node(FILE) is None
     assert not keeper.caching.may_keep(FILE)
-    assert seen_in_directory(keeper, allowed)[1:] == (0.0, 0.0)
+    assert seen_in_directory(keeper, permit)[1:] == (0.0, 0.0)
 
 
 def test_an_answer_from_before_a_recall_is_not_kept_whatever_arrives_first(keeper: Keeper) -> None:
     before = keeper.grant(DIRECTORY, FILE)
     asked_s = keeper.clock.now
     keeper.caching.recalled(keeper.recall(FILE))
-    allowed = keeper.caching.take(before, asked_s)
-    keeper.caching.keep_node(node(), allowed)
-    assert allowed.until_s(FILE) == 0.0
+    permit = keeper.caching.take(before, asked_s)
+    keeper.caching.keep_node(node(), permit)
+    assert permit.until_s(FILE) == 0.0
     assert keeper.caching.node(FILE) is None
-    assert allowed.until_s(DIRECTORY) > 0.0
+    assert permit.until_s(DIRECTORY) > 0.0
 
 
 def test_a_recall_voids_an_answer_that_is_still_being_worked_on(keeper: Keeper) -> None:
-    allowed = keeper.take(DIRECTORY, FILE)
+    permit = keeper.take(DIRECTORY, FILE)
     keeper.caching.recalled(keeper.recall(DIRECTORY))
-    assert seen_in_directory(keeper, allowed)[1:] == (0.0, ACCESS_S)
+    assert seen_in_directory(keeper, permit)[1:] == (0.0, ACCESS_S)
 
 
 def test_what_is_granted_after_a_recall_may_be_kept(keeper: Keeper) -> None:
@@ -102,10 +104,10 @@ def test_what_is_granted_after_a_recall_may_be_kept(keeper: Keeper) -> None:
 
 
 def test_grants_of_an_earlier_manager_are_void_once_another_has_welcomed_us(keeper: Keeper) -> None:
-    allowed = keeper.take(FILE)
-    assert allowed.until_s(FILE) > 0.0
+    permit = keeper.take(FILE)
+    assert permit.until_s(FILE) > 0.0
     keeper.caching.welcomed(1)
-    assert allowed.until_s(FILE) == 0.0
+    assert permit.until_s(FILE) == 0.0
     assert keeper.take(FILE).until_s(FILE) == 0.0
     keeper.serial = 1 << 40
     assert keeper.take(FILE).until_s(FILE) > 0.0
@@ -127,9 +129,9 @@ def test_what_was_asked_before_our_own_change_was_through_is_not_kept(keeper: Ke
 
 
 def test_our_own_change_drops_what_is_kept_but_not_the_lease(keeper: Keeper) -> None:
-    allowed = keeper.take(DIRECTORY, FILE)
-    keeper.caching.keep_node(node(), allowed)
-    keeper.caching.keep_listing(DIRECTORY, KeptListing([Listed(3, b"name", node(), allowed)], 1, allowed))
+    permit = keeper.take(DIRECTORY, FILE)
+    keeper.caching.keep_node(node(), permit)
+    keeper.caching.keep_listing(DIRECTORY, KeptListing([Listed(3, b"name", node(), permit)], 1, permit))
     keeper.caching.changed([DIRECTORY, FILE], None, keeper.clock.now)
     assert keeper.caching.node(FILE) is None
     assert keeper.caching.listing(DIRECTORY) is None
@@ -150,9 +152,9 @@ def test_a_renewal_prolongs_what_is_good_and_revives_nothing(keeper: Keeper) -> 
 
 
 def test_what_is_recalled_names_what_the_kernel_may_have(keeper: Keeper) -> None:
-    allowed = keeper.take(DIRECTORY, FILE)
-    seen_in_directory(keeper, allowed, b"one")
-    keeper.caching.seen(None, 0.0, DIRECTORY, b"absent", allowed.until_s(DIRECTORY))
+    permit = keeper.take(DIRECTORY, FILE)
+    seen_in_directory(keeper, permit, b"one")
+    keeper.caching.entry_reply(None, 0.0, DIRECTORY, b"absent", permit.until_s(DIRECTORY))
     (directory, file, unknown) = keeper.caching.recalled(keeper.recall(DIRECTORY, FILE, OTHER))
     assert set(directory.names) == {b"one", b"absent"}
     assert (file.names, file.parents) == ({}, {DIRECTORY})
@@ -175,14 +177,14 @@ def test_a_renamed_entry_is_believed_under_its_new_name(keeper: Keeper) -> None:
 
 
 def test_a_renamed_entry_whose_new_directory_is_not_leased_must_be_forgotten(keeper: Keeper) -> None:
-    seen = seen_in_directory(keeper, keeper.take(DIRECTORY), b"old")
-    until_s = keeper.clock.now + seen.entry_s
+    reply = seen_in_directory(keeper, keeper.take(DIRECTORY), b"old")
+    until_s = keeper.clock.now + reply.entry_s
     assert keeper.caching.moved_name((DIRECTORY, b"old"), (OTHER, b"new"), exchange=False) == until_s
 
 
 def test_a_name_that_is_just_being_taken_away_may_be_renamed_before_the_kernel_has_dropped_it(keeper: Keeper) -> None:
-    seen = seen_in_directory(keeper, keeper.take(DIRECTORY), b"old")
-    until_s = keeper.clock.now + seen.entry_s
+    reply = seen_in_directory(keeper, keeper.take(DIRECTORY), b"old")
+    until_s = keeper.clock.now + reply.entry_s
     given_up = keeper.caching.recalled(keeper.recall(DIRECTORY))
     names = (DIRECTORY, b"old"), (OTHER, b"new")
     assert keeper.caching.moved_name(*names, exchange=False) == until_s
@@ -191,9 +193,9 @@ def test_a_name_that_is_just_being_taken_away_may_be_renamed_before_the_kernel_h
 
 
 def test_exchanged_entries_keep_their_times(keeper: Keeper) -> None:
-    allowed = keeper.take(DIRECTORY, FILE, OTHER)
-    seen_in_directory(keeper, allowed, b"one")
-    keeper.caching.seen(None, 0.0, OTHER, b"two", allowed.until_s(OTHER))
+    permit = keeper.take(DIRECTORY, FILE, OTHER)
+    seen_in_directory(keeper, permit, b"one")
+    keeper.caching.entry_reply(None, 0.0, OTHER, b"two", permit.until_s(OTHER))
     assert keeper.caching.moved_name((DIRECTORY, b"one"), (OTHER, b"two"), exchange=True) == 0.0
     assert keeper.caching.given_ino(DIRECTORY, b"one") == 0
     assert keeper.caching.given_ino(OTHER, b"two") == FILE
@@ -201,8 +203,8 @@ def test_exchanged_entries_keep_their_times(keeper: Keeper) -> None:
 
 def test_the_bound_of_names_is_kept_and_makes_room_for_new_ones(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caching_module, "NAMES_MAX", 3)
-    allowed = keeper.take(DIRECTORY)
-    given = [seen_in_directory(keeper, allowed, b"%d" % number).entry_s > 0 for number in range(5)]
+    permit = keeper.take(DIRECTORY)
+    given = [seen_in_directory(keeper, permit, b"%d" % number).entry_s > 0 for number in range(5)]
     assert given == [True, True, True, False, False]
     keeper.clock.now += ACCESS_S + 1
     assert seen_in_directory(keeper, keeper.take(DIRECTORY), b"later").entry_s > 0
@@ -244,7 +246,7 @@ def test_expired_leases_are_forgotten_with_their_floors(keeper: Keeper) -> None:
     assert len(keeper.caching) == 0
 
 
-ORDERS: dict[str, Callable[[Keeper, Grant, float], Allowance]] = {
+ORDERS: dict[str, Callable[[Keeper, Grant, float], Permit]] = {
     "recall first": lambda keeper, grant, asked_s: (
         keeper.caching.recalled(keeper.recall(FILE)),
         keeper.caching.take(grant, asked_s),
@@ -258,11 +260,11 @@ ORDERS: dict[str, Callable[[Keeper, Grant, float], Allowance]] = {
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_listing_is_kept_only_if_nothing_was_recalled_since_its_first_page(keeper: Keeper, order: str) -> None:
-    allowed = ORDERS[order](keeper, keeper.grant(DIRECTORY, FILE), keeper.clock.now)
-    keeper.caching.keep_listing(DIRECTORY, KeptListing([], 1, allowed))
+    permit = ORDERS[order](keeper, keeper.grant(DIRECTORY, FILE), keeper.clock.now)
+    keeper.caching.keep_listing(DIRECTORY, KeptListing([], 1, permit))
     assert keeper.caching.listing(DIRECTORY) is not None
     keeper.caching.recalled(keeper.recall(DIRECTORY))
-    keeper.caching.keep_listing(DIRECTORY, KeptListing([], 1, allowed))
+    keeper.caching.keep_listing(DIRECTORY, KeptListing([], 1, permit))
     assert keeper.caching.listing(DIRECTORY) is None
 
 
@@ -295,8 +297,8 @@ def test_who_held_an_inode_without_a_gap_knows_that_nobody_changed_it(keeper: Ke
 
 
 def test_all_names_of_a_directory_are_known_as_long_as_its_listing_is_good_or_only_we_change_it(keeper: Keeper) -> None:
-    allowed = keeper.take(DIRECTORY, FILE)
-    keeper.caching.keep_listing(DIRECTORY, KeptListing([Listed(3, b"name", node(), allowed)], 1, allowed))
+    permit = keeper.take(DIRECTORY, FILE)
+    keeper.caching.keep_listing(DIRECTORY, KeptListing([Listed(3, b"name", node(), permit)], 1, permit))
     contents = keeper.caching.contents(DIRECTORY)
     assert contents is not None
     assert (contents.ino_of(b"name"), contents.ino_of(b"other")) == (FILE, 0)
@@ -322,6 +324,6 @@ def test_the_names_of_a_directory_are_known_no_longer_than_its_lease(keeper: Kee
 
 def test_more_names_than_the_bound_are_not_kept(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caching_module, "NAMES_MAX", 2)
-    allowed = keeper.take(DIRECTORY)
-    keeper.caching.keep_contents(DIRECTORY, Contents(None, {b"1": 1, b"2": 2, b"3": 3}, allowed))
+    permit = keeper.take(DIRECTORY)
+    keeper.caching.keep_contents(DIRECTORY, Contents(None, {b"1": 1, b"2": 2, b"3": 3}, permit))
     assert keeper.caching.contents(DIRECTORY) is None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import trio
@@ -10,8 +10,9 @@ import trio
 from cluster.errors import GodwitError, Refused, Unavailable
 from cluster.messages import Applied, Create, Grant, Node, Operation, Recall, Unlink
 from cluster.rpc.session import ManagerSession
-from fusefs.caching.cache import Caching, Contents
+from fusefs.caching.cache import Caching
 from fusefs.caching.changes import Changes
+from fusefs.caching.listings import Contents
 from fusefs.caching.recalls import Recalls
 
 PARENT, DIRECTORY, FILE = 1, 10, 11
@@ -70,70 +71,58 @@ class Mount:
         return None if contents is None else contents.ino_of(name)
 
 
-def run(work: Callable[[Mount], Any]) -> None:
-    async def main() -> None:
-        await work(Mount())
-
-    trio.run(main)
+@pytest.fixture
+def mount() -> Mount:
+    return Mount()
 
 
-def test_all_names_are_known_in_a_directory_of_our_own_through_our_changes() -> None:
-    async def work(mount: Mount) -> None:
-        await mount.make_directory()
-        assert mount.known(b"file") == 0
-        await mount.make_file()
-        assert (mount.known(b"file"), mount.known(b"other")) == (FILE, 0)
-        kept = mount.caching.node(DIRECTORY)
-        assert kept is not None
-        assert kept[0].mtime_ns == 5
-        mount.manager.answer = lambda _op: Applied([None], grant=mount.manager.grant(DIRECTORY), touched=[DIRECTORY, FILE])
-        await mount.unlink()
-        assert mount.known(b"file") == 0
-
-    run(work)
+async def test_all_names_are_known_in_a_directory_of_our_own_through_our_changes(mount: Mount) -> None:
+    await mount.make_directory()
+    assert mount.known(b"file") == 0
+    await mount.make_file()
+    assert (mount.known(b"file"), mount.known(b"other")) == (FILE, 0)
+    kept = mount.caching.node(DIRECTORY)
+    assert kept is not None
+    assert kept[0].mtime_ns == 5
+    mount.manager.answer = lambda _op: Applied([None], grant=mount.manager.grant(DIRECTORY), touched=[DIRECTORY, FILE])
+    await mount.unlink()
+    assert mount.known(b"file") == 0
 
 
-def test_without_a_grant_nothing_is_known_any_more() -> None:
-    async def work(mount: Mount) -> None:
-        await mount.make_directory()
-        await mount.make_file(granted=False)
-        assert mount.known(b"file") is None
-        assert mount.caching.node(DIRECTORY) is None
-
-    run(work)
+async def test_without_a_grant_nothing_is_known_any_more(mount: Mount) -> None:
+    await mount.make_directory()
+    await mount.make_file(granted=False)
+    assert mount.known(b"file") is None
+    assert mount.caching.node(DIRECTORY) is None
 
 
 @pytest.mark.parametrize(("error", "known"), [(Refused("no", 1), FILE), (Unavailable("no answer"), None)])
-def test_a_change_that_was_refused_did_nothing_but_one_without_an_answer_may_have(error: GodwitError, known: int | None) -> None:
-    async def work(mount: Mount) -> None:
-        await mount.make_directory()
-        await mount.make_file()
+async def test_a_change_that_was_refused_did_nothing_but_one_without_an_answer_may_have(
+    mount: Mount, error: GodwitError, known: int | None
+) -> None:
+    await mount.make_directory()
+    await mount.make_file()
 
-        def fail(_operation: Operation) -> Applied:
-            raise error
+    def fail(_operation: Operation) -> Applied:
+        raise error
 
-        mount.manager.answer = fail
-        with pytest.raises(type(error)):
-            await mount.unlink()
-        assert mount.known(b"file") == known
-
-    run(work)
-
-
-def test_what_somebody_else_may_have_changed_during_a_change_is_not_known() -> None:
-    async def work(mount: Mount) -> None:
-        await mount.make_directory()
-        await mount.make_file()
-
-        def overtaken(_operation: Operation) -> Applied:
-            mount.manager.serial += 1
-            mount.caching.recalled(Recall(1, mount.manager.serial, [DIRECTORY]))
-            allowed = mount.caching.take(mount.manager.grant(DIRECTORY), trio.current_time())
-            mount.caching.keep_contents(DIRECTORY, Contents(None, {b"other": FILE}, allowed))
-            return Applied([None], grant=mount.manager.grant(DIRECTORY), touched=[DIRECTORY, FILE])
-
-        mount.manager.answer = overtaken
+    mount.manager.answer = fail
+    with pytest.raises(type(error)):
         await mount.unlink()
-        assert mount.known(b"other") is None
+    assert mount.known(b"file") == known
 
-    run(work)
+
+async def test_what_somebody_else_may_have_changed_during_a_change_is_not_known(mount: Mount) -> None:
+    await mount.make_directory()
+    await mount.make_file()
+
+    def overtaken(_operation: Operation) -> Applied:
+        mount.manager.serial += 1
+        mount.caching.recalled(Recall(1, mount.manager.serial, [DIRECTORY]))
+        permit = mount.caching.take(mount.manager.grant(DIRECTORY), trio.current_time())
+        mount.caching.keep_contents(DIRECTORY, Contents(None, {b"other": FILE}, permit))
+        return Applied([None], grant=mount.manager.grant(DIRECTORY), touched=[DIRECTORY, FILE])
+
+    mount.manager.answer = overtaken
+    await mount.unlink()
+    assert mount.known(b"other") is None

@@ -11,9 +11,9 @@ from cluster.errors import GodwitError, Refused, Unavailable
 from cluster.rpc.session import ManagerSession
 from cluster.volume.extents import COPY_MAX_BYTES
 from cluster.volume.layout import VolumeLayout
+from fusefs.content.local_object import LocalObject
+from fusefs.content.reading import all_data
 from fusefs.handlers.extents import copy_all
-from fusefs.objects import LocalObject
-from fusefs.reading import all_data
 
 BLOCK = 4096
 KEEP_SIZE, PUNCH_HOLE = 0x01, 0x02
@@ -85,43 +85,39 @@ def volume(tmp_path: Path) -> VolumeLayout:
     return layout
 
 
-def created(volume: VolumeLayout, ino: int) -> LocalObject:
+async def created(volume: VolumeLayout, ino: int) -> LocalObject:
     session = ManagerSession(managers=[], cluster="test", server="s1", role="mount")
-    return LocalObject.create(os.fspath(volume.root), ino, session, 1.0)
+    return await LocalObject.create(os.fspath(volume.root), ino, session, 1.0, impatient=True)
 
 
-def test_an_object_here_is_allocated_punched_and_copied_from(volume: VolumeLayout) -> None:
-    async def main() -> None:
-        one, two = created(volume, 1), created(volume, 2)
-        await one.write(0, b"x" * 3 * BLOCK, append=False)
-        await one.allocate(0, 0, 4 * BLOCK)
-        await one.allocate(PUNCH_HOLE | KEEP_SIZE, BLOCK, BLOCK)
-        content = b"x" * BLOCK + bytes(BLOCK) + b"x" * BLOCK + bytes(BLOCK)
-        assert await one.read(0, 10 * BLOCK) == content
-        assert [await one.seek(BLOCK, os.SEEK_DATA), await one.seek(0, os.SEEK_HOLE)] == [2 * BLOCK, BLOCK]
-        assert await one.seek(4 * BLOCK, os.SEEK_DATA) is None
-        assert await two.copy_from(one, BLOCK, 10, COPY_MAX_BYTES) == 3 * BLOCK
-        assert await two.read(0, 10 * BLOCK) == bytes(10) + content[BLOCK:]
-        assert await two.copy_from(two, 0, 3 * BLOCK + 10, 10) == 10
-        one.close()
-        with pytest.raises(Refused) as refusal:
-            await two.copy_from(one, 0, 0, 10)
-        assert refusal.value.errno == errno.EXDEV
-        two.close()
-
-    trio.run(main)
+async def test_an_object_here_is_allocated_punched_and_copied_from(volume: VolumeLayout) -> None:
+    one, two = await created(volume, 1), await created(volume, 2)
+    await one.write(0, b"x" * 3 * BLOCK, append=False)
+    await one.allocate(0, 0, 4 * BLOCK)
+    await one.allocate(PUNCH_HOLE | KEEP_SIZE, BLOCK, BLOCK)
+    content = b"x" * BLOCK + bytes(BLOCK) + b"x" * BLOCK + bytes(BLOCK)
+    assert await one.read(0, 10 * BLOCK) == content
+    assert [await one.seek(BLOCK, os.SEEK_DATA), await one.seek(0, os.SEEK_HOLE)] == [2 * BLOCK, BLOCK]
+    assert await one.seek(4 * BLOCK, os.SEEK_DATA) is None
+    assert await two.copy_from(one, BLOCK, 10, COPY_MAX_BYTES) == 3 * BLOCK
+    assert await two.read(0, 10 * BLOCK) == bytes(10) + content[BLOCK:]
+    assert await two.copy_from(two, 0, 3 * BLOCK + 10, 10) == 10
+    one.close()
+    with pytest.raises(Refused) as refusal:
+        await two.copy_from(one, 0, 0, 10)
+    assert refusal.value.errno == errno.EXDEV
+    two.close()
 
 
 @pytest.mark.parametrize(
     ("mode", "offset", "length", "expected"),
     [(0, 0, 0, errno.EINVAL), (0x1000, 0, 1, errno.EOPNOTSUPP), (PUNCH_HOLE, 0, 1, errno.EOPNOTSUPP), (0, 2**62, 1, errno.EFBIG)],
 )
-def test_the_file_system_says_what_it_cannot_do(volume: VolumeLayout, mode: int, offset: int, length: int, expected: int) -> None:
-    async def main() -> None:
-        one = created(volume, 1)
-        with pytest.raises(GodwitError) as refusal:
-            await one.allocate(mode, offset, length)
-        assert refusal.value.errno == expected
-        one.close()
-
-    trio.run(main)
+async def test_the_file_system_says_what_it_cannot_do(
+    volume: VolumeLayout, mode: int, offset: int, length: int, expected: int
+) -> None:
+    one = await created(volume, 1)
+    with pytest.raises(GodwitError) as refusal:
+        await one.allocate(mode, offset, length)
+    assert refusal.value.errno == expected
+    one.close()

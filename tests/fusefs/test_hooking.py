@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import pytest
 
-from fusefs.kernel import stream as channel
+from fusefs.kernel import stream
 
 NATIVE = Path(__file__).parents[2] / "fusefs" / "kernel" / "native"
 SOURCE = Path(__file__).parent / "native" / "fake_libfuse.c"
@@ -27,10 +27,10 @@ class Buffer(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("flags", ctypes.c_int), ("memory", ctypes.c_void_p), ("descriptor", ctypes.c_int)]
 
 library, prepared, receives = sys.argv[1:4]
-wanted, taken, mount = channel.InitFlag.PASSTHROUGH, [], channel.Channel()
+wanted, taken, dropped, mount = channel.InitFlag.PASSTHROUGH, [], [], channel.Channel()
 on_request = taken.append
 if prepared == "prepared":
-    mount.prepare(wanted, [25, 43], lambda message: on_request(message))
+    mount.prepare(wanted, [25, 43], lambda message: on_request(message), lambda *what: dropped.append(what))
 libfuse = ctypes.CDLL(library, mode=os.RTLD_LOCAL)
 pyfuse3 = ctypes.CDLL(None) if receives == "by its name" else libfuse
 kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -90,6 +90,9 @@ for unique in range(4, 8000, 2):
     mount.will_open(handle, channel.OpenFlag(rng.choice((1, 8, 128))), rng.randrange(3), directory=rng.random() < 0.5)
     mount.watch_flush(rng.randrange(20), rng.random() < 0.5)
     mount.kills_set_id(rng.randrange(20))
+    waits = mount.whose(unique)
+    if rng.random() < 0.2:
+        assert channel.load().abandon(unique) == (waits is not None)
     answer = struct.pack("<IiQQII", 32, 0, unique, handle, 0, 0)
     reply(answer[: rng.randrange(1, len(answer) + 1)] if rng.random() < 0.1 else answer)
     try:
@@ -104,7 +107,7 @@ LEFT_ALONE = [INIT_BYTES, FALLOCATE_BYTES, 0, False]
 NO_LIBFUSE, NO_PYFUSE3 = "this libfuse is not known to the extension", "this pyfuse3 is not known to the extension"
 BY_NAME, OTHERWISE = "by its name", "otherwise"
 
-pytestmark = pytest.mark.skipif(channel.load() is None, reason="the extension was not built: is there a compiler?")
+pytestmark = pytest.mark.skipif(stream.load() is None, reason="the extension was not built: is there a compiler?")
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,23 @@ print(json.dumps([result, kernel.recv(100).hex()]))
     done = mount(tmp_path / "libfuse3.so.4", [], "prepared", BY_NAME, script)
     assert json.loads(done.stdout) == [-errno.EINTR, struct.pack("<IiQ", 16, -errno.EIO, 4).hex()]
     assert "a mistake in Python" in done.stderr
+
+
+def test_what_was_opened_for_nobody_is_told(tmp_path: Path) -> None:
+    script = """
+for opcode, unique in ((14, 4), (27, 6), (14, 8)):
+    received(request(opcode, unique, bytes(16), unique))
+waits = mount.whose(6)
+abandoned = [channel.load().abandon(unique) for unique in (4, 6, 4, 10)]
+for unique in (4, 6, 8):
+    reply(struct.pack("<IiQQII", 32, 0, unique, unique + 100, 0, 0))
+answered = struct.unpack_from("<IiQ", kernel.recv(100))
+print(json.dumps([mount.passed(), waits, abandoned, dropped, answered, mount.whose(6)]))
+"""
+    done = mount(tmp_path / "libfuse3.so.4", [], "prepared", BY_NAME, script)
+    assert done.returncode == 0, done.stderr
+    abandoned, dropped = [True, True, False, False], [[False, 104], [True, 106]]
+    assert json.loads(done.stdout) == [8, [27, 1, 6], abandoned, dropped, [32, 0, 8], None]
 
 
 def test_the_whole_extension_bears_any_messages(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """Registrations that outlast the last close: for how long, and what ends them at once."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import pytest
 import trio
 import trio.testing
 
 from cluster.messages import Grant, Node, Recall
 from fusefs.caching.cache import Caching
 from fusefs.content.lingering import LINGER_MAX, LINGER_S, LOOK_S, Lingering
-from fusefs.openfiles import OpenInode
+from fusefs.content.open_inode import OpenInode
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 REGULAR, DIRECTORY = 0o100644, 0o040755
 ACCESS_S = 60.0
@@ -27,92 +30,75 @@ class Mount:
         self.serial += 1
         node = Node(ino, mode, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         self.caching.keep_node(node, self.caching.take(Grant(self.serial, ACCESS_S, [ino]), trio.current_time()))
-        return OpenInode(node, registered=True)
+        state = OpenInode(node)
+        state.presented()
+        return state
 
     def recalls(self, ino: int) -> None:
         self.serial += 1
         self.caching.recalled(Recall(1, self.serial, [ino]))
 
 
-def run(work: Callable[[Mount], Any]) -> None:
-    async def main() -> None:
-        mount = Mount()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(mount.lingering.run)
-            await work(mount)
-            nursery.cancel_scope.cancel()
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-def test_a_file_that_is_not_opened_again_is_closed_after_a_while() -> None:
-    async def work(mount: Mount) -> None:
-        state = mount.read(7)
-        assert mount.lingering.keeps(state)
-        await trio.sleep(LINGER_S - LOOK_S)
-        assert mount.ended == []
-        assert mount.lingering.keeps(state), "opened and closed again"
-        await trio.sleep(LINGER_S - LOOK_S)
-        assert mount.ended == []
-        await trio.sleep(3 * LOOK_S)
-        assert mount.ended == [7]
-        assert not mount.lingering.keeps(state)
-        assert mount.lingering.keeps(state), "the next time"
-
-    run(work)
+@pytest.fixture
+@asynccontextmanager
+async def mount() -> AsyncIterator[Mount]:
+    mount = Mount()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.lingering.run)
+        yield mount
+        nursery.cancel_scope.cancel()
 
 
-def test_what_may_not_be_cached_does_not_linger() -> None:
-    async def work(mount: Mount) -> None:
-        state = mount.read(7)
-        assert mount.lingering.keeps(state)
-        mount.recalls(7)
-        await trio.sleep(2 * LOOK_S)
-        assert mount.ended == [7]
-        assert not mount.lingering.keeps(state)
-        assert not mount.lingering.keeps(state)
-
-    run(work)
-
-
-def test_who_is_recalled_lets_go_at_once() -> None:
-    async def work(mount: Mount) -> None:
-        state = mount.read(7)
-        assert not mount.lingering.give_up(7)
-        assert mount.lingering.keeps(state)
-        assert mount.lingering.give_up(7)
-        assert not mount.lingering.keeps(state)
-        assert mount.ended == [], "the caller sees to it"
-
-    run(work)
+async def test_a_file_that_is_not_opened_again_is_closed_after_a_while(mount: Mount) -> None:
+    state = mount.read(7)
+    assert mount.lingering.keeps(state)
+    await trio.sleep(LINGER_S - LOOK_S)
+    assert mount.ended == []
+    assert mount.lingering.keeps(state), "opened and closed again"
+    await trio.sleep(LINGER_S - LOOK_S)
+    assert mount.ended == []
+    await trio.sleep(3 * LOOK_S)
+    assert mount.ended == [7]
+    assert not mount.lingering.keeps(state)
+    assert mount.lingering.keeps(state), "the next time"
 
 
-def test_neither_directories_nor_lost_files_linger() -> None:
-    async def work(mount: Mount) -> None:
-        assert not mount.lingering.keeps(mount.read(7, DIRECTORY))
-        lost = mount.read(8)
-        lost.lost = True
-        assert not mount.lingering.keeps(lost)
-
-    run(work)
-
-
-def test_of_too_many_the_first_is_closed() -> None:
-    async def work(mount: Mount) -> None:
-        for ino in range(1, LINGER_MAX + 2):
-            assert mount.lingering.keeps(mount.read(ino))
-        assert mount.ended == [1]
-
-    run(work)
+async def test_what_may_not_be_cached_does_not_linger(mount: Mount) -> None:
+    state = mount.read(7)
+    assert mount.lingering.keeps(state)
+    mount.recalls(7)
+    await trio.sleep(2 * LOOK_S)
+    assert mount.ended == [7]
+    assert not mount.lingering.keeps(state)
+    assert not mount.lingering.keeps(state)
 
 
-def test_at_the_end_nothing_lingers() -> None:
-    async def work(mount: Mount) -> None:
-        state, other = mount.read(7), mount.read(8)
-        assert mount.lingering.keeps(state)
-        mount.lingering.stop()
-        assert mount.ended == [7]
-        assert not mount.lingering.keeps(state)
-        assert not mount.lingering.keeps(other)
+async def test_who_is_recalled_lets_go_at_once(mount: Mount) -> None:
+    state = mount.read(7)
+    assert not mount.lingering.give_up(7)
+    assert mount.lingering.keeps(state)
+    assert mount.lingering.give_up(7)
+    assert not mount.lingering.keeps(state)
+    assert mount.ended == [], "the caller sees to it"
 
-    run(work)
+
+async def test_neither_directories_nor_lost_files_linger(mount: Mount) -> None:
+    assert not mount.lingering.keeps(mount.read(7, DIRECTORY))
+    lost = mount.read(8)
+    lost.lost()
+    assert not mount.lingering.keeps(lost)
+
+
+async def test_of_too_many_the_first_is_closed(mount: Mount) -> None:
+    for ino in range(1, LINGER_MAX + 2):
+        assert mount.lingering.keeps(mount.read(ino))
+    assert mount.ended == [1]
+
+
+async def test_at_the_end_nothing_lingers(mount: Mount) -> None:
+    state, other = mount.read(7), mount.read(8)
+    assert mount.lingering.keeps(state)
+    mount.lingering.stop()
+    assert mount.ended == [7]
+    assert not mount.lingering.keeps(state)
+    assert not mount.lingering.keeps(other)

@@ -2,8 +2,8 @@
 
 import errno
 import struct
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -28,8 +28,10 @@ from fusefs.caching.cache import Caching
 from fusefs.kernel.requests import Opcode, Raw
 from fusefs.locks import BY_FLOCK, READ, UNLOCK, WRITE, Locks
 from manager.memory.locks import Locks as Table
-from manager.memory.sessions import MOUNT
+from manager.memory.sessions import Role
 from manager.memory.sessions import Session as ManagersSession
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 ACCESS_S = 15.0
 LASTS_S = 15.75
@@ -66,7 +68,7 @@ class Session:
         self.last_contact_s = -1e9
         self.asked: list[Any] = []
         self.locks: Locks
-        manager.sessions[number] = ManagersSession(number, f"s{number}", MOUNT, 0.0)
+        manager.sessions[number] = ManagersSession(number, f"s{number}", Role.MOUNT, 0.0)
 
     @property
     def session(self) -> ManagersSession:
@@ -189,24 +191,27 @@ class Mount:
         self.session.answers.set()
 
 
-Test = Callable[[Manager, Mount, Mount], Awaitable[None]]
+Mounts = tuple[Manager, Mount, Mount]
 
 
-def run(test: Test) -> None:
+@pytest.fixture
+def autojump_clock() -> trio.testing.MockClock:
+    return trio.testing.MockClock(autojump_threshold=0.01)
+
+
+@pytest.fixture
+@asynccontextmanager
+async def mounts() -> AsyncIterator[Mounts]:
     """Two mounts at one manager."""
-
-    async def main() -> None:
-        manager = Manager()
-        async with trio.open_nursery() as nursery:
-            mounts = Mount(manager, 1, nursery), Mount(manager, 2, nursery)
-            for mount in mounts:
-                for task in (mount.session.run, mount.locks.expire_loop, mount.locks.wake_loop):
-                    nursery.start_soon(task)
-            await trio.testing.wait_all_tasks_blocked()
-            await test(manager, *mounts)
-            nursery.cancel_scope.cancel()
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
+    manager = Manager()
+    async with trio.open_nursery() as nursery:
+        first, second = Mount(manager, 1, nursery), Mount(manager, 2, nursery)
+        for mount in (first, second):
+            for task in (mount.session.run, mount.locks.expire_loop, mount.locks.wake_loop):
+                nursery.start_soon(task)
+        await trio.testing.wait_all_tasks_blocked()
+        yield manager, first, second
+        nursery.cancel_scope.cancel()
 
 
 async def settled() -> None:
@@ -219,300 +224,265 @@ async def refuses(what: Awaitable[None], number: int) -> None:
     assert caught.value.errno == number
 
 
-def test_a_lock_excludes_the_other_mount_until_it_is_unlocked() -> None:
-    async def test(_manager: Manager, first: Mount, second: Mount) -> None:
-        await first.set(start=10, end=19)
-        await refuses(second.set(READ), errno.EAGAIN)
-        assert await second.conflict(READ) == (10, 19, WRITE, 0)
-        assert await first.conflict(READ, owner=2) == (10, 19, WRITE, 42)
-        assert await second.conflict(READ, 0, 9) == (0, 9, UNLOCK, 0)
-        await second.set(READ, 0, 9)
-        await first.set(UNLOCK, 0, 14)
-        await second.set(READ, 10, 14)
-        await refuses(second.set(READ, 15, 15), errno.EAGAIN)
-
-    run(test)
+async def test_a_lock_excludes_the_other_mount_until_it_is_unlocked(mounts: Mounts) -> None:
+    _manager, first, second = mounts
+    await first.set(start=10, end=19)
+    await refuses(second.set(READ), errno.EAGAIN)
+    assert await second.conflict(READ) == (10, 19, WRITE, 0)
+    assert await first.conflict(READ, owner=2) == (10, 19, WRITE, 42)
+    assert await second.conflict(READ, 0, 9) == (0, 9, UNLOCK, 0)
+    await second.set(READ, 0, 9)
+    await first.set(UNLOCK, 0, 14)
+    await second.set(READ, 10, 14)
+    await refuses(second.set(READ, 15, 15), errno.EAGAIN)
 
 
-def test_who_waits_gets_it_as_soon_as_it_is_free() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        await first.set()
+async def test_who_waits_gets_it_as_soon_as_it_is_free(mounts: Mounts) -> None:
+    manager, first, second = mounts
+    await first.set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: second.set(wait=True))
+        await settled()
+        assert manager.rows() == [(1, 1, False), (2, 1, True)]
+        began_s = trio.current_time()
+        await first.set(UNLOCK)
+    assert trio.current_time() - began_s < 1
+    assert manager.rows() == [(2, 1, False)]
+
+
+async def test_an_interrupted_wait_leaves_nothing(mounts: Mounts) -> None:
+    manager, first, second = mounts
+    await first.set(READ)
+    await second.set(READ)
+    with trio.move_on_after(3) as waiting:
+        await second.set(wait=True)
+    assert waiting.cancelled_caught
+    assert manager.rows() == [(1, 1, False), (2, 1, False)]
+    await first.set(UNLOCK)
+    await first.set(READ)
+    assert second.locks.presented()[0].spans == [LockSpan(0, LOCK_END, False)]
+
+
+async def test_an_interruption_whose_grant_was_on_its_way_restores_what_was_there(mounts: Mounts) -> None:
+    manager, first, second = mounts
+    await second.set(READ)
+    second.session.loses = 1
+    with trio.move_on_after(3):
+        await second.set()
+    await first.set(READ)
+    assert manager.rows() == [(2, 1, False), (1, 1, False)]
+
+
+async def test_while_the_manager_is_away_an_interruption_is_answered_soon_and_what_was_asked_is_taken_back_later(
+    mounts: Mounts,
+) -> None:
+    manager, _first, second = mounts
+    second.session.loses = 1
+    with trio.move_on_after(1):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: second.set(wait=True))
             await settled()
-            assert manager.rows() == [(1, 1, False), (2, 1, True)]
-            began_s = trio.current_time()
-            await first.set(UNLOCK)
-        assert trio.current_time() - began_s < 1
-        assert manager.rows() == [(2, 1, False)]
-
-    run(test)
-
-
-def test_an_interrupted_wait_leaves_nothing() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        await first.set(READ)
-        await second.set(READ)
-        with trio.move_on_after(3) as waiting:
-            await second.set(wait=True)
-        assert waiting.cancelled_caught
-        assert manager.rows() == [(1, 1, False), (2, 1, False)]
-        await first.set(UNLOCK)
-        await first.set(READ)
-        assert second.locks.presented()[0].spans == [LockSpan(0, LOCK_END, False)]
-
-    run(test)
+            second.cut()
+    assert trio.current_time() < 5
+    assert manager.rows() == [(2, 1, False)]
+    second.mend()
+    await settled()
+    assert manager.rows() == []
+    await second.set()
+    await trio.sleep(100)
+    assert manager.rows() == [(2, 1, False)]
 
 
-def test_an_interruption_whose_grant_was_on_its_way_restores_what_was_there() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        await second.set(READ)
-        second.session.loses = 1
-        with trio.move_on_after(3):
-            await second.set()
-        await first.set(READ)
-        assert manager.rows() == [(2, 1, False), (1, 1, False)]
-
-    run(test)
-
-
-def test_while_the_manager_is_away_an_interruption_is_answered_soon_and_what_was_asked_is_taken_back_later() -> None:
-    async def test(manager: Manager, _first: Mount, second: Mount) -> None:
-        second.session.loses = 1
-        with trio.move_on_after(1):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda: second.set(wait=True))
-                await settled()
-                second.cut()
-        assert trio.current_time() < 5
-        assert manager.rows() == [(2, 1, False)]
-        second.mend()
-        await settled()
-        assert manager.rows() == []
-        await second.set()
-        await trio.sleep(100)
-        assert manager.rows() == [(2, 1, False)]
-
-    run(test)
+async def test_closing_a_file_ends_all_record_locks_of_the_process(mounts: Mounts) -> None:
+    manager, first, _second = mounts
+    await first.set(start=0, end=9)
+    await first.set(READ, start=20, end=29, handle=2)
+    await first.set(start=40, end=49, owner=2)
+    await first.set(READ, flock=True, owner=9)
+    assert first.flushed == {INO}
+    await first.flush()
+    assert manager.rows() == [(1, 2, False), (1, 9, False)]
+    await first.flush(owner=2)
+    assert first.flushed == set()
+    asked = len(first.session.asked)
+    await first.flush(owner=2)
+    assert len(first.session.asked) == asked
 
 
-def test_closing_a_file_ends_all_record_locks_of_the_process() -> None:
-    async def test(manager: Manager, first: Mount, _second: Mount) -> None:
-        await first.set(start=0, end=9)
-        await first.set(READ, start=20, end=29, handle=2)
-        await first.set(start=40, end=49, owner=2)
-        await first.set(READ, flock=True, owner=9)
-        assert first.flushed == {INO}
-        await first.flush()
-        assert manager.rows() == [(1, 2, False), (1, 9, False)]
-        await first.flush(owner=2)
-        assert first.flushed == set()
-        asked = len(first.session.asked)
-        await first.flush(owner=2)
-        assert len(first.session.asked) == asked
-
-    run(test)
+async def test_locks_by_flock_end_when_the_open_file_is_released(mounts: Mounts) -> None:
+    manager, first, second = mounts
+    await first.set(flock=True, handle=5)
+    assert first.flushed == set()
+    await refuses(second.set(flock=True), errno.EAGAIN)
+    first.locks.released(4)
+    await settled()
+    assert manager.rows() == [(1, 1, False)]
+    first.locks.released(5)
+    await first.set(flock=True, owner=2, handle=6)
+    first.locks.released(5)
+    await settled()
+    assert manager.rows() == [(1, 2, False)]
 
 
-def test_locks_by_flock_end_when_the_open_file_is_released() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        await first.set(flock=True, handle=5)
-        assert first.flushed == set()
-        await refuses(second.set(flock=True), errno.EAGAIN)
-        first.locks.released(4)
-        await settled()
-        assert manager.rows() == [(1, 1, False)]
-        first.locks.released(5)
-        await first.set(flock=True, owner=2, handle=6)
-        first.locks.released(5)
-        await settled()
-        assert manager.rows() == [(1, 2, False)]
-
-    run(test)
+async def test_a_release_while_the_manager_is_away_is_heard_later(mounts: Mounts) -> None:
+    manager, first, second = mounts
+    await first.set(flock=True, handle=5)
+    second.cut()
+    first.cut()
+    first.locks.released(5)
+    await settled()
+    first.mend()
+    second.mend()
+    await second.set(flock=True, wait=True)
+    assert manager.rows() == [(2, 1, False)]
 
 
-def test_a_release_while_the_manager_is_away_is_heard_later() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        await first.set(flock=True, handle=5)
-        second.cut()
-        first.cut()
-        first.locks.released(5)
-        await settled()
-        first.mend()
-        second.mend()
-        await second.set(flock=True, wait=True)
-        assert manager.rows() == [(2, 1, False)]
-
-    run(test)
+async def test_closing_does_not_wait_for_a_manager_for_longer_than_the_locks_last(mounts: Mounts) -> None:
+    manager, first, second = mounts
+    await first.set()
+    first.cut()
+    began_s = trio.current_time()
+    await first.flush()
+    assert trio.current_time() - began_s < ACCESS_S + 1
+    first.mend()
+    await second.set(wait=True)
+    assert manager.rows() == [(2, 1, False)]
 
 
-def test_closing_does_not_wait_for_a_manager_for_longer_than_the_locks_last() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        await first.set()
-        first.cut()
-        began_s = trio.current_time()
-        await first.flush()
-        assert trio.current_time() - began_s < ACCESS_S + 1
-        first.mend()
-        await second.set(wait=True)
-        assert manager.rows() == [(2, 1, False)]
-
-    run(test)
-
-
-def test_open_file_locks_end_with_the_file_although_no_close_names_their_owner() -> None:
+async def test_open_file_locks_end_with_the_file_although_no_close_names_their_owner(mounts: Mounts) -> None:
     """Their owner is the open file, which no `FLUSH` has for its owner."""
 
-    async def test(manager: Manager, first: Mount, _second: Mount) -> None:
-        await first.set(owner=77, handle=5)
-        await first.flush(owner=1)
-        assert manager.rows() == [(1, 77, False)]
-        first.locks.released(5)
+    manager, first, _second = mounts
+    await first.set(owner=77, handle=5)
+    await first.flush(owner=1)
+    assert manager.rows() == [(1, 77, False)]
+    first.locks.released(5)
+    await settled()
+    assert manager.rows() == []
+    assert first.flushed == set()
+
+
+async def test_a_failed_change_of_a_flock_loses_it_as_on_one_machine(mounts: Mounts) -> None:
+    manager, first, second = mounts
+    await first.set(READ, flock=True)
+    await second.set(READ, flock=True)
+    await refuses(second.set(flock=True), errno.EAGAIN)
+    assert manager.rows() == [(1, 1, False)]
+    assert second.locks.presented() == []
+
+
+async def test_a_deadlock_is_refused(mounts: Mounts) -> None:
+    _manager, first, second = mounts
+    await first.set(start=0, end=0)
+    await second.set(start=1, end=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: first.set(start=1, end=1, wait=True))
         await settled()
-        assert manager.rows() == []
-        assert first.flushed == set()
-
-    run(test)
+        await refuses(second.set(start=0, end=0, wait=True), errno.EDEADLK)
+        await second.set(UNLOCK)
 
 
-def test_a_failed_change_of_a_flock_loses_it_as_on_one_machine() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        await first.set(READ, flock=True)
-        await second.set(READ, flock=True)
-        await refuses(second.set(flock=True), errno.EAGAIN)
-        assert manager.rows() == [(1, 1, False)]
-        assert second.locks.presented() == []
-
-    run(test)
-
-
-def test_a_deadlock_is_refused() -> None:
-    async def test(_manager: Manager, first: Mount, second: Mount) -> None:
-        await first.set(start=0, end=0)
-        await second.set(start=1, end=1)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: first.set(start=1, end=1, wait=True))
-            await settled()
-            await refuses(second.set(start=0, end=0, wait=True), errno.EDEADLK)
-            await second.set(UNLOCK)
-
-    run(test)
+async def test_pages_are_dropped_with_each_lock(mounts: Mounts) -> None:
+    manager, first, _second = mounts
+    await first.set(READ)
+    await first.set(UNLOCK)
+    assert first.kernel.dropped == [INO]
+    first.kernel.fails = True
+    await refuses(first.set(READ), errno.EIO)
+    await settled()
+    assert manager.rows() == []
 
 
-def test_pages_are_dropped_with_each_lock() -> None:
-    async def test(manager: Manager, first: Mount, _second: Mount) -> None:
-        await first.set(READ)
-        await first.set(UNLOCK)
-        assert first.kernel.dropped == [INO]
-        first.kernel.fails = True
-        await refuses(first.set(READ), errno.EIO)
-        await settled()
-        assert manager.rows() == []
-
-    run(test)
-
-
-def test_a_mount_that_is_cut_off_loses_its_locks_before_anybody_gets_them() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        await first.set(handle=5)
-        first.cut()
-        cut_s = trio.current_time()
-        await trio.sleep(ACCESS_S - 2)
-        first.locks.check(INO)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: second.set(wait=True))
-            await trio.sleep_until(cut_s + ACCESS_S)
-            with pytest.raises(Unavailable):
-                first.locks.check(INO)
-            first.locks.check(INO + 1)
-            assert manager.rows() == [(1, 1, False), (2, 1, True)]
-        assert trio.current_time() - cut_s < LASTS_S + 3
-        assert manager.rows() == [(2, 1, False)]
-        first.mend()
-        await settled()
-        assert first.locks.presented() == []
-        await refuses(first.set(handle=5), errno.EIO)
+async def test_a_mount_that_is_cut_off_loses_its_locks_before_anybody_gets_them(mounts: Mounts) -> None:
+    manager, first, second = mounts
+    await first.set(handle=5)
+    first.cut()
+    cut_s = trio.current_time()
+    await trio.sleep(ACCESS_S - 2)
+    first.locks.check(INO)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: second.set(wait=True))
+        await trio.sleep_until(cut_s + ACCESS_S)
         with pytest.raises(Unavailable):
             first.locks.check(INO)
-        first.locks.released(5)
+        first.locks.check(INO + 1)
+        assert manager.rows() == [(1, 1, False), (2, 1, True)]
+    assert trio.current_time() - cut_s < LASTS_S + 3
+    assert manager.rows() == [(2, 1, False)]
+    first.mend()
+    await settled()
+    assert first.locks.presented() == []
+    await refuses(first.set(handle=5), errno.EIO)
+    with pytest.raises(Unavailable):
         first.locks.check(INO)
-        await refuses(first.set(handle=6), errno.EAGAIN)
+    first.locks.released(5)
+    first.locks.check(INO)
+    await refuses(first.set(handle=6), errno.EAGAIN)
 
-    run(test)
+
+async def test_locks_are_kept_over_an_interruption_that_is_shorter(mounts: Mounts) -> None:
+    manager, first, second = mounts
+    await first.set()
+    first.cut()
+    await trio.sleep(ACCESS_S - 2)
+    first.mend()
+    await trio.sleep(3 * ACCESS_S)
+    first.locks.check(INO)
+    await refuses(second.set(), errno.EAGAIN)
+    assert manager.rows() == [(1, 1, False)]
 
 
-def test_locks_are_kept_over_an_interruption_that_is_shorter() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        await first.set()
-        first.cut()
-        await trio.sleep(ACCESS_S - 2)
-        first.mend()
-        await trio.sleep(3 * ACCESS_S)
+async def test_what_the_manager_does_not_keep_is_lost(mounts: Mounts) -> None:
+    manager, first, _second = mounts
+    await first.set(flock=True, handle=5)
+    manager.table.end_session(1)
+    first.cut()
+    await trio.sleep(1.5)
+    first.mend()
+    await settled()
+    with pytest.raises(Unavailable):
         first.locks.check(INO)
-        await refuses(second.set(), errno.EAGAIN)
-        assert manager.rows() == [(1, 1, False)]
-
-    run(test)
+    first.locks.released(5)
+    first.locks.check(INO)
 
 
-def test_what_the_manager_does_not_keep_is_lost() -> None:
-    async def test(manager: Manager, first: Mount, _second: Mount) -> None:
-        await first.set(flock=True, handle=5)
-        manager.table.end_session(1)
-        first.cut()
-        await trio.sleep(1.5)
-        first.mend()
-        await settled()
-        with pytest.raises(Unavailable):
-            first.locks.check(INO)
-        first.locks.released(5)
-        first.locks.check(INO)
-
-    run(test)
-
-
-def test_a_try_fails_when_nobody_answers_and_a_wait_goes_on() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        first.cut()
-        second.cut()
-        began_s = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: second.set(owner=2, wait=True))
-            await refuses(first.set(), errno.EIO)
-            assert TIMEOUT_S <= trio.current_time() - began_s < TIMEOUT_S + 5
-            await trio.sleep(3 * TIMEOUT_S)
-            second.mend()
-        first.mend()
-        await trio.sleep(5)
-        assert manager.rows() == [(2, 2, False)]
-
-    run(test)
+async def test_a_try_fails_when_nobody_answers_and_a_wait_goes_on(mounts: Mounts) -> None:
+    manager, first, second = mounts
+    first.cut()
+    second.cut()
+    began_s = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: second.set(owner=2, wait=True))
+        await refuses(first.set(), errno.EIO)
+        assert TIMEOUT_S <= trio.current_time() - began_s < TIMEOUT_S + 5
+        await trio.sleep(3 * TIMEOUT_S)
+        second.mend()
+    first.mend()
+    await trio.sleep(5)
+    assert manager.rows() == [(2, 2, False)]
 
 
-def test_what_cannot_be_locked_is_refused() -> None:
-    async def test(_manager: Manager, first: Mount, _second: Mount) -> None:
-        for body in ((1, 1, 5, 4, WRITE), (1, 1, 0, 2**63, WRITE), (1, 1, 0, 9, 3)):
-            request = Raw(Opcode.SETLK, 1, INO, 0, 0, 42, struct.pack("<QQQQIIII", *body, 42, 0, 0))
-            with pytest.raises(Refused):
-                await first.handlers[Opcode.SETLK](request)
-        assert first.flushed == set()
-
-    run(test)
+async def test_what_cannot_be_locked_is_refused(mounts: Mounts) -> None:
+    _manager, first, _second = mounts
+    for body in ((1, 1, 5, 4, WRITE), (1, 1, 0, 2**63, WRITE), (1, 1, 0, 9, 3)):
+        request = Raw(Opcode.SETLK, 1, INO, 0, 0, 42, struct.pack("<QQQQIIII", *body, 42, 0, 0))
+        with pytest.raises(Refused):
+            await first.handlers[Opcode.SETLK](request)
+    assert first.flushed == set()
 
 
-def test_threads_of_a_process_that_lock_and_unlock_end_as_the_manager_has_it() -> None:
-    async def test(manager: Manager, first: Mount, second: Mount) -> None:
-        async def thread(number: int) -> None:
-            for turn in range(20):
-                with suppress(Refused):
-                    await first.set((READ, WRITE, UNLOCK)[(number + turn) % 3], 10 * number, 10 * number + 15, wait=turn % 2 == 0)
+async def test_threads_of_a_process_that_lock_and_unlock_end_as_the_manager_has_it(mounts: Mounts) -> None:
+    manager, first, second = mounts
 
-        async with trio.open_nursery() as nursery:
-            for number in range(5):
-                nursery.start_soon(thread, number)
-        ours = [span for held in first.locks.presented() for span in held.spans]
-        assert ours == [one.span for one in manager.table.listed()]
-        await first.flush()
-        await second.set()
+    async def thread(number: int) -> None:
+        for turn in range(20):
+            with suppress(Refused):
+                await first.set((READ, WRITE, UNLOCK)[(number + turn) % 3], 10 * number, 10 * number + 15, wait=turn % 2 == 0)
 
-    run(test)
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(thread, number)
+    ours = [span for held in first.locks.presented() for span in held.spans]
+    assert ours == [one.span for one in manager.table.listed()]
+    await first.flush()
+    await second.set()

@@ -14,14 +14,16 @@ import msgspec
 import pytest
 import trio
 
-from cluster.messages import FALLBACK, PARTLY_PASSED, PASSED, Node
+from cluster.messages import DataPath, Node
 from cluster.rpc.session import ManagerSession
 from fusefs.content import passthrough as passing
+from fusefs.content.disk_threads import threads_of
+from fusefs.content.local_object import LocalObject
+from fusefs.content.objects import Object
+from fusefs.content.open_inode import Handle, IoMode, OpenInode
 from fusefs.content.passthrough import NO_FENCE, Passthrough
-from fusefs.kernel import stream as channel
+from fusefs.kernel import stream
 from fusefs.kernel.stream import Channel, InitFlag
-from fusefs.objects import LocalObject, Object
-from fusefs.openfiles import Handle, OpenInode, Way
 
 NODE = Node(7, 0o100644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 ALL = InitFlag.PASSTHROUGH | InitFlag.DIRECT_IO_ALLOW_MMAP
@@ -71,8 +73,10 @@ def files(tmp_path: Path) -> Iterator[Files]:
 
 
 def inode(home: LocalObject | None = None, *, dirty: bool = False) -> OpenInode:
-    elsewhere = cast(Object, SimpleNamespace())
-    return OpenInode(msgspec.structs.replace(NODE, dirty=dirty), home=home or elsewhere)
+    elsewhere = cast(Object, SimpleNamespace(close=lambda: None))
+    state = OpenInode(msgspec.structs.replace(NODE, dirty=dirty))
+    state.reached(home or elsewhere)
+    return state
 
 
 def handle(of: OpenInode, *, write: bool = False, append: bool = False) -> Handle:
@@ -87,26 +91,36 @@ def test_all_handles_of_an_inode_share_one_backing_id_until_the_last_is_released
     ids = Ids()
     ways, state = passthrough(ids), inode(files.object("a"))
     handles = [handle(state), handle(state, write=True), handle(state, append=True)]
-    assert [ways.opened(one) for one in handles] == [Way.PASSED] * 3
-    assert list(ids.live) == [state.backing_id]
+    assert [ways.opened(one) for one in handles] == [(IoMode.PASSED, 1)] * 3
     for one in handles:
-        assert list(ids.live) == [state.backing_id]
+        assert list(ids.live) == [1]
         ways.released(one)
     assert ids.live == {}
     assert ids.given == 1
     again = handle(state)
-    assert ways.opened(again) is Way.PASSED
-    assert list(ids.live) == [state.backing_id] == [2]
+    assert ways.opened(again) == (IoMode.PASSED, 2)
+    assert list(ids.live) == [2]
+
+
+def test_nothing_is_passed_through_to_a_disk_that_does_not_answer(files: Files) -> None:
+    ids = Ids()
+    ways, home = passthrough(ids), files.object("a")
+    state, disk = inode(home), threads_of(str(Path(home.path).parents[2]))
+    disk.went_silent()
+    asking = handle(state)
+    assert ways.opened(asking) == (IoMode.CACHED, 0)
+    ways.released(asking)
+    disk.is_silent = False
+    assert ways.opened(handle(state)) == (IoMode.PASSED, 1)
 
 
 def test_inodes_have_ids_of_their_own(files: Files) -> None:
     ids = Ids()
     ways, states = passthrough(ids), [inode(files.object(name)) for name in "ab"]
     handles = [handle(state) for state in states]
-    assert [ways.opened(one) for one in handles] == [Way.PASSED] * 2
-    assert len(ids.live) == 2
+    assert [ways.opened(one) for one in handles] == [(IoMode.PASSED, 1), (IoMode.PASSED, 2)]
     ways.released(handles[0])
-    assert list(ids.live) == [states[1].backing_id]
+    assert list(ids.live) == [2]
 
 
 def test_what_is_passed_through_elsewhere_by_now_is_asked_for_each_time(files: Files) -> None:
@@ -115,50 +129,52 @@ def test_what_is_passed_through_elsewhere_by_now_is_asked_for_each_time(files: F
     first = handle(state)
     ways.opened(first)
     for home in (None, files.object("b")):
-        state.home = home
+        state.leave_home()
+        if home is not None:
+            state.reached(home)
         later = handle(state)
-        assert ways.opened(later) is Way.DIRECT, "the kernel takes no other object, and no page cache, beside the first"
+        assert ways.opened(later) == (IoMode.DIRECT, 0), "the kernel takes no other object, and no page cache, beside the first"
         ways.released(later)
     assert len(ids.live) == 1
     ways.released(first)
     assert ids.live == {}
-    assert ways.opened(handle(state)) is Way.PASSED, "it begins anew, with the object that is the home now"
+    assert ways.opened(handle(state)) == (IoMode.PASSED, 2), "it begins anew, with the object that is the home now"
 
 
 def test_what_goes_through_the_page_cache_stays_there_although_the_home_came(files: Files) -> None:
     ids = Ids()
     ways, state = passthrough(ids), inode()
     first = handle(state)
-    assert ways.opened(first) is Way.CACHED
-    state.home = files.object("a")
-    assert ways.opened(handle(state, write=True)) is Way.CACHED
-    assert ways.opened(handle(state, append=True)) is Way.DIRECT
+    assert ways.opened(first) == (IoMode.CACHED, 0)
+    state.reached(files.object("a"))
+    assert ways.opened(handle(state, write=True)) == (IoMode.CACHED, 0)
+    assert ways.opened(handle(state, append=True)) == (IoMode.DIRECT, 0)
     assert ids.given == 0
 
 
 @pytest.mark.parametrize(
-    ("write", "append", "dirty", "granted", "way"),
+    ("write", "append", "dirty", "granted", "mode"),
     [
-        (False, False, False, ALL, Way.CACHED),
-        (False, False, True, ALL, Way.DIRECT),
-        (True, False, False, ALL, Way.DIRECT),
-        (True, False, False, InitFlag.PASSTHROUGH, Way.CACHED),
-        (False, False, True, InitFlag.PASSTHROUGH, Way.CACHED),
-        (False, True, False, InitFlag(0), Way.DIRECT),
+        (False, False, False, ALL, IoMode.CACHED),
+        (False, False, True, ALL, IoMode.DIRECT),
+        (True, False, False, ALL, IoMode.DIRECT),
+        (True, False, False, InitFlag.PASSTHROUGH, IoMode.CACHED),
+        (False, False, True, InitFlag.PASSTHROUGH, IoMode.CACHED),
+        (False, True, False, InitFlag(0), IoMode.DIRECT),
     ],
 )
-def test_what_has_its_home_elsewhere(write: bool, append: bool, dirty: bool, granted: InitFlag, way: Way) -> None:
+def test_what_has_its_home_elsewhere(write: bool, append: bool, dirty: bool, granted: InitFlag, mode: IoMode) -> None:
     state = inode(dirty=dirty)
-    assert passthrough(Ids(granted)).opened(handle(state, write=write, append=append)) is way
+    assert passthrough(Ids(granted)).opened(handle(state, write=write, append=append)) == (mode, 0)
 
 
 def test_what_cannot_be_passed_through_goes_through_the_page_cache(files: Files) -> None:
     ways, state = passthrough(Ids(passes=False)), inode(files.object("a"))
     handles = [handle(state, write=True), handle(state, append=True)]
-    assert [ways.opened(one) for one in handles] == [Way.CACHED, Way.DIRECT]
+    assert [ways.opened(one) for one in handles] == [(IoMode.CACHED, 0), (IoMode.DIRECT, 0)]
     for one in handles:
         ways.released(one)
-    assert state.way is None
+    assert state.io.mode is None
 
 
 # -------------------------------------------------------------------------------------------------------- the channel
@@ -194,8 +210,8 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr(channel, "_extension", made)
-    monkeypatch.setattr(channel, "_find_device", lambda: 5)
+    monkeypatch.setattr(stream, "_extension", made)
+    monkeypatch.setattr(stream, "_find_device", lambda: 5)
     monkeypatch.setattr(fcntl, "ioctl", made.ioctl)
     monkeypatch.setattr(passing, "stops_writers", made.stops_writers)
     return made
@@ -203,7 +219,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 def mounted(wanted: InitFlag = ALL) -> Channel:
     made = Channel()
-    made.prepare(wanted, [], lambda _message: True)
+    made.prepare(wanted, [], lambda _message: True, lambda _directory, _handle: None)
     made.mounted()
     return made
 
@@ -226,7 +242,7 @@ def test_a_volume_is_tried_and_its_id_given_back(kernel: Kernel, tmp_path: Path,
     made = mounted()
     assert (made.files, made.why_not) == ("", "")
     try_volume(made, volume(tmp_path))
-    assert (made.files, made.why_not, made.problems) == (PASSED, "", [])
+    assert (made.files, made.why_not, made.problems) == (DataPath.PASSED, "", [])
     assert len(kernel.asked) == 2
     assert told(caplog) == []
 
@@ -241,7 +257,7 @@ def test_a_volume_that_cannot_be_passed_through_is_asked_for_once(
     with (tmp_path / "volume.toml").open() as file:
         assert made.open_backing(file.fileno(), os.fstat(file.fileno()).st_dev) == 0
     assert len(kernel.asked) == len(told(caplog)) == 1
-    assert (made.files, made.problems) == (FALLBACK, [])
+    assert (made.files, made.problems) == (DataPath.FALLBACK, [])
     assert made.why_not.startswith(f"{root}: ")
 
 
@@ -251,17 +267,17 @@ def test_a_volume_without_a_fence_is_passed_through_only_if_that_is_wanted(
     kernel.has_fence = False
     made, root = mounted(), volume(tmp_path)
     ways = Passthrough(made)
-    assert [ways.opened(handle(inode(files.object(name)))) for name in "ab"] == [Way.CACHED] * 2
+    assert [ways.opened(handle(inode(files.object(name)))) for name in "ab"] == [(IoMode.CACHED, 0)] * 2
     assert len(kernel.asked) == 2, "an id was given, and given back at once"
     try_volume(made, root)
-    assert (made.files, made.why_not) == (FALLBACK, f"{root}: {NO_FENCE}")
+    assert (made.files, made.why_not) == (DataPath.FALLBACK, f"{root}: {NO_FENCE}")
     assert len(told(caplog)) == 1
     unfenced = mounted()
     try_volume(unfenced, root, unfenced=True)
-    assert (unfenced.files, unfenced.why_not) == (PASSED, "")
+    assert (unfenced.files, unfenced.why_not) == (DataPath.PASSED, "")
 
 
-def test_a_volume_of_which_nobody_knows_is_not_passed_through_yet(
+async def test_a_volume_of_which_nobody_knows_is_not_passed_through_yet(
     kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, files: Files
 ) -> None:
     """Its disk may be away for a while."""
@@ -270,18 +286,15 @@ def test_a_volume_of_which_nobody_knows_is_not_passed_through_yet(
     made, root = mounted(), volume(tmp_path)
     made.begun.set()
     ways = Passthrough(made)
-    assert ways.opened(handle(inode(files.object("a")))) is Way.CACHED
+    assert ways.opened(handle(inode(files.object("a")))) == (IoMode.CACHED, 0)
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ways.try_volumes, [root])
-            await trio.sleep(0.05)
-            assert (made.files, told(caplog)) == ("", [])
-            kernel.has_fence = True
-
-    trio.run(main)
-    assert made.files == PASSED
-    assert ways.opened(handle(inode(files.object("b")))) is Way.PASSED
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ways.try_volumes, [root])
+        await trio.sleep(0.05)
+        assert (made.files, told(caplog)) == ("", [])
+        kernel.has_fence = True
+    assert made.files == DataPath.PASSED
+    assert ways.opened(handle(inode(files.object("b")))) == (IoMode.PASSED, 9)
 
 
 def test_one_volume_does_not_keep_the_others_from_it(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,12 +305,12 @@ def test_one_volume_does_not_keep_the_others_from_it(kernel: Kernel, tmp_path: P
         with monkeypatch.context() as patched:
             patched.setattr(os, "fstat", lambda _descriptor, device=refusal: SimpleNamespace(st_dev=device))
             try_volume(made, tried)
-    assert (made.files, made.why_not) == (PARTLY_PASSED, f"{root}: the volume is on a stacked file system")
+    assert (made.files, made.why_not) == (DataPath.PARTLY_PASSED, f"{root}: the volume is on a stacked file system")
 
 
 @pytest.mark.parametrize(
     ("error", "files", "words"),
-    [(errno.EPERM, FALLBACK, "CAP_SYS_ADMIN"), (errno.EMFILE, "", "some files go through the mount process")],
+    [(errno.EPERM, DataPath.FALLBACK, "CAP_SYS_ADMIN"), (errno.EMFILE, "", "some files go through the mount process")],
 )
 def test_other_refusals_are_said_once(
     kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: int, files: str, words: str
@@ -353,7 +366,7 @@ def test_what_is_missing_is_said_once(
     made = mounted(wanted)
     for _ in range(2):
         try_volume(made, volume(tmp_path))
-        assert (made.files, made.why_not) == (FALLBACK, why)
+        assert (made.files, made.why_not) == (DataPath.FALLBACK, why)
     assert told(caplog) == [f"files go through the mount process: {why}", *([f"{LOCAL}: {why}"] if is_local else [])]
     assert len(made.problems) == is_local
     assert kernel.asked == []
@@ -362,28 +375,25 @@ def test_what_is_missing_is_said_once(
 def test_nothing_is_asked_of_an_extension_that_is_not_there(
     kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(channel, "_extension", None)
+    monkeypatch.setattr(stream, "_extension", None)
     made = mounted()
-    why = "the extension fusefs._channel was not built"
+    why = "the extension fusefs.kernel._channel was not built"
     try_volume(made, volume(tmp_path))
-    made.will_open(1, channel.OpenFlag.DIRECT_IO)
+    made.will_open(1, stream.OpenFlag.DIRECT_IO)
     made.watch_flush(1, True)
     assert not made.kills_set_id(1)
-    assert (made.files, made.why_not, made.granted) == (FALLBACK, why, InitFlag(0))
+    assert (made.files, made.why_not, made.granted) == (DataPath.FALLBACK, why, InitFlag(0))
     assert told(caplog) == [f"files go through the mount process: {why}", f"{LOCAL}: {why}"]
     assert kernel.asked == []
 
 
-def test_volumes_are_tried_once_the_kernel_has_begun_until_they_are_there(kernel: Kernel, tmp_path: Path) -> None:
+async def test_volumes_are_tried_once_the_kernel_has_begun_until_they_are_there(kernel: Kernel, tmp_path: Path) -> None:
     made = mounted()
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(Passthrough(made).try_volumes, [str(tmp_path)])
-            await trio.sleep(0.05)
-            assert kernel.asked == []
-            made.begun.set()
-            volume(tmp_path)
-
-    trio.run(main)
-    assert made.files == PASSED
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Passthrough(made).try_volumes, [str(tmp_path)])
+        await trio.sleep(0.05)
+        assert kernel.asked == []
+        made.begun.set()
+        volume(tmp_path)
+    assert made.files == DataPath.PASSED

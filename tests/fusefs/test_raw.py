@@ -7,7 +7,23 @@ import trio
 import trio.testing
 
 from cluster.errors import refused
+from fusefs.kernel.interrupts import Interrupts
 from fusefs.kernel.requests import Opcode, Raw, RawRequests, parse
+from fusefs.kernel.stream import Whose
+
+
+class Nobody:
+    """A stream in which nobody waits."""
+
+    def whose(self, unique: int) -> Whose | None:
+        return None
+
+    def abandon(self, unique: int) -> bool:
+        raise AssertionError
+
+
+async def forget(_inodes: set[int], _names: set[tuple[int, bytes]]) -> None:
+    raise AssertionError
 
 
 def message(opcode: int, unique: int, body: bytes, *, extensions: int = 0) -> bytes:
@@ -18,7 +34,7 @@ def test_a_request_is_decoded_without_its_extensions() -> None:
     assert parse(message(46, 9, b"x" * 24, extensions=1)) == Raw(46, 9, 7, 1000, 1001, 42, b"x" * 16)
 
 
-def test_what_can_be_answered_at_once_is_and_the_rest_goes_on() -> None:
+async def test_what_can_be_answered_at_once_is_and_the_rest_goes_on() -> None:
     replies: list[bytes] = []
 
     def look_up(request: Raw) -> bytes | None:
@@ -28,16 +44,13 @@ def test_what_can_be_answered_at_once_is_and_the_rest_goes_on() -> None:
             raise ZeroDivisionError
         return b"entry" if request.body == b"known\0" else None
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            raw = RawRequests({Opcode.LOOKUP: look_up}, {}, nursery, replies.append)
-            assert raw.opcodes == [Opcode.LOOKUP]
-            names = (b"known\0", b"missing\0", b"broken\0", b"unknown\0")
-            taken = [raw.received(message(Opcode.LOOKUP, unique, name)) for unique, name in enumerate(names, 1)]
-            assert taken == [True, True, True, False]
-            assert raw.requests == 3
-
-    trio.run(main)
+    async with trio.open_nursery() as nursery:
+        raw = RawRequests({Opcode.LOOKUP: look_up}, {}, nursery, replies.append, Interrupts(Nobody(), nursery, forget))
+        assert raw.opcodes == [Opcode.LOOKUP]
+        names = (b"known\0", b"missing\0", b"broken\0", b"unknown\0")
+        taken = [raw.received(message(Opcode.LOOKUP, unique, name)) for unique, name in enumerate(names, 1)]
+        assert taken == [True, True, True, False]
+        assert raw.requests == 3
     assert replies == [
         struct.pack("<IiQ", 21, 0, 1) + b"entry",
         struct.pack("<IiQ", 16, -errno.ENOENT, 2),
@@ -45,7 +58,7 @@ def test_what_can_be_answered_at_once_is_and_the_rest_goes_on() -> None:
     ]
 
 
-def test_answers_errors_and_interrupts() -> None:
+async def test_answers_errors_and_interrupts() -> None:
     replies: dict[int, tuple[int, bytes]] = {}
 
     def reply(whole: bytes) -> None:
@@ -66,19 +79,16 @@ def test_answers_errors_and_interrupts() -> None:
         await trio.sleep_forever()
         raise AssertionError
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            handlers = {Opcode.LSEEK: seek, Opcode.FALLOCATE: refuse, Opcode.GETLK: fail, Opcode.SETLKW: wait}
-            raw = RawRequests({}, handlers, nursery, reply)
-            assert raw.received(message(Opcode.LSEEK, 1, b"ab"))
-            raw.received(message(Opcode.FALLOCATE, 2, b""))
-            raw.received(message(Opcode.GETLK, 3, b""))
-            raw.received(message(Opcode.SETLKW, 4, b""))
-            await trio.testing.wait_all_tasks_blocked()
-            assert 4 not in replies
-            raw.received(message(Opcode.INTERRUPT, 5, struct.pack("<Q", 4)))
-            raw.received(message(Opcode.INTERRUPT, 6, struct.pack("<Q", 77)))
-            assert raw.requests == 4
-
-    trio.run(main)
+    async with trio.open_nursery() as nursery:
+        handlers = {Opcode.LSEEK: seek, Opcode.FALLOCATE: refuse, Opcode.GETLK: fail, Opcode.SETLKW: wait}
+        raw = RawRequests({}, handlers, nursery, reply, Interrupts(Nobody(), nursery, forget))
+        assert raw.received(message(Opcode.LSEEK, 1, b"ab"))
+        raw.received(message(Opcode.FALLOCATE, 2, b""))
+        raw.received(message(Opcode.GETLK, 3, b""))
+        raw.received(message(Opcode.SETLKW, 4, b""))
+        await trio.testing.wait_all_tasks_blocked()
+        assert 4 not in replies
+        raw.received(message(Opcode.INTERRUPT, 5, struct.pack("<Q", 4)))
+        raw.received(message(Opcode.INTERRUPT, 6, struct.pack("<Q", 77)))
+        assert raw.requests == 4
     assert replies == {1: (0, b"ba"), 2: (-errno.EOPNOTSUPP, b""), 3: (-errno.EIO, b""), 4: (-errno.EINTR, b"")}

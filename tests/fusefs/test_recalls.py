@@ -1,7 +1,8 @@
 """Giving way to recalls, with a kernel whose locks the test holds."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ class Opens:
     def stale(self, ino: int) -> None:
         self.doubted.append(ino)
 
-    def tell(self, inodes: Any) -> tuple[list[int], int]:
+    def present(self, inodes: Any) -> tuple[list[int], int]:
         return [ino for ino in inodes if ino in self.quiet], 7
 
     async def let_go(self, inodes: Any) -> None:
@@ -85,9 +86,9 @@ class Mount:
 
     def grants(self, *inodes: int) -> None:
         self.serial += 1
-        allowed = self.caching.take(Grant(self.serial, ACCESS_S, list(inodes)), trio.current_time())
+        permit = self.caching.take(Grant(self.serial, ACCESS_S, list(inodes)), trio.current_time())
         node = Node(FILE, 0o100644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-        self.caching.seen(node, allowed.until_s(FILE), DIRECTORY, b"name", allowed.until_s(DIRECTORY))
+        self.caching.entry_reply(node, permit.until_s(FILE), DIRECTORY, b"name", permit.until_s(DIRECTORY))
 
     def recalls_now(self, *inodes: int) -> None:
         self.serial += 1
@@ -101,69 +102,60 @@ class Mount:
         return done
 
 
-def run(test: Callable[[Mount], Any], kernel: Kernel | None = None) -> None:
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            await test(Mount(nursery, kernel or Kernel()))
-            nursery.cancel_scope.cancel()
-
-    trio.run(main)
+@asynccontextmanager
+async def mount_on(kernel: Kernel) -> AsyncIterator[Mount]:
+    async with trio.open_nursery() as nursery:
+        yield Mount(nursery, kernel)
+        nursery.cancel_scope.cancel()
 
 
-def test_a_recall_is_answered_when_the_kernel_has_forgotten() -> None:
-    async def test(mount: Mount) -> None:
-        mount.grants(DIRECTORY, FILE)
-        mount.recalls_now(DIRECTORY, FILE)
-        assert mount.opens.doubted == [DIRECTORY, FILE], "at once"
-        assert (await mount.answered()).numbers == [3]
-        dropped = [("inode", DIRECTORY), ("inode", FILE), ("name", DIRECTORY, b"name"), ("inode", DIRECTORY)]
-        assert mount.opens.let_go_of == [DIRECTORY, FILE]
-        assert mount.kernel.done == dropped, "the listing again, when who was taking one in has let go of the lock"
-
-    run(test)
+@pytest.fixture
+def mount() -> AbstractAsyncContextManager[Mount]:
+    return mount_on(Kernel())
 
 
-def test_it_is_not_answered_before() -> None:
-    async def test(mount: Mount) -> None:
-        mount.grants(DIRECTORY)
-        with mount.kernel.lock:
-            mount.recalls_now(DIRECTORY)
-            with trio.move_on_after(0.2):
-                await mount.answered()
-            assert mount.session.told == []
-            assert mount.caching.leased() == [DIRECTORY]
-        await mount.answered()
-        assert ("name", DIRECTORY, b"name") in mount.kernel.done
-
-    run(test)
+async def test_a_recall_is_answered_when_the_kernel_has_forgotten(mount: Mount) -> None:
+    mount.grants(DIRECTORY, FILE)
+    mount.recalls_now(DIRECTORY, FILE)
+    assert mount.opens.doubted == [DIRECTORY, FILE], "at once"
+    assert (await mount.answered()).numbers == [3]
+    dropped = [("inode", DIRECTORY), ("inode", FILE), ("name", DIRECTORY, b"name"), ("inode", DIRECTORY)]
+    assert mount.opens.let_go_of == [DIRECTORY, FILE]
+    assert mount.kernel.done == dropped, "the listing again, when who was taking one in has let go of the lock"
 
 
-def test_a_change_of_our_own_that_holds_the_lock_is_not_waited_for() -> None:
-    async def test(mount: Mount) -> None:
-        mount.grants(DIRECTORY)
-        with mount.kernel.lock, mount.recalls.changing(DIRECTORY):
-            mount.recalls_now(DIRECTORY)
+async def test_it_is_not_answered_before(mount: Mount) -> None:
+    mount.grants(DIRECTORY)
+    with mount.kernel.lock:
+        mount.recalls_now(DIRECTORY)
+        with trio.move_on_after(0.2):
             await mount.answered()
-            assert mount.kernel.done[-2:] == [("all names",), ("inode", DIRECTORY)]
-
-    run(test)
-
-
-def test_nor_is_one_that_gets_the_lock_while_we_wait_for_it() -> None:
-    async def test(mount: Mount) -> None:
-        mount.grants(DIRECTORY)
-        with mount.kernel.lock:
-            mount.recalls_now(DIRECTORY)
-            await trio.sleep(0.1)
-            assert mount.session.told == []
-            with mount.recalls.changing(DIRECTORY):
-                await mount.answered()
-
-    run(test)
+        assert mount.session.told == []
+        assert mount.caching.leased() == [DIRECTORY]
+    await mount.answered()
+    assert ("name", DIRECTORY, b"name") in mount.kernel.done
 
 
-def test_without_that_of_the_kernel_names_are_waited_out() -> None:
-    async def test(mount: Mount) -> None:
+async def test_a_change_of_our_own_that_holds_the_lock_is_not_waited_for(mount: Mount) -> None:
+    mount.grants(DIRECTORY)
+    with mount.kernel.lock, mount.recalls.changing(DIRECTORY):
+        mount.recalls_now(DIRECTORY)
+        await mount.answered()
+        assert mount.kernel.done[-2:] == [("all names",), ("inode", DIRECTORY)]
+
+
+async def test_nor_is_one_that_gets_the_lock_while_we_wait_for_it(mount: Mount) -> None:
+    mount.grants(DIRECTORY)
+    with mount.kernel.lock:
+        mount.recalls_now(DIRECTORY)
+        await trio.sleep(0.1)
+        assert mount.session.told == []
+        with mount.recalls.changing(DIRECTORY):
+            await mount.answered()
+
+
+async def test_without_that_of_the_kernel_names_are_waited_out() -> None:
+    async with mount_on(Kernel(can_void_names=False)) as mount:
         mount.caching.limit_names(0.5)
         mount.grants(DIRECTORY)
         given_s = trio.current_time()
@@ -172,78 +164,61 @@ def test_without_that_of_the_kernel_names_are_waited_out() -> None:
             await mount.answered()
         assert trio.current_time() - given_s >= 0.5 + LATER_S
 
-    run(test, Kernel(can_void_names=False))
+
+async def test_attributes_that_are_on_their_way_into_the_kernel_are_dropped_after_they_got_there(mount: Mount) -> None:
+    mount.grants(DIRECTORY, FILE)
+    mount.kernel.inodes.discard(FILE)
+    mount.recalls_now(FILE)
+    await mount.answered()
+    assert mount.kernel.done == [("inode", FILE), ("name", DIRECTORY, b"."), ("inode", FILE)]
 
 
-def test_attributes_that_are_on_their_way_into_the_kernel_are_dropped_after_they_got_there() -> None:
-    async def test(mount: Mount) -> None:
-        mount.grants(DIRECTORY, FILE)
-        mount.kernel.inodes.discard(FILE)
-        mount.recalls_now(FILE)
-        await mount.answered()
-        assert mount.kernel.done == [("inode", FILE), ("name", DIRECTORY, b"."), ("inode", FILE)]
-
-    run(test)
-
-
-def test_more_recalls_than_threads_while_changes_hold_the_locks() -> None:
-    async def test(mount: Mount) -> None:
-        with mount.kernel.lock:
-            for directory in range(100, 200):
-                mount.serial += 1
-                allowed = mount.caching.take(Grant(mount.serial, ACCESS_S, [directory]), trio.current_time())
-                mount.caching.seen(None, 0.0, directory, b"absent", allowed.until_s(directory))
-                mount.recalls_now(directory)
-            with trio.fail_after(SOON_S), mount.recalls.changing(*range(100, 200)):
-                while len(mount.session.told) < 100:
-                    await mount.session.came.wait()
-
-    run(test)
+async def test_more_recalls_than_threads_while_changes_hold_the_locks(mount: Mount) -> None:
+    with mount.kernel.lock:
+        for directory in range(100, 200):
+            mount.serial += 1
+            permit = mount.caching.take(Grant(mount.serial, ACCESS_S, [directory]), trio.current_time())
+            mount.caching.entry_reply(None, 0.0, directory, b"absent", permit.until_s(directory))
+            mount.recalls_now(directory)
+        with trio.fail_after(SOON_S), mount.recalls.changing(*range(100, 200)):
+            while len(mount.session.told) < 100:
+                await mount.session.came.wait()
 
 
-def test_what_is_open_without_the_managers_knowledge_is_told_with_the_answer() -> None:
-    async def test(mount: Mount) -> None:
-        mount.grants(DIRECTORY)
-        mount.opens.quiet = [DIRECTORY]
-        mount.recalls_now(DIRECTORY)
-        done = await mount.answered()
-        assert (done.opens, done.sequence) == ([DIRECTORY], 7)
-
-    run(test)
+async def test_what_is_open_without_the_managers_knowledge_is_told_with_the_answer(mount: Mount) -> None:
+    mount.grants(DIRECTORY)
+    mount.opens.quiet = [DIRECTORY]
+    mount.recalls_now(DIRECTORY)
+    done = await mount.answered()
+    assert (done.opens, done.sequence) == ([DIRECTORY], 7)
 
 
-def test_pages_of_what_is_open_go_when_its_lease_ends_unrenewed() -> None:
-    async def test(mount: Mount) -> None:
-        mount.opens.open = {FILE}
-        mount.session.answers = False
-        mount.serial += 1
-        mount.caching.take(Grant(mount.serial, 0.3, [FILE, DIRECTORY]), trio.current_time())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(mount.recalls.end_loop)
-            await trio.sleep(0.2)
-            assert mount.kernel.done == []
-            with trio.fail_after(SOON_S):
-                while not mount.kernel.done:
-                    await trio.sleep(0.01)
-            nursery.cancel_scope.cancel()
-        assert mount.kernel.done == [("inode", FILE)]
-        assert mount.opens.doubted == [FILE]
-
-    run(test)
+async def test_pages_of_what_is_open_go_when_its_lease_ends_unrenewed(mount: Mount) -> None:
+    mount.opens.open = {FILE}
+    mount.session.answers = False
+    mount.serial += 1
+    mount.caching.take(Grant(mount.serial, 0.3, [FILE, DIRECTORY]), trio.current_time())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.recalls.end_loop)
+        await trio.sleep(0.2)
+        assert mount.kernel.done == []
+        with trio.fail_after(SOON_S):
+            while not mount.kernel.done:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert mount.kernel.done == [("inode", FILE)]
+    assert mount.opens.doubted == [FILE]
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_everything_is_given_back_at_the_end_or_ends_by_itself(answers: bool) -> None:
-    async def test(mount: Mount) -> None:
-        mount.grants(DIRECTORY, FILE)
-        mount.session.answers = answers
-        if not answers:
-            with pytest.raises(Unavailable):
-                await mount.recalls.give_back_all()
-            return
-        await mount.recalls.give_back_all()
-        (told,) = mount.session.told
-        assert isinstance(told, GiveBack)
-        assert (sorted(told.inodes), told.serial) == ([DIRECTORY, FILE], mount.serial)
-
-    run(test)
+async def test_everything_is_given_back_at_the_end_or_ends_by_itself(mount: Mount, answers: bool) -> None:
+    mount.grants(DIRECTORY, FILE)
+    mount.session.answers = answers
+    if not answers:
+        with pytest.raises(Unavailable):
+            await mount.recalls.give_back_all()
+        return
+    await mount.recalls.give_back_all()
+    (told,) = mount.session.told
+    assert isinstance(told, GiveBack)
+    assert (sorted(told.inodes), told.serial) == ([DIRECTORY, FILE], mount.serial)

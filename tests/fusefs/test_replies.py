@@ -8,13 +8,13 @@ import pytest
 
 from cluster.errors import Refused
 from cluster.messages import Node
-from fusefs.caching.cache import Seen
-from fusefs.kernel import replies as answers
+from fusefs.caching.cache import EntryReply
+from fusefs.kernel import replies
 from fusefs.kernel.stream import OpenFlag
 
 FILE = stat.S_IFREG | 0o640
 NODE = Node(7, FILE, 0, 1000, 1001, 0, 5000, 16, 1_000_000_002, -1, 4_000_000_005, 3_000_000_004)
-SEEN = Seen(NODE, entry_s=9.0, attr_s=2.25)
+SEEN = EntryReply(NODE, entry_s=9.0, attr_s=2.25)
 
 
 def check_attributes(answer: bytes) -> None:
@@ -24,7 +24,7 @@ def check_attributes(answer: bytes) -> None:
 
 
 def test_statx() -> None:
-    answer = answers.statx(SEEN)
+    answer = replies.statx(SEEN)
     assert len(answer) == 288
     assert struct.unpack_from("<QI", answer) == (2, 250_000_000)
     assert struct.unpack_from("<IIQIIIH2xQQQ", answer, 32) == (0xFFF, 131_072, 0, 0, 1000, 1001, FILE, 7, 5000, 16)
@@ -33,31 +33,31 @@ def test_statx() -> None:
 
 
 def test_a_name() -> None:
-    answer = answers.entry(SEEN)
+    answer = replies.entry(SEEN)
     assert struct.unpack_from("<QQQQII", answer) == (7, 0, 9, 2, 0, 250_000_000)
     check_attributes(answer[40:])
 
 
 def test_a_name_that_does_not_exist() -> None:
-    absent = answers.entry(Seen(None, entry_s=1.5))
+    absent = replies.entry(EntryReply(None, entry_s=1.5))
     assert absent == struct.pack("<QQQQII", 0, 0, 1, 0, 500_000_000, 0) + bytes(88)
     with pytest.raises(Refused) as refusal:
-        answers.entry(Seen(None))
+        replies.entry(EntryReply(None))
     assert refusal.value.errno == errno.ENOENT
 
 
 def test_attributes() -> None:
-    answer = answers.attributes(SEEN)
+    answer = replies.attributes(SEEN)
     assert struct.unpack_from("<QI", answer) == (2, 250_000_000)
     check_attributes(answer[16:])
 
 
 def test_all_directories_look_alike() -> None:
-    directory = Seen(Node(8, stat.S_IFDIR | 0o755, 2, 0, 0, 0, 77, 1, 0, 0, 0, 0))
-    assert struct.unpack_from("<QQQ", answers.attributes(directory), 16) == (8, 4096, 8)
-    assert struct.unpack_from("<QQQ", answers.statx(directory), 64) == (8, 4096, 8)
+    directory = EntryReply(Node(8, stat.S_IFDIR | 0o755, 2, 0, 0, 0, 77, 1, 0, 0, 0, 0))
+    assert struct.unpack_from("<QQQ", replies.attributes(directory), 16) == (8, 4096, 8)
+    assert struct.unpack_from("<QQQ", replies.statx(directory), 64) == (8, 4096, 8)
 
 
 def test_a_handle() -> None:
-    assert answers.opened(5, OpenFlag.PASSTHROUGH, 3) == struct.pack("<QII", 5, OpenFlag.PASSTHROUGH, 3)
-    assert answers.opened(6, OpenFlag(0)) == struct.pack("<QII", 6, 0, 0)
+    assert replies.opened(5, OpenFlag.PASSTHROUGH, 3) == struct.pack("<QII", 5, OpenFlag.PASSTHROUGH, 3)
+    assert replies.opened(6, OpenFlag(0)) == struct.pack("<QII", 6, 0, 0)

@@ -120,7 +120,7 @@ def test_replies_to_opens_get_their_flags_and_backing_ids(driver: Path) -> None:
     assert lines[-1].startswith("asked 0 opens 0")
 
 
-def test_requests_are_taken_and_their_interrupts_with_them(driver: Path) -> None:
+def test_interrupts_of_what_has_no_answer_yet_are_taken(driver: Path) -> None:
     interrupt = struct.pack("<Q", 20)
     lines = play(
         driver,
@@ -132,9 +132,56 @@ def test_requests_are_taken_and_their_interrupts_with_them(driver: Path) -> None
             request(INTERRUPT, 23, interrupt),
             request(OPEN + 1, 24),
             request(200, 25),
+            request(INTERRUPT, 26, struct.pack("<Q", 25)),
+            reply(25),
+            request(INTERRUPT, 27, struct.pack("<Q", 25)),
         ],
     )
     assert lines[:7] == ["take", "take", "pass", "ok", "pass", "pass", "pass"]
+    assert lines[7:10:2] == ["take", "pass"]
+    assert "under way 1 " in lines[-1]
+
+
+def number(letter: str, value: int) -> Command:
+    return letter, struct.pack("<Q", value)
+
+
+def test_it_is_known_who_waits_for_what(driver: Path) -> None:
+    forget, batch_forget, notify_reply = 2, 42, 41
+    whole = request(WRITE, 32, struct.pack("<QQIIQII", 1, 0, 0, 0, 0, 0, 0), ino=9)[1]
+    silent = [request(opcode, 33) for opcode in (forget, batch_forget, notify_reply)]
+    lines = play(
+        driver,
+        [request(OPEN, 30, ino=8), request(SETLKW, 31), ("L", whole), *silent, *(number("I", key) for key in range(30, 34))],
+    )
+    assert lines[6:10] == [f"{OPEN} by 1 of 8", f"{SETLKW} by 1 of 7", f"{WRITE} by 1 of 9", "nobody"]
+    assert lines[-1].endswith("passed 0")  # which is the last one
+
+
+def test_what_is_answered_after_it_was_abandoned_is_dropped(driver: Path) -> None:
+    asked = [(OPEN, 30), (CREATE, 31), (OPENDIR, 32), (OPEN, 33), (WRITE, 34), (SETLKW, 35)]
+    lines = play(
+        driver,
+        [
+            *(request(opcode, unique) for opcode, unique in asked),
+            *(number("B", unique) for _, unique in asked),
+            will_open(6, OpenFlag.PASSTHROUGH, 78),
+            reply(30, opened(5)),
+            reply(31, bytes(128) + opened(6)),
+            reply(32, opened(7)),
+            reply(33, error=-2),
+            reply(34, bytes(8)),
+            number("A", 35),
+            *(number("B", unique) for _, unique in asked),
+            reply(30, opened(5)),
+        ],
+    )
+    assert lines[6:13] == ["ok"] * 7
+    assert lines[13:16] == ["dropped file 5", "dropped file 6", "dropped directory 7"]
+    assert lines[16:19] == ["dropped nothing 0", "dropped nothing 0", "drop"]
+    assert lines[19:25] == ["no"] * 6
+    assert lines[25].startswith("same")
+    assert lines[-1].startswith("asked 0 opens 0 under way 0")
 
 
 def test_a_request_that_is_declined_goes_to_libfuse_like_any_other(driver: Path) -> None:
@@ -154,7 +201,7 @@ def test_a_request_that_is_declined_goes_to_libfuse_like_any_other(driver: Path)
         ],
         taken_too=OPENDIR,
     )
-    assert (lines[0], lines[4], lines[6], lines[8]) == ("take", "take", "take", "pass")
+    assert (lines[0], lines[4], lines[6], lines[8]) == ("take", "take", "take", "take")
     assert struct.unpack("<QII", body_of(lines[3])) == (5, OpenFlag.CACHE_DIR, 0)
     assert lines[-1].startswith("asked 0 opens 0")
 
@@ -223,6 +270,8 @@ def random_commands(rng: random.Random) -> Iterable[Command]:
                 ("A", struct.pack("<Q", unique)),
                 ("L", request(WRITE, unique, body, ino=rng.randrange(20))[1]),
                 ("K", struct.pack("<Q", rng.randrange(20))),
+                ("I", struct.pack("<Q", unique)),
+                ("B", struct.pack("<Q", unique)),
                 ("D", request(rng.choice(opcodes), unique)[1]),
             ]
         )

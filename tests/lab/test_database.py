@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from cluster.errors import Refused
 from lab import database
 from lab.lab import Lab
 from lab.network import processes_in
-from lab.state import read_state, write_state
-from tests.lab.test_lab import remains
+from lab.state import PARTS, read_state, write_state
+from tests.lab.test_lab import crash, remains
+from tests.support.conditions import wait_until
 from tests.support.runner import godwit
 
 pytestmark = [
@@ -101,6 +101,14 @@ def test_it_is_killed_whole_and_started(lab: Lab) -> None:
     assert (lab.mount("s1") / "hello").read_bytes() == b"hello"
 
 
+def test_it_is_started_again_when_it_dies(lab: Lab) -> None:
+    before = lab.pid("db", "postgres")
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: lab.is_running("db") and lab.pid("db", "postgres") != before, "it is started again", 20)
+    assert (lab.mount("s1") / "hello").read_bytes() == b"hello"
+    (lab.mount("s1") / "written after it died").write_bytes(b"hello")
+
+
 def test_it_is_stopped_whole_and_goes_on(lab: Lab) -> None:
     lab.kill("db", number=signal.SIGSTOP)
     states = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in processes_of_database(lab)}
@@ -139,12 +147,10 @@ def test_up_finds_the_data_again_also_after_a_crash_of_everything(tmp_path: Path
         assert "received fast shutdown request" in log
         assert "was not properly shut down" not in log
         lab.up()
-        parts = ("manager", "agent", "mount")
-        for pid in [*processes_of_database(lab), *(lab.pid("s1", part) for part in parts)]:
+        crash(lab, PARTS)
+        for pid in processes_of_database(lab):
             os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while (processes_of_database(lab) or any(lab.is_running("s1", part) for part in parts)) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: not processes_of_database(lab), "it ends", 30)
         lab.up()
         assert (lab.mount("s1") / "kept").read_bytes() == b"kept"
         assert "was not properly shut down" in lab.log("db", "postgres").read_text()

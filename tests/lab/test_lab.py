@@ -1,23 +1,29 @@
 """A lab of its own, with the real parts: up, faults, down, and nothing left behind."""
 
 import errno
+import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import Refused
+from cluster.volume.fence import fence, lift
 from lab import network
 from lab.lab import Lab
 from lab.launch import NotReady
 from lab.mounts import answers, is_fuse_mount, mounts_below
-from lab.registry import REGISTRY, registered, tag_of
+from lab.registry import REGISTRY, register, registered, tag_of, unregister
 from lab.state import PARTS
+from tests.support.conditions import wait_until
 from tests.support.runner import godwit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root")
@@ -36,7 +42,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def remains(root: Path) -> list[object]:
     """What the machine still has of a lab."""
     tag = tag_of(root)
-    processes = subprocess.run(["pgrep", "--full", f"--config {root}/"], capture_output=True, text=True, check=False).stdout
+    ours = f"--config {root}/|lab.supervisor {root}$"
+    processes = subprocess.run(["pgrep", "--full", ours], capture_output=True, text=True, check=False).stdout
     interface = Path(f"/sys/class/net/gw{tag}")
     return [
         *network.namespaces(tag),
@@ -162,6 +169,39 @@ def test_a_policy_is_set_shown_and_taken_away(lab: Lab) -> None:
     assert "/policy\n" not in godwit("policy", "show", str(folder / "below"), "--root", root).stdout
 
 
+def test_nothing_lands_beneath_a_mount_that_starts(lab: Lab) -> None:
+    """Whoever writes all the time gets errors until the mount is there: what is acknowledged is on the network."""
+    lab.kill("s2", "mount")
+    stop = threading.Event()
+    acknowledged: list[str] = []
+
+    def write_all_the_time() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            with suppress(OSError):
+                descriptor = os.open(lab.mount("s2") / f"beneath-{number}", os.O_WRONLY | os.O_CREAT)
+                try:
+                    os.write(descriptor, b"x")
+                    os.fsync(descriptor)
+                    acknowledged.append(f"beneath-{number}")
+                finally:
+                    os.close(descriptor)
+
+    writer = threading.Thread(target=write_all_the_time)
+    writer.start()
+    try:
+        lab.start("s2", "mount")
+        wait_until(lambda: acknowledged, "the mount takes files", 20)
+    finally:
+        stop.set()
+        writer.join()
+    there = {path.name for path in lab.mount("s1").glob("beneath-*")}
+    assert set(acknowledged) <= there
+    for path in lab.mount("s1").glob("beneath-*"):
+        path.unlink()
+
+
 # ------------------------------------------------------------------------------------------- labs of their own
 
 
@@ -176,10 +216,10 @@ def test_down_leaves_nothing_but_the_data_and_up_goes_on_with_it(tmp_path: Path)
         assert remains(lab.root) == []
         lab.up()
         assert (lab.mount("s1") / "kept").read_bytes() == b"kept"
-        _kill_behind_its_back(lab, [part for part in PARTS if part != "manager"])
+        crash(lab, [part for part in PARTS if part != "manager"])
         lab.up()
         assert (lab.mount("s1") / "kept").read_bytes() == b"kept"
-        _kill_behind_its_back(lab, PARTS)
+        crash(lab, PARTS)
     finally:
         lab.down(purge=True)
     assert remains(lab.root) == []
@@ -187,18 +227,28 @@ def test_down_leaves_nothing_but_the_data_and_up_goes_on_with_it(tmp_path: Path)
     lab.root.parent.rmdir()
 
 
-def _kill_behind_its_back(lab: Lab, parts: list[str] | tuple[str, ...]) -> None:
-    for part in parts:
-        os.kill(lab.pid("s1", part), signal.SIGKILL)
-    while any(lab.is_running("s1", part) for part in parts):
-        time.sleep(0.01)
+def crash(lab: Lab, parts: Sequence[str]) -> None:
+    """Kills the supervisor and parts of s1, and tells nobody."""
+    supervisor = lab.supervisor()
+    assert supervisor is not None
+    for pid in (supervisor, *(lab.pid("s1", part) for part in parts)):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(lab.is_running("s1", part) for part in parts), "they end", 20)
 
 
 def test_a_part_that_ends_at_once_takes_the_lab_down_and_shows_its_log(tmp_path: Path) -> None:
-    lab = Lab.create(tmp_path / "lab", servers=1, overrides={"manager": {"database": "sqlite:////proc/no/catalog.db"}})
+    lab = Lab.create(tmp_path / "lab", servers=1, overrides={"manager": {"listen": "192.0.2.1:7400"}})
     with pytest.raises(NotReady, match=r"s1 manager[^\n]*\n    "):
         lab.up()
     assert remains(lab.root) == []
+    lab.down(purge=True)
+
+
+def test_a_database_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    lab = Lab.create(tmp_path / "lab", servers=1, overrides={"manager": {"database": "sqlite:////proc/no/catalog.db"}})
+    with pytest.raises(NotReady, match=r"the catalog was not made: .*cannot open the database sqlite:////proc/no/catalog.db"):
+        lab.up()
+    assert not lab.is_up()
     lab.down(purge=True)
 
 
@@ -239,6 +289,23 @@ def test_down_finds_a_lab_whose_folder_is_gone(tmp_path: Path) -> None:
     assert remains(lab.root) == []
 
 
+def test_down_leaves_nothing_when_its_folder_cannot_be_written_to(tmp_path: Path) -> None:
+    lab = Lab.create(tmp_path / "lab", servers=1)
+    try:
+        lab.up()
+        descriptor = os.open(lab.root, os.O_RDONLY)
+        try:
+            assert fence(descriptor)
+            lab.down()
+            assert remains(lab.root) == []
+        finally:
+            lift(descriptor)
+            os.close(descriptor)
+    finally:
+        lab.down(purge=True)
+    assert not lab.root.exists()
+
+
 def test_nothing_is_deleted_below_a_foreign_mount(tmp_path: Path) -> None:
     disk = tmp_path / "lab" / "s1" / "vol1"
     disk.mkdir(parents=True)
@@ -252,3 +319,20 @@ def test_nothing_is_deleted_below_a_foreign_mount(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
     lab.down(purge=True)
     assert not lab.root.exists()
+
+
+def test_a_lab_that_cannot_be_read_hides_no_other(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "lab.json").write_text('{"servers": 3}')
+    register(tmp_path)
+    try:
+        listed = godwit("lab", "ls")
+        assert listed.returncode == 0, listed.stderr
+        (line,) = [line for line in listed.stdout.splitlines() if line.startswith(f"{tmp_path} ")]
+        assert "cannot be read" in line
+        assert str(lab.root) in listed.stdout
+        found = json.loads(godwit("lab", "ls", "--json").stdout)
+        assert str(lab.root) in [each["root"] for each in found["labs"]]
+        (damaged,) = [each for each in found["damaged"] if each["root"] == str(tmp_path)]
+        assert "lab.json" in damaged["problem"]
+    finally:
+        unregister(tmp_path)

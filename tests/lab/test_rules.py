@@ -247,7 +247,10 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
         b"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"
         b"90 22 0:50 / /srv/my\\040lab/s1/mnt rw,nosuid - fuse.godwit godwit:lab rw,user_id=0\n"
     )
-    assert parse_mountinfo(text) == [Mounted(Path("/"), "ext4"), Mounted(Path("/srv/my lab/s1/mnt"), "fuse.godwit")]
+    assert parse_mountinfo(text) == [
+        Mounted(Path("/"), "ext4", "/dev/vda"),
+        Mounted(Path("/srv/my lab/s1/mnt"), "fuse.godwit", "godwit:lab"),
+    ]
 
 
 def test_the_state_struct_refuses_unknown_keys() -> None:

@@ -1,11 +1,13 @@
 """Every engine that is there gets the same tests."""
 
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.manager.databases import Postgres, postgres_binaries, running_postgres
+from tests.manager.office import Office, in_office
 
 _BINARIES = postgres_binaries()
 
@@ -41,3 +43,9 @@ def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/catalog.db"
+
+
+@pytest.fixture
+def office(url: str) -> AbstractAsyncContextManager[Office]:
+    """The next term of a fresh catalog, without servers."""
+    return in_office(url)

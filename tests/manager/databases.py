@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine
 
-from manager.catalog.store import make_engines
+from manager.catalog.engines import make_engines
 from manager.catalog.upgrade import migrate
 
 MEMORY = "/dev/shm"

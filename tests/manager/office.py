@@ -39,13 +39,15 @@ from cluster.messages import (
     WatchRecalls,
     Welcome,
 )
+from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.office import read_office, take_office
-from manager.catalog.store import Store, make_engines, write_transaction
+from manager.catalog.store import Store
 from manager.catalog.upgrade import migrate
-from manager.migrating import migrate_loop
-from manager.service import Candidate, Connection
+from manager.requests.connection import Connection
+from manager.requests.routes import ROUTES, Candidate, Who
 from manager.term import Term
 from manager.workers.housekeeping import reap_loop, scan_loop
+from manager.workers.migrations import migrate_loop
 from manager.workers.volume_scans import volume_scan_loop
 
 R = TypeVar("R")
@@ -56,8 +58,8 @@ SECRET = "5e" * 32
 _sessions = itertools.count(1000)
 
 
-def config(url: str, server: str = "s1", **settings: Any) -> ServerConfig:
-    """*settings* are those of the manager."""
+def config(url: str, server: str = "s1", state: str = "/nonexistent", **settings: Any) -> ServerConfig:
+    """*settings* are those of the manager; only whole candidates remember anything in *state*."""
     return ServerConfig(
         "test",
         server,
@@ -66,6 +68,7 @@ def config(url: str, server: str = "s1", **settings: Any) -> ServerConfig:
         ManagerConfig("127.0.0.1:7601", url, **{"max_attempts": 3, **settings}),
         AgentConfig("127.0.0.1:7602"),
         MountConfig("/mnt/godwit"),
+        state,
     )
 
 
@@ -75,6 +78,7 @@ class Peer:
     def __init__(self, office: Candidate, server: str, role: str, number: int) -> None:
         self.server, self.role, self.number = server, role, number
         self.connection = Connection(office, "test")
+        self._office = office
         self.ids = itertools.count(1)
         self._outstanding: set[int] = set()
         self._inodes: itertools.count[int] | None = None
@@ -83,7 +87,10 @@ class Peer:
         return await self.ask(Hello(PROTOCOL, "test", self.server, self.role, self.number, opens or [], [], caching or []))
 
     async def ask(self, request: Request[R]) -> R:
-        """As `cluster.rpc.connection` does for a process elsewhere."""
+        """As `cluster.rpc.connection` does for a process elsewhere; what only people may ask is asked by a command."""
+        who = ROUTES[type(request)].who  # type: ignore[index]
+        if self.role not in who and Who.ADMIN in who and isinstance(self._office, Office):
+            return await self._office.admin.ask(request)
 
         async def send(_reply: Any, _body: Any) -> None:
             raise AssertionError("managers answer once")
@@ -138,7 +145,7 @@ class Peer:
         return node
 
     async def commit(self, ino: int, version: int, *, final: bool = True, size: int = 10) -> Node:
-        content = Content(size, 8, NOW + version, NOW + version)
+        content = Content(size, -(-size // 4096) * 8, NOW + version, NOW + version)
         return await self.one(Commit(ino, 1, version, content, final))
 
     async def volume(self, uuid: str, *, free: int = 100 * GIB, total: int = 200 * GIB, device: str = "") -> int:
@@ -154,13 +161,14 @@ class Peer:
 
 
 class Office:
-    """A term in office, as `manager.service.Candidate`."""
+    """A term in office, as `manager.requests.routes.Candidate`."""
 
     def __init__(self, term: Term) -> None:
         self.term: Term | None = term
         self.number = term.number
         self.store = term.store
         self.state = term.state
+        self.admin = Peer(self, "admin", Who.ADMIN, next(_sessions))
 
     def describe_manager(self) -> str:
         return "nobody"
@@ -212,9 +220,11 @@ async def in_office(url: str, server: str = "s1", **settings: Any) -> AsyncItera
     async with trio.open_nursery() as nursery:
         store = Store(writer, reader, seen.term + 1, on_fenced=lambda: None)
         nursery.start_soon(store.run)
-        term = Term(config(url, server, **settings), store, monotonic_s() + 1e6)
+        term = Term(config(url, server, **settings), store, monotonic_s() + 1e6, monotonic_s() + 1e6, monotonic_s())
         await term.begin()
-        yield Office(term)
+        office = Office(term)
+        await office.admin.hello()
+        yield office
         nursery.cancel_scope.cancel()
     writer.dispose()
     reader.dispose()

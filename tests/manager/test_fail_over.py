@@ -26,10 +26,11 @@ from cluster.messages import (
     SetXattr,
     Unlink,
 )
+from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.office import depose_office, read_office
-from manager.catalog.store import Transaction, make_engines, write_transaction
+from manager.catalog.store import Transaction
+from tests.manager.catalog.test_lost_database import backend, engines, terminate
 from tests.manager.office import NOW, Office, Peer, in_office, small_network
-from tests.manager.test_lost_database import backend, engines, terminate
 
 FILE = stat.S_IFREG | 0o644
 DIRECTORY = stat.S_IFDIR | 0o755
@@ -99,77 +100,65 @@ async def repeat(mount: Peer, second: Office, sent: list[Apply]) -> list[list[No
     return await send(mount, sent)
 
 
-def test_the_reply_was_lost_after_the_commit(url: str) -> None:
-    async def main() -> None:
-        async with small_network(url) as (_office, mount):
-            there = await prepare(mount)
-            first = await send(mount, requests(there))
-        async with in_office(url, "s2") as second:
-            await second.three_servers()
-            assert await repeat(mount, second, requests(there)) == first
-            assert await repeat(mount, second, requests(there)) == first
-            await everything_is_there_once(mount, there)
-
-    trio.run(main)
+async def test_the_reply_was_lost_after_the_commit(url: str) -> None:
+    async with small_network(url) as (_office, mount):
+        there = await prepare(mount)
+        first = await send(mount, requests(there))
+    async with in_office(url, "s2") as second:
+        await second.three_servers()
+        assert await repeat(mount, second, requests(there)) == first
+        assert await repeat(mount, second, requests(there)) == first
+        await everything_is_there_once(mount, there)
 
 
-def test_the_office_was_lost_before_the_commit(url: str) -> None:
-    async def main() -> None:
-        async with small_network(url) as (_office, mount):
-            there = await prepare(mount)
-            writer, reader = make_engines(url)
-            with write_transaction(writer) as connection:
-                assert depose_office(connection, read_office(connection).term, "s2", "127.0.0.1:7601")
-            writer.dispose()
-            reader.dispose()
-            for request in requests(there):
-                with pytest.raises(NotManager):
-                    await mount.ask(request)
-        async with in_office(url, "s2") as second:
-            await second.three_servers()
-            mount.connection = type(mount.connection)(second, "test")
-            await mount.hello()
-            assert await names(mount) == {b"old", b"doomed", b"empty"}
-            await repeat(mount, second, requests(there))
-            await everything_is_there_once(mount, there)
-
-    trio.run(main)
+async def test_the_office_was_lost_before_the_commit(url: str) -> None:
+    async with small_network(url) as (_office, mount):
+        there = await prepare(mount)
+        writer, reader = make_engines(url)
+        with write_transaction(writer) as connection:
+            assert depose_office(connection, read_office(connection).term, "s2", "127.0.0.1:7601")
+        writer.dispose()
+        reader.dispose()
+        for request in requests(there):
+            with pytest.raises(NotManager):
+                await mount.ask(request)
+    async with in_office(url, "s2") as second:
+        await second.three_servers()
+        mount.connection = type(mount.connection)(second, "test")
+        await mount.hello()
+        assert await names(mount) == {b"old", b"doomed", b"empty"}
+        await repeat(mount, second, requests(there))
+        await everything_is_there_once(mount, there)
 
 
-def test_some_were_committed_and_some_were_not(url: str) -> None:
-    async def main() -> None:
-        async with small_network(url) as (_office, mount):
-            there = await prepare(mount)
-            sent = requests(there)
-            first = await send(mount, sent[::2])
-        async with in_office(url, "s2") as second:
-            await second.three_servers()
-            assert (await repeat(mount, second, sent))[::2] == first
-            await everything_is_there_once(mount, there)
-
-    trio.run(main)
+async def test_some_were_committed_and_some_were_not(url: str) -> None:
+    async with small_network(url) as (_office, mount):
+        there = await prepare(mount)
+        sent = requests(there)
+        first = await send(mount, sent[::2])
+    async with in_office(url, "s2") as second:
+        await second.three_servers()
+        assert (await repeat(mount, second, sent))[::2] == first
+        await everything_is_there_once(mount, there)
 
 
-def test_nobody_knows_whether_it_was_committed(postgres_url: str) -> None:
+async def test_nobody_knows_whether_it_was_committed(postgres_url: str) -> None:
     """The database connection breaks in the COMMIT of the requests' transaction."""
 
-    async def main() -> None:
-        with engines(postgres_url) as (_writer, other):
-            async with small_network(postgres_url) as (office, mount):
-                there = await prepare(mount)
-                refused: list[Apply] = []
+    with engines(postgres_url) as (_writer, other):
+        async with small_network(postgres_url) as (office, mount):
+            there = await prepare(mount)
+            refused: list[Apply] = []
 
-                def break_connection(tx: Transaction) -> None:
-                    terminate(other, backend(tx.connection))
+            def break_connection(tx: Transaction) -> None:
+                terminate(other, backend(tx.connection))
 
-                await all_at_once(mount, office, requests(there), break_connection, refused)
-                assert refused == requests(there)
-        async with in_office(postgres_url, "s2") as second:
-            await second.three_servers()
-            await repeat(mount, second, requests(there))
-            await everything_is_there_once(mount, there)
-
-    trio.run(main)
+            await all_at_once(mount, office, requests(there), break_connection, refused)
+            assert refused == requests(there)
+    async with in_office(postgres_url, "s2") as second:
+        await second.three_servers()
+        await repeat(mount, second, requests(there))
+        await everything_is_there_once(mount, there)
 
 
 async def all_at_once(

@@ -13,11 +13,6 @@ from sqlalchemy import Connection, select
 
 from cluster.errors import Fenced, Refused
 from cluster.messages import (
-    CANCEL,
-    COPY,
-    DELETE,
-    PAUSE,
-    RESUME,
     ROOT_INO,
     ChangeMigration,
     Close,
@@ -26,18 +21,20 @@ from cluster.messages import (
     Content,
     ListMigrations,
     ListTasks,
+    MigrationChange,
     Open,
     ReportTasks,
     RetryTasks,
     StartMigration,
     Task,
+    TaskOperation,
     TaskReport,
     Unlink,
 )
 from manager.catalog.schema import inodes, replicas, tasks
 from manager.changes.tasks import release_claims
-from manager.migrating import Migrator
 from manager.term import reap
+from manager.workers.migrations import Migrator
 from tests.manager.office import NOW, Office, Peer, in_office
 
 SERVERS = ("s1", "s2", "s3", "s4")
@@ -118,7 +115,7 @@ class World:
             # The claim runs out; the agent has the task still, and may carry it out at any later time.
             await self.office.store.write(lambda tx: release_claims(tx, self.office.state, {task.task: task.claim}))
             self.held.append((server, task))
-        elif task.operation == DELETE:
+        elif task.operation == TaskOperation.DELETE:
             self.disks.pop((task.ino, task.volume), None)
             await self.agents[server].done(task)
         else:
@@ -153,7 +150,9 @@ class World:
         rows = (await self.mount.ask(ListMigrations())).migrations
         if rows and self.draw.random() < 0.4:
             try:
-                action = self.draw.choice([PAUSE, RESUME, RESUME, CANCEL])
+                action = self.draw.choice(
+                    [MigrationChange.PAUSE, MigrationChange.RESUME, MigrationChange.RESUME, MigrationChange.CANCEL]
+                )
                 await self.mount.ask(ChangeMigration(self.draw.choice(rows).migration, action))
             except Refused:
                 return
@@ -173,7 +172,7 @@ class World:
         for inode in connection.execute(select(inodes).where(inodes.c.ino.in_(self.files))).all():
             held = {row.volume: row for row in connection.execute(select(replicas).where(replicas.c.ino == inode.ino))}
             queued = {row.volume: row for row in connection.execute(select(tasks).where(tasks.c.ino == inode.ino))}
-            deletions = {volume for volume, row in queued.items() if row.operation == DELETE}
+            deletions = {volume for volume, row in queued.items() if row.operation == TaskOperation.DELETE}
             assert inode.home_volume in held
             assert inode.home_volume not in deletions
             if not inode.version:
@@ -204,7 +203,7 @@ class World:
             for server in SERVERS:
                 held += [(server, task) for task in await self.agents[server].claim(64)]
             for server, task in held:
-                if task.operation == COPY:
+                if task.operation == TaskOperation.COPY:
                     await self.copy(server, task)
                 else:
                     self.disks.pop((task.ino, task.volume), None)
@@ -222,7 +221,7 @@ class World:
         """What a person does: a migration may also end as failed now, by a move that failed while others went on."""
         for row in (await self.mount.ask(ListMigrations())).migrations:
             if row.state in ("paused", "failed"):
-                await self.mount.ask(ChangeMigration(row.migration, RESUME))
+                await self.mount.ask(ChangeMigration(row.migration, MigrationChange.RESUME))
 
     async def reap(self) -> None:
         """What the manager's own loop does with files that have no name any more."""
@@ -239,32 +238,29 @@ class World:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_is_lost_whatever_happens(sqlite_url: str, seed: int) -> None:
-    async def main() -> None:
-        async with in_office(sqlite_url, max_attempts=3) as office:
-            agents = {}
-            for number, server in enumerate(SERVERS, 1):
-                agents[server] = await office.peer(server, "agent")
-                assert await agents[server].volume(f"u{number}") == number
-            world = World(office, await office.peer(), agents, seed)
-            steps = {
-                world.create: 2,
-                world.open_or_write_or_close: 6,
-                world.unlink: 1,
-                world.claim: 5,
-                world.do: 10,
-                world.order: 2,
-                world.steer: 1,
-                world.background: 3,
-                world.retry: 1,
-            }
-            for _ in range(STEPS):
-                (step,) = world.draw.choices(list(steps), weights=list(steps.values()))
-                try:
-                    await step()
-                except Fenced as error:
-                    raise AssertionError("the only mount always knows the home") from error
-                await world.check()
-            await world.come_to_rest()
-
-    trio.run(main)
+async def test_nothing_is_lost_whatever_happens(sqlite_url: str, seed: int) -> None:
+    async with in_office(sqlite_url, max_attempts=3) as office:
+        agents = {}
+        for number, server in enumerate(SERVERS, 1):
+            agents[server] = await office.peer(server, "agent")
+            assert await agents[server].volume(f"u{number}") == number
+        world = World(office, await office.peer(), agents, seed)
+        steps = {
+            world.create: 2,
+            world.open_or_write_or_close: 6,
+            world.unlink: 1,
+            world.claim: 5,
+            world.do: 10,
+            world.order: 2,
+            world.steer: 1,
+            world.background: 3,
+            world.retry: 1,
+        }
+        for _ in range(STEPS):
+            (step,) = world.draw.choices(list(steps), weights=list(steps.values()))
+            try:
+                await step()
+            except Fenced as error:
+                raise AssertionError("the only mount always knows the home") from error
+            await world.check()
+        await world.come_to_rest()

@@ -75,7 +75,7 @@ class Pair:
     def _on(self, side: Side, call: Callable[[Side], object], user: User) -> Outcome:
         os.fchdir(side.root_descriptor)
         try:
-            with acting_as(user, umask=0):
+            with acting_as(user, umask=0o027):
                 return outcome(lambda: call(side))
         finally:
             os.fchdir(self._home)

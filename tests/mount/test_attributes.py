@@ -200,16 +200,18 @@ def test_a_default_acl_is_inherited(place: Path) -> None:
     directory = place / "directory"
     directory.mkdir()
     setfacl("-d", "-m", f"u::rwx,u:{ANNA.uid}:rwx,g::r-x,o::---", directory)
-    with acting_as(ROOT, umask=0):  # any other is applied as well: see trees.py
+    with acting_as(ROOT, umask=0o077):  # the list takes its place
         os.close(os.open(directory / "file", os.O_WRONLY | os.O_CREAT, 0o666))
         os.mkdir(directory / "inner", 0o777)
         os.mkfifo(directory / "pipe", 0o600)
+        os.mknod(directory / "node", 0o666 | stat.S_IFREG)
         os.symlink("file", directory / "link")
     assert getfacl(directory / "file") == ["user::rw-", "user:4001:rwx", "group::r-x", "mask::rw-", "other::---"]
     assert mode_of(directory / "file") == 0o660
     inherited = ["user::rwx", "user:4001:rwx", "group::r-x", "mask::rwx", "other::---"]
     assert getfacl(directory / "inner") == inherited + [f"default:{entry}" for entry in inherited]
     assert mode_of(directory / "inner") == 0o770
+    assert mode_of(directory / "node") == 0o660
     assert getfacl(directory / "pipe")[-2:] == ["mask::---", "other::---"]
     assert not os.listxattr(directory / "link", follow_symlinks=False)
 

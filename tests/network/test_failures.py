@@ -130,12 +130,13 @@ def test_an_agent_killed_in_the_middle_of_a_copy_completes_it_once(make_lab: Mak
             digest.update(piece)
     ino = path.stat().st_ino
 
-    def staging() -> list[Path]:
-        return [entry for s in ("s2", "s3") for entry in VolumeLayout(lab.volume(s)).staging.iterdir()]
+    def staged() -> list[Path]:
+        """The file's unfinished copies; agents write `volume.toml` anew by way of the same directory."""
+        return [entry for s in ("s2", "s3") for entry in VolumeLayout(lab.volume(s)).staging.glob(f"{ino}.*")]
 
     for agent in ("s2", "s3"):
         lab.kill(agent, "agent", signal.SIGCONT)
-    (begun,) = wait_until(staging, "the copy has begun")
+    (begun,) = wait_until(staged, "the copy has begun")
     target = begun.parent.parent.parent.name
     lab.kill(target, "agent", signal.SIGKILL)
     assert not object_of(lab, target, ino).exists()
@@ -144,7 +145,7 @@ def test_an_agent_killed_in_the_middle_of_a_copy_completes_it_once(make_lab: Mak
     assert {replica["checksum"] for replica in where["replicas"]} == {digest.hexdigest()}
     copied = holder(lab, ino, but="s1")
     assert blake3(object_of(lab, copied, ino).read_bytes()).hexdigest() == digest.hexdigest()
-    assert staging() == []
+    assert staged() == []
 
 
 def connects(lab: Lab, server: str, address: str) -> bool:
@@ -180,6 +181,33 @@ def test_an_append_waits_for_an_agent_that_is_away_and_is_done_once(make_lab: Ma
         assert not thread.is_alive()
         assert failures == []
     assert (lab.mount("s1") / "log").read_bytes() == b"before\nwhile it was away\n"
+
+
+def test_reading_waits_for_an_agent_that_is_away_and_alone_has_the_content(make_lab: MakeLab) -> None:
+    lab = make_lab()
+    (lab.mount("s1") / "alone").mkdir()
+    godwit(lab, "policy", "set", str(lab.mount("s1") / "alone"), "--copies", "1")
+    path = lab.mount("s1") / "alone" / "file"
+    path.write_bytes(b"content")
+    wait_for_replicas(lab, str(path), 1)
+    with (lab.mount("s2") / "alone" / "file").open("rb", buffering=0) as file:
+        lab.kill("s1", "agent")
+        wait_until(lambda: not connects(lab, "s2", lab.config("s1").agent.listen), "its connections have ended")
+        got: list[bytes | OSError] = []
+
+        def read() -> None:
+            try:
+                got.append(file.read(100))
+            except OSError as error:
+                got.append(error)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive(), f"it does not wait: {got}"
+        lab.start("s1", "agent")
+        thread.join(REQUEST_TIMEOUT_S + 5)
+        assert got == [b"content"]
 
 
 def test_what_a_killed_mount_wrote_is_committed_by_its_agent(make_lab: MakeLab) -> None:

@@ -20,7 +20,7 @@ database = sqlite3.connect(path, timeout=60, isolation_level=None)
 ready()
 for number in range({TRANSACTIONS}):
     database.execute("BEGIN IMMEDIATE")
-    (total,) = database.execute("SELECT total from sums").fetchone()
+    (total,) = database.execute("SELECT total FROM sums").fetchone()
     database.execute("UPDATE sums SET total = ?", (total + 1,))
     database.execute("INSERT INTO words VALUES (?, ?, ?)", (writer, number, "w" * (number * 50)))
     database.execute("COMMIT")
@@ -46,11 +46,11 @@ def test_two_processes_write_to_one_database(directory: Path, journal: str) -> N
 
 def check(database: sqlite3.Connection) -> None:
     assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    assert database.execute("SELECT count(*), sum(length(text)) from words").fetchone() == (
+    assert database.execute("SELECT count(*), sum(length(text)) FROM words").fetchone() == (
         WRITERS * TRANSACTIONS,
         WRITERS * sum(number * 50 for number in range(TRANSACTIONS)),
     )
-    assert database.execute("SELECT total from sums").fetchone() == (WRITERS * TRANSACTIONS,)
+    assert database.execute("SELECT total FROM sums").fetchone() == (WRITERS * TRANSACTIONS,)
 
 
 def test_an_interrupted_transaction_is_rolled_back(directory: Path) -> None:
@@ -71,6 +71,6 @@ ready()
     together(code + "os._exit(0)", (path,))
     assert (directory / "words.db-journal").exists()
     database = sqlite3.connect(path)
-    assert database.execute("SELECT text from words").fetchall() == [("kept",)]
+    assert database.execute("SELECT text FROM words").fetchall() == [("kept",)]
     assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     database.close()

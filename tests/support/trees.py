@@ -7,10 +7,8 @@ What differs between ext4 and any FUSE file system, and is left out for that rea
 - `st_atime`, unless it has just been set: ext4 itself keeps it only roughly (`relatime`);
 - the set-group-id bit of a regular file that its group cannot execute: the kernel leaves it where ext4 takes it away
   (`fuse_setattr` in Linux's fs/fuse/dir.c);
-- the umask beside a default ACL, which takes its place on ext4: the kernel applies both, since pyfuse3 does not ask for
-  `FUSE_DONT_MASK`; what is created in such a directory gets fewer permissions, never more;
 - `st_ctime`, which nobody can set: that it moves when it should is tested by itself (`test_times.py`);
-- where holes begin (see `tests.support.extents`), and the modes of `fallocate` that FUSE refuses by itself.
+- where holes begin (see `tests.mount.extents`), and the modes of `fallocate` that FUSE refuses by itself.
 """
 
 import hashlib

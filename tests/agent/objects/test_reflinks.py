@@ -16,10 +16,11 @@ from agent.copying.pulls import SMALL_BYTES
 from agent.objects.reading import CHUNK_BYTES, Altered, ObjectReader
 from agent.objects.reflinks import FICLONE, clone, snapshot
 from agent.objects.staging import StagedFile
-from agent.volumes import open_volume
 from cluster.messages import Replica
-from tests.agent.network import Network, digest, network, record_of, run, stamp_at
+from tests.agent.network import Network, digest, make_volume, record_of, stamp_at
 from tests.agent.relay import relay_to
+
+pytestmark = pytest.mark.deadline(60)
 
 real_ioctl = fcntl.ioctl
 
@@ -73,37 +74,25 @@ async def copied_to_the_other_volume(net: Network, tmp_path: Path, content: byte
 
 
 @pytest.mark.parametrize("size", [0, 5, SMALL_BYTES + 1, 3 * CHUNK_BYTES + 5])
-def test_a_copy_within_a_server_never_leaves_it(tmp_path: Path, size: int) -> None:
-    async def test() -> None:
-        async with network(tmp_path) as net:
-            await copied_to_the_other_volume(net, tmp_path, os.urandom(size))
-
-    run(test)
+async def test_a_copy_within_a_server_never_leaves_it(net: Network, tmp_path: Path, size: int) -> None:
+    await copied_to_the_other_volume(net, tmp_path, os.urandom(size))
 
 
-def test_it_is_a_reflink_where_there_are_such(tmp_path: Path, reflinks: Reflinks) -> None:
-    async def test() -> None:
-        async with network(tmp_path) as net:
-            await copied_to_the_other_volume(net, tmp_path, os.urandom(3_000_000))
-            assert reflinks.made
-
-    run(test)
+async def test_it_is_a_reflink_where_there_are_such(net: Network, tmp_path: Path, reflinks: Reflinks) -> None:
+    await copied_to_the_other_volume(net, tmp_path, os.urandom(3_000_000))
+    assert reflinks.made
 
 
-def test_a_corrupt_source_on_the_same_server_is_blamed(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with network(tmp_path) as net:
-            await net.start_with(net.config("s1", volumes=[str(tmp_path / "a"), str(tmp_path / "b")]))
-            await net.file("s1", 7, os.urandom(400_000))
-            os.truncate(net.path("s1", 7), 100)
-            home = Replica(net.manager.volume_of("s1"), 1, net.manager.stamp(7))
-            report = await net.manager.report_of(
-                net.manager.put("s1", "copy", 7, net.manager.volume_of("s1", 1), 1, sources=[home], size=400_000)
-            )
-            assert (report.outcome, report.source_volume) == ("retry", home.volume)
-            assert "stamp" in report.source_error
-
-    run(test)
+async def test_a_corrupt_source_on_the_same_server_is_blamed(net: Network, tmp_path: Path) -> None:
+    await net.start_with(net.config("s1", volumes=[str(tmp_path / "a"), str(tmp_path / "b")]))
+    await net.file("s1", 7, os.urandom(400_000))
+    os.truncate(net.path("s1", 7), 100)
+    home = Replica(net.manager.volume_of("s1"), 1, net.manager.stamp(7))
+    report = await net.manager.report_of(
+        net.manager.put("s1", "copy", 7, net.manager.volume_of("s1", 1), 1, sources=[home], size=400_000)
+    )
+    assert (report.outcome, report.source_volume) == ("retry", home.volume)
+    assert "stamp" in report.source_error
 
 
 def read_all(reader: ObjectReader) -> bytes:
@@ -170,7 +159,7 @@ def test_a_clone_that_fails_for_want_of_space_is_an_error(source: Path, tmp_path
 
 
 def test_what_is_written_over_a_clone_replaces_it_even_by_zeros(source: Path, tmp_path: Path, reflinks: Reflinks) -> None:
-    volume = open_volume(tmp_path / "v", "test", "s1")
+    volume = make_volume(tmp_path / "v")
     staged = StagedFile(volume, 7)
     descriptor = os.open(source, os.O_RDONLY)
     assert staged.clone(descriptor, 2 * CHUNK_BYTES)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.objects.staging import BLOCK_BYTES, HOLE_BYTES, StagedFile, runs_of_data
-from agent.volumes import open_volume
 from cluster.volume.layout import ObjectRecord
+from tests.agent.network import make_volume
 
 
 @given(
@@ -36,7 +36,7 @@ def test_only_aligned_zeros_are_left_out(blocks: list[bytes], tail: bytes, offse
 
 
 def test_a_staged_file_of_odd_chunks_is_what_was_appended(tmp_path: Path) -> None:
-    volume = open_volume(tmp_path, "test", "s1")
+    volume = make_volume(tmp_path)
     staged = StagedFile(volume, 7)
     parts = [b"a" * 100, bytes(200_000), b"b" * 70_001, bytes(1 << 20), bytes(5)]
     for part in parts:
@@ -65,7 +65,7 @@ LONG = [os.urandom(1 << 20), b"a" * HOLE_BYTES + bytes(3 * HOLE_BYTES), os.urand
 
 
 def test_what_is_long_goes_around_the_page_cache_but_for_its_end(tmp_path: Path) -> None:
-    volume = open_volume(tmp_path, "test", "s1")
+    volume = make_volume(tmp_path)
     staged = StagedFile(volume, 7, direct=True)
     for part in LONG:
         assert is_direct(staged)
@@ -90,7 +90,7 @@ def test_a_file_system_that_cannot_do_without_the_page_cache_uses_it(
             raise OSError(errno.EINVAL, "Invalid argument")
         return works(descriptor, *arguments)
 
-    volume = open_volume(tmp_path, "test", "s1")
+    volume = make_volume(tmp_path)
     if name == "fcntl":
         monkeypatch.setattr(broken, refuse)
     staged = StagedFile(volume, 7, direct=True)
@@ -107,7 +107,7 @@ def test_a_disk_that_is_full_is_no_reason_to_use_the_page_cache(tmp_path: Path, 
     def fill(_descriptor: int, _data: memoryview, _offset: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    volume = open_volume(tmp_path, "test", "s1")
+    volume = make_volume(tmp_path)
     staged = StagedFile(volume, 7, direct=True)
     with monkeypatch.context() as patch:
         patch.setattr("os.pwrite", fill)

@@ -7,6 +7,8 @@
  *   O will_open: kind, flags, backing id (uint32), handle (uint64)
  *   F watch_flush: inode (uint64), wanted (uint32)
  *   A answered: unique (uint64)
+ *   I whose: unique (uint64); who waits for it
+ *   B abandon: unique (uint64)
  *   D declined: the request
  *   L look_at_write: the beginning of the request
  *   K kills_set_id: inode (uint64)
@@ -46,6 +48,12 @@ static void reply(struct stream *stream, unsigned char *message, size_t length, 
     unsigned char patched[STREAM_PATCHED_BYTES];
     struct iovec parts[2] = {{message, first}, {message + first, length - first}};
     size_t changed = stream_reply(stream, parts, first < length ? 2 : 1, patched);
+    if (changed == STREAM_DROPPED) {
+        const struct stream_dropped *dropped = &stream->dropped;
+        printf("dropped %s %" PRIu64 "\n", !dropped->is_open ? "nothing" : dropped->kind == STREAM_FILE ? "file" : "directory",
+               dropped->is_open ? dropped->handle : 0);
+        return;
+    }
     print_bytes(changed ? "changed" : "same", changed ? patched : message, changed ? changed : length);
 }
 
@@ -68,8 +76,17 @@ static void command(struct stream *stream, char letter, unsigned char *bytes, si
         puts(stream_watch(stream, flush.inode, flush.wanted != 0) ? "ok" : "no");
     } else if (letter == 'A' && length == sizeof unique) {
         memcpy(&unique, bytes, sizeof unique);
-        stream_answered(stream, unique);
-        puts("ok");
+        puts(stream_answered(stream, unique) ? "ok" : "drop");
+    } else if (letter == 'I' && length == sizeof unique) {
+        struct stream_waiter waiter;
+        memcpy(&unique, bytes, sizeof unique);
+        if (stream_whose(stream, unique, &waiter))
+            printf("%" PRIu32 " by %" PRIu32 " of %" PRIu64 "\n", waiter.opcode, waiter.pid, waiter.inode);
+        else
+            puts("nobody");
+    } else if (letter == 'B' && length == sizeof unique) {
+        memcpy(&unique, bytes, sizeof unique);
+        puts(stream_abandon(stream, unique) ? "ok" : "no");
     } else if (letter == 'L') {
         stream_look_at_write(stream, bytes, length);
         puts("ok");
@@ -101,8 +118,8 @@ int main(int argc, char **argv)
         command(&stream, (char)letter, bytes, length);
         free(bytes);
     }
-    printf("asked %zu opens %zu under way %zu watched %zu granted %#" PRIx64 "\n", stream.asked.count, stream.opens.count,
-           stream.under_way.count, stream.watched.count, stream.granted);
+    printf("asked %zu opens %zu under way %zu watched %zu granted %#" PRIx64 " passed %" PRIu64 "\n", stream.asked.count,
+           stream.opens.count, stream.under_way.count, stream.watched.count, stream.granted, stream.passed);
     stream_destroy(&stream);
     return 0;
 }

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.leases import Sealer
 from cluster.messages import Node
 from manager.memory.leases import Leases
-from manager.memory.sessions import MOUNT, Session
+from manager.memory.sessions import Role, Session
 from tests.manager.office import SECRET
 
 INO = 7
@@ -31,8 +31,8 @@ class Table:
 
     def __init__(self) -> None:
         members: Any = NoMembers()
-        self.leases = Leases(1, 15.0, Sealer(SECRET), members)
-        self.session = Session(1, "s1", MOUNT, NOW_S)
+        self.leases = Leases(1, 15.0, Sealer(SECRET), members, lambda: NOW_S)
+        self.session = Session(1, "s1", Role.MOUNT, NOW_S)
 
     @property
     def state(self) -> str:

@@ -5,39 +5,25 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cluster.clock import monotonic_s
 from cluster.config import ManagerConfig
-from cluster.errors import GodwitError, NotManager, ProtocolError, Refused
+from cluster.errors import NotManager, Refused
 from cluster.messages import (
     LOCK_END,
-    LOCK_GRANTED,
-    LOCK_HELD,
-    LOCK_WAITING,
-    PROTOCOL,
-    AskConflict,
-    AwaitLocks,
     HeldLocks,
-    Hello,
-    ListLocks,
-    LockConflict,
-    LockRow,
+    LockOutcome,
     LockSpan,
     SetLock,
     Unlock,
-    Welcome,
 )
 from cluster.spans import common, covers, excludes, with_span, within, without
 from manager.memory.locks import SESSION_MAX, TERMS_TO_ELECT, Locks, believed_s, kept_s
-from manager.memory.sessions import MOUNT, Session
+from manager.memory.sessions import Role, Session
 from manager.rules.liveness import TICK_S
-from manager.rules.locks import PATIENCE_S, File
-from manager.workers.housekeeping import end_sessions
-from tests.manager.office import Office, Peer, config, in_office, small_network, until
+from manager.rules.locks import PATIENCE_S
 
 BYTES = 12
 INO = 7
@@ -72,7 +58,7 @@ class Tables(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.locks = Locks(1, LASTS_S, lambda: True, lambda: 0.0)
-        self.sessions = [Session(number, f"s{number}", MOUNT, 0.0) for number in (1, 2)]
+        self.sessions = [Session(number, f"s{number}", Role.MOUNT, 0.0) for number in (1, 2)]
         for session in self.sessions:
             self.locks.introduced(session, [], adopt=False)
         self.model: dict[tuple[int, int, bool], list[str]] = {
@@ -96,7 +82,7 @@ class Tables(RuleBasedStateMachine):
         blocked = any(held[at] == "W" or (span.write and held[at] == "R") for held in self.others(key) for at in range_of)
         request = SetLock(INO, whole, owner, 42, span, self.tickets, wait=False)
         outcome = self.locks.set(self.sessions[session], request)
-        assert outcome == (LOCK_HELD if blocked else LOCK_GRANTED)
+        assert outcome == (LockOutcome.HELD if blocked else LockOutcome.GRANTED)
         for at in range_of:
             if not blocked:
                 self.model[key][at] = "W" if span.write else "R"
@@ -164,7 +150,7 @@ class Waiting(RuleBasedStateMachine):
     def begin(self) -> None:
         self.now = 0.0
         self.locks = Locks(1, 1e9, lambda: True, lambda: self.now)
-        self.session = Session(1, "s1", MOUNT, 0.0)
+        self.session = Session(1, "s1", Role.MOUNT, 0.0)
         self.locks.introduced(self.session, [], adopt=False)
         self.wanted: dict[tuple[int, int], SetLock] = {}
         self.tickets = 0
@@ -175,10 +161,10 @@ class Waiting(RuleBasedStateMachine):
             return  # it waits already
         self.tickets += 1
         request = SetLock(ino, False, owner, 42, span, self.tickets, wait=True)
-        outcome = LOCK_HELD
+        outcome: int = LockOutcome.HELD
         with suppress(Refused):  # a deadlock
             outcome = self.locks.set(self.session, request)
-        if outcome == LOCK_WAITING:
+        if outcome == LockOutcome.WAITING:
             self.wanted[owner, self.tickets] = request
 
     @rule(owner=st.integers(1, 4), ino=st.sampled_from([INO, OTHER_INO]), span=spans)
@@ -200,7 +186,7 @@ class Waiting(RuleBasedStateMachine):
     @rule()
     def everybody_asks_again(self) -> None:
         for key, asked in list(self.wanted.items()):
-            if self.locks.set(self.session, asked) == LOCK_GRANTED:
+            if self.locks.set(self.session, asked) == LockOutcome.GRANTED:
                 del self.wanted[key]
 
     @invariant()
@@ -235,7 +221,7 @@ class Table:
     def __init__(self, *, all_known: bool = True) -> None:
         self.all_known = all_known
         self.locks = Locks(1, LASTS_S, lambda: self.all_known, lambda: self.now)
-        self.sessions = {number: Session(number, f"s{number}", MOUNT, 0.0) for number in (1, 2)}
+        self.sessions = {number: Session(number, f"s{number}", Role.MOUNT, 0.0) for number in (1, 2)}
         for session in self.sessions.values():
             self.locks.introduced(session, [], adopt=False)
         self.now = 0.0
@@ -268,14 +254,14 @@ READ = LockSpan(0, LOCK_END, False)
 
 def test_who_waits_is_granted_and_woken_when_it_is_free() -> None:
     table = Table()
-    assert table.set(1) == LOCK_GRANTED
-    assert table.set(2, ticket=9) == LOCK_WAITING
+    assert table.set(1) == LockOutcome.GRANTED
+    assert table.set(2, ticket=9) == LockOutcome.WAITING
     assert table.woken(2) == []
     table.unlock(1)
     assert table.woken(2) == [9]
     assert table.spans(2) == [WHOLE]
-    assert table.set(2, ticket=9) == LOCK_GRANTED
-    assert table.set(1, wait=False) == LOCK_HELD
+    assert table.set(2, ticket=9) == LockOutcome.GRANTED
+    assert table.set(1, wait=False) == LockOutcome.HELD
 
 
 def test_what_was_told_is_not_told_again() -> None:
@@ -290,11 +276,13 @@ def test_what_was_told_is_not_told_again() -> None:
 
 def test_readers_do_not_starve_a_writer_but_go_on_after_a_while() -> None:
     table = Table()
-    assert table.set(1, READ) == LOCK_GRANTED
-    assert table.set(2) == LOCK_WAITING
-    assert table.set(1, READ, owner=2, ticket=77) == LOCK_WAITING
-    assert table.set(1, READ, owner=3, wait=False) == LOCK_GRANTED
-    assert table.set(1, LockSpan(5, 9, False)) == LOCK_GRANTED, "who has something locked already must not wait for its waiters"
+    assert table.set(1, READ) == LockOutcome.GRANTED
+    assert table.set(2) == LockOutcome.WAITING
+    assert table.set(1, READ, owner=2, ticket=77) == LockOutcome.WAITING
+    assert table.set(1, READ, owner=3, wait=False) == LockOutcome.GRANTED
+    assert table.set(1, LockSpan(5, 9, False)) == LockOutcome.GRANTED, (
+        "who has something locked already must not wait for its waiters"
+    )
     table.now += PATIENCE_S
     table.locks.expire()
     assert table.woken(1) == [77]
@@ -318,31 +306,31 @@ def test_a_deadlock_over_two_mounts_is_refused() -> None:
     table = Table()
     table.set(1)
     table.set(2, ino=OTHER_INO)
-    assert table.set(1, ino=OTHER_INO) == LOCK_WAITING
+    assert table.set(1, ino=OTHER_INO) == LockOutcome.WAITING
     with pytest.raises(Refused) as caught:
         table.set(2)
     assert caught.value.errno == errno.EDEADLK
-    assert table.set(2, wait=False) == LOCK_HELD
+    assert table.set(2, wait=False) == LockOutcome.HELD
     table.unlock(2, ino=OTHER_INO)
     assert len(table.spans(1)) == 2
 
 
 def test_locks_of_whole_files_are_apart_from_records_and_end_before_they_are_changed() -> None:
     table = Table()
-    assert table.set(1, READ, whole=True) == LOCK_GRANTED
-    assert table.set(2, READ, whole=True) == LOCK_GRANTED
-    assert table.set(1) == LOCK_GRANTED
+    assert table.set(1, READ, whole=True) == LockOutcome.GRANTED
+    assert table.set(2, READ, whole=True) == LockOutcome.GRANTED
+    assert table.set(1) == LockOutcome.GRANTED
     table.unlock(1)
-    assert table.set(1, whole=True, wait=False) == LOCK_HELD
-    assert table.set(2, whole=True, wait=False) == LOCK_GRANTED
+    assert table.set(1, whole=True, wait=False) == LockOutcome.HELD
+    assert table.set(2, whole=True, wait=False) == LockOutcome.GRANTED
 
 
 def test_two_that_both_turn_shared_into_exclusive_take_turns() -> None:
     table = Table()
     table.set(1, READ, whole=True)
     table.set(2, READ, whole=True)
-    assert table.set(1, whole=True, ticket=90) == LOCK_WAITING
-    assert table.set(2, whole=True) == LOCK_GRANTED
+    assert table.set(1, whole=True, ticket=90) == LockOutcome.WAITING
+    assert table.set(2, whole=True) == LockOutcome.GRANTED
     table.unlock(2, whole=True)
     assert table.woken(1) == [90]
 
@@ -412,31 +400,31 @@ def test_what_is_lost_stays_lost_although_nobody_has_it_by_now() -> None:
 def test_a_new_table_adopts_what_is_presented_and_grants_nothing_until_all_have() -> None:
     table = Table(all_known=False)
     first, second, third = (HeldLocks(INO, False, 1, 42, [span]) for span in (LockSpan(0, 9, True), LockSpan(5, 14, True), WHOLE))
-    session = Session(3, "s3", MOUNT, 0.0)
+    session = Session(3, "s3", Role.MOUNT, 0.0)
     table.locks = Locks(2, LASTS_S, lambda: table.all_known, lambda: table.now)
     assert table.locks.introduced(table.sessions[1], [first], adopt=True) == []
     assert table.locks.introduced(table.sessions[2], [second], adopt=True) == [INO]
     assert table.locks.introduced(session, [third], adopt=False) == [INO]
-    assert table.set(2, wait=False) == LOCK_HELD
-    assert table.set(2, LockSpan(20, 29, True), ticket=90, wait=False) == LOCK_WAITING
-    assert table.set(2, LockSpan(0, 9, True), ticket=91, owner=2) == LOCK_WAITING
-    assert table.set(1, LockSpan(0, 9, False)) == LOCK_GRANTED, "it has that already"
+    assert table.set(2, wait=False) == LockOutcome.HELD
+    assert table.set(2, LockSpan(20, 29, True), ticket=90, wait=False) == LockOutcome.WAITING
+    assert table.set(2, LockSpan(0, 9, True), ticket=91, owner=2) == LockOutcome.WAITING
+    assert table.set(1, LockSpan(0, 9, False)) == LockOutcome.GRANTED, "it has that already"
     table.unlock(1)
     table.all_known = True
     table.locks.settle()
     assert table.woken(2) == [90, 91]
-    assert table.set(2, LockSpan(20, 29, True), ticket=90, wait=False) == LOCK_GRANTED
+    assert table.set(2, LockSpan(20, 29, True), ticket=90, wait=False) == LockOutcome.GRANTED
 
 
 def test_a_try_that_waited_for_a_new_table_may_be_told_that_it_is_held() -> None:
     table = Table(all_known=False)
-    session = Session(3, "s3", MOUNT, 0.0)
-    assert table.set(2, ticket=90, wait=False) == LOCK_WAITING
+    session = Session(3, "s3", Role.MOUNT, 0.0)
+    assert table.set(2, ticket=90, wait=False) == LockOutcome.WAITING
     assert table.locks.introduced(session, [HeldLocks(INO, False, 1, 42, [WHOLE])], adopt=True) == []
     table.all_known = True
     table.locks.settle()
     assert table.woken(2) == [90]
-    assert table.set(2, ticket=90, wait=False) == LOCK_HELD
+    assert table.set(2, ticket=90, wait=False) == LockOutcome.HELD
 
 
 def test_what_is_not_presented_again_is_free() -> None:
@@ -466,9 +454,9 @@ def test_the_table_is_bounded() -> None:
     with pytest.raises(Refused) as caught:
         table.set(1, ino=1_000_000)
     assert caught.value.errno == errno.ENOLCK
-    assert table.set(2, ino=1_000_000) == LOCK_GRANTED
+    assert table.set(2, ino=1_000_000) == LockOutcome.GRANTED
     table.unlock(1, ino=1)
-    assert table.set(1, ino=1_000_001) == LOCK_GRANTED
+    assert table.set(1, ino=1_000_001) == LockOutcome.GRANTED
 
 
 @pytest.mark.parametrize(
@@ -492,172 +480,3 @@ def test_neighbours_of_one_kind_are_one_span() -> None:
     assert without(held, 3, 5) == [LockSpan(0, 2, True), LockSpan(6, 9, True)]
     assert within(held, 3, 5) == [LockSpan(3, 5, True)]
     assert common(held, [LockSpan(8, 20, False)]) == [LockSpan(8, 9, False)]
-
-
-# ---------------------------------------------------------------------------------------------------- over the wire
-
-
-def asked(owner: int = 1, *, ticket: int = 1, wait: bool = False, ino: int = INO) -> SetLock:
-    return SetLock(ino, False, owner, 42, WHOLE, ticket, wait)
-
-
-async def answer(peer: Peer, request: SetLock) -> int:
-    return (await peer.ask(request)).outcome
-
-
-async def presented(peer: Peer, *locks: HeldLocks) -> Welcome:
-    return await peer.ask(Hello(PROTOCOL, "test", peer.server, peer.role, peer.number, [], [], [], list(locks)))
-
-
-def test_two_mounts_exclude_each_other_until_one_is_replaced(url: str) -> None:
-    async def main() -> None:
-        async with small_network(url) as (office, mount):
-            other = await office.peer("s2")
-            assert await answer(mount, asked()) == LOCK_GRANTED
-            assert await answer(other, asked(ticket=5, wait=True)) == LOCK_WAITING
-            found = await other.ask(AskConflict(INO, 1, WHOLE))
-            assert found == LockConflict(WHOLE, "s1", 42)
-            assert (await mount.ask(AskConflict(INO, 1, WHOLE))).span is None
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(office.peer, "s1")
-                with trio.fail_after(5):
-                    woken = await other.ask(AwaitLocks(0, 30.0))
-            assert woken.tickets == [5]
-            assert (await other.ask(AwaitLocks(woken.serial, 0.0))).tickets == []
-            assert await answer(other, asked(ticket=5, wait=True)) == LOCK_GRANTED
-
-    trio.run(main)
-
-
-def test_locks_are_listed_with_paths_and_waiters(url: str) -> None:
-    async def main() -> None:
-        async with small_network(url) as (office, mount):
-            made = await mount.make(b"file")
-            other = await office.peer("s2")
-            await answer(mount, asked(ino=made.ino))
-            await answer(other, asked(ino=made.ino, wait=True))
-            rows = (await other.ask(ListLocks())).locks
-            assert [(row.path, row.holder, row.pid, row.waiting) for row in rows] == [
-                (b"/file", "s1", 42, False),
-                (b"/file", "s2", 42, True),
-            ]
-            assert all(isinstance(row, LockRow) and row.since_s >= 0 for row in rows)
-            assert [row.holder for row in (await other.ask(ListLocks("s2"))).locks] == ["s2"]
-            assert (await other.ask(ListLocks(ino=99))).total == 0
-            limited = await other.ask(ListLocks(limit=1))
-            assert (len(limited.locks), limited.total) == (1, 2)
-
-    trio.run(main)
-
-
-def test_the_next_manager_waits_for_the_mounts_that_were_there(url: str) -> None:
-    async def main() -> None:
-        async with in_office(url) as office:
-            first, second = await office.peer("s1"), await office.peer("s2")
-            assert await answer(first, asked()) == LOCK_GRANTED
-        async with in_office(url) as office:
-            again = Peer(office, "s2", "mount", second.number)
-            await again.hello()
-            assert await answer(again, asked(ticket=5)) == LOCK_WAITING
-            holder = Peer(office, "s1", "mount", first.number)
-            welcome = await presented(holder, HeldLocks(INO, False, 1, 42, [WHOLE]))
-            assert welcome.unlocked == []
-            assert welcome.locks_s == believed_s(config(url).manager)
-            assert (await again.ask(AwaitLocks(0, 0.0))).tickets == [5]
-            assert await answer(again, asked(ticket=5)) == LOCK_HELD
-            late = await presented(Peer(office, "s3", "mount", 77), HeldLocks(INO, False, 1, 42, [WHOLE]))
-            assert late.unlocked == [INO]
-
-    trio.run(main)
-
-
-def test_a_manager_that_has_waited_for_long_enough_grants(url: str) -> None:
-    async def main() -> None:
-        async with in_office(url) as office:
-            await office.peer("s1")
-            await office.peer("s2")
-        async with in_office(url, access_s=0.2, session_timeout_s=0.2) as office:
-            other = await office.peer("s2")
-            assert await answer(other, asked(ticket=5)) == LOCK_WAITING
-            asking = AskConflict(INO, 1, WHOLE)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(expire_when_due, office)
-                assert (await other.ask(asking)).span is None
-            assert await answer(other, asked(ticket=5)) == LOCK_GRANTED
-
-    trio.run(main)
-
-
-def test_locks_of_an_earlier_term_end_before_its_leases_do(url: str) -> None:
-    async def main() -> None:
-        async with in_office(url) as office:
-            first = await office.peer("s1")
-            await office.peer("s2")
-        async with in_office(url) as office:
-            assert office.term is not None
-            other = await office.peer("s2")
-            assert await answer(other, asked(ticket=5)) == LOCK_WAITING
-            office.term.locks_until = monotonic_s()
-            office.term.expire_leases(monotonic_s())
-            assert await answer(other, asked(ticket=5)) == LOCK_GRANTED
-            assert office.state.absent == {"s1"}, "it may still believe what it was told of names and attributes"
-            late = Peer(office, "s1", "mount", first.number)
-            elsewhere = HeldLocks(OTHER_INO, False, 1, 42, [WHOLE])
-            assert (await presented(late, elsewhere)).unlocked == [OTHER_INO]
-
-    trio.run(main)
-
-
-async def expire_when_due(office: Office) -> None:
-    assert office.term is not None
-    term = office.term
-    for session in office.state.sessions.all():
-        session.heard_s = monotonic_s() + 1e6
-
-    async def over() -> bool:
-        term.expire_leases(monotonic_s())
-        return not office.state.may_lock
-
-    await until(over)
-
-
-def test_only_mounts_lock_and_only_what_can_be_locked(url: str) -> None:
-    async def main() -> None:
-        async with small_network(url) as (office, mount):
-            agent = await office.peer("s9", "agent")
-            bad: list[tuple[Peer, Any]] = [
-                (agent, asked()),
-                (agent, AwaitLocks(0, 0.0)),
-                (mount, SetLock(INO, False, 1, 42, LockSpan(5, 4, True), 1, False)),
-                (mount, SetLock(INO, False, 2**64, 42, WHOLE, 1, False)),
-                (mount, Unlock(INO, False, 1, 0, LOCK_END + 1)),
-                (mount, Unlock(INO, False, 1, 0, 9, [LockSpan(0, 5, True), LockSpan(5, 9, True)])),
-            ]
-            for peer, request in bad:
-                with pytest.raises(ProtocolError):
-                    await peer.ask(request)
-            with pytest.raises(GodwitError):
-                await presented(mount, HeldLocks(INO, False, 1, 42, [WHOLE, WHOLE]))
-
-    trio.run(main)
-
-
-def test_a_session_with_locks_is_not_forgotten_before_they_have_ended(url: str) -> None:
-    """Else the next manager would not wait for it."""
-
-    async def main() -> None:
-        async with small_network(url) as (office, mount):
-            await answer(mount, asked())
-            assert office.state.locks.holds(mount.number)
-            assert [row.file for row in office.state.locks.listed(INO)] == [File(INO, False)]
-            session = office.state.sessions.get(mount.number)
-            assert session is not None
-            session.heard_s = monotonic_s() - 1000.0
-            assert office.term is not None
-            await end_sessions(office.term, monotonic_s())
-            assert office.state.sessions.is_live(session)
-            office.state.locks.expire()
-            await end_sessions(office.term, monotonic_s())
-            assert not office.state.sessions.is_live(session)
-
-    trio.run(main)

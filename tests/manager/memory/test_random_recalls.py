@@ -18,7 +18,7 @@ from cluster.messages import Recall
 from manager.memory.leases import Leases
 from manager.memory.mutations import Fences, HeldElsewhere, Mutation
 from manager.memory.recalls import Recalls
-from manager.memory.sessions import MOUNT, Session, Sessions
+from manager.memory.sessions import Role, Session, Sessions
 from tests.manager.office import SECRET
 
 ACCESS_S = 10.0
@@ -58,7 +58,7 @@ class World:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
         self.versions = dict.fromkeys(range(1, INODES + 1), 1)
-        self.leases = Leases(1, ACCESS_S, Sealer(SECRET), None)  # type: ignore[arg-type]
+        self.leases = Leases(1, ACCESS_S, Sealer(SECRET), None, monotonic_s)  # type: ignore[arg-type]
         self.sessions = Sessions(1000.0)
         self.fences = Fences(self.leases)
         self.recalls = Recalls(self.leases, self.sessions)
@@ -67,7 +67,7 @@ class World:
         self.pending = 0
 
     def start(self, index: int) -> Mount:
-        session, replaced = self.sessions.introduce(next(self.numbers), f"s{index}", MOUNT, monotonic_s())
+        session, replaced = self.sessions.introduce(next(self.numbers), f"s{index}", Role.MOUNT, monotonic_s())
         for other in replaced:
             self.sessions.end(other)
             self.leases.end_session(other.number)

@@ -27,6 +27,7 @@ class Rules:
 
     safe_until: Callable[[float, float], float] = election.safe_until
     may_begin: Callable[[Stand, Taken, float, int, float, float], bool] = election.may_begin
+    lasts_from_now: Callable[[float, float, float], float] = election.lasts_from_now
     resigns_unbegun: bool = False
 
 
@@ -48,7 +49,11 @@ class Tenure:
     taken: Taken
     taken_s: float
     deadline_s: float
+    lasts_s: float
+    lasted_s: float
     begun: bool = False
+    took_s: float = 0.0
+    beat: int = 0
 
     @property
     def number(self) -> int:
@@ -244,28 +249,33 @@ class World:
 
     def _take(self, me: Process, stand: Stand) -> None:
         started = self.clock(me.number)
+        lasts_s = election.lasts_at_first(stand, TERM_S)
 
         def compare_and_set() -> object:
             if self.row.term != stand.row.term or (stand.clear and self.row.beat != stand.row.beat):
-                return Taken.LOST
+                return Taken.LOST, 0.0
+            lasted_s = max(TERM_S, self.row.lasts_s)
+            self.row = replace(self.row, lasts_s=max(lasts_s, self.row.lasts_s))
             taken = Taken.AS_SEEN if self.row.beat == stand.row.beat else Taken.DEPOSED
             server = str(me.number)
             self.row = replace(self.row, term=self.row.term + 1, beat=self.row.beat + 1, server=server, address=server)
-            return taken
+            return taken, lasted_s
 
-        def done(taken: object) -> None:
-            assert isinstance(taken, Taken)
+        def done(outcome: object) -> None:
+            assert isinstance(outcome, tuple)
+            taken, lasted_s = outcome
             if taken is not Taken.LOST and me.held is None:
-                self._hold(me, stand, taken, started)
+                deadline_s = self.rules.safe_until(started, lasts_s)
+                self._hold(me, Tenure(stand, taken, self.clock(me.number), deadline_s, lasts_s, lasted_s))
 
         self._transact(me, compare_and_set, done)
 
     # --------------------------------------------------------------------------------------------------- in office
 
-    def _hold(self, me: Process, stand: Stand, taken: Taken, started: float) -> None:
-        held = me.held = Tenure(stand, taken, self.clock(me.number), self.rules.safe_until(started, TERM_S))
-        self._maybe_begin(me, stand.row)
-        self._later(me, TERM_S * election.EXTEND_PART, lambda: self._extend(me, held))
+    def _hold(self, me: Process, held: Tenure) -> None:
+        me.held = held
+        self._maybe_begin(me, held.stand.row)
+        self._extend_later(me, held)
         self._guard(me, held)
 
     def _guard(self, me: Process, held: Tenure) -> None:
@@ -281,31 +291,47 @@ class World:
         held = me.held
         assert held is not None
         now = self.clock(me.number)
-        if not held.begun and self.rules.may_begin(held.stand, held.taken, held.taken_s, row.stopped, now, TERM_S):
+        if not held.begun and self.rules.may_begin(held.stand, held.taken, held.taken_s, row.stopped, now, held.lasted_s):
             held.begun = True
             self.history.append((self.now, held.number, me.number))
 
-    def _extend(self, me: Process, held: Tenure) -> None:
+    def _extend_later(self, me: Process, held: Tenure) -> None:
+        due_s = self.clock(me.number) + TERM_S * election.EXTEND_PART
+        self._later(me, TERM_S * election.EXTEND_PART, lambda: self._extend(me, held, due_s))
+
+    def _extend(self, me: Process, held: Tenure, due_s: float) -> None:
+        """One after the other; one whose answer does not come is given up, and may be applied later all the same."""
         if me.held is not held:
             return
+        held.beat = beat = (held.beat or self.row.beat) + 1
         started = self.clock(me.number)
+        lasts_s = self.rules.lasts_from_now(held.lasts_s, max(held.took_s, started - due_s), TERM_S)
+        if not held.begun:
+            lasts_s = max(lasts_s, held.lasts_s)
+        held.deadline_s = min(held.deadline_s, self.rules.safe_until(started, lasts_s))
 
         def raise_beat() -> object:
             mine = self.row.term == held.number
-            if mine:
-                self.row = replace(self.row, beat=self.row.beat + 1)
+            if mine and self.row.server and self.row.beat < beat:
+                self.row = replace(self.row, beat=beat, lasts_s=lasts_s)
             return mine
 
         def done(extended: object) -> None:
-            if me.held is not held:
+            if me.held is not held or held.beat != beat:
                 return
+            self._extend_later(me, held)
             if not extended:
                 self._end(me, held)
             elif self.clock(me.number) < held.deadline_s:
-                held.deadline_s = self.rules.safe_until(started, TERM_S)
+                held.lasts_s, held.took_s = lasts_s, self.clock(me.number) - due_s
+                held.deadline_s = self.rules.safe_until(started, lasts_s)
+
+        def give_up() -> None:
+            if me.held is held and held.beat == beat:
+                self._extend(me, held, due_s)
 
         self._transact(me, raise_beat, done)
-        self._later(me, TERM_S * election.EXTEND_PART, lambda: self._extend(me, held))
+        self._later(me, TERM_S, give_up)
 
     def _end(self, me: Process, held: Tenure) -> None:
         me.held = None
@@ -368,7 +394,7 @@ def _fault(world: World, until: float) -> None:
         case "loss":
             world.weather = replace(world.weather, loss=dice.choice([0.02, 0.2, 0.5]))
         case "late":
-            world.weather = replace(world.weather, latency_s=dice.choice([0.002, 0.05, 0.4]))
+            world.weather = replace(world.weather, latency_s=dice.choice([0.002, 0.05, 0.4, 1.2]))
         case "calm":
             world.weather = world.calm
         case _:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,15 @@ from manager.rules.election import (
     ABSTAIN_PART,
     ASK_PART,
     EXTEND_PART,
+    HUNG_PART,
+    LATE_FACTOR,
+    LATE_TERM_FACTOR,
+    LONGEST_FACTOR,
     PATIENCE_PART,
     RULES,
     SAFE_PART,
+    STORM_FACTOR,
+    STUCK_PART,
     WATCH_PART,
     Ask,
     Beat,
@@ -33,6 +40,9 @@ from manager.rules.election import (
     hears,
     hears_for,
     is_settled,
+    is_stuck,
+    lasts_at_first,
+    lasts_from_now,
     may_begin,
     refused,
     safe_until,
@@ -43,7 +53,7 @@ from manager.rules.election import (
 )
 from tests.manager.rules.simulation import CLOCK_ERROR, TERM_S, Rules, TwoManagers, World, storm
 
-DOCUMENT = Path(__file__, "../../../docs/election.md").resolve()
+DOCUMENT = Path(__file__, "../../../../docs/election.md").resolve()
 T = 4.0
 ROW = OfficeRow(3, "s1", "s1:1", 10)
 
@@ -96,6 +106,11 @@ def test_the_documentation_shows_the_times() -> None:
         "PATIENCE_PART": PATIENCE_PART,
         "ASK_PART": ASK_PART,
         "ABSTAIN_PART": ABSTAIN_PART,
+        "STUCK_PART": STUCK_PART,
+        "HUNG_PART": HUNG_PART,
+        "LONGEST_FACTOR": LONGEST_FACTOR,
+        "STORM_FACTOR": STORM_FACTOR,
+        "LATE_TERM_FACTOR": LATE_TERM_FACTOR,
     }.items():
         assert f"| `{name}` | {part:g} |" in text
 
@@ -226,7 +241,8 @@ def test_the_holder_has_stopped_before_the_slowest_watcher_stands() -> None:
 # --------------------------------------------------------------------------------------------------- the simulation
 
 IN_TIME_S = 1.95 * TERM_S  # docs/election.md: what the clients have left of their 5 s
-RECOVERY_S = 4.5 * TERM_S  # the longest way: still, patient, refused and asking again, deposing, waiting for the deposed
+# The longest way: still, patient, refused and asking again, deposing, waiting for the deposed; and that twice with a long term.
+RECOVERY_S = (4.5 + 2 * (LONGEST_FACTOR - 1)) * TERM_S
 
 
 def stormy(seed: int, rules: Rules | None = None) -> World:
@@ -314,6 +330,55 @@ def test_the_simulation_notices_broken_rules(broken: Rules) -> None:
         return False
 
     assert any(is_caught(seed) for seed in range(200))
+
+
+def busy(seed: int, rules: Rules, latency_s: float = 0.35) -> int:
+    """How many terms begin in five minutes on machines on which everything takes its time."""
+    world = World(3, random.Random(seed), rules)
+    world.weather.latency_s = latency_s
+    world.run(300.0)
+    return len(world.history)
+
+
+def test_a_busy_machine_is_no_reason_for_elections() -> None:
+    """Where extensions come late the term is longer, and ends of it are rare; with terms of one length there are many."""
+    fixed = Rules(lasts_from_now=lambda _lasts_s, _took_s, term_s: term_s)
+    seeds = range(10)
+    assert sum(busy(seed, Rules()) for seed in seeds) * 3 < sum(busy(seed, fixed) for seed in seeds)
+
+
+def test_a_term_is_as_long_as_it_must_be() -> None:
+    assert lasts_from_now(T, 0.1, T) == T
+    assert lasts_from_now(T, 1.0, T) == LATE_FACTOR
+    assert lasts_from_now(T, 100.0, T) == LONGEST_FACTOR * T
+    lasts_s, extensions = T * STORM_FACTOR, 0
+    while lasts_s > T:
+        lasts_s, extensions = lasts_from_now(lasts_s, 0.01, T), extensions + 1
+    assert extensions * EXTEND_PART <= 1.0  # within one term all is as before
+
+
+def test_who_follows_a_holder_that_was_late_and_fell_silent_takes_longer() -> None:
+    assert lasts_at_first(Stand(ROW, 0.0, clear=True), T) == T, "it has died"
+    late = LATE_TERM_FACTOR * T + 0.1
+    assert lasts_at_first(Stand(replace(ROW, lasts_s=late), 0.0, clear=True), T) == STORM_FACTOR * late
+    assert lasts_at_first(Stand(replace(ROW, lasts_s=4 * T), 0.0, clear=True), T) == LONGEST_FACTOR * T
+    assert lasts_at_first(Stand(replace(ROW, lasts_s=2 * T), 0.0, clear=False), T) == 2 * T
+    assert lasts_at_first(Stand(replace(ROW, server=""), 0.0, clear=True), T) == T
+
+
+def test_candidates_wait_as_long_as_the_row_says() -> None:
+    view = watched(replace(ROW, lasts_s=2 * T))
+    assert decide(view, 1.9 * T) == Watch()
+    assert isinstance(decide(view, 2 * T), Ask)
+    heard = answered(view, in_office(), 0.0)
+    assert hears(heard, 1.9 * T)
+    assert not hears(heard, 2 * T)
+
+
+def test_only_an_event_loop_that_has_had_its_time_and_stands_still_costs_the_office() -> None:
+    assert not is_stuck(4 * T, 0.1, T)
+    assert is_stuck(1.1 * T, 1.0 * T, T)
+    assert is_stuck(10 * T, 0.0, T)
 
 
 def depose_and_step_down(seed: int, rules: Rules) -> bool:

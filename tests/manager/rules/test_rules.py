@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import Fenced, Refused
-from cluster.messages import CLAIMED, DEAD, DEFERRED, WAITING
+from cluster.messages import TaskState
 from manager.changes.tasks import BACKOFF_MAX_S, backoff_s, judge
 from manager.memory.claims import DEFERRED_MAX, Claims
 from manager.memory.sessions import Sessions
@@ -183,7 +183,7 @@ def test_back_offs_grow_to_a_bound(attempts: int, draw: float) -> None:
 def test_verdicts() -> None:
     def verdict(outcome: str, attempts: int, *, newer: bool = False) -> tuple[str, int]:
         judged = judge(outcome, attempts=attempts, newer=newer, max_attempts=3, draw=0.5)
-        return next_state(CLAIMED, judged.event), judged.attempts
+        return next_state(TaskState.CLAIMED, judged.event), judged.attempts
 
     assert verdict("changed", 2) == ("deferred", 2)
     assert verdict("retry", 0) == ("deferred", 1)
@@ -203,10 +203,10 @@ def test_every_state_can_be_left_and_every_event_happens_somewhere() -> None:
                     reached.add(following)
                     todo.append(following)
         assert GONE in reached, f"a task that is {state} may stay for ever"
-    assert states_after(Event.NEW_MANAGER) == {DEFERRED: WAITING}
-    assert set(states_after(Event.RETRY)) == {DEFERRED, DEAD}
+    assert states_after(Event.NEW_MANAGER) == {TaskState.DEFERRED: TaskState.WAITING}
+    assert set(states_after(Event.RETRY)) == {TaskState.DEFERRED, TaskState.DEAD}
     with pytest.raises(KeyError):
-        next_state(WAITING, Event.DONE)
+        next_state(TaskState.WAITING, Event.DONE)
 
 
 def test_the_documentation_shows_the_states_of_tasks() -> None:
@@ -224,8 +224,13 @@ def test_claims_run_out_and_back_offs_are_bounded() -> None:
     assert claims.of_server("s1") == {1: 5}
     for task in range(DEFERRED_MAX + 3):
         claims.defer(task, 100.0)
-    assert claims.take_due(0.0) == [0, 1, 2]
-    assert len(claims.take_due(100.0)) == DEFERRED_MAX
+    due = claims.due(0.0)
+    assert due == {0: 100.0, 1: 100.0, 2: 100.0}
+    claims.defer(1, 200.0)
+    claims.woken(due)
+    assert len(claims.due(100.0)) == DEFERRED_MAX
+    claims.woken(claims.due(100.0))
+    assert claims.due(200.0) == {1: 200.0}
 
 
 # ---------------------------------------------------------------------------------------------------- sessions

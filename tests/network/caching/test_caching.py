@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from fusefs.content.peers import REFRESH_S
-from fusefs.content.settling import SYNCED_S
+from fusefs.content.settling import GATHER_S, SYNCED_S, TOGETHER_MAX
 from lab.lab import Lab
 from lab.mounts import answers, detach
 from tests.conftest import fresh
@@ -80,6 +80,7 @@ class Cost:
 
     kernel: int
     manager: int
+    seconds: float = field(default=0.0, compare=False)  # that the work took
 
 
 NOTHING = Cost(0, 0)
@@ -95,11 +96,13 @@ class Meter:
 
     def cost(self, work: Callable[[], object]) -> Cost:
         """What *work* makes the kernel ask the mount, and it ask the manager."""
+        began_s = time.monotonic()
         work()
+        seconds = time.monotonic() - began_s
         before, after = self._before, self._settled()
         by_timer = math.ceil((after.at_s - before.at_s + HEARTBEAT_S) / REFRESH_S)
         self._before = after
-        return Cost(after.kernel - before.kernel, max(0, after.manager - before.manager - by_timer))
+        return Cost(after.kernel - before.kernel, max(0, after.manager - before.manager - by_timer), seconds)
 
     def _settled(self) -> Counted:
         """The counts once the mount has told all of them."""
@@ -270,9 +273,14 @@ def test_what_is_made_in_a_directory_of_ones_own_takes_one_question_each(lab: La
             with (path / str(number)).open("x"):
                 pass
 
-    settling = MADE // 4  # what was closed within a moment is settled together
-    assert MADE <= meter.cost(make).manager <= MADE + settling
-    assert meter.cost(remake).manager <= 3 * MADE + settling
+    def settling(cost: Cost) -> float:
+        """What was closed within a moment is committed in a few transactions, and then said to be closed."""
+        return MADE / TOGETHER_MAX + 2 * (cost.seconds / GATHER_S + 1)
+
+    made = meter.cost(make)
+    assert MADE <= made.manager <= MADE + settling(made)
+    remade = meter.cost(remake)
+    assert remade.manager <= 3 * MADE + settling(remade)
     (lab.mount("s2") / path.parent.name / path.name / "1").unlink()
     assert not (path / "1").exists()
     assert sorted(os.listdir(path)) == sorted({str(number) for number in range(MADE)} - {"1"})

@@ -63,7 +63,7 @@ def test_an_open_idle_file_is_renewed_and_lapses_after_its_close(lab: Lab) -> No
         wait_until(lambda: leases(lab, path, "s2")[0]["renewals"] >= before["renewals"] + 10, "ten renewals of an idle file")
         assert godwit(lab, "leases", "ls")["renewed"] >= counted + 10
         assert file.read() == b"tent"
-    expired = godwit(lab, "leases", "ls")["expired"]
+        expired = godwit(lab, "leases", "ls")["expired"]  # before the close: a command may take longer than the lease then
     wait_until(lambda: not leases(lab, path, "s2"), "the lease lapses after the close", 20)
     assert godwit(lab, "leases", "ls")["expired"] > expired
 
@@ -156,3 +156,30 @@ def test_a_second_mount_of_a_server_is_refused(lab: Lab) -> None:
     done = subprocess.run(lab.command("s2", command), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "a mount of s2 runs already" in done.stderr
+
+
+def test_no_size_is_told_that_is_older_than_what_was_seen(lab: Lab) -> None:
+    """The home's agent is away: who asks for the size waits for it, and then gets EIO. The name can be used all the same."""
+    path, elsewhere = lab.mount("s1") / "register", lab.mount("s2") / "register"
+    with path.open("ab", buffering=0) as file:
+        file.write(b"12345")
+        assert elsewhere.stat().st_size == 5
+        lab.kill("s1", "agent")
+        file.write(b"67890")
+        assert path.stat().st_size == 10
+        began_s = time.monotonic()
+        with pytest.raises(OSError) as raised:  # noqa: PT011
+            elsewhere.stat()
+        assert raised.value.errno == errno.EIO
+        assert time.monotonic() - began_s < REQUEST_TIMEOUT_S * 3
+        assert "register" in os.listdir(lab.mount("s2"))
+        elsewhere.rename(lab.mount("s2") / "renamed")
+        lab.start("s1", "agent")
+        assert wait_until(lambda: _size_of(lab.mount("s2") / "renamed"), "the home answers again", 30) == 10
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -199,8 +199,8 @@ def test_two_servers_write_one_database(network: Lab) -> None:
     side_by_side(TRANSACT, [[seen[name], name, str(TRANSACTIONS)] for name in ("s1", "s2")])
     with closing(sqlite3.connect(seen["s3"])) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert connection.execute("SELECT value from total").fetchone() == (2 * TRANSACTIONS,)
-        counts = connection.execute("SELECT who, count(*) from entries GROUP BY who ORDER BY who").fetchall()
+        assert connection.execute("SELECT value FROM total").fetchone() == (2 * TRANSACTIONS,)
+        counts = connection.execute("SELECT who, count(*) FROM entries GROUP BY who ORDER BY who").fetchall()
     assert counts == [("s1", TRANSACTIONS), ("s2", TRANSACTIONS)]
 
 

@@ -23,11 +23,11 @@ from tests.support.modes import FALLBACK, PASSTHROUGH, files_of, need_passthroug
 
 PAGE = 4096
 RECORDS = 200
-NOT_BUILT = "the extension fusefs._channel was not built"
+NOT_BUILT = "the extension fusefs.kernel._channel was not built"
 STACKED = "the volume is on a stacked file system"
 WITHOUT_EXTENSION = """
 import runpy, sys
-sys.modules["fusefs._channel"] = None
+sys.modules["fusefs.kernel._channel"] = None
 sys.argv[1:1] = ["run", "mount"]
 runpy.run_module("cli.main", run_name="__main__")
 """

@@ -16,6 +16,7 @@ import pytest
 
 from lab.lab import Lab
 from tests.conftest import fresh
+from tests.support.acting import RENAME_EXCHANGE, renameat2
 from tests.support.conditions import wait_until
 from tests.support.processes import together
 
@@ -261,3 +262,50 @@ for number in range({RECORDS}):
         for letter in (b"a", b"b"):
             own = [record for record in records if record.startswith(letter)]
             assert own == [(letter + b"%08d" % number).ljust(RECORD_BYTES - 1, letter) for number in range(RECORDS)]
+
+
+# ---------------------------------------------------------------------------------------------------------- renames
+
+RENAMES = 250
+
+
+def _renames(folder: Path, mine: str, errors: list[OSError], refused: list[int]) -> None:
+    """Renames between two names, exchanges them, and puts files of its own in their places."""
+    for number in range(RENAMES):
+        try:
+            match number % 4:
+                case 0:
+                    os.rename(folder / "a", folder / "b")
+                case 1:
+                    os.rename(folder / "b", folder / "a")
+                case 2:
+                    renameat2(os.fsencode(folder / "a"), os.fsencode(folder / "b"), RENAME_EXCHANGE)
+                case _:
+                    (folder / mine).write_text(mine)
+                    os.rename(folder / mine, folder / "a")
+        except FileNotFoundError as error:
+            refused.append(error.errno or 0)
+        except OSError as error:
+            errors.append(error)
+
+
+def test_names_that_all_servers_rename_give_nobody_a_stale_handle(network: Lab, folder: str) -> None:
+    """Somebody else may have been faster, which is `ENOENT`; nothing else, whatever happens between two lookups."""
+    for name in ("a", "b"):
+        (network.mount("s1") / folder / name).write_text(name)
+    errors: list[OSError] = []
+    refused: list[int] = []
+    threads = [
+        Thread(target=_renames, args=(network.mount(server) / folder, f"{server}-{number}", errors, refused))
+        for server in network.servers
+        for number in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(refused) < len(threads) * RENAMES
+    seen = [{path.name: path.read_text() for path in (network.mount(server) / folder).iterdir()} for server in network.servers]
+    assert seen[0]
+    assert seen == [seen[0]] * len(seen)

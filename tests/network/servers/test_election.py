@@ -3,7 +3,7 @@
 The bound is the product's, with the default configuration. Load runs on the mounts of the other servers, on files whose home
 they are, and is checked afterwards: nothing failed, was lost, or was applied twice.
 
-GODWIT_ELECTION_KILLS=100 ./dev test tests/network/test_election.py -k killed
+GODWIT_ELECTION_KILLS=100 ./dev test tests/network/servers/test_election.py -k killed
 """
 
 import json

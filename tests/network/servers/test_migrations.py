@@ -32,9 +32,9 @@ FOLDERS = 20
 # Clean, committed files with fewer copies than the policy's two; what is to be deleted does not count any more.
 SHORT = """
     SELECT i.ino, COUNT(r.volume) AS copies
-    from inodes i
+    FROM inodes i
     LEFT JOIN (
-        SELECT r.* from replicas r
+        SELECT r.* FROM replicas r
         LEFT JOIN tasks t ON t.ino = r.ino AND t.volume = r.volume AND t.operation = 'delete'
         WHERE t.task IS NULL AND r.fault = ''
     ) r ON r.ino = i.ino AND r.version = i.version

@@ -1,0 +1,106 @@
+/* A disk that can be told to fail: a FUSE file system with the file `disk`, for losetup, and the file `ctl`, to which `ok`,
+ * `eio` (everything fails), `hang` (nothing is answered) or `slow` is written.   faultydisk BACKING BYTES MOUNTPOINT */
+#define FUSE_USE_VERSION 35
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { DISK = 2, CTL = 3, SLOW_US = 200000 };
+static char mode[8] = "ok";
+static int backing;
+static off_t size;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+
+/* What the disk answers now: 0, or an errno. Waits while it hangs, and a while if it is slow. */
+static int answer(fuse_ino_t ino) {
+    pthread_mutex_lock(&lock);
+    while (ino == DISK && !strcmp(mode, "hang")) pthread_cond_wait(&changed, &lock);
+    int error = ino == DISK && !strcmp(mode, "eio") ? EIO : 0;
+    int slow = ino == DISK && !strcmp(mode, "slow");
+    pthread_mutex_unlock(&lock);
+    if (slow) usleep(SLOW_US);
+    return error;
+}
+static void fill(fuse_ino_t ino, struct stat *st) {
+    memset(st, 0, sizeof *st);
+    st->st_ino = ino;
+    st->st_nlink = 1;
+    st->st_mode = ino == FUSE_ROOT_ID ? S_IFDIR | 0755 : S_IFREG | 0600;
+    st->st_size = ino == DISK ? size : 0;
+}
+static void f_lookup(fuse_req_t req, fuse_ino_t parent, const char *name) {
+    struct fuse_entry_param entry = { .attr_timeout = 1000, .entry_timeout = 1000 };
+    (void)parent;
+    entry.ino = !strcmp(name, "disk") ? DISK : !strcmp(name, "ctl") ? CTL : 0;
+    if (!entry.ino) { fuse_reply_err(req, ENOENT); return; }
+    fill(entry.ino, &entry.attr);
+    fuse_reply_entry(req, &entry);
+}
+static void f_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) {
+    struct stat st;
+    (void)fi;
+    fill(ino, &st);
+    fuse_reply_attr(req, &st, 1000);
+}
+static void f_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int set, struct fuse_file_info *fi) {
+    (void)attr; (void)set;
+    f_getattr(req, ino, fi);
+}
+static void f_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) {
+    (void)ino;
+    fi->direct_io = 1;
+    fuse_reply_open(req, fi);
+}
+static void f_read(fuse_req_t req, fuse_ino_t ino, size_t length, off_t offset, struct fuse_file_info *fi) {
+    int error = answer(ino);
+    (void)fi;
+    if (error) { fuse_reply_err(req, error); return; }
+    char *buffer = malloc(length);
+    ssize_t count = ino == DISK ? pread(backing, buffer, length, offset) : 0;
+    if (count < 0) fuse_reply_err(req, errno); else fuse_reply_buf(req, buffer, count);
+    free(buffer);
+}
+static void f_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t length, off_t offset, struct fuse_file_info *fi) {
+    (void)fi;
+    if (ino == CTL) {
+        pthread_mutex_lock(&lock);
+        memset(mode, 0, sizeof mode);
+        memcpy(mode, data, length < sizeof mode ? length : sizeof mode - 1);
+        pthread_cond_broadcast(&changed);
+        pthread_mutex_unlock(&lock);
+        fuse_reply_write(req, length);
+        return;
+    }
+    int error = answer(ino);
+    if (!error && pwrite(backing, data, length, offset) != (ssize_t)length) error = EIO;
+    if (error) fuse_reply_err(req, error); else fuse_reply_write(req, length);
+}
+static void f_fsync(fuse_req_t req, fuse_ino_t ino, int data_only, struct fuse_file_info *fi) {
+    (void)data_only; (void)fi;
+    fuse_reply_err(req, answer(ino));
+}
+static const struct fuse_lowlevel_ops operations = {
+    .lookup = f_lookup, .getattr = f_getattr, .setattr = f_setattr, .open = f_open, .read = f_read, .write = f_write, .fsync = f_fsync,
+};
+
+int main(int argc, char **argv) {
+    if (argc != 4) return 2;
+    size = atoll(argv[2]);
+    backing = open(argv[1], O_RDWR | O_CREAT, 0600);
+    if (backing < 0 || ftruncate(backing, size)) return 1;
+    char *arguments[] = { argv[0], "-o", "fsname=faultydisk" };
+    struct fuse_args args = FUSE_ARGS_INIT(3, arguments);
+    struct fuse_session *session = fuse_session_new(&args, &operations, sizeof operations, NULL);
+    if (!session || fuse_session_mount(session, argv[3])) return 1;
+    struct fuse_loop_config config = { .clone_fd = 0, .max_idle_threads = 10 };
+    int result = fuse_session_loop_mt(session, &config);
+    fuse_session_unmount(session);
+    return result;
+}
