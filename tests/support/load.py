@@ -6,8 +6,10 @@ mount's own server.
 """
 
 import os
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,10 +45,18 @@ class Worker:
 
     def stop(self) -> None:
         self._stop.set()
+        done = len(self.completed)
         self._thread.join(60)
-        assert not self._thread.is_alive(), f"{self.name} hangs"
+        assert not self._thread.is_alive(), f"{self.name} hangs: {len(self.completed) - done} operations in 60 s; {self._place()}"
         if self.failure is not None:
             raise AssertionError(f"{self.name} failed after {len(self.completed)} operations") from self.failure
+
+    def _place(self) -> str:
+        """Where the thread is: its line, and what the kernel says of its system call."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        line = "".join(traceback.format_stack(frame)[-2:]) if frame is not None else "no frame"
+        stack = Path(f"/proc/self/task/{self._thread.native_id}/stack").read_text(errors="replace")
+        return f"since {time.monotonic() - self.completed[-1]:.1f} s\n{line}\n{stack}"
 
     def longest_gap_s(self) -> float:
         """The longest time between two operations that returned."""
