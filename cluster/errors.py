@@ -33,6 +33,10 @@ class Unavailable(GodwitError):
     default_errno = e.EIO
 
 
+class TimedOut(Unavailable):
+    """The peer is connected and did not answer in time; it may have done what was asked, or do it yet."""
+
+
 class Undone(Unavailable):
     """Nobody could answer, and nothing was done: even what must not be done twice may be sent again."""
 

@@ -4,7 +4,6 @@ Small objects are asked for together, over one connection to each peer. A large 
 writer at this end holds up nobody else.
 """
 
-import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -17,7 +16,7 @@ from agent.batches import Batcher, side_by_side
 from agent.copying.pulls import SmallObject
 from agent.keyed_locks import KeyedLocks
 from cluster.clock import monotonic_s
-from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Unavailable, from_failure
+from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, TimedOut, Unavailable, from_failure
 from cluster.messages import (
     PULLED_MAX_BYTES,
     PULLS_MAX,
@@ -183,7 +182,7 @@ class SmallPulls:
             return await self._exchange(channel, requests)
         except Unavailable as error:
             # Alone it has had its chance; a broken connection is everybody's trouble, and the attempts come again by themselves.
-            if len(requests) == 1 or channel.broken.is_set() or error.errno != errno.ETIMEDOUT:
+            if len(requests) == 1 or channel.broken.is_set() or not isinstance(error, TimedOut):
                 raise
         # A disk may have given one of them after minutes, or never: the others need not wait for it.
         return await side_by_side(partial(self._pull_alone, channel), requests)

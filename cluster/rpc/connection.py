@@ -5,7 +5,6 @@
 is none to what was asked, closes the connection it came over and is logged, nothing more.
 """
 
-import errno
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ import msgspec
 import trio
 
 from cluster.decoding import Decode, from_msgpack
-from cluster.errors import GodwitError, ProtocolError, Unavailable, Undone, from_failure
+from cluster.errors import GodwitError, ProtocolError, TimedOut, Unavailable, Undone, from_failure
 from cluster.faults import faults
 from cluster.messages import REPLY_UNION, Failure, Greeting, Request, replies_to
 from cluster.rpc.frames import GREETING_NUMBER, Frame, FrameParser, pack
@@ -91,7 +90,7 @@ class Channel:
             self._waiting.pop(number, None)
         if replies.item is None:
             what = type(request).__name__
-            raise Unavailable(f"{self.peer} did not answer {what} within {timeout_s:g} s", errno.ETIMEDOUT)
+            raise TimedOut(f"{self.peer} did not answer {what} within {timeout_s:g} s")
         if isinstance(replies.item, GodwitError):
             raise replies.item
         if type(replies.item.reply) not in _replies_to(type(request)):

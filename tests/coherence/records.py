@@ -28,7 +28,7 @@ DAMAGED = -2
 """Bytes that nobody wrote, or that were not wholly there."""
 
 SAYS_NOTHING = frozenset(
-    {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EINTR, errno.ESTALE, errno.EAGAIN}
+    {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED, errno.EINTR, errno.ESTALE, errno.EAGAIN}
 )
 """Errors after which a call may have had its effect."""
 
