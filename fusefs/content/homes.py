@@ -39,7 +39,8 @@ class Homes:
         """The home's object, if it has the content that the catalog says. Raises `Corrupt` if it has not, and `Unavailable` if
         its server stays away, before the catalog is told of a writer. Not *patient*: the caller can read another replica.
         """
-        deadline_s = trio.current_time() + (self._timeout_s if patient else 0.0)
+        began_s = trio.current_time()
+        takes_over_s = began_s + (self._timeout_s if patient else 0.0)
         while True:
             try:
                 # Where `state.node` says that it is; then whether that is true, and what is there is what was committed.
@@ -47,7 +48,7 @@ class Homes:
                 if await self._is_good(state, home):
                     return home
             except TakingOver as error:
-                if trio.current_time() + TAKE_OVER_S > deadline_s:
+                if trio.current_time() + TAKE_OVER_S > takes_over_s:
                     raise
                 log.info("inode %d: %s", state.ino, error)
                 await trio.sleep(TAKE_OVER_S)
@@ -56,12 +57,14 @@ class Homes:
                 raise  # its server is away, which says nothing about where the home is; `reach` of the remote has waited
             except GodwitError:
                 # The home may have moved since `state.node` was asked for: then its old object is gone.
-                if await self.has_moved(state):
-                    continue
-                # The object of a clean file that cannot be opened here is damaged: its agent finds out, and tells the manager.
-                if not state.node.dirty and await self.is_here(state):
-                    await self._examine(state)
-                raise
+                if not await self.has_moved(state):
+                    # The object of a clean file that cannot be opened here is damaged: its agent finds out, and says so.
+                    if not state.node.dirty and await self.is_here(state):
+                        await self._examine(state)
+                    raise
+            # Each turn asks the manager or the agent, so this does not spin; but both may say the same again and again.
+            if trio.current_time() > began_s + self._timeout_s:
+                raise Unavailable(f"the home of inode {state.ino} was not what the catalog says for {self._timeout_s:g} s")
 
     async def _is_good(self, state: OpenInode, home: Object) -> bool:
         """Whether the object may be used; if not, nothing is known against the home that `state` has now."""
