@@ -16,6 +16,7 @@ from cluster.errors import GodwitError
 from cluster.mountpoint import shield
 from cluster.runtime import RUNTIME, only_process
 from cluster.tending import tended
+from fusefs.caching.cache import CACHE_LIMITS, CacheLimits
 from fusefs.mount import Mount
 
 log = logging.getLogger(__name__)
@@ -28,23 +29,25 @@ GIVE_BACK_TIMEOUT_S = 2.0  # a lease that is not given back ends by itself
 READ_AHEAD_KIB = 2048
 
 
-async def run_mount(config: ServerConfig, until: Callable[[], Awaitable[None]]) -> None:
+async def run_mount(config: ServerConfig, until: Callable[[], Awaitable[None]], limits: CacheLimits = CACHE_LIMITS) -> None:
     """Mounts the namespace and serves it until *until* returns or it is unmounted; what was closed is committed before it
     ends."""
     # What is kept are many small objects without cycles: looking through them again and again would cost more than it frees.
     gc.set_threshold(GC_THRESHOLD)
     background = trio.CancelScope(shield=True)
     with _only_mount(config):
-        await _run(config, until, background)
+        await _run(config, until, limits, background)
 
 
-async def _run(config: ServerConfig, until: Callable[[], Awaitable[None]], background: trio.CancelScope) -> None:
+async def _run(
+    config: ServerConfig, until: Callable[[], Awaitable[None]], limits: CacheLimits, background: trio.CancelScope
+) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_after, until, nursery.cancel_scope)
         # Shielded, and ended by hand: after the order to stop, the session must go on until what was closed is committed.
         tasks = await nursery.start(_run_background, background)
         try:
-            mount = Mount(config, tasks)
+            mount = Mount(config, tasks, limits)
             mount.start()
             try:
                 async with _mounted(mount, config):

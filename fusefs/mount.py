@@ -16,7 +16,7 @@ from cluster.faults import faults
 from cluster.messages import HeldLocks, MountCounts, OpenInode, Recall, Welcome
 from cluster.rpc.session import ManagerSession
 from cluster.tending import TendedTasks, tended
-from fusefs.caching.cache import Caching
+from fusefs.caching.cache import CACHE_LIMITS, CacheLimits, Caching
 from fusefs.caching.changes import Changes
 from fusefs.caching.recalls import SHORT_NAMES_S, Recalls
 from fusefs.caching.tokens import Leases
@@ -69,7 +69,7 @@ CACHED = gauge("godwit_cached_inodes", "Inodes that the mount holds a lease to c
 class Mount:
     """All parts. Their tasks run in *nursery*, which must outlast the mount: what was closed is committed in it."""
 
-    def __init__(self, config: ServerConfig, nursery: trio.Nursery) -> None:
+    def __init__(self, config: ServerConfig, nursery: trio.Nursery, limits: CacheLimits = CACHE_LIMITS) -> None:
         self._config = config
         self._nursery = nursery
         self._tasks = TendedTasks(nursery)
@@ -80,6 +80,7 @@ class Mount:
         # Both are asked by parts that the session needs before there is anything to settle.
         self._due = DueInodes()
         self._open_files = OpenFiles(self._due.add)
+        self._caching = Caching(is_written_past=self._open_files.is_written_past, limits=limits)
         self._make_session()
         self._make_leases()
         self._make_content()
@@ -92,7 +93,6 @@ class Mount:
     # ------------------------------------------------------------------------------------------------------- making
 
     def _make_session(self) -> None:
-        self._caching = Caching(is_written_past=self._open_files.is_written_past)
         self._session = ManagerSession(
             managers=self._config.managers,
             state=self._config.state,

@@ -25,10 +25,19 @@ from cluster.messages import Grant, Node, Recall
 from fusefs.caching.grants import Permit
 from fusefs.caching.listings import Contents, KeptListing, Listed
 
-CACHED_MAX = 100_000  # inodes; beyond, those that were granted longest ago are given back
-GIVE_BACK_MANY = 1000  # at a time: each costs a notification to the kernel
-NAMES_MAX = 200_000  # names that the kernel holds; beyond, it is given no more until some have run out
 SWEEP_S = 1.0  # looking through all names takes tens of milliseconds when there are many: at most so often
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """How much is cached at most."""
+
+    cached_max: int = 100_000  # inodes; beyond, those that were granted longest ago are given back
+    give_back_many: int = 1000  # at a time: each costs a notification to the kernel
+    names_max: int = 200_000  # names that the kernel holds; beyond, it is given no more until some have run out
+
+
+CACHE_LIMITS = CacheLimits()
 
 
 class EntryReply(NamedTuple):
@@ -84,10 +93,14 @@ class Caching:
     """All that is cached."""
 
     def __init__(
-        self, now: Callable[[], float] = trio.current_time, is_written_past: Callable[[int], bool] = lambda _ino: False
+        self,
+        now: Callable[[], float] = trio.current_time,
+        is_written_past: Callable[[int], bool] = lambda _ino: False,
+        limits: CacheLimits = CACHE_LIMITS,
     ) -> None:
         """*is_written_past* says whether an inode may be written without this mount seeing it: its attributes are not kept."""
         self._now = now
+        self._limits = limits
         self._names_s = math.inf  # for how long at most the kernel is given a name
         self._holdings = itertools.count(1)
         self._cached: OrderedDict[int, Cached] = OrderedDict()  # in the order of their last grants
@@ -233,7 +246,8 @@ class Caching:
 
     def keep_contents(self, ino: int, contents: Contents) -> None:
         """Keeps what is known of all names in a directory, if it may and if they are not too many."""
-        if len(contents.changes) <= NAMES_MAX and contents.permit.until_s(ino) and (cached := self._cached.get(ino)) is not None:
+        is_short = len(contents.changes) <= self._limits.names_max
+        if is_short and contents.permit.until_s(ino) and (cached := self._cached.get(ino)) is not None:
             cached.contents = contents
 
     def contents(self, ino: int) -> Contents | None:
@@ -273,7 +287,7 @@ class Caching:
             return False
         known = cached.names.get(name)
         if known is None:
-            if self._names >= NAMES_MAX and not self._forget_names():
+            if self._names >= self._limits.names_max and not self._forget_names():
                 return False
             self._names += 1
         elif known.until_s == until_s and known.ino == ino:
@@ -289,7 +303,7 @@ class Caching:
             for cached in self._cached.values():
                 cached.names = {name: given for name, given in cached.names.items() if given.until_s > now}
             self._names = sum(len(cached.names) for cached in self._cached.values())
-        return self._names < NAMES_MAX
+        return self._names < self._limits.names_max
 
     def moved_name(self, old: tuple[int, bytes], new: tuple[int, bytes], *, exchange: bool) -> float:
         """The kernel gives an entry another name by itself, but goes on believing it for as long as it was told the old one.
@@ -371,9 +385,9 @@ class Caching:
     def give_back(self, is_open: Callable[[int], bool]) -> tuple[list[GivenUp], int]:
         """What to give back so that the bound is kept, of what was granted longest ago, and the serial up to which it ends. The
         kernel may still have some of it, until `left`."""
-        if len(self._cached) <= CACHED_MAX:
+        if len(self._cached) <= self._limits.cached_max:
             return [], 0
-        oldest = [ino for ino in self._cached if not is_open(ino)][:GIVE_BACK_MANY]
+        oldest = [ino for ino in self._cached if not is_open(ino)][: self._limits.give_back_many]
         return self._leave(oldest, self.newest_serial), self.newest_serial
 
     def expired(self) -> list[GivenUp]:

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from cluster.messages import Grant, Node, Recall
-from fusefs.caching import cache as caching_module
-from fusefs.caching.cache import Caching, EntryReply
+from fusefs.caching.cache import CACHE_LIMITS, CacheLimits, Caching, EntryReply
 from fusefs.caching.grants import Permit
 from fusefs.caching.listings import Contents, KeptListing, Listed
 
@@ -26,9 +25,9 @@ class Clock:
 class Keeper:
     """A `Caching` with a clock and a manager's serials."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: CacheLimits = CACHE_LIMITS) -> None:
         self.clock = Clock()
-        self.caching = Caching(self.clock)
+        self.caching = Caching(self.clock, limits=limits)
         self.serial = 0
 
     def grant(self, *inodes: int) -> Grant:
@@ -201,8 +200,8 @@ def test_exchanged_entries_keep_their_times(keeper: Keeper) -> None:
     assert keeper.caching.given_ino(OTHER, b"two") == FILE
 
 
-def test_the_bound_of_names_is_kept_and_makes_room_for_new_ones(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching_module, "NAMES_MAX", 3)
+def test_the_bound_of_names_is_kept_and_makes_room_for_new_ones() -> None:
+    keeper = Keeper(CacheLimits(names_max=3))
     permit = keeper.take(DIRECTORY)
     given = [seen_in_directory(keeper, permit, b"%d" % number).entry_s > 0 for number in range(5)]
     assert given == [True, True, True, False, False]
@@ -210,9 +209,8 @@ def test_the_bound_of_names_is_kept_and_makes_room_for_new_ones(keeper: Keeper, 
     assert seen_in_directory(keeper, keeper.take(DIRECTORY), b"later").entry_s > 0
 
 
-def test_what_was_granted_longest_ago_is_given_back_unless_it_is_open(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching_module, "CACHED_MAX", 5)
-    monkeypatch.setattr(caching_module, "GIVE_BACK_MANY", 2)
+def test_what_was_granted_longest_ago_is_given_back_unless_it_is_open() -> None:
+    keeper = Keeper(CacheLimits(cached_max=5, give_back_many=2))
     for ino in range(20, 26):
         keeper.take(ino)
     given_up, serial = keeper.caching.give_back(lambda ino: ino == 20)
@@ -322,8 +320,8 @@ def test_the_names_of_a_directory_are_known_no_longer_than_its_lease(keeper: Kee
     assert keeper.caching.contents(DIRECTORY) is None
 
 
-def test_more_names_than_the_bound_are_not_kept(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching_module, "NAMES_MAX", 2)
+def test_more_names_than_the_bound_are_not_kept() -> None:
+    keeper = Keeper(CacheLimits(names_max=2))
     permit = keeper.take(DIRECTORY)
     keeper.caching.keep_contents(DIRECTORY, Contents(None, {b"1": 1, b"2": 2, b"3": 3}, permit))
     assert keeper.caching.contents(DIRECTORY) is None

@@ -377,11 +377,12 @@ def _errno(path: Path) -> int:
 
 CACHED_MAX = 50
 SMALL_MOUNT = f"""
-import fusefs.caching.cache
-from cli.main import main
+import functools, pathlib, sys
+import cli.commands.run, fusefs.caching.cache, fusefs.main
 
-fusefs.caching.cache.CACHED_MAX = {CACHED_MAX}
-main()
+limits = fusefs.caching.cache.CacheLimits(cached_max={CACHED_MAX})
+run_mount = functools.partial(fusefs.main.run_mount, limits=limits)
+cli.commands.run.run_part("mount", run_mount, pathlib.Path(sys.argv[1]), "INFO")
 """
 
 
@@ -390,7 +391,7 @@ def small_mount(lab: Lab) -> Iterator[Path]:
     """The mount point of s2, whose mount holds but a few inodes for caching."""
     lab.kill("s2", "mount", signal.SIGTERM)
     detach(lab.mount("s2"))
-    argv = [sys.executable, "-bb", "-c", SMALL_MOUNT, "run", "mount", "--config", str(lab.config_path("s2"))]
+    argv = [sys.executable, "-bb", "-c", SMALL_MOUNT, str(lab.config_path("s2"))]
     process = subprocess.Popen(lab.command("s2", argv))
     try:
         wait_until(lambda: answers(lab.mount("s2"), 5.0), "the mount answers", 30)
