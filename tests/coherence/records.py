@@ -27,9 +27,7 @@ ABSENT = -1
 DAMAGED = -2
 """Bytes that nobody wrote, or that were not wholly there."""
 
-SAYS_NOTHING = frozenset(
-    {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED, errno.EINTR, errno.ESTALE, errno.EAGAIN}
-)
+SAYS_NOTHING = frozenset({errno.EIO, errno.ENOTCONN, errno.ECONNABORTED, errno.EINTR, errno.ESTALE, errno.EAGAIN})
 """Errors after which a call may have had its effect."""
 
 
