@@ -19,6 +19,7 @@ from agent.objects.disk_batches import DiskWork
 from agent.objects.open_objects import ObjectKey
 from agent.objects.reading import Altered, verify_object
 from cluster.errors import Corrupt, Fenced, GodwitError, Unavailable
+from cluster.faults import faults
 from cluster.leases import LeaseToken
 from cluster.messages import MISSING, GetAttr, HeldObject, ListHeld, ReportDamage, Restamp, Stamp
 from cluster.rpc.session import ManagerSession
@@ -109,6 +110,9 @@ class Examiner:
             result = error
         except OSError as error:
             result = Unavailable(f"inode {key.ino} on volume {key.volume} cannot be examined: {error}")
+        except Exception as error:  # whose nursery this is must not end for what an object looks like
+            faults.unexpected(log, f"while inode {key.ino} on volume {key.volume} was examined", error)
+            result = Unavailable(f"inode {key.ino} on volume {key.volume} cannot be examined, see the log of its agent")
         finally:
             # Also when cancelled: who waits must not wait for ever.
             _note(self._results, key, result)

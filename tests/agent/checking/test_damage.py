@@ -5,12 +5,16 @@ import time
 
 import msgspec
 import pytest
+import trio
 
-from agent.checking.damage import lacking
+from agent.checking.damage import Examiner, lacking
+from agent.objects.disk_batches import DiskWork
+from agent.objects.open_objects import ObjectKey
 from agent.workers.own_content import has_own_block
 from cluster.errors import Corrupt, Fenced, Unavailable
 from cluster.leases import READ, LeaseToken, Sealer
 from cluster.messages import MISSING, Data, ExamineObject, HeldObject, ReadObject, Stamp, StatObject
+from cluster.rpc.session import ManagerSession
 from cluster.volume.fence import despite_fence
 from tests.agent.network import Network, digest
 from tests.agent.tokens import SECRET, token_for
@@ -107,3 +111,17 @@ async def test_what_was_only_touched_is_found_at_the_start_and_known_again(net: 
     assert net.manager.nodes[7].object_ctime_ns == os.stat(net.path("s1", 7)).st_ctime_ns != before
     assert "digest is not known" in net.manager.damage[8]
     assert net.manager.damage[9] == MISSING
+
+
+async def test_an_examination_that_fails_unexpectedly_ends_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    """The nursery is the agent's: what escaped would end all of it."""
+
+    def broken(volume: int) -> DiskWork:
+        raise ValueError(f"volume {volume} is odd")
+
+    async with trio.open_nursery() as nursery:
+        session = ManagerSession(managers=[], cluster="test", server="s1", role="agent")
+        examiner = Examiner(works=broken, session=session, nursery=nursery, on_damage=lambda: None)
+        with pytest.raises(Unavailable, match="see the log of its agent"):
+            await examiner.examine(ObjectKey(3, 7))
+    assert "volume 3 is odd" in caplog.text
