@@ -44,8 +44,18 @@ def from_msgpack(kind: type[T] | Any) -> Decode[T]:
 
 
 def from_json(kind: type[T]) -> Decode[T]:
-    """A decoder of JSON for *kind*; it raises `Malformed`. File names that are no UTF-8 are in it as lone surrogates."""
-    return _guarded(lambda data: msgspec.convert(json.loads(bytes(data)), kind))
+    """A decoder of JSON for *kind*; it raises `Malformed`. File names that are no UTF-8 are in it as lone surrogates, so that
+    `os.fsencode` makes bytes of any text that it gives.
+    """
+    return _guarded(lambda data: msgspec.convert(_json_value(bytes(data)), kind))
+
+
+def _json_value(data: bytes) -> Any:
+    value = json.loads(data)
+    # Only an escape, or bytes that are no ASCII, can be a surrogate that stands for no byte: it raises UnicodeEncodeError.
+    if b"\\u" in data or not data.isascii():
+        json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    return value
 
 
 def from_toml(kind: type[T]) -> Decode[T]:

@@ -190,6 +190,15 @@ def test_numbers_that_nothing_can_have_are_told_apart(number: int) -> None:
             from_msgpack(MANAGER_UNION)(_pack(AwaitCopies(1, 1, 1, seconds)))
 
 
+@pytest.mark.parametrize("half", [rb"\ud800", rb"\udc7f", b"\xed\xa0\x80"])
+def test_text_of_which_no_file_name_can_be_made_is_malformed(half: bytes) -> None:
+    record = b'{"ino":7,"version":1,"home_epoch":2,"path":"/%s"}'
+    with pytest.raises(Malformed):
+        from_json(ObjectRecord)(record % half)
+    paths = [from_json(ObjectRecord)(record % good).path for good in (rb"\udcff", rb"\ud83d\ude00", "\xfc".encode())]
+    assert [os.fsencode(path) for path in paths] == [b"/\xff", "/\U0001f600".encode(), "/\xfc".encode()]
+
+
 def test_bytes_become_values_in_one_place() -> None:
     """Besides there, only what the `ip` command of this machine has printed is decoded."""
     tree = Path(__file__).parents[2]
