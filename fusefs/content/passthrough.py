@@ -6,7 +6,7 @@ What is passed through cannot be taken back: the manager leaves the home where i
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -23,12 +23,21 @@ class Passthrough:
     """Decides for each handle that the kernel is about to get.
 
     Who has a file open that is passed through can be stopped only by the fence. So volumes without one are left out, unless
-    *unfenced*.
+    *unfenced*. *has_fence* says of a directory's file system whether it has one, None while nobody knows.
     """
 
-    def __init__(self, channel: Channel, *, unfenced: bool = False) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        unfenced: bool = False,
+        has_fence: Callable[[str], bool | None] = stops_writers,
+        try_again_s: float = TRY_AGAIN_S,
+    ) -> None:
         self._channel = channel
         self._unfenced = unfenced
+        self._has_fence = has_fence
+        self._try_again_s = try_again_s
         self._fenced: set[int] = set()  # file systems that are known to have one
 
     async def try_volumes(self, roots: Sequence[str]) -> None:
@@ -41,7 +50,7 @@ class Passthrough:
     async def _try_until_known(self, root: str) -> None:
         """A disk may be away, or hang: that is no reason not to stop."""
         while not await trio.to_thread.run_sync(self._try_volume, root, abandon_on_cancel=True):
-            await trio.sleep(TRY_AGAIN_S)
+            await trio.sleep(self._try_again_s)
 
     def _try_volume(self, root: str) -> bool:
         """False if that has to be tried again."""
@@ -66,7 +75,7 @@ class Passthrough:
         """Whether the file system of the file at *path* has a fence, or needs none; None while nobody knows."""
         if self._unfenced or volume in self._fenced:
             return True
-        has_fence = stops_writers(os.path.dirname(path))
+        has_fence = self._has_fence(os.path.dirname(path))
         if has_fence:
             self._fenced.add(volume)
         elif has_fence is False:

@@ -73,6 +73,24 @@ def load() -> ModuleType | None:
 _extension = load()
 
 
+def _find_device() -> int:
+    """The descriptor of /dev/fuse that pyfuse3 uses: it does not tell."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{descriptor}") == "/dev/fuse":
+                return int(descriptor)
+        except FileNotFoundError:
+            continue  # the listing's own
+    raise RuntimeError("nothing is mounted by this process")
+
+
+_OF_VOLUME = {
+    errno.ELOOP: "the volume is on a stacked file system",
+    errno.EOPNOTSUPP: "the volume's file system cannot do it",
+    errno.EINVAL: "the volume's file system cannot do it",
+}
+
+
 class Channel:
     """One mount's stream. `prepare` comes before pyfuse3 mounts, `mounted` after it, `begun` when the kernel's FUSE_INIT has been
     answered, `unmounting` before it unmounts.
@@ -80,7 +98,9 @@ class Channel:
     `device`: the descriptor of /dev/fuse while something is mounted, else -1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, extension: ModuleType | None = _extension, find_device: Callable[[], int] = _find_device) -> None:
+        self._extension = extension  # None: it was not built
+        self._find_device = find_device  # what `device` is once something is mounted
         self.device = -1
         self.begun = trio.Event()  # FUSE_INIT has been answered
         self._why_unchanged = ""  # why the stream is as libfuse makes it
@@ -102,18 +122,18 @@ class Channel:
         returns False for those that libfuse is to get all the same. *on_dropped* is told of what was opened by an abandoned
         request: whether it is a directory, and its handle."""
         self._wanted = wanted
-        if _extension is not None:
-            _extension.prepare(on_request, on_dropped, int(wanted), sum(1 << opcode for opcode in taken))
+        if self._extension is not None:
+            self._extension.prepare(on_request, on_dropped, int(wanted), sum(1 << opcode for opcode in taken))
 
     def mounted(self) -> None:
         """To be called when pyfuse3 has mounted."""
-        self.device = _find_device()
+        self.device = self._find_device()
         self._why_not = ""
         if not self._wanted & InitFlag.PASSTHROUGH:
             self._cannot_pass("it is turned off in the configuration")
-        if _extension is None:
+        if self._extension is None:
             self._is_unchanged("the extension fusefs.kernel._channel was not built")
-        elif _extension.state()[0] < 0:
+        elif self._extension.state()[0] < 0:
             self._is_unchanged("this libfuse is not known to the extension")
 
     def _is_unchanged(self, why: str) -> None:
@@ -159,8 +179,8 @@ class Channel:
     def granted(self) -> InitFlag:
         """What the kernel grants. To be asked while a request is handled: FUSE_INIT, which comes before, has been seen by then,
         if it is ever seen."""
-        if not self._granted and self.device >= 0 and _extension is not None:
-            _, offered, granted = _extension.state()
+        if not self._granted and self.device >= 0 and self._extension is not None:
+            _, offered, granted = self._extension.state()
             self._granted = InitFlag(granted)
             if not offered:
                 self._is_unchanged("this pyfuse3 is not known to the extension")
@@ -217,38 +237,38 @@ class Channel:
 
     def will_open(self, handle: int, flags: OpenFlag, backing_id: int = 0, *, directory: bool = False) -> None:
         """What to add to the reply that returns *handle*, which follows at once."""
-        if _extension is not None and flags:
-            _extension.will_open(directory, handle, int(flags), backing_id)
+        if self._extension is not None and flags:
+            self._extension.will_open(directory, handle, int(flags), backing_id)
 
     def watch_flush(self, ino: int, wanted: bool) -> None:
         """Whether closes of this inode's descriptors are handed over."""
-        if _extension is not None:
-            _extension.watch_flush(ino, wanted)
+        if self._extension is not None:
+            self._extension.watch_flush(ino, wanted)
 
     def kills_set_id(self, ino: int) -> bool:
         """Whether a write of this inode that was received since the last question is to take the set-id bits away."""
-        return _extension is not None and _extension.kills_set_id(ino)
+        return self._extension is not None and self._extension.kills_set_id(ino)
 
     def passed(self) -> int:
         """The number of the request that pyfuse3 got last, 0 if it is not known: of the one whose handler begins."""
-        return 0 if _extension is None else int(_extension.passed())
+        return 0 if self._extension is None else int(self._extension.passed())
 
     def whose(self, unique: int) -> Whose | None:
         """Who waits for the answer to a request; None if nobody does any more."""
-        found = None if _extension is None else _extension.whose(unique)
+        found = None if self._extension is None else self._extension.whose(unique)
         return None if found is None else Whose(*found)
 
     def abandon(self, unique: int) -> bool:
         """Answers a request with EINTR, and drops its later answer. False if it has been answered already."""
-        if _extension is None or not _extension.abandon(unique):
+        if self._extension is None or not self._extension.abandon(unique):
             return False
         self._write(_OUT_HEADER.pack(_OUT_HEADER.size, -errno.EINTR, unique))
         return True
 
     def reply(self, message: bytes) -> None:
         """Answers a request that was handed over."""
-        assert _extension is not None
-        if _extension.answered(int.from_bytes(message[8:16], "little")):
+        assert self._extension is not None
+        if self._extension.answered(int.from_bytes(message[8:16], "little")):
             self._write(message)
 
     def _write(self, message: bytes) -> None:
@@ -259,21 +279,3 @@ class Channel:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):  # it does not wait any more, or there is no mount any more
                 raise
-
-
-_OF_VOLUME = {
-    errno.ELOOP: "the volume is on a stacked file system",
-    errno.EOPNOTSUPP: "the volume's file system cannot do it",
-    errno.EINVAL: "the volume's file system cannot do it",
-}
-
-
-def _find_device() -> int:
-    """The descriptor of /dev/fuse that pyfuse3 uses: it does not tell."""
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{descriptor}") == "/dev/fuse":
-                return int(descriptor)
-        except FileNotFoundError:
-            continue  # the listing's own
-    raise RuntimeError("nothing is mounted by this process")

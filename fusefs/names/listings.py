@@ -26,6 +26,7 @@ PAGE_ENTRIES = 512  # asked of the manager at a time
 ANSWER_ENTRIES = 256  # about what fits into one answer to the kernel
 DOT_COOKIE = 1
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
+LISTED_MAX = 20_000  # entries of a listing that is kept
 GIVEN_MAX = 10_000  # directories; the kernel drops its listing of one that is forgotten here
 THREADS = 4
 
@@ -44,6 +45,8 @@ class Listings:
         paths: LastKnownPaths,
         drop_inode: Callable[[int], object],
         timeout_s: float,
+        *,
+        listed_max: int = LISTED_MAX,
     ) -> None:
         self._session = session
         self._caching = caching
@@ -51,6 +54,7 @@ class Listings:
         self._paths = paths
         self._drop_inode = drop_inode
         self._timeout_s = timeout_s
+        self._listed_max = listed_max
         self._given: OrderedDict[int, Permit] = OrderedDict()  # of the listing, with its nodes, that the kernel was told last
         self._marks = Marks()  # of the positions of each listing that is fetched
         self._threads = trio.CapacityLimiter(THREADS)
@@ -155,7 +159,7 @@ class Listings:
             self._paths.note(entry.node.ino, directory.ino, entry.name)
             self._caching.keep_node(entry.node, permit)
         page = [Listed(entry.cookie, entry.name, entry.node, permit) for entry in listing.entries]
-        directory.add(after, page, permit, newest=listing.newest, end=listing.end)
+        directory.add(after, page, permit, newest=listing.newest, end=listing.end, listed_max=self._listed_max)
 
     def _keep(self, directory: OpenDirectory) -> None:
         if directory.end and directory.from_start and directory.parent:

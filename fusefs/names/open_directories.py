@@ -9,7 +9,6 @@ from fusefs.caching.grants import NOTHING, Permit
 from fusefs.caching.listings import KeptListing, Listed
 from fusefs.content.open_files import OpenFiles
 
-LISTED_MAX = 20_000  # entries of a listing that is kept
 DOTDOT_COOKIE = 2  # the entries of a directory follow `.` and `..`
 
 
@@ -60,16 +59,16 @@ class OpenDirectory:
         self.begins_after = 0
         self.from_start = False
 
-    def add(self, after: int, page: list[Listed], permit: Permit, *, newest: int, end: bool) -> None:
+    def add(self, after: int, page: list[Listed], permit: Permit, *, newest: int, end: bool, listed_max: int) -> None:
         """Takes a page that was asked for *after* a cookie, the *newest* one being what it was when the listing began.
 
-        A long listing is not kept as a whole.
+        A listing with more entries than *listed_max* is not kept as a whole.
         """
         self.bound = self.bound or newest
         first = after <= DOTDOT_COOKIE
         if first:
             self.from_start, self.permit = True, permit
-        if first or not self.from_start or len(self.entries) >= LISTED_MAX:
+        if first or not self.from_start or len(self.entries) >= listed_max:
             self.entries, self.begins_after = page, after
             self.from_start = first
         else:

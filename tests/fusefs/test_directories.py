@@ -16,9 +16,8 @@ from fusefs.content.open_files import OpenFiles
 from fusefs.content.opening import Opener
 from fusefs.kernel.listings import COOKIE_MAX, MARKS, Marks, cookie_of, position
 from fusefs.kernel.stream import OpenFlag
-from fusefs.names import open_directories
 from fusefs.names.directories import TERM_MAX, Directories
-from fusefs.names.listings import Listings
+from fusefs.names.listings import LISTED_MAX, Listings
 from fusefs.names.open_directories import Opens
 
 DIRECTORY, FILE = 10, 11
@@ -53,12 +52,13 @@ class Manager:
 
 
 class Mount:
-    def __init__(self) -> None:
+    def __init__(self, listed_max: int = LISTED_MAX) -> None:
         self.manager, self.caching = Manager(), Caching()
         self.dropped: list[int] = []
         self.open_files = OpenFiles(lambda _ino: None)
         session, attributes = cast(ManagerSession, self.manager), cast(Attributes, None)
-        listings = Listings(session, self.caching, attributes, LastKnownPaths(), self.drop_inode, 1.0)
+        paths = LastKnownPaths()
+        listings = Listings(session, self.caching, attributes, paths, self.drop_inode, 1.0, listed_max=listed_max)
         self.directories = Directories(
             session, cast(Opener, self), Opens(self.open_files, self.let_go), self.caching, listings, 1.0
         )
@@ -193,11 +193,9 @@ def test_marks_are_not_those_in_use() -> None:
     assert marks.another(range(MARKS + 1)) == 0
 
 
-async def test_a_reader_can_go_back_to_any_position_of_a_listing_that_is_too_long_to_be_kept(
-    mount: Mount, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reader_can_go_back_to_any_position_of_a_listing_that_is_too_long_to_be_kept() -> None:
     """telldir(3) and seekdir(3): only the last page is held of such a listing."""
-    monkeypatch.setattr(open_directories, "LISTED_MAX", 2)
+    mount = Mount(listed_max=2)
     mount.manager.page = 2
     mount.manager.names = {f"{cookie}".encode(): cookie for cookie in range(3, 12)}
     number = await mount.opened(OpenFlag.CACHE_DIR)

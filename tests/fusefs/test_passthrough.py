@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -16,14 +16,12 @@ import trio
 
 from cluster.messages import DataPath, Node
 from cluster.rpc.session import ManagerSession
-from fusefs.content import passthrough as passing
 from fusefs.content.disk_threads import threads_of
 from fusefs.content.local_object import LocalObject
 from fusefs.content.objects import Object
 from fusefs.content.open_inode import Handle, IoMode, OpenInode
 from fusefs.content.passthrough import NO_FENCE, Passthrough
-from fusefs.kernel import stream
-from fusefs.kernel.stream import Channel, InitFlag
+from fusefs.kernel.stream import Channel, InitFlag, OpenFlag
 
 NODE = Node(7, 0o100644, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 ALL = InitFlag.PASSTHROUGH | InitFlag.DIRECT_IO_ALLOW_MMAP
@@ -210,15 +208,12 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr(stream, "_extension", made)
-    monkeypatch.setattr(stream, "_find_device", lambda: 5)
     monkeypatch.setattr(fcntl, "ioctl", made.ioctl)
-    monkeypatch.setattr(passing, "stops_writers", made.stops_writers)
     return made
 
 
-def mounted(wanted: InitFlag = ALL) -> Channel:
-    made = Channel()
+def mounted(extension: Kernel | None, wanted: InitFlag = ALL) -> Channel:
+    made = Channel(cast(ModuleType | None, extension), lambda: 5)
     made.prepare(wanted, [], lambda _message: True, lambda _directory, _handle: None)
     made.mounted()
     return made
@@ -228,9 +223,9 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def try_volume(made: Channel, root: str, **settings: Any) -> None:
+def try_volume(kernel: Kernel, made: Channel, root: str, **settings: Any) -> None:
     made.begun.set()
-    trio.run(partial(Passthrough(made, **settings).try_volumes, [root]))
+    trio.run(partial(Passthrough(made, has_fence=kernel.stops_writers, **settings).try_volumes, [root]))
 
 
 def volume(folder: Path) -> str:
@@ -239,9 +234,9 @@ def volume(folder: Path) -> str:
 
 
 def test_a_volume_is_tried_and_its_id_given_back(kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    made = mounted()
+    made = mounted(kernel)
     assert (made.files, made.why_not) == ("", "")
-    try_volume(made, volume(tmp_path))
+    try_volume(kernel, made, volume(tmp_path))
     assert (made.files, made.why_not, made.problems) == (DataPath.PASSED, "", [])
     assert len(kernel.asked) == 2
     assert told(caplog) == []
@@ -252,8 +247,8 @@ def test_a_volume_that_cannot_be_passed_through_is_asked_for_once(
     kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: int
 ) -> None:
     kernel.refusal = error
-    made, root = mounted(), volume(tmp_path)
-    try_volume(made, root)
+    made, root = mounted(kernel), volume(tmp_path)
+    try_volume(kernel, made, root)
     with (tmp_path / "volume.toml").open() as file:
         assert made.open_backing(file.fileno(), os.fstat(file.fileno()).st_dev) == 0
     assert len(kernel.asked) == len(told(caplog)) == 1
@@ -265,27 +260,26 @@ def test_a_volume_without_a_fence_is_passed_through_only_if_that_is_wanted(
     kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, files: Files
 ) -> None:
     kernel.has_fence = False
-    made, root = mounted(), volume(tmp_path)
-    ways = Passthrough(made)
+    made, root = mounted(kernel), volume(tmp_path)
+    ways = Passthrough(made, has_fence=kernel.stops_writers)
     assert [ways.opened(handle(inode(files.object(name)))) for name in "ab"] == [(IoMode.CACHED, 0)] * 2
     assert len(kernel.asked) == 2, "an id was given, and given back at once"
-    try_volume(made, root)
+    try_volume(kernel, made, root)
     assert (made.files, made.why_not) == (DataPath.FALLBACK, f"{root}: {NO_FENCE}")
     assert len(told(caplog)) == 1
-    unfenced = mounted()
-    try_volume(unfenced, root, unfenced=True)
+    unfenced = mounted(kernel)
+    try_volume(kernel, unfenced, root, unfenced=True)
     assert (unfenced.files, unfenced.why_not) == (DataPath.PASSED, "")
 
 
 async def test_a_volume_of_which_nobody_knows_is_not_passed_through_yet(
-    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, files: Files
+    kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, files: Files
 ) -> None:
     """Its disk may be away for a while."""
-    monkeypatch.setattr(passing, "TRY_AGAIN_S", 0.01)
     kernel.has_fence = None
-    made, root = mounted(), volume(tmp_path)
+    made, root = mounted(kernel), volume(tmp_path)
     made.begun.set()
-    ways = Passthrough(made)
+    ways = Passthrough(made, has_fence=kernel.stops_writers, try_again_s=0.01)
     assert ways.opened(handle(inode(files.object("a")))) == (IoMode.CACHED, 0)
 
     async with trio.open_nursery() as nursery:
@@ -298,13 +292,13 @@ async def test_a_volume_of_which_nobody_knows_is_not_passed_through_yet(
 
 
 def test_one_volume_does_not_keep_the_others_from_it(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, root, other = mounted(), volume(tmp_path), tmp_path / "other"
+    made, root, other = mounted(kernel), volume(tmp_path), tmp_path / "other"
     other.mkdir()
     for refusal, tried in ((errno.ELOOP, root), (0, volume(other))):
         kernel.refusal = refusal
         with monkeypatch.context() as patched:
             patched.setattr(os, "fstat", lambda _descriptor, device=refusal: SimpleNamespace(st_dev=device))
-            try_volume(made, tried)
+            try_volume(kernel, made, tried)
     assert (made.files, made.why_not) == (DataPath.PARTLY_PASSED, f"{root}: the volume is on a stacked file system")
 
 
@@ -316,7 +310,7 @@ def test_other_refusals_are_said_once(
     kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: int, files: str, words: str
 ) -> None:
     kernel.refusal = error
-    made = mounted()
+    made = mounted(kernel)
     with (tmp_path / "object").open("w") as file:
         assert [made.open_backing(file.fileno(), 1) for _ in range(3)] == [0, 0, 0]
     (line,) = told(caplog)
@@ -325,7 +319,7 @@ def test_other_refusals_are_said_once(
 
 
 def test_an_id_that_the_kernel_does_not_take_back_hurts_nobody(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
-    made = mounted()
+    made = mounted(kernel)
     kernel.refusal = errno.ENOENT
     made.close_backing(3)
     assert "backing id 3" in told(caplog)[0]
@@ -363,9 +357,9 @@ def test_what_is_missing_is_said_once(
     kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, lack: Any, wanted: InitFlag, why: str, is_local: bool
 ) -> None:
     lack(kernel)
-    made = mounted(wanted)
+    made = mounted(kernel, wanted)
     for _ in range(2):
-        try_volume(made, volume(tmp_path))
+        try_volume(kernel, made, volume(tmp_path))
         assert (made.files, made.why_not) == (DataPath.FALLBACK, why)
     assert told(caplog) == [f"files go through the mount process: {why}", *([f"{LOCAL}: {why}"] if is_local else [])]
     assert len(made.problems) == is_local
@@ -373,13 +367,12 @@ def test_what_is_missing_is_said_once(
 
 
 def test_nothing_is_asked_of_an_extension_that_is_not_there(
-    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stream, "_extension", None)
-    made = mounted()
+    made = mounted(None)
     why = "the extension fusefs.kernel._channel was not built"
-    try_volume(made, volume(tmp_path))
-    made.will_open(1, stream.OpenFlag.DIRECT_IO)
+    try_volume(kernel, made, volume(tmp_path))
+    made.will_open(1, OpenFlag.DIRECT_IO)
     made.watch_flush(1, True)
     assert not made.kills_set_id(1)
     assert (made.files, made.why_not, made.granted) == (DataPath.FALLBACK, why, InitFlag(0))
@@ -388,10 +381,10 @@ def test_nothing_is_asked_of_an_extension_that_is_not_there(
 
 
 async def test_volumes_are_tried_once_the_kernel_has_begun_until_they_are_there(kernel: Kernel, tmp_path: Path) -> None:
-    made = mounted()
+    made = mounted(kernel)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Passthrough(made).try_volumes, [str(tmp_path)])
+        nursery.start_soon(Passthrough(made, has_fence=kernel.stops_writers).try_volumes, [str(tmp_path)])
         await trio.sleep(0.05)
         assert kernel.asked == []
         made.begun.set()
