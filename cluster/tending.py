@@ -16,10 +16,14 @@ PAUSE_S = 1.0
 
 
 async def tended(
-    work: Callable[[], Awaitable[object]], *, again: bool = True, ends: tuple[type[Exception], ...] = (Fenced,)
+    work: Callable[[], Awaitable[object]],
+    *,
+    again: bool = True,
+    ends: tuple[type[Exception], ...] = (Fenced,),
+    pause_s: float = PAUSE_S,
 ) -> None:
     """Runs *work*; when it fails for a reason that nobody had thought of, that is logged and counted, and it begins anew after
-    a pause, or with `again=False` is given up.
+    *pause_s*, or with `again=False` is given up.
 
     *ends* are reasons to end the process as well, such as `Fenced`: somebody else does its work.
     """
@@ -33,7 +37,7 @@ async def tended(
             faults.unexpected(log, f"in {name_of(work)}", error)
         if not again:
             return
-        await trio.sleep(PAUSE_S)
+        await trio.sleep(pause_s)
 
 
 class Tasks(Protocol):

@@ -156,9 +156,10 @@ class _Incoming:
 class SmallPulls:
     """Pulls small objects: those wanted of one volume while its agent answers go into the next request together."""
 
-    def __init__(self, channels: PeerChannels, tasks: Tasks) -> None:
+    def __init__(self, channels: PeerChannels, tasks: Tasks, *, stall_s: float = STALL_S) -> None:
         self._channels = channels
         self._tasks = tasks
+        self._stall_s = stall_s  # until the answer to one request
         # by address and volume; one for each that was ever asked, until the agent ends
         self._batchers: dict[tuple[str, int], Batcher[PullObject, SmallObject]] = {}
 
@@ -197,7 +198,7 @@ class SmallPulls:
 
     async def _exchange(self, channel: Channel, requests: Sequence[PullObject]) -> list[SmallObject | Exception]:
         with _answers_of(channel.peer):
-            answer = await channel.exchange(PullObjects(list(requests)), timeout_s=STALL_S)
+            answer = await channel.exchange(PullObjects(list(requests)), timeout_s=self._stall_s)
         try:
             return _small_objects(channel.peer, requests, answer)
         except ProtocolError:
@@ -238,10 +239,11 @@ async def pull_bulk(
     size: int,
     sink: Callable[[memoryview], None],
     limiter: trio.CapacityLimiter,
+    stall_s: float = STALL_S,
 ) -> PullEnd:
     """Receives *size* bytes into *sink*, which runs in threads of *limiter*, over a connection of its own.
 
-    Raises what the source answers, `Unavailable` when it stalls, `ProtocolError` when it sends something else.
+    Raises what the source answers, `Unavailable` when nothing comes for *stall_s*, `ProtocolError` when it sends something else.
     """
     incoming = _Incoming(connection.peer, size)
 
@@ -252,7 +254,7 @@ async def pull_bulk(
         return incoming.end is not None
 
     with _answers_of(connection.peer):
-        await connection.ask(request, take, limiter=limiter, stall_s=STALL_S)
+        await connection.ask(request, take, limiter=limiter, stall_s=stall_s)
     if incoming.end is None:
         raise ProtocolError(f"{connection.peer} did not end its answer")
     return incoming.end

@@ -22,9 +22,6 @@ from cluster.rpc.frames import Limits
 
 STRANGERS_PER_ADDRESS = 64
 CONNECTIONS_PER_ADDRESS = 1024
-PREFACE_S = 5.0
-STRANGER_S = 5.0  # from one request of a stranger to the next
-FRAME_S = 30.0  # for one request of anybody, from its first byte to its last
 
 OF_STRANGERS = Limits(64 * 1024, 64 * 1024)
 PER_CONNECTION_BYTES = 64 * 1024 * 1024
@@ -34,6 +31,18 @@ IN_ALL_BYTES = 256 * 1024 * 1024
 SLICE_S = 0.005
 TASK_S = SLICE_S / 16  # what a request that is handled by a task of its own is taken to cost the loop
 REST = 5.0  # how many times what they used the guests from one address leave to everybody else
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a peer may be silent where something has to come."""
+
+    preface_s: float = 5.0  # from the connection to the preface
+    stranger_s: float = 5.0  # from one request of a stranger to the next
+    frame_s: float = 30.0  # for one request of anybody, from its first byte to its last
+
+
+PATIENCE = Patience()
 
 
 class Room:
@@ -85,7 +94,8 @@ class Address:
 class Door:
     """Who is connected to one listener."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience = PATIENCE) -> None:
+        self.patience = patience
         self._addresses: dict[str, Address] = {}
         self._room = Room(IN_ALL_BYTES)
         self._used_s = 0.0
@@ -130,6 +140,7 @@ class Visit:
         self.is_stranger = True
         self.is_guest = True
         self.room = Room(PER_CONNECTION_BYTES, address.room)
+        self.patience = door.patience
         self._door = door
         self._address = address
 

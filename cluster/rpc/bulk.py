@@ -1,6 +1,6 @@
 """Bulk bodies over a connection, moved by threads: the event loop only waits for the socket, and copies no byte.
 
-On the wire they are frames like all others. A thread works in turns: as long as the peer keeps up and at most
+On the wire they are frames like all others. A thread works in turns: as long as the peer keeps up, and for at most
 `TURN_BYTES`. So a slow peer holds no thread, and many transfers share a few.
 """
 
@@ -44,11 +44,12 @@ class _Turn(enum.Enum):
 class _Sending:
     """Frames with one head, and a body each."""
 
-    def __init__(self, peer: str, number: int, head: bytes, next_body: NextBody) -> None:
+    def __init__(self, peer: str, number: int, head: bytes, next_body: NextBody, turn_bytes: int) -> None:
         self._peer = peer
         self._number = number
         self._head = head
         self._next_body = next_body
+        self._turn_bytes = turn_bytes
         self._rest: list[bytes | memoryview] = []
 
     @property
@@ -60,7 +61,7 @@ class _Sending:
         poller = select.poll()
         poller.register(lent, select.POLLOUT)
         sent = 0
-        while sent < TURN_BYTES:
+        while sent < self._turn_bytes:
             if not self._rest:
                 body = self._next_body()
                 if body is None:
@@ -87,12 +88,15 @@ def _without(parts: list[bytes | memoryview], count: int) -> list[bytes | memory
     return [memoryview(parts[0])[count:], *parts[1:]] if parts else []
 
 
-async def send_bodies(wire: Wire, number: int, reply: Any, next_body: NextBody, limiter: trio.CapacityLimiter) -> None:
-    """Sends *reply* with each of the bodies; nothing else is sent over *wire* meanwhile.
+async def send_bodies(
+    wire: Wire, number: int, reply: Any, next_body: NextBody, limiter: trio.CapacityLimiter, *, turn_bytes: int = TURN_BYTES
+) -> None:
+    """Sends *reply* with each of the bodies; nothing else is sent over *wire* meanwhile. A thread's turn ends after
+    *turn_bytes*.
 
     Raises what *next_body* raises, between two frames, or `Unavailable`. Cancelled within a frame it closes the wire.
     """
-    sending = _Sending(wire.peer, number, _encode(reply), next_body)
+    sending = _Sending(wire.peer, number, _encode(reply), next_body, turn_bytes)
     async with wire.lent() as lent:
         try:
             while (turn := await trio.to_thread.run_sync(sending.turn, lent, limiter=limiter)) is not _Turn.DONE:
@@ -106,10 +110,11 @@ async def send_bodies(wire: Wire, number: int, reply: Any, next_body: NextBody, 
 class _Receiving:
     """The replies to one request."""
 
-    def __init__(self, peer: str, number: int, buffer: mmap.mmap, take: TakeReply) -> None:
+    def __init__(self, peer: str, number: int, buffer: mmap.mmap, take: TakeReply, turn_bytes: int) -> None:
         self._peer = peer
         self._number = number
         self._take = take
+        self._turn_bytes = turn_bytes
         # Pages of its own: the kernel copies several times slower from a body that begins anywhere.
         self._buffer = memoryview(buffer)
         self._header = bytearray(HEADER.size)
@@ -121,7 +126,7 @@ class _Receiving:
         poller = select.poll()
         poller.register(lent, select.POLLIN)
         received = 0
-        while received < TURN_BYTES:
+        while received < self._turn_bytes:
             try:
                 count = lent.recv_into(self._target[self._filled :])
             except BlockingIOError:
@@ -181,11 +186,15 @@ class _Receiving:
 
 
 class BulkConnection:
-    """The asking end of a connection for bulk replies: one request after the other. Who made the wire closes it."""
+    """The asking end of a connection for bulk replies: one request after the other. Who made the wire closes it.
 
-    def __init__(self, wire: Wire) -> None:
+    A thread's turn ends after *turn_bytes*.
+    """
+
+    def __init__(self, wire: Wire, turn_bytes: int = TURN_BYTES) -> None:
         self.peer = wire.peer
         self._wire = wire
+        self._turn_bytes = turn_bytes
         self._number = 0
         self._buffer = mmap.mmap(-1, BUFFER_BYTES)
 
@@ -197,7 +206,7 @@ class BulkConnection:
         """
         self._number += 1
         await self._wire.send(pack(self._number, _encode(request)))
-        receiving = _Receiving(self.peer, self._number, self._buffer, take)
+        receiving = _Receiving(self.peer, self._number, self._buffer, take, self._turn_bytes)
         async with self._wire.lent() as lent:
             while (turn := await trio.to_thread.run_sync(receiving.turn, lent, limiter=limiter)) is not _Turn.DONE:
                 if turn is _Turn.WAIT and not await self._wire.readable_within(stall_s):

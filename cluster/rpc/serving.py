@@ -19,8 +19,8 @@ from cluster.decoding import Decode, from_msgpack
 from cluster.errors import GodwitError, OutOfRange, ProtocolError, Refused, Unavailable
 from cluster.faults import faults
 from cluster.messages import Failure, Greeting
-from cluster.rpc.bounds import FRAME_S, PREFACE_S, STRANGER_S, TASK_S, Door, Visit
-from cluster.rpc.bulk import NextBody, send_bodies
+from cluster.rpc.bounds import PATIENCE, TASK_S, Door, Patience, Visit
+from cluster.rpc.bulk import TURN_BYTES, NextBody, send_bodies
 from cluster.rpc.connection import Answer
 from cluster.rpc.frames import GREETING_NUMBER, LARGEST, Frame, FrameParser, Limits, pack
 from cluster.rpc.wire import Wire, parse_address
@@ -49,9 +49,11 @@ class Replies:
     async def __call__(self, reply: Any, body: bytes | memoryview = b"") -> None:
         await self._wire.send(pack(self._number, _encode(reply), body))
 
-    async def bodies(self, reply: Any, next_body: NextBody, limiter: trio.CapacityLimiter) -> None:
+    async def bodies(
+        self, reply: Any, next_body: NextBody, limiter: trio.CapacityLimiter, *, turn_bytes: int = TURN_BYTES
+    ) -> None:
         """Sends *reply* with one body after the other, see `send_bodies`: other replies of the connection wait for the end."""
-        await send_bodies(self._wire, self._number, reply, next_body, limiter)
+        await send_bodies(self._wire, self._number, reply, next_body, limiter, turn_bytes=turn_bytes)
 
 
 class Handler(Protocol):
@@ -181,11 +183,13 @@ class _ServedConnection:
             self._heard_s = monotonic_s()  # it waits for us
 
     def _deadline(self) -> tuple[float, str]:
+        patience = self._visit.patience
         if self._parser.expects_preface:
-            return self._heard_s + PREFACE_S, "no preface in time"
+            return self._heard_s + patience.preface_s, "no preface in time"
         if self._visit.is_stranger:
-            return self._heard_s + STRANGER_S, f"no request within {STRANGER_S:g} s of somebody who has not said who it is"
-        return self._frame_s + FRAME_S, f"a request that took more than {FRAME_S:g} s to come"
+            why = f"no request within {patience.stranger_s:g} s of somebody who has not said who it is"
+            return self._heard_s + patience.stranger_s, why
+        return self._frame_s + patience.frame_s, f"a request that took more than {patience.frame_s:g} s to come"
 
     def _meet_if_introduced(self) -> bool:
         """Whether the peer has introduced itself since this was asked last."""
@@ -341,18 +345,19 @@ async def listen(
     make_handler: Callable[[str], Handler],
     *,
     limits: Limits = LARGEST,
+    patience: Patience = PATIENCE,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves connections on `host:port` until cancelled. Raises `Unavailable` if the address cannot be bound.
 
-    *limits*: of the requests of who is no stranger.
+    *limits*: of the requests of who is no stranger. *patience*: with peers that are silent.
     """
     host, port = parse_address(address)
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
         raise Unavailable(f"cannot listen on {address}: {error}") from error
-    door = Door()
+    door = Door(patience)
     async with trio.open_nursery() as nursery:
         task_status.started()
         accepted = partial(serve, decode=decode, make_handler=make_handler, door=door, limits=limits)

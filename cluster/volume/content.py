@@ -145,11 +145,21 @@ async def commit_object(
             node = msgspec.structs.replace(node, version=commit.version + 1, object_ctime_ns=0)
 
 
-def make_commit(descriptor: int, node: Node, path: bytes, *, final: bool, begun: int = 0, fenced: bool = False) -> Commit:
+def make_commit(
+    descriptor: int,
+    node: Node,
+    path: bytes,
+    *,
+    final: bool,
+    begun: int = 0,
+    fenced: bool = False,
+    fine_times: bool = FINE_TIMES,
+) -> Commit:
     """The commit of the object's present content, whose record is written. Blocks. The caller holds the object's lock.
 
     The record of a *fenced* object is written with the fence lifted: what anybody writes meanwhile is in the commit, since
-    the content is looked at when the fence is back.
+    the content is looked at when the fence is back. Without *fine_times* it returns after the tick of the kernel's clock
+    that the commit shows.
     """
     record = read_record(descriptor)
     version = max(node.version, record.version if record else 0)
@@ -175,7 +185,7 @@ def make_commit(descriptor: int, node: Node, path: bytes, *, final: bool, begun:
         )
         if fenced:
             fence(descriptor)
-        if not FINE_TIMES:
+        if not fine_times:
             _wait_for_next_tick(os.fstat(descriptor).st_ctime_ns)
         content = content_of(os.fstat(descriptor))
     return Commit(node.ino, node.home_epoch, version, content, final, begun)

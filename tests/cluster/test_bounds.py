@@ -11,13 +11,12 @@ import pytest
 import trio
 import trio.testing
 
-from cluster import tending
 from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Fenced, ProtocolError, Refused, Unavailable, from_failure
 from cluster.faults import Faults
 from cluster.messages import AGENT_UNION, PROTOCOL, Greeting, StatObject, SyncObject, WriteObject
-from cluster.rpc import bounds, serving
-from cluster.rpc.bounds import REST, SLICE_S, STRANGERS_PER_ADDRESS, Door, Room, Visit
+from cluster.rpc import bounds
+from cluster.rpc.bounds import PATIENCE, REST, SLICE_S, STRANGERS_PER_ADDRESS, Door, Patience, Room, Visit
 from cluster.rpc.connection import connect, greeting_frame
 from cluster.rpc.frames import BODY_MAX_BYTES, HEADER, PREFACE, pack
 from cluster.rpc.serving import Handler, SendReply, listen
@@ -51,11 +50,14 @@ class Service(Handler):
 
 
 @asynccontextmanager
-async def served(service: Service | None = None) -> AsyncIterator[tuple[Service, str, trio.Nursery]]:
+async def served(
+    service: Service | None = None, patience: Patience = PATIENCE
+) -> AsyncIterator[tuple[Service, str, trio.Nursery]]:
     service, address = service or Service(), free_address()
     decode: Decode[Any] = from_msgpack(AGENT_UNION)
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: listen(address, decode, lambda _peer: service, task_status=task_status))
+        serving = partial(listen, address, decode, lambda _peer: service, patience=patience)
+        await nursery.start(lambda task_status: serving(task_status=task_status))
         yield service, address, nursery
         nursery.cancel_scope.cancel()
 
@@ -71,10 +73,9 @@ async def test_a_stranger_may_send_little_and_who_greets_more() -> None:
             await trio.sleep(0.01)
 
 
-async def test_who_introduces_himself_by_a_request_is_no_stranger_from_its_answer_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_introduces_himself_by_a_request_is_no_stranger_from_its_answer_on() -> None:
     """He may send more at once, and be silent for as long as he likes."""
-    patience_s = 0.3
-    monkeypatch.setattr(serving, "STRANGER_S", patience_s)
+    patience = Patience(stranger_s=0.3)
 
     class Introduced(Service):
         introduced = False
@@ -89,7 +90,7 @@ async def test_who_introduces_himself_by_a_request_is_no_stranger_from_its_answe
             return STAT
 
     async def test(silent_s: float) -> None:
-        async with served(Introduced()) as (_service, address, _nursery):
+        async with served(Introduced(), patience) as (_service, address, _nursery):
             stream = await trio.open_tcp_stream(*parse_address(address))
             await stream.send_all(PREFACE + pack(1, msgspec.msgpack.encode(SyncObject(1, 1, b""))))
             assert await stream.receive_some(1000)
@@ -99,7 +100,7 @@ async def test_who_introduces_himself_by_a_request_is_no_stranger_from_its_answe
             await stream.aclose()
 
     await test(0.0)
-    await test(2 * patience_s)
+    await test(2 * patience.stranger_s)
 
 
 async def test_requests_that_wait_hold_a_bounded_number_of_bytes() -> None:
@@ -203,10 +204,7 @@ async def test_room_is_found_within_all_others() -> None:
     await one.take(60)
 
 
-def test_what_fails_begins_anew_and_is_logged_at_powers_of_ten(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(tending, "PAUSE_S", 0.0)
+def test_what_fails_begins_anew_and_is_logged_at_powers_of_ten(caplog: pytest.LogCaptureFixture) -> None:
     turns = 0
 
     async def work() -> None:
@@ -217,7 +215,7 @@ def test_what_fails_begins_anew_and_is_logged_at_powers_of_ten(
         raise Fenced("somebody else does it")
 
     with pytest.raises(Fenced), caplog.at_level(logging.ERROR):
-        trio.run(tended, work)
+        trio.run(partial(tended, work, pause_s=0.0))
     assert turns == 26
     assert len([record for record in caplog.records if "unexpected error" in record.message]) == 2
 

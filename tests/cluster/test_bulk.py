@@ -12,8 +12,7 @@ import trio
 from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Changed, GodwitError, ProtocolError, Unavailable
 from cluster.messages import AGENT_UNION, Chunk, Done, Message, PullEnd, PullObject, Stamp
-from cluster.rpc import bulk
-from cluster.rpc.bulk import BulkConnection
+from cluster.rpc.bulk import TURN_BYTES, BulkConnection
 from cluster.rpc.connection import connect
 from cluster.rpc.frames import BODY_MAX_BYTES, pack
 from cluster.rpc.serving import Handler, Replies, listen
@@ -32,8 +31,9 @@ MANY = 64
 class Source(Handler):
     """Sends `CONTENT` for version 1, then fails for inode 2; for version 2 a long row of chunks. It has one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, turn_bytes: int = TURN_BYTES) -> None:
         self.limiter = trio.CapacityLimiter(1)
+        self.turn_bytes = turn_bytes
         self.closed_connections = 0
 
     def at_once(self, request: Any) -> None:
@@ -48,7 +48,7 @@ class Source(Handler):
                 raise Changed("while it was read")
             return rest.pop(0) if rest else None
 
-        await send.bodies(Chunk(), next_body, self.limiter)
+        await send.bodies(Chunk(), next_body, self.limiter, turn_bytes=self.turn_bytes)
         return PullEnd(b"digest")
 
     def closed(self) -> None:
@@ -56,8 +56,8 @@ class Source(Handler):
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[Source, str, trio.Nursery]]:
-    source, address = Source(), free_address()
+async def served(turn_bytes: int = TURN_BYTES) -> AsyncIterator[tuple[Source, str, trio.Nursery]]:
+    source, address = Source(turn_bytes), free_address()
     decoder: Decode[Any] = from_msgpack(AGENT_UNION)
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: source, task_status=task_status))
@@ -66,10 +66,10 @@ async def served() -> AsyncIterator[tuple[Source, str, trio.Nursery]]:
 
 
 @asynccontextmanager
-async def connection_to(address: str) -> AsyncIterator[tuple[BulkConnection, Wire]]:
+async def connection_to(address: str, turn_bytes: int = TURN_BYTES) -> AsyncIterator[tuple[BulkConnection, Wire]]:
     wire = await connect_wire(address, timeout_s=TIMEOUT_S)
     try:
-        yield BulkConnection(wire), wire
+        yield BulkConnection(wire, turn_bytes), wire
     finally:
         wire.close()
 
@@ -122,14 +122,13 @@ async def test_a_reader_that_stops_holds_no_thread() -> None:
             assert len(await bodies_of(other, msgspec.structs.replace(PULL, version=2))) == MANY + 1
 
 
-async def test_many_transfers_take_turns_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "TURN_BYTES", 3 << 20)
-
-    async with served() as (_source, address, _nursery):
+async def test_many_transfers_take_turns_in_one_thread() -> None:
+    turn_bytes = 3 << 20
+    async with served(turn_bytes) as (_source, address, _nursery):
         finished: list[int] = []
 
         async def ask(version: int) -> None:
-            async with connection_to(address) as (connection, _wire):
+            async with connection_to(address, turn_bytes) as (connection, _wire):
                 await bodies_of(connection, msgspec.structs.replace(PULL, version=version))
                 finished.append(version)
 

@@ -11,8 +11,7 @@ import trio
 
 from cluster.errors import Fenced, Refused, refused
 from cluster.messages import Commit, Content, Node, Operation
-from cluster.volume import content as content_module
-from cluster.volume.content import REALTIME_COARSE, commit_object, content_of, object_lock, overlay, visible_ctime_ns
+from cluster.volume.content import REALTIME_COARSE, commit_object, content_of, make_commit, object_lock, overlay, visible_ctime_ns
 from cluster.volume.layout import read_record
 
 NODE = Node(7, 0o100644, 1, 5, 6, 0, 0, 0, 0, 0, 0, 0, dirty=True, home_volume=1, home_epoch=2)
@@ -82,22 +81,15 @@ def test_without_a_change_only_the_end_is_told(path: str) -> None:
     assert os.stat(path).st_ctime_ns == before
 
 
-def test_where_times_are_coarse_a_commit_ends_after_the_tick_that_it_shows(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content_module, "FINE_TIMES", False)
-    catalog = Catalog(NODE)
-    ticks = []
-
-    async def apply(operation: Operation) -> Node:
-        ticks.append(time.clock_gettime_ns(REALTIME_COARSE))
-        return await catalog.apply(operation)
-
+def test_where_times_are_coarse_a_commit_ends_after_the_tick_that_it_shows(path: str) -> None:
     descriptor = os.open(path, os.O_RDWR)
     try:
-        trio.run(lambda: commit_object(descriptor, NODE, b"", final=True, apply=apply))
+        made = make_commit(descriptor, NODE, b"", final=True, fine_times=False)
+        tick = time.clock_gettime_ns(REALTIME_COARSE)
     finally:
         os.close(descriptor)
-    assert catalog.commits[0].content is not None
-    assert ticks[0] > catalog.commits[0].content.ctime_ns
+    assert made.content is not None
+    assert tick > made.content.ctime_ns
 
 
 def test_a_commit_with_old_knowledge_finds_the_next_version(path: str) -> None:

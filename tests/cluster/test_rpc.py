@@ -35,7 +35,7 @@ from cluster.messages import (
     WriteObject,
     Written,
 )
-from cluster.rpc import serving
+from cluster.rpc.bounds import PATIENCE, Patience
 from cluster.rpc.connection import Answer, Channel, connect
 from cluster.rpc.frames import BODY_MAX_BYTES, HEADER, PREFACE, pack
 from cluster.rpc.serving import Handler, SendReply, listen
@@ -109,10 +109,11 @@ class Service(Handler):
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[Service, str, trio.Nursery]]:
+async def served(patience: Patience = PATIENCE) -> AsyncIterator[tuple[Service, str, trio.Nursery]]:
     service, address = Service(), free_address()
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: listen(address, DECODER, lambda _peer: service, task_status=task_status))
+        serving = partial(listen, address, DECODER, lambda _peer: service, patience=patience)
+        await nursery.start(lambda task_status: serving(task_status=task_status))
         yield service, address, nursery
         nursery.cancel_scope.cancel()
 
@@ -362,10 +363,8 @@ async def test_a_client_lives_after_garbage(reply: bytes) -> None:
         await still_serves(address, nursery)
 
 
-async def test_a_silent_client_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "PREFACE_S", 0.05)
-
-    async with served() as (_service, address, nursery):
+async def test_a_silent_client_is_hung_up_on() -> None:
+    async with served(Patience(preface_s=0.05)) as (_service, address, nursery):
         stream = await trio.open_tcp_stream(*parse_address(address))
         with trio.fail_after(TIMEOUT_S):
             assert await stream.receive_some() == b""

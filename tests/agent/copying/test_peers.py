@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from agent.copying import peers
-from agent.copying.peers import PeerChannels, SmallPulls, pull_bulk
+from agent.copying.peers import STALL_S, PeerChannels, SmallPulls, pull_bulk
 from agent.copying.pulls import SmallObject
 from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Refused, Unavailable
@@ -102,10 +101,10 @@ NONSENSE_OF_MANY: list[tuple[Any, bytes]] = [
 ]
 
 
-async def received_small(script: Script) -> SmallObject:
+async def received_small(script: Script, stall_s: float = STALL_S) -> SmallObject:
     async with channel_to(script) as channel, trio.open_nursery() as nursery:
         try:
-            return await SmallPulls(PeerChannels(nursery, GREETING), nursery).pull(channel.peer, REQUEST)
+            return await SmallPulls(PeerChannels(nursery, GREETING), nursery, stall_s=stall_s).pull(channel.peer, REQUEST)
         finally:
             nursery.cancel_scope.cancel()
 
@@ -154,9 +153,7 @@ async def test_what_is_wanted_meanwhile_is_asked_for_together_as_far_as_it_fits(
     assert len(asked) < 8
 
 
-async def test_what_a_disk_does_not_give_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "STALL_S", 0.3)
-
+async def test_what_a_disk_does_not_give_holds_up_nothing_else() -> None:
     class Stalling(Source):
         async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
             del body, send
@@ -165,7 +162,7 @@ async def test_what_a_disk_does_not_give_holds_up_nothing_else(monkeypatch: pyte
             return Answer(Pulled([PullEnd(b"%d" % pull.ino) for pull in request.pulls]), b"x" * len(request.pulls))
 
     async with channel_to(Stalling([])) as source, trio.open_nursery() as nursery:
-        small = SmallPulls(PeerChannels(nursery, GREETING), nursery)
+        small = SmallPulls(PeerChannels(nursery, GREETING), nursery, stall_s=0.3)
         got: list[int] = []
 
         async def pull(ino: int) -> None:
@@ -183,7 +180,7 @@ async def test_what_a_disk_does_not_give_holds_up_nothing_else(monkeypatch: pyte
     assert sorted(got) == [ino for ino in range(PULLS_MAX + 10) if ino != 6]
 
 
-async def received_in_bulk(script: Script) -> bytes:
+async def received_in_bulk(script: Script, stall_s: float = STALL_S) -> bytes:
     content = b""
 
     def take(data: memoryview) -> None:
@@ -194,7 +191,7 @@ async def received_in_bulk(script: Script) -> bytes:
     async with channel_to(script) as channel:
         wire = await connect_wire(channel.peer, timeout_s=TIMEOUT_S)
         try:
-            assert await pull_bulk(BulkConnection(wire), REQUEST, 10, take, trio.CapacityLimiter(1)) == END
+            assert await pull_bulk(BulkConnection(wire), REQUEST, 10, take, trio.CapacityLimiter(1), stall_s) == END
         finally:
             wire.close()
     return content
@@ -232,13 +229,9 @@ async def test_nor_does_what_is_said_of_one_object(kind: str) -> None:
 @pytest.mark.parametrize(
     ("receive", "script"), [(received_small, []), (received_in_bulk, [HEADER, (Chunk(), b"abcd")])], ids=["small", "bulk"]
 )
-async def test_a_silent_source_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, receive: Callable[[Script], Awaitable[Any]], script: Script
-) -> None:
-    monkeypatch.setattr(peers, "STALL_S", 0.05)
-
+async def test_a_silent_source_is_given_up(receive: Callable[[Script, float], Awaitable[Any]], script: Script) -> None:
     with pytest.raises(BaseExceptionGroup) as problem:
-        await receive(script)
+        await receive(script, 0.05)
     assert problem.group_contains(Unavailable, match="sent nothing|did not answer")
 
 

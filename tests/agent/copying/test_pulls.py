@@ -1,18 +1,21 @@
 """The source's side of a copy: what is served, and what is never served."""
 
+import errno
+import fcntl
 import mmap
 import os
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 
 from agent.copying.pulls import SETTLED_NS
-from agent.objects import reflinks
 from agent.objects.reading import CHUNK_BYTES, Altered, ObjectReader
+from agent.objects.reflinks import FICLONE
 from cluster.errors import Changed, Corrupt, GodwitError, Refused, TokenRefused
 from cluster.messages import (
     PULLED_MAX_BYTES,
@@ -184,8 +187,14 @@ async def test_a_newer_version_or_a_dirty_inode_is_a_change(net: Network) -> Non
 
 
 async def test_a_write_while_it_is_sent_is_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflinks, "FICLONE", 0)  # no file system knows that
+    ioctl = fcntl.ioctl
 
+    def without_reflinks(descriptor: int, request: int, *arguments: Any) -> Any:
+        if request == FICLONE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return ioctl(descriptor, request, *arguments)
+
+    monkeypatch.setattr(fcntl, "ioctl", without_reflinks)
     async with network(tmp_path) as net:
         await net.start("s1")
         await net.file("s1", 7, bytes(LARGE), dirty=True)
