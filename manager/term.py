@@ -21,6 +21,7 @@ from manager.changes.alignment import discard_objects
 from manager.changes.fallback import has_forsaken
 from manager.changes.moves import has_open_orders
 from manager.changes.tasks import begin_queue
+from manager.memory.bounds import BOUNDS, Bounds
 from manager.memory.claims import Claims
 from manager.memory.granting import Granting
 from manager.memory.leases import Leases
@@ -56,12 +57,21 @@ class Term:
     *before_s*.
     """
 
-    def __init__(self, config: ServerConfig, store: Store, deadline: float, extended_s: float, before_s: float) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        store: Store,
+        deadline: float,
+        extended_s: float,
+        before_s: float,
+        bounds: Bounds = BOUNDS,
+    ) -> None:
         self.config = config  # of this server
         self.store = store  # of this term; fenced when the term is over
         self.number = store.term  # of the term
         self.deadline = deadline  # when it stops acting if the office is not extended
         self.extended_s = extended_s  # when the last extension of the office began
+        self._bounds = bounds  # of its memory
         self._before_s = before_s  # the last extension of an earlier term began before that
         self.only_reads = False  # the catalog's disk takes no changes: the office goes on, for reading
         self._over = False  # ended for good
@@ -85,11 +95,12 @@ class Term:
         sessions = Sessions(self.config.manager.session_timeout_s)
         delays = Delays(self.config.manager.suspect_s, self.config.manager.down_s)
         members = await self.store.read(lambda connection: Members(connection, now, delays))
-        leases = Leases(self.number, self.config.manager.access_s, Sealer(self.config.secret), members, lambda: self.extended_s)
+        access_s, sealer = self.config.manager.access_s, Sealer(self.config.secret)
+        leases = Leases(self.number, access_s, sealer, members, lambda: self.extended_s, self._bounds)
         # Nobody is answered yet, and no earlier term writes any more: what has been read stays true until the rest is.
         notes = await self.store.read(lambda connection: Notes(connection, now))
         locks_s = kept_s(self.config.manager)
-        self.state = State(self.number, sessions, members, Policies(), leases, locks_s, notes)
+        self.state = State(self.number, sessions, members, Policies(), leases, locks_s, notes, self._bounds)
         self.granting = Granting(self.state, leases)
         # The flags must be there before the first transaction of a request: what they deny is never looked for.
         self.state.has_moves = await self.store.read(has_open_orders)

@@ -23,6 +23,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from errno import ENOSPC
 from typing import Any, Generic, TypeVar
 
@@ -36,14 +37,12 @@ from manager.catalog.faults import Fault, answering, catalog_fault, fault_of
 from manager.catalog.hot import Hot
 from manager.catalog.room import Need, Room
 from manager.catalog.schema import counters, office
-from manager.catalog.wal import WriteAheadLog
+from manager.catalog.wal import LOG_LIMITS, LogLimits, WriteAheadLog
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BATCH_MAX = 32  # what arrives meanwhile waits for the whole batch
-GIVE_WAY_S = 0.05  # at most
 LOOK_S = 1.0  # how often it is looked whether a full disk has room again
 # As `Connection.begin_nested`, without what SQLAlchemy keeps for each savepoint.
 _SAVEPOINT = Hot(text("SAVEPOINT undoable"))
@@ -53,6 +52,18 @@ _RELEASE = Hot(text("RELEASE SAVEPOINT undoable"))
 _TERM = Hot(select(office.c.term).where(office.c.id == 1).with_for_update(read=True))
 # Adds in the database: nobody has to know the value.
 _ADD = Hot(update(counters).where(counters.c.name == bindparam("counter")).values(value=counters.c.value + bindparam("delta")))
+
+
+@dataclass(frozen=True)
+class StoreLimits:
+    """How much goes into one transaction, and how long work waits that gives way."""
+
+    batch_max: int = 32  # what arrives meanwhile waits for the whole batch
+    give_way_s: float = 0.05  # at most
+    log: LogLimits = LOG_LIMITS  # of SQLite's write-ahead log
+
+
+STORE_LIMITS = StoreLimits()
 
 
 class Transaction:
@@ -98,7 +109,7 @@ class _Item(Generic[T]):
         self.work = work  # the body; may run more than once
         self.durable = durable  # answered only when the log is synced
         self.need = need  # decides what a full disk lets it do
-        self.since_s = trio.current_time()  # when it was queued: see `GIVE_WAY_S`
+        self.since_s = trio.current_time()  # when it was queued: see `StoreLimits.give_way_s`
         self.done = trio.Event()  # set once there is an outcome
         self.result: T | None = None  # of the newest attempt
         self.error: BaseException | None = None  # raised instead by `outcome`
@@ -121,9 +132,11 @@ class Store:
         on_fenced: Callable[[], None],
         in_office: Callable[[], bool] = lambda: True,
         room: Room | None = None,
+        limits: StoreLimits = STORE_LIMITS,
     ) -> None:
         self.term = term  # number; the office's row must have it at each transaction
         self.room = Room(writer) if room is None else room  # what is known of the database's disk
+        self._limits = limits
         self._in_office = in_office  # whether the term's time is not over, asked before each transaction
         self._writer = writer  # engine of the transactions
         self._reader = reader  # engine of reads outside of them
@@ -138,7 +151,7 @@ class Store:
         self._connection: Connection | None = None  # of the transactions; made anew after a failure
         self._read_connection = reader.connect() if self._inline else None  # for questions in the event loop
         self._threads = trio.CapacityLimiter(READ_THREADS)  # for reads alone: the transactions' thread is none of them
-        self._log = WriteAheadLog(writer) if self._inline else None  # PostgreSQL syncs each commit itself
+        self._log = WriteAheadLog(writer, limits.log) if self._inline else None  # PostgreSQL syncs each commit itself
         self._to_sync: list[_Item[Any]] = []  # committed, to be answered when the log is synced
         self._sync_wanted = trio.Event()  # a new one with each sync; set by the first commit that waits for it
 
@@ -259,11 +272,12 @@ class Store:
 
     def _take_batch(self) -> list[_Item[Any]]:
         """What waits, up to a bound; of what gives way one if it has waited for too long, and more if nothing else waits."""
-        batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_MAX))]
+        batch_max = self._limits.batch_max
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), batch_max))]
         later = self._giving_way
         if later and not batch:
-            batch = [later.popleft() for _ in range(1 if self._inline else min(len(later), BATCH_MAX))]
-        elif later and later[0].since_s + GIVE_WAY_S <= trio.current_time():
+            batch = [later.popleft() for _ in range(1 if self._inline else min(len(later), batch_max))]
+        elif later and later[0].since_s + self._limits.give_way_s <= trio.current_time():
             batch.append(later.popleft())
         if not self._queue and not self._giving_way:
             self._work_came = trio.Event()

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 
 import trio
 from sqlalchemy import Engine
@@ -19,19 +20,30 @@ from manager.catalog.faults import reason_of
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_S = 1.0  # between looks at its length
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 """What the log is cut back to when it begins anew: overwriting what no memory holds any more means to read it first."""
-LONG_BYTES = 64 * 1024 * 1024  # from here on writes are held up, so that it can begin anew
-HOLD_S = 0.5
-"""At most: a disk that hangs must not cost the office, which is extended by a write. Where that is too short, the log is let grow
-to twice its length before the next attempt."""
+
+
+@dataclass(frozen=True)
+class LogLimits:
+    """How long the log may become, and how long that may hold up writes."""
+
+    look_s: float = 1.0  # between looks at its length
+    fold_bytes: int = CHECKPOINT_BYTES  # from here on it is folded in
+    long_bytes: int = 64 * 1024 * 1024  # from here on writes are held up, so that it can begin anew
+    # At most: a disk that hangs must not cost the office, which is extended by a write. Where that is too short, the log is let
+    # grow to twice its length before the next attempt.
+    hold_s: float = 0.5
+
+
+LOG_LIMITS = LogLimits()
 
 
 class WriteAheadLog:
     """The log of the database that *engine* writes."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, limits: LogLimits = LOG_LIMITS) -> None:
+        self._limits = limits
         self._engine = engine  # of the writer; checkpoints take a connection of their own from it
         self._path = f"{engine.url.database}-wal"  # SQLite's name for the log
         self._doubtful = False  # a sync has failed, or is under way: the next one must fold the log in first
@@ -59,22 +71,23 @@ class WriteAheadLog:
 
     async def checkpoint_loop(self, holding_writes: Callable[[], AbstractContextManager[None]]) -> None:
         """Folds the log into the database whenever it has grown. Nobody is held up by that, unless it has become long."""
-        long_bytes = LONG_BYTES
+        limits = self._limits
+        long_bytes = limits.long_bytes
         while True:
-            await trio.sleep(CHECKPOINT_S)
-            if self._size() <= CHECKPOINT_BYTES:
+            await trio.sleep(limits.look_s)
+            if self._size() <= limits.fold_bytes:
                 continue
             await trio.to_thread.run_sync(self._checkpoint)
             if self._size() > long_bytes:
                 with holding_writes():
-                    with trio.move_on_after(HOLD_S) as folding:
-                        # Abandoned after `HOLD_S`: the thread goes on, and writes go on beside it, as with any passive
+                    with trio.move_on_after(limits.hold_s) as folding:
+                        # Abandoned after `hold_s`: the thread goes on, and writes go on beside it, as with any passive
                         # checkpoint.
                         await trio.to_thread.run_sync(self._checkpoint, abandon_on_cancel=True)
                     if not folding.cancelled_caught:
                         # Only where folding came to its end: else the log cannot begin anew.
                         await trio.to_thread.run_sync(self._begin_anew)
-                long_bytes = max(LONG_BYTES, 2 * self._size())
+                long_bytes = max(limits.long_bytes, 2 * self._size())
 
     def _size(self) -> int:
         try:

@@ -21,7 +21,6 @@ from manager.memory.state import State
 from manager.rules.moves import ACTIVE, UNFINISHED, VANISHED, Event, Move, Step
 from manager.rules.placement import Place, draw, has_room
 
-WINDOW = 256  # moves of a migration whose copies or deletions may be in the queues at once
 BATCH = 64  # files of one transaction, for which requests wait
 
 _OPEN = select(migrations).where(migrations.c.ended_ns == 0).order_by(migrations.c.migration)
@@ -97,7 +96,8 @@ def start_some(tx: Transaction, state: State, migration: int) -> bool:
     if order is None or order.state not in (MigrationState.PLANNING, MigrationState.RUNNING):
         return False
     # Moves that wait for a writer do not count: they would fill the window without any work in the queues.
-    room = WINDOW - count_moves(tx.connection, migration, (MoveState.COPYING, MoveState.DELETING), WINDOW)
+    window = state.bounds.moves_max
+    room = window - count_moves(tx.connection, migration, (MoveState.COPYING, MoveState.DELETING), window)
     if room <= 0:
         return False
     values = {"migration": migration, "state": MoveState.PLANNED, "after": 0, "n": min(BATCH, room)}

@@ -19,11 +19,9 @@ from cluster.counters import Counters, counter, gauge
 from cluster.errors import TokenRefused
 from cluster.leases import READ, SERIAL_TERM_BITS, SHARED, WRITE, LeaseToken, Sealer, grant_lasts_s, margin_s, mode_for
 from cluster.messages import LeaseCounts, Node
+from manager.memory.bounds import BOUNDS, Bounds
 from manager.memory.members import Members
 from manager.memory.sessions import Session
-
-TABLE_MAX = 500_000  # beyond, nobody is granted anything to cache
-CACHED_MAX = 100_000  # the same for one session
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +81,15 @@ class Counts:
 class Leases:
     """The table of live leases: at most one for each inode and session."""
 
-    def __init__(self, term: int, access_s: float, sealer: Sealer, members: Members, extended_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        term: int,
+        access_s: float,
+        sealer: Sealer,
+        members: Members,
+        extended_s: Callable[[], float],
+        bounds: Bounds = BOUNDS,
+    ) -> None:
         self.access_s = access_s  # for how long a holder may use what it was granted, unless it renews it
         self.lasts_s = access_s + margin_s(access_s)  # until the manager takes a lease for ended: later than its holder does
         self.counters = Counters()  # of this term
@@ -93,6 +99,7 @@ class Leases:
         self._sealer = sealer  # by whose key agents know tokens for the manager's
         self._members = members  # says where homes are
         self._extended_s = extended_s  # when the last extension of the office began
+        self._bounds = bounds  # of the table
         self._serials = itertools.count(term << SERIAL_TERM_BITS | 1)  # larger than those of earlier terms
         self._holders: dict[int, dict[int, Lease]] = {}  # by inode, then by session
         self._by_end: OrderedDict[tuple[int, int], None] = OrderedDict()  # all leases last equally long: in order of their ends
@@ -153,7 +160,7 @@ class Leases:
 
     def has_room(self, session: Session) -> bool:
         """Whether the session may be granted more to cache."""
-        return len(self._by_end) < TABLE_MAX and self._cached[session.number] < CACHED_MAX
+        return len(self._by_end) < self._bounds.leases_max and self._cached[session.number] < self._bounds.cached_max
 
     def pass_for(self, server: str, ino: int, version: int, home_epoch: int, now: float) -> bytes:
         """A token with which *server*'s agent may read the inode's replicas to copy them. It is nobody's lease."""

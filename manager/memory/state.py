@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from cluster.clock import monotonic_s
 from cluster.messages import COOKIE_TERM_BITS, Node
 from manager.catalog.store import Transaction
+from manager.memory.bounds import BOUNDS, Bounds
 from manager.memory.leases import Leases
 from manager.memory.locks import Locks
 from manager.memory.members import Members
@@ -68,8 +69,17 @@ class State:
     """The memory of one term. Bodies of transactions read it from the store's thread and change it only by `tx.after`."""
 
     def __init__(
-        self, term: int, sessions: Sessions, members: Members, policies: Policies, leases: Leases, locks_s: float, notes: Notes
+        self,
+        term: int,
+        sessions: Sessions,
+        members: Members,
+        policies: Policies,
+        leases: Leases,
+        locks_s: float,
+        notes: Notes,
+        bounds: Bounds = BOUNDS,
     ) -> None:
+        self.bounds = bounds  # of the term
         self.sessions = sessions  # processes, and what they have open
         self.members = members  # servers and volumes
         self.leases = leases  # who may use and cache which inode

@@ -38,8 +38,6 @@ from manager.rules.limits import TEXT_MAX, check_count, check_number, clean_text
 from manager.term import Term
 
 VOLUMES_MAX = 256  # of one server
-GATHER_S = 0.1  # tasks of one moment are claimed in one transaction
-AT_REST_S = 1.0  # the first one after such a time does not wait for others
 CLAIM_MAX = 32  # in one transaction, which others wait for
 REPORTS_TOGETHER = 8  # likewise
 WAIT_MAX_S = 60.0  # for tasks, in one request
@@ -156,9 +154,9 @@ async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
                         return Tasks(claimed)
                     continue
                 await bell.wait()
-                if monotonic_s() - session.claimed_s < AT_REST_S:
-                    # Tasks tend to come in bunches: one transaction claims those of a tenth of a second.
-                    await trio.sleep(GATHER_S)
+                if monotonic_s() - session.claimed_s < term.state.bounds.at_rest_s:
+                    # Tasks tend to come in bunches: one transaction claims them.
+                    await trio.sleep(term.state.bounds.gather_s)
     if request.wait_s <= 0 and members.works(server):
         return Tasks(await _claim(term, session, limit))
     return Tasks([])

@@ -41,8 +41,9 @@ from cluster.messages import (
 )
 from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.office import read_office, take_office
-from manager.catalog.store import Store
+from manager.catalog.store import STORE_LIMITS, Store, StoreLimits
 from manager.catalog.upgrade import migrate
+from manager.memory.bounds import BOUNDS, Bounds
 from manager.requests.connection import Connection
 from manager.requests.routes import ROUTES, Candidate, Who
 from manager.term import Term
@@ -210,7 +211,9 @@ async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 10.0
 
 
 @asynccontextmanager
-async def in_office(url: str, server: str = "s1", **settings: Any) -> AsyncIterator[Office]:
+async def in_office(
+    url: str, server: str = "s1", *, bounds: Bounds = BOUNDS, limits: StoreLimits = STORE_LIMITS, **settings: Any
+) -> AsyncIterator[Office]:
     """Takes the next term and holds it, without extending it, until the end of the block."""
     writer, reader = make_engines(url)
     migrate(writer)
@@ -218,9 +221,10 @@ async def in_office(url: str, server: str = "s1", **settings: Any) -> AsyncItera
         seen = read_office(connection)
         assert take_office(connection, seen, server, "127.0.0.1:7601")
     async with trio.open_nursery() as nursery:
-        store = Store(writer, reader, seen.term + 1, on_fenced=lambda: None)
+        store = Store(writer, reader, seen.term + 1, on_fenced=lambda: None, limits=limits)
         nursery.start_soon(store.run)
-        term = Term(config(url, server, **settings), store, monotonic_s() + 1e6, monotonic_s() + 1e6, monotonic_s())
+        now = monotonic_s()
+        term = Term(config(url, server, **settings), store, now + 1e6, now + 1e6, now, bounds)
         await term.begin()
         office = Office(term)
         await office.admin.hello()

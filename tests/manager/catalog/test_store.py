@@ -5,27 +5,27 @@ import itertools
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, insert, make_url, select, text, update
+from sqlalchemy import Connection, Engine, event, insert, make_url, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Refused, refused
 from cluster.messages import PROTOCOL, Applied, Apply, GetAttr, Hello, Unlink
-from manager.catalog import store as store_module
-from manager.catalog import wal
 from manager.catalog.engines import make_engines, retrying, write_transaction
 from manager.catalog.faults import is_retriable
 from manager.catalog.office import extend_office, read_office, take_office
 from manager.catalog.schema import applied, counters, metadata
-from manager.catalog.store import Store, Transaction
+from manager.catalog.store import Store, StoreLimits, Transaction
 from manager.catalog.upgrade import migrate
+from manager.catalog.wal import CHECKPOINT_BYTES, LogLimits
 from tests.manager.office import NOW, Office, in_office, small_network
 
 
@@ -95,14 +95,9 @@ async def test_what_waits_together_is_committed_together(office: Office) -> None
 
 
 @pytest.mark.parametrize(("give_way_s", "places"), [(60.0, [96, 97]), (0.0, [32, 65])], ids=["gives way", "not for ever"])
-async def test_parts_give_way_to_other_work(
-    url: str, monkeypatch: pytest.MonkeyPatch, give_way_s: float, places: list[int]
-) -> None:
+async def test_parts_give_way_to_other_work(url: str, give_way_s: float, places: list[int]) -> None:
     """The places of two parts among 96 writes that wait with them, of which 32 go into one transaction."""
-    monkeypatch.setattr(store_module, "GIVE_WAY_S", give_way_s)
-    monkeypatch.setattr(store_module, "BATCH_MAX", 32)
-
-    async with in_office(url) as office:
+    async with in_office(url, limits=StoreLimits(batch_max=32, give_way_s=give_way_s)) as office:
         order: list[str] = []
         together: list[list[None]] = []
 
@@ -243,59 +238,67 @@ async def test_an_effect_that_fails_ends_the_term(sqlite_url: str) -> None:
             await office.store.write(_count)
 
 
-async def test_the_log_begins_anew_before_the_next_write(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+SHORT_LOG = StoreLimits(log=LogLimits(look_s=0.02, long_bytes=CHECKPOINT_BYTES))
+ANY_LOG_IS_LONG = StoreLimits(log=LogLimits(look_s=0.01, fold_bytes=0, long_bytes=0, hold_s=0.05))
+
+
+async def test_the_log_begins_anew_before_the_next_write(sqlite_url: str) -> None:
     """The first write into a new log waits for the disk: not in the event loop."""
-    monkeypatch.setattr(wal, "CHECKPOINT_S", 0.02)
-    monkeypatch.setattr(wal, "LONG_BYTES", wal.CHECKPOINT_BYTES)
     path = Path(f"{make_url(sqlite_url).database}-wal")
 
     def write_much(tx: Transaction) -> None:
-        tx.execute(insert(applied), {"session": 1, "request_id": 1, "reply": os.urandom(2 * wal.CHECKPOINT_BYTES)})
+        tx.execute(insert(applied), {"session": 1, "request_id": 1, "reply": os.urandom(2 * CHECKPOINT_BYTES)})
 
-    async with in_office(sqlite_url) as office:
+    async with in_office(sqlite_url, limits=SHORT_LOG) as office:
         await office.store.write(write_much)
         with trio.fail_after(10.0):
-            while path.stat().st_size > wal.CHECKPOINT_BYTES:
+            while path.stat().st_size > CHECKPOINT_BYTES:
                 await trio.sleep(0.01)
 
 
 class HangingDisk:
-    """Any log is long, and the disk hangs when one is folded in while writes are held up for that."""
+    """What SQLite is told, on a disk that hangs when a log is folded in for which writes are held up."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.hung, self.recovered, self.folded = trio.Event(), threading.Event(), itertools.count()
-        for name, value in {"CHECKPOINT_S": 0.01, "CHECKPOINT_BYTES": 0, "LONG_BYTES": 0, "HOLD_S": 0.05}.items():
-            monkeypatch.setattr(wal, name, value)
-        monkeypatch.setattr(wal.WriteAheadLog, "_checkpoint", lambda _log: self._fold_in())
+    def __init__(self) -> None:
+        self.hung, self.recovered = trio.Event(), threading.Event()
+        self.folded = self.begun_anew = 0
 
-    def _fold_in(self) -> None:
-        if next(self.folded) == 1:  # the one for which writes are held up
-            trio.from_thread.run_sync(self.hung.set)
-            self.recovered.wait()
+    def executes(self, _connection: Connection, _cursor: Any, statement: str, *_how: Any) -> None:
+        if statement.startswith("PRAGMA user_version"):
+            self.begun_anew += 1
+        elif statement.startswith("PRAGMA wal_checkpoint"):
+            self.folded += 1
+            if self.folded == 2:  # the first one is tried before writes are held up
+                trio.from_thread.run_sync(self.hung.set)
+                self.recovered.wait()
 
 
-async def test_a_log_that_could_not_begin_anew_is_let_grow(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk, begun = HangingDisk(monkeypatch), itertools.count()
-    monkeypatch.setattr(wal.WriteAheadLog, "_begin_anew", lambda _log: next(begun))
+@pytest.fixture
+def hanging_disk() -> Iterator[HangingDisk]:
+    disk = HangingDisk()
+    event.listen(Engine, "before_cursor_execute", disk.executes)
+    yield disk
+    disk.recovered.set()
+    event.remove(Engine, "before_cursor_execute", disk.executes)
 
-    async with in_office(sqlite_url) as office:
+
+async def test_a_log_that_could_not_begin_anew_is_let_grow(sqlite_url: str, hanging_disk: HangingDisk) -> None:
+    async with in_office(sqlite_url, limits=ANY_LOG_IS_LONG) as office:
         await office.store.write(_count)
-        await trio.sleep(0.5)
-        disk.recovered.set()
-        assert next(disk.folded) > 3
-        assert next(begun) == 0
+        with trio.fail_after(10.0):
+            while hanging_disk.folded < 10:
+                await trio.sleep(0.01)
+        assert hanging_disk.begun_anew == 0
 
 
-async def test_the_log_begins_anew_though_writes_never_pause(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wal, "CHECKPOINT_S", 0.02)
-    monkeypatch.setattr(wal, "LONG_BYTES", wal.CHECKPOINT_BYTES)
+async def test_the_log_begins_anew_though_writes_never_pause(sqlite_url: str) -> None:
     path = Path(f"{make_url(sqlite_url).database}-wal")
     numbers = itertools.count()
 
     def write_much(tx: Transaction) -> None:
         tx.execute(insert(applied), {"session": 1, "request_id": next(numbers), "reply": os.urandom(64 * 1024)})
 
-    async with in_office(sqlite_url) as office:
+    async with in_office(sqlite_url, limits=SHORT_LOG) as office:
         begun, size = 0, 0
         while begun < 3:
             if office.store.is_idle and begun % 2:
@@ -305,21 +308,16 @@ async def test_the_log_begins_anew_though_writes_never_pause(sqlite_url: str, mo
                 await office.store.write(write_much)
             before, size = size, path.stat().st_size
             begun += size < before
-            assert size < 64 * wal.CHECKPOINT_BYTES
-        assert size <= 2 * wal.CHECKPOINT_BYTES
+            assert size < 64 * CHECKPOINT_BYTES
+        assert size <= 2 * CHECKPOINT_BYTES
 
 
-async def test_a_disk_that_hangs_holds_up_no_write_for_long(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = HangingDisk(monkeypatch)
-
-    async with in_office(sqlite_url) as office:
+async def test_a_disk_that_hangs_holds_up_no_write_for_long(sqlite_url: str, hanging_disk: HangingDisk) -> None:
+    async with in_office(sqlite_url, limits=ANY_LOG_IS_LONG) as office:
         await office.store.write(_count)
-        await disk.hung.wait()
-        try:
-            with trio.fail_after(10.0):
-                await office.store.write(_count)
-        finally:
-            disk.recovered.set()
+        await hanging_disk.hung.wait()
+        with trio.fail_after(10.0):
+            await office.store.write(_count)
 
 
 def test_only_one_candidate_takes_a_term(url: str) -> None:

@@ -44,7 +44,7 @@ from cluster.messages import (
     Unlink,
     Where,
 )
-from manager.requests import agents as agents_module
+from manager.memory.bounds import Bounds
 from manager.workers.housekeeping import tick_loop
 from tests.manager.office import GIB, NOW, Office, Peer, in_office, small_network, until
 
@@ -95,11 +95,8 @@ async def test_a_commit_makes_the_content_known_and_queues_a_copy(url: str) -> N
             await mount.ask(AwaitCopies(node.ino, 3, 3, 0.05))
 
 
-async def test_the_first_task_after_a_rest_does_not_wait_for_others(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents_module, "GATHER_S", 1000.0)
-    monkeypatch.setattr(agents_module, "AT_REST_S", 1000.0)
-
-    async with small_network(url) as (office, mount):
+async def test_the_first_task_after_a_rest_does_not_wait_for_others(url: str) -> None:
+    async with small_network(url, bounds=Bounds(gather_s=1000.0, at_rest_s=1000.0)) as (office, mount):
         agents = await agents_of(office)
         await mount.ask(SetPolicy(ROOT_INO, copies=3))
         claimed: dict[str, list[Task]] = {}

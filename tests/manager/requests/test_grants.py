@@ -30,7 +30,7 @@ from cluster.messages import (
 )
 from manager.catalog.schema import caching
 from manager.changes.operations import as_markdown
-from manager.memory import leases
+from manager.memory.bounds import Bounds
 from manager.memory.leases import Leases
 from manager.memory.mutations import Fences, Mutation
 from manager.memory.sessions import Session
@@ -146,16 +146,15 @@ async def test_an_open_grants_the_inode_and_a_renewal_only_what_is_still_granted
         assert len(reply.tokens) == 1
 
 
-async def test_a_full_table_grants_nothing_to_cache(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with small_network(url) as (office, _), caching_mount(office, "s1") as mount:
+async def test_a_full_table_grants_nothing_to_cache(url: str) -> None:
+    bounds = Bounds(leases_max=3, cached_max=2)
+    async with small_network(url, bounds=bounds) as (office, _), caching_mount(office, "s1") as mount:
         made = [await mount.peer.mkdir(b"%d" % n) for n in range(4)]
-        monkeypatch.setattr(leases, "CACHED_MAX", 2)
         assert [len(granted(await mount.attr(node.ino))) for node in made] == [1, 1, 0, 0]
         async with caching_mount(office, "s2") as other:
             await quiet()
             assert len(granted(await other.attr(made[3].ino))) == 1, "the limit is for each session"
-            monkeypatch.setattr(leases, "TABLE_MAX", 3)
-            assert len(granted(await other.attr(made[2].ino))) == 0
+            assert len(granted(await other.attr(made[2].ino))) == 0, "the table is full"
 
 
 async def test_an_answer_that_was_read_before_a_change_is_not_granted_after_it(postgres_url: str) -> None:

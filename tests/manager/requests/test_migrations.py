@@ -27,9 +27,9 @@ from cluster.messages import (
     TaskReport,
     Unlink,
 )
-from manager.changes import migrations
 from manager.changes.selectors import SELECTORS, Drain
 from manager.changes.volume_scans import queue_volume_scan
+from manager.memory.bounds import Bounds
 from tests.manager.changes.test_copies import agents_of, where
 from tests.manager.migrating import (
     files_with_copies,
@@ -72,9 +72,8 @@ async def test_a_directory_is_walked_and_hard_links_move_once(url: str) -> None:
         assert [(count.files, count.size) for count in row.counts] == [(150, 1500)]
 
 
-async def test_the_window_bounds_what_is_in_the_queues(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrations, "WINDOW", 4)
-    async with small_network(sqlite_url) as (office, mount):
+async def test_the_window_bounds_what_is_in_the_queues(sqlite_url: str) -> None:
+    async with small_network(sqlite_url, bounds=Bounds(moves_max=4)) as (office, mount):
         agents = await agents_of(office)
         nodes = await files_with_copies(mount, agents, 10, on=2)
         order = await start(mount, *[node.ino for node in nodes])
