@@ -44,11 +44,11 @@ def database_url(address: str, password: str) -> str:
     return f"postgresql+psycopg://{ROLE}:{password}@{address}:{PORT}/{NAME}"
 
 
-def require_postgres(folder: Path) -> Path:
-    """The programs that fit the data in *folder*, or the newest; raises `Refused` with the package that is missing."""
+def require_postgres(folder: Path, programs: Path = PROGRAMS) -> Path:
+    """Those of *programs* that fit the data in *folder*, or the newest; raises `Refused` with the package that is missing."""
     if find_spec("psycopg") is None:
         raise Refused("PostgreSQL needs the Python package psycopg, which is missing here: pip install 'godwit[postgres]'")
-    installed = {path.parent.parent.name: path.parent for path in PROGRAMS.glob("*/bin/postgres")}
+    installed = {path.parent.parent.name: path.parent for path in programs.glob("*/bin/postgres")}
     try:
         made_by = (folder / "data" / "PG_VERSION").read_text().strip()
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def require_postgres(folder: Path) -> Path:
         made_by = max(installed, key=float, default="")
     if made_by not in installed:
         package = f"postgresql-{made_by}" if made_by else "postgresql"
-        raise Refused(f"a lab with its own PostgreSQL needs what is missing here: {PROGRAMS} (package {package})")
+        raise Refused(f"a lab with its own PostgreSQL needs what is missing here: {programs} (package {package})")
     return installed[made_by]
 
 

@@ -34,21 +34,21 @@ def tag_of(root: Path) -> str:
     return hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
 
 
-def register(root: Path) -> None:
+def register(root: Path, registry: Path = REGISTRY) -> None:
     """Adds an entry for the lab at *root*; may be repeated."""
-    make_runtime_directory(REGISTRY, PUBLIC)
-    replace_file(_entry_path(root), msgspec.json.encode(Entry(str(root))), mode=0o644, synced=False)
+    make_runtime_directory(registry, PUBLIC)
+    replace_file(_entry_path(registry, root), msgspec.json.encode(Entry(str(root))), mode=0o644, synced=False)
 
 
 def unregister(root: Path) -> None:
     """Removes the lab's entry; may be repeated."""
-    _entry_path(root).unlink(missing_ok=True)
+    _entry_path(REGISTRY, root).unlink(missing_ok=True)
 
 
-def registered() -> list[Path]:
+def registered(registry: Path = REGISTRY) -> list[Path]:
     """The roots of all labs that are up, in order."""
     roots = []
-    for path in REGISTRY.glob("*.json"):
+    for path in registry.glob("*.json"):
         try:
             # An entry that vanishes is of a lab that is being taken down.
             roots.append(Path(_decode(path.read_bytes()).root))
@@ -57,8 +57,8 @@ def registered() -> list[Path]:
     return sorted(roots)
 
 
-def _entry_path(root: Path) -> Path:
-    return REGISTRY / f"{tag_of(root)}.json"
+def _entry_path(registry: Path, root: Path) -> Path:
+    return registry / f"{tag_of(root)}.json"
 
 
 @contextmanager

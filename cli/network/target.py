@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ from cluster.config import DEFAULT_CONFIG, ServerConfig, load_config
 from cluster.errors import Refused, Unavailable
 from cluster.rpc.candidates import known_candidates
 from lab.lab import Lab
-from lab.registry import registered
+from lab.registry import REGISTRY, registered
 
 RootOption = Annotated[
     Path | None,
@@ -37,21 +37,24 @@ class Target:
     advice: str  # appended to the error
 
 
-def find_target(root: Path | None, machine: Path = DEFAULT_CONFIG) -> Target:
-    """The network that a command means; raises `Refused` or `Unavailable` if there is none or more than one."""
+def find_target(root: Path | None, machine: Path = DEFAULT_CONFIG, labs: Path = REGISTRY) -> Target:
+    """The network that a command means; raises `Refused` or `Unavailable` if there is none or more than one.
+
+    *machine*: the machine's own configuration. *labs*: the registry of those that are up.
+    """
     if root is not None:
-        return lab_target(Lab.load(root))
+        return lab_target(Lab.load(root), labs)
     # Before labs: on a server the network is meant that it serves.
     if machine.exists():
         config = load_config(machine)
         advice = f"is a manager running? (godwit run manager --config {machine})"
         return _target([config], advice)
-    return lab_target(only_lab())
+    return lab_target(only_lab(labs), labs)
 
 
-def only_lab() -> Lab:
+def only_lab(labs: Path = REGISTRY) -> Lab:
     """The one lab that is up; raises `Refused` with a list if there is not exactly one."""
-    roots = registered()
+    roots = registered(labs)
     if len(roots) == 1:
         return Lab.load(roots[0])
     if not roots:
@@ -59,8 +62,9 @@ def only_lab() -> Lab:
     raise Refused("more than one lab is up, say which with --root: " + ", ".join(map(str, roots)))
 
 
-def lab_target(lab: Lab) -> Target:
-    if lab.root not in registered():
+def lab_target(lab: Lab, labs: Path = REGISTRY) -> Target:
+    """The network of a lab; raises `Unavailable` if it is down."""
+    if lab.root not in registered(labs):
         raise Unavailable(f"the lab at {lab.root} is down (try: godwit lab up --root {lab.root})")
     advice = f"look at godwit lab ls, and start what is missing: godwit lab start s1 --root {lab.root}"
     return _target([lab.config(server) for server in lab.servers], advice)
@@ -75,10 +79,21 @@ def _target(configs: Sequence[ServerConfig], advice: str) -> Target:
     )
 
 
-def split_at_mount(path: Path, mounts: Sequence[Path]) -> tuple[Path, list[bytes]]:
+def read_link(path: bytes) -> bytes | None:
+    """Where a symbolic link points to; None for anything else, and for what cannot be read."""
+    try:
+        # EINVAL for what is no link is the usual case.
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def split_at_mount(
+    path: Path, mounts: Sequence[Path], read: Callable[[bytes], bytes | None] = read_link
+) -> tuple[Path, list[bytes]]:
     """The mount that *path* lies on and the names below it, without touching the mount, which may be dead.
 
-    Symbolic links before the mount are followed. Raises `Refused` if *path* is on none of *mounts*.
+    Symbolic links before the mount are followed, as *read* finds them. Raises `Refused` if *path* is on none of *mounts*.
     """
     wanted = {os.fsencode(mount) for mount in mounts}
     # abspath and readlink only: stat of what lies on a dead mount would hang.
@@ -96,7 +111,7 @@ def split_at_mount(path: Path, mounts: Sequence[Path]) -> tuple[Path, list[bytes
         # Nothing beyond the mount point is touched.
         if here in wanted:
             return Path(os.fsdecode(here)), [part for part in reversed(left) if part not in (b"", b".")]
-        target = read_link(here)
+        target = read(here)
         if target is not None:
             links += 1
             if links > 40:  # MAXSYMLINKS of Linux
@@ -105,12 +120,3 @@ def split_at_mount(path: Path, mounts: Sequence[Path]) -> tuple[Path, list[bytes
             left += target.split(b"/")[::-1]
     names = ", ".join(map(str, mounts))
     raise Refused(f"{path} is on no mount of this network (its mounts: {names})")
-
-
-def read_link(path: bytes) -> bytes | None:
-    """Where a symbolic link points to; None for anything else, and for what cannot be read."""
-    try:
-        # EINVAL for what is no link is the usual case.
-        return os.readlink(path)
-    except OSError:
-        return None

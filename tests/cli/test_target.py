@@ -8,74 +8,73 @@ from typing import Any, cast
 import pytest
 import trio
 
-from cli.network import target as target_module
 from cli.network.names import find_inode
-from cli.network.target import Target, find_target, only_lab, split_at_mount
+from cli.network.target import Target, find_target, only_lab, read_link, split_at_mount
 from cluster.config import dump_config, write_config
 from cluster.errors import Refused, Unavailable
 from cluster.messages import Blob, Found, Lookup, Node, ReadLink
 from cluster.rpc.conversation import Asker
-from lab import registry
 from lab.lab import Lab
 from lab.network import Network
 from lab.registry import register
 from lab.state import read_state, server_config
 
 
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A registry of labs that other labs of this machine are not in."""
-    monkeypatch.setattr(registry, "REGISTRY", tmp_path / "registry")
-    (tmp_path / "registry").mkdir()
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    """One that other labs of this machine are not in."""
+    made = tmp_path / "registry"
+    made.mkdir()
+    return made
 
 
-def lab_that_is_up(root: Path) -> Lab:
+def lab_that_is_up(root: Path, registry: Path) -> Lab:
     lab = Lab.create(root, servers=2)
     for server in lab.servers:
         config = server_config(lab.root, read_state(lab.root), Network(lab.tag, "10.64.0.0/24"), server)
         write_config(lab.config_path(server), config)
-    register(lab.root)
+    register(lab.root, registry)
     return lab
 
 
 NOWHERE = Path("/nonexistent/godwit.toml")
 
 
-def test_the_only_lab_is_meant(tmp_path: Path) -> None:
-    lab = lab_that_is_up(tmp_path / "lab")
-    found = find_target(None, NOWHERE)
+def test_the_only_lab_is_meant(tmp_path: Path, registry: Path) -> None:
+    lab = lab_that_is_up(tmp_path / "lab", registry)
+    found = find_target(None, NOWHERE, registry)
     assert found.mounts == (lab.mount("s1"), lab.mount("s2"))
     assert found.managers == ("10.64.0.1:7400", "10.64.0.2:7400")
-    assert only_lab().root == lab.root
+    assert only_lab(registry).root == lab.root
 
 
-def test_one_of_several_labs_must_be_named(tmp_path: Path) -> None:
-    labs = [lab_that_is_up(tmp_path / name) for name in ("one", "two")]
+def test_one_of_several_labs_must_be_named(tmp_path: Path, registry: Path) -> None:
+    labs = [lab_that_is_up(tmp_path / name, registry) for name in ("one", "two")]
     with pytest.raises(Refused, match=f"{labs[0].root}, {labs[1].root}"):
-        find_target(None, NOWHERE)
-    assert find_target(labs[1].root, NOWHERE).mounts[0] == labs[1].mount("s1")
+        find_target(None, NOWHERE, registry)
+    assert find_target(labs[1].root, NOWHERE, registry).mounts[0] == labs[1].mount("s1")
 
 
-def test_no_lab_says_what_to_try() -> None:
+def test_no_lab_says_what_to_try(registry: Path) -> None:
     with pytest.raises(Refused, match="godwit lab up"):
-        find_target(None, NOWHERE)
+        find_target(None, NOWHERE, registry)
 
 
-def test_a_lab_that_is_down_is_unavailable(tmp_path: Path) -> None:
+def test_a_lab_that_is_down_is_unavailable(tmp_path: Path, registry: Path) -> None:
     lab = Lab.create(tmp_path / "lab", servers=1)
     with pytest.raises(Unavailable, match="is down"):
-        find_target(lab.root, NOWHERE)
+        find_target(lab.root, NOWHERE, registry)
 
 
-def test_the_machines_configuration_goes_before_labs(tmp_path: Path) -> None:
-    lab = lab_that_is_up(tmp_path / "lab")
+def test_the_machines_configuration_goes_before_labs(tmp_path: Path, registry: Path) -> None:
+    lab = lab_that_is_up(tmp_path / "lab", registry)
     machine = tmp_path / "godwit.toml"
     config = server_config(tmp_path, read_state(lab.root), Network("00000000", "10.99.0.0/24"), "s2")
     machine.write_bytes(dump_config(config))
-    found = find_target(None, machine)
+    found = find_target(None, machine, registry)
     assert found.managers[0] == "10.99.0.1:7400"
     assert str(machine) in found.advice
-    assert find_target(lab.root, machine).managers[0] == "10.64.0.1:7400"
+    assert find_target(lab.root, machine, registry).managers[0] == "10.64.0.1:7400"
 
 
 # --------------------------------------------------------------------------------------------------------- paths
@@ -103,9 +102,7 @@ def test_a_path_elsewhere_is_refused(path: str) -> None:
         split_at_mount(Path(path), MOUNTS)
 
 
-def test_links_before_the_mount_are_followed_and_the_mount_is_not_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_links_before_the_mount_are_followed_and_the_mount_is_not_touched(tmp_path: Path) -> None:
     mount = tmp_path / "s1" / "mnt"
     mount.mkdir(parents=True)
     (tmp_path / "shortcut").symlink_to("s1/mnt")
@@ -113,18 +110,15 @@ def test_links_before_the_mount_are_followed_and_the_mount_is_not_touched(
     (tmp_path / "loop").symlink_to("loop")
     touched: list[bytes] = []
 
-    def readlink(path: bytes) -> bytes | None:
+    def read(path: bytes) -> bytes | None:
         touched.append(path)
-        return original(path)
+        return read_link(path)
 
-    original = target_module.read_link
-
-    monkeypatch.setattr(target_module, "read_link", readlink)
-    assert split_at_mount(tmp_path / "shortcut" / "a", [mount]) == (mount, [b"a"])
-    assert split_at_mount(tmp_path / "absolute" / "a", [mount]) == (mount, [b"deep", b"a"])
+    assert split_at_mount(tmp_path / "shortcut" / "a", [mount], read) == (mount, [b"a"])
+    assert split_at_mount(tmp_path / "absolute" / "a", [mount], read) == (mount, [b"deep", b"a"])
     assert not any(path.startswith(os.fsencode(mount)) for path in touched)
     with pytest.raises(Refused, match="too many symbolic links"):
-        split_at_mount(tmp_path / "loop" / "a", [mount])
+        split_at_mount(tmp_path / "loop" / "a", [mount], read)
 
 
 class Namespace:

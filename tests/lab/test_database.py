@@ -185,14 +185,13 @@ def test_a_creation_that_was_interrupted_is_begun_anew(tmp_path: Path) -> None:
     assert (folder / "data" / "PG_VERSION").stat() == made
 
 
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "PG_VERSION").write_text("7\n")
     with pytest.raises(Refused, match="package postgresql-7"):
         database.require_postgres(tmp_path)
-    monkeypatch.setattr(database, "PROGRAMS", tmp_path / "nowhere")
     with pytest.raises(Refused, match=r"package postgresql\)"):
-        database.require_postgres(tmp_path / "new")
+        database.require_postgres(tmp_path / "new", tmp_path / "nowhere")
 
 
 def test_its_processes_leave_no_mount_for_others_to_see(lab: Lab) -> None:
