@@ -84,6 +84,15 @@ def needed_bytes(row: InodeRow) -> int:
     return int(min(row.size, row.blocks * BLOCK_BYTES))
 
 
+def blocks_before(row: InodeRow, size: int) -> int:
+    """About how many blocks an older content of *size* bytes has, of which only the stamp is known; the next commit says it.
+
+    One as long as the present content is taken to have holes where that has some; never 0, which programs take for a single hole.
+    """
+    allocated = -(-size // BLOCK_BYTES)
+    return int(min(allocated, max(row.blocks, 1)) if size == row.size else allocated)
+
+
 def node_of(row: InodeRow) -> Node:
     """The message for a row that begins with `NODE_COLUMNS`."""
     values: list[Any] = list(row[:_NODE_END])

@@ -11,7 +11,7 @@ from cluster.clock import file_time_ns, monotonic_s
 from cluster.messages import TaskOperation, TaskState
 from manager.catalog.homes import switch_home
 from manager.catalog.hot import Hot
-from manager.catalog.inodes import InodeRow, find_inode, needed_bytes
+from manager.catalog.inodes import BLOCK_BYTES, InodeRow, blocks_before, find_inode, needed_bytes
 from manager.catalog.schema import replicas, shortfalls, tasks
 from manager.catalog.store import Transaction
 from manager.changes.fallback import fall_back, forsake, forsaken_volumes
@@ -113,7 +113,7 @@ def _view(
     is_lost = state.members.is_lost
     return rule.View(
         file=rule.File(inode.ino, needed_bytes(inode), inode.version, bool(inode.dirty), inode.home_volume, copies),
-        replicas={volume: as_replica(row) for volume, row in replica_rows.items()},
+        replicas={volume: as_replica(row, inode) for volume, row in replica_rows.items()},
         queued={
             volume: rule.Queued(volume, row.operation, row.state, row.version, row.claim > 0) for volume, row in task_rows.items()
         },
@@ -126,10 +126,12 @@ def _view(
     )
 
 
-def as_replica(row: InodeRow) -> rule.Replica:
+def as_replica(row: InodeRow, inode: InodeRow) -> rule.Replica:
     """A row of `replicas_of` as a value of the rule."""
     # The size is NULL together with the rest of the stamp: the object has no committed content then.
-    return rule.Replica(row.volume, row.version, row.stamp_size or 0, row.stamp_ctime_ns is not None, bool(row.fault))
+    size = row.stamp_size or 0
+    needed = min(size, blocks_before(inode, size) * BLOCK_BYTES)
+    return rule.Replica(row.volume, row.version, needed, row.stamp_ctime_ns is not None, bool(row.fault))
 
 
 class _Use:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from cluster.clock import file_time_ns
 from manager.catalog.homes import switch_home
 from manager.catalog.hot import Hot
-from manager.catalog.inodes import BLOCK_BYTES, InodeRow, get_inode, name_of
+from manager.catalog.inodes import InodeRow, blocks_before, get_inode, name_of
 from manager.catalog.schema import forsaken, inodes, replicas
 from manager.catalog.store import Transaction
 from manager.rules.alignment import forsakes
@@ -52,8 +52,7 @@ def fall_back(tx: Transaction, inode: InodeRow, replica: InodeRow) -> InodeRow:
     tx.execute(update(replicas).where(same).values(version=version))
     values = {
         "size": replica.stamp_size,
-        # Rounded up; the stamp does not say how many blocks are in use. The next commit does.
-        "blocks": -(-replica.stamp_size // BLOCK_BYTES),
+        "blocks": blocks_before(inode, replica.stamp_size),
         "mtime_ns": replica.stamp_mtime_ns,
         # Strictly later, whatever the clock says: programs see by it that the content has changed.
         "ctime_ns": max(now_ns, inode.ctime_ns + 1),

@@ -192,7 +192,7 @@ def _accept(tx: Transaction, *, state: State, request: AcceptContent) -> Node:
 
 
 def _accept_older(tx: Transaction, state: State, inode: InodeRow, held: dict[int, InodeRow]) -> None:
-    others = {volume: as_replica(row) for volume, row in held.items() if volume != inode.home_volume}
+    others = {volume: as_replica(row, inode) for volume, row in held.items() if volume != inode.home_volume}
     older = newest_replica(others, state.members.places(), ())
     if not older:
         raise refused(errno.ENOENT, f"nobody has an older replica of inode {inode.ino}")

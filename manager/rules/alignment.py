@@ -32,7 +32,7 @@ class Replica(NamedTuple):
 
     volume: int  # that has the object
     version: int  # of the object's content; current if it is the file's
-    size: int  # of its content, in bytes; 0 if it has none
+    size: int  # bytes that a copy of its content needs; 0 if it has none
     committed: bool  # its content is a version, and its stamp is known, by which later changes of the object are noticed
     faulty: bool  # its content was found damaged
 

@@ -11,6 +11,7 @@ from cluster.messages import (
     AddServer,
     Close,
     Closing,
+    Commit,
     Content,
     FindStrays,
     ForgetForsaken,
@@ -21,8 +22,10 @@ from cluster.messages import (
     LoseServer,
     NameForsaken,
     Open,
+    ReportTasks,
     Rmdir,
     Stamp,
+    TaskReport,
     Unlink,
 )
 from manager.catalog.schema import forsaken
@@ -57,6 +60,23 @@ async def test_files_fall_back_to_what_others_have_and_the_others_stay(scene: Sc
     details = await scene.agents["s2"].ask(GetServer("s1"))
     assert (details.info.state, details.forsaken, details.holdings.homes) == ("lost", 2, 1)
     assert (await scene.agents["s2"].ask(GetStatus())).forsaken == 2
+
+
+async def test_a_file_that_is_mostly_a_hole_needs_no_more_room_after_it_fell_back(scene: Scene) -> None:
+    """The stamp of what is left tells its length only, for which no disk has room."""
+    node = await scene.mount.make(b"mostly a hole")
+    await scene.mount.one(Commit(node.ino, 1, 1, Content(2**40, 24, NOW + 1, NOW + 1), True))
+    await scene.mount.ask(Close([Closing(node.ino, 9)]))
+    ((copier, task),) = [(agent, task) for agent in scene.agents.values() for task in await agent.claim()]
+    done = TaskReport(task.task, task.claim, "done", version=1, checksum=b"c" * 32, stamp=Stamp(2**40, 1, 1))
+    await copier.ask(ReportTasks([done]))
+    await scene.dirty(node)
+    await scene.lose()
+    await scene.fall()
+    seen = (await scene.where(node.ino)).node
+    assert (seen.version, seen.size, seen.blocks) == (2, 2**40, 24)
+    left = [scene.agents["s2"], scene.agents["s3"]]
+    assert [task.ino for agent in left for task in await agent.claim()] == [node.ino]
 
 
 async def test_who_may_be_lost(scene: Scene) -> None:
