@@ -18,6 +18,7 @@ from agent.objects.trash import TrashPurger
 from agent.volumes.volume import VolumeTable
 from cluster.durable import sync_directory
 from cluster.errors import Changed, Corrupt, GodwitError, Unavailable
+from cluster.faults import faults
 from cluster.messages import GetAttr, PullObject, Replica, Stamp, Task, TaskOperation, TaskReport
 from cluster.rpc.session import ManagerSession
 from cluster.volume.probe import DISK_ERRNOS
@@ -74,7 +75,7 @@ class Attempts:
                 self._volumes.met(task.volume, error)  # counts towards taking the disk for failing
             return retry(task, str(error))
         except Exception as error:
-            log.exception("unexpected error in task %d, %s of inode %d", task.task, task.operation, task.ino)
+            faults.unexpected(log, f"in task {task.task}, {task.operation} of inode {task.ino}", error)
             return retry(task, f"unexpected error: {error!r}")
 
     async def _delete(self, task: Task) -> TaskReport:

@@ -11,6 +11,7 @@ import pyfuse3
 
 from cluster.clock import file_time_ns
 from cluster.errors import GodwitError
+from cluster.faults import faults
 from cluster.messages import NAME_MAX, Node, SetAttr
 from fusefs.caching.cache import EntryReply
 from fusefs.content.objects import Buffer
@@ -47,8 +48,8 @@ def guarded(
             raise pyfuse3.FUSEError(error.errno) from None
         except pyfuse3.FUSEError:
             raise
-        except Exception:
-            log.exception("unexpected error in %s", handler.__name__)
+        except Exception as error:
+            faults.unexpected(log, f"in {handler.__name__}", error)
             raise pyfuse3.FUSEError(errno.EIO) from None
         finally:
             self._interrupts.end(unique)

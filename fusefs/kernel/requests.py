@@ -13,6 +13,7 @@ from typing import NamedTuple
 import trio
 
 from cluster.errors import GodwitError
+from cluster.faults import faults
 from cluster.tending import Tasks
 from fusefs.kernel.interrupts import Interrupts
 
@@ -163,7 +164,7 @@ class RawRequests:
 
 def _errno_of(error: Exception, request: Raw) -> int:
     if not isinstance(error, GodwitError):
-        log.error("unexpected error in %s", Opcode(request.opcode).name, exc_info=error)
+        faults.unexpected(log, f"in {Opcode(request.opcode).name}", error)
         return errno.EIO
     if error.errno == errno.EIO:
         log.error("%s failed with EIO: %s", Opcode(request.opcode).name, error)

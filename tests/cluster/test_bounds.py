@@ -1,9 +1,11 @@
 """What peers may take of a process, and what becomes of errors that nobody had thought of."""
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -234,6 +236,14 @@ async def test_a_task_that_fails_ends_no_other() -> None:
         tasks.start_soon(fails)
         tasks.start_soon(goes_on)
     assert done.is_set()
+
+
+def test_tracebacks_are_logged_where_they_are_counted() -> None:
+    """Besides there, only of the error that ends a process."""
+    tree = Path(__file__).parents[2]
+    files = [path for part in ("cluster", "fusefs", "manager", "agent", "cli", "lab") for path in (tree / part).rglob("*.py")]
+    found = {str(path.relative_to(tree)) for path in files if re.search(r"log\.exception\(|exc_info=", path.read_text())}
+    assert found == {"cluster/faults.py", "cli/commands/run.py"}
 
 
 def test_causes_are_counted_and_few() -> None:

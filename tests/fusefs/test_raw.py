@@ -3,10 +3,12 @@
 import errno
 import struct
 
+import pytest
 import trio
 import trio.testing
 
 from cluster.errors import refused
+from cluster.faults import faults
 from fusefs.kernel.interrupts import Interrupts
 from fusefs.kernel.requests import Opcode, Raw, RawRequests, parse
 from fusefs.kernel.stream import Whose
@@ -56,6 +58,19 @@ async def test_what_can_be_answered_at_once_is_and_the_rest_goes_on() -> None:
         struct.pack("<IiQ", 16, -errno.ENOENT, 2),
         struct.pack("<IiQ", 16, -errno.EIO, 3),
     ]
+
+
+async def test_requests_that_fail_unexpectedly_are_counted_and_rarely_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_request: Raw) -> bytes:
+        raise ZeroDivisionError
+
+    before = faults.unexpected_errors
+    async with trio.open_nursery() as nursery:
+        raw = RawRequests({Opcode.LOOKUP: fail}, {}, nursery, lambda _reply: None, Interrupts(Nobody(), nursery, forget))
+        for unique in range(1, 26):
+            raw.received(message(Opcode.LOOKUP, unique, b"name\0"))
+    assert faults.unexpected_errors == before + 25
+    assert len([record for record in caplog.records if "unexpected error in LOOKUP" in record.message]) == 2
 
 
 async def test_answers_errors_and_interrupts() -> None:
