@@ -29,7 +29,7 @@ from agent.serving.volumes import Upkeep
 from agent.volumes.opening import VolumeKeeper
 from agent.volumes.volume import LocalVolume, VolumeTable
 from agent.workers.catalog_marks import Marking
-from agent.workers.conflicts import ForsakenKeeper
+from agent.workers.conflicts import ConflictKeeper
 from agent.workers.own_content import Comparer
 from agent.workers.registration import Registration
 from agent.workers.settling import Settler
@@ -149,7 +149,7 @@ class Agent:
         self._marking = Marking(volumes, compared)
         upkeep = Upkeep(config, volumes, self._strays, checker, generation, self._trash)
         self._data = DataServer(volumes, self._session, self._objects, pulls, self._trash, gate, config.cluster, upkeep, examiner)
-        self._forsaken = ForsakenKeeper(
+        self._conflicts = ConflictKeeper(
             works=self._work_on,
             session=self._session,
             locks=locks,
@@ -182,7 +182,7 @@ class Agent:
         self._nursery.start_soon(self._queue.run)
         self._worker(Settler(self._volumes, self._session), SETTLE_S)
         self._worker(self._strays, SETTLE_S)
-        self._worker(self._forsaken, SETTLE_S)
+        self._worker(self._conflicts, SETTLE_S)
         self._worker(self._self_check, SETTLE_S)
         self._worker(self._marking, SETTLE_S)
         self._worker(self._review, SETTLE_S)
@@ -222,11 +222,11 @@ class Agent:
 
     def _standing_changed(self) -> None:
         self._strays.restart()
-        self._forsaken.restart()
+        self._conflicts.restart()
         self._review.restart()
 
     def _found_damage(self) -> None:
-        self._forsaken.restart()
+        self._conflicts.restart()
 
     def _volume_opened(self, volume: LocalVolume) -> None:
         work = self._works[volume] = DiskWork(volume)
@@ -242,7 +242,7 @@ class Agent:
         numbered = set(self._volumes.volumes)
         if numbered - self._swept:
             self._strays.restart("a volume has come")
-            self._forsaken.restart()
+            self._conflicts.restart()
             self._review.restart()
         self._swept = numbered
 

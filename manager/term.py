@@ -18,7 +18,7 @@ from manager.catalog.inodes import find_inode
 from manager.catalog.schema import FIRST_INO, counters, inodes, orphans, servers, shortfalls
 from manager.catalog.store import Store, Transaction
 from manager.changes.alignment import discard_objects
-from manager.changes.fallback import has_forsaken
+from manager.changes.fallback import has_abandoned
 from manager.changes.moves import has_open_orders
 from manager.changes.tasks import begin_queue
 from manager.memory.bounds import BOUNDS, Bounds
@@ -105,7 +105,7 @@ class Term:
         # The flags must be there before the first transaction of a request: what they deny is never looked for.
         self.state.has_moves = await self.store.read(has_open_orders)
         self.state.has_shortfalls = await self.store.read(lambda connection: connection.execute(_ANY_SHORT).first() is not None)
-        self.state.has_forsaken = await self.store.read(has_forsaken)
+        self.state.has_abandoned = await self.store.read(has_abandoned)
         # Each claim gets a whole time: when it began was known only to the manager before.
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)

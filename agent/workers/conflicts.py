@@ -1,7 +1,7 @@
 """Keeps content that only this server had when it was declared lost, or that a damaged object has, under conflict names.
 
-After the start, after each return and each damage, and now and then, the manager is asked which objects were forsaken on this
-server's volumes; until they are settled, it has nothing else done with them. For each object that holds something new a number
+After the start, after each return and each damage, and now and then, the manager is asked which objects were abandoned on this
+server's volumes; until they are resolved, it has nothing else done with them. For each object that holds something new a number
 is drawn for a new inode (the manager keeps it), the object is renamed to that number, gets its record, and the manager names
 the file. What is there says where an attempt ended:
 
@@ -45,10 +45,10 @@ MANAGER_TIMEOUT_S = 30.0
 ASK_AGAIN_S = 60.0  # a server is declared lost elsewhere, and nobody tells this agent
 
 
-class ForsakenKeeper:
-    """Worker that settles forsaken objects until there are none, and looks again after each `restart`."""
+class ConflictKeeper:
+    """Worker that resolves abandoned objects until there are none, and looks again after each `restart`."""
 
-    name = "forsaken objects"
+    name = "abandoned objects"
 
     def __init__(
         self,
@@ -72,21 +72,21 @@ class ForsakenKeeper:
         self._again.set()
 
     async def run_once(self) -> Outcome:
-        """Asks, and settles what is named; it asks again until nothing is, whatever fails in between."""
+        """Asks, and resolves what is named; it asks again until nothing is, whatever fails in between."""
         with trio.move_on_after(ASK_AGAIN_S):
             await self._again.wait()
         self._again = trio.Event()
         found: list[ForsakenObject] | None = None
         try:
             found = (await self._session.call(ListForsaken(), timeout_s=MANAGER_TIMEOUT_S)).objects
-            settled = [await self._settle(item) for item in found]
+            resolved = [await self._resolve(item) for item in found]
         finally:
             if found is None or found:
                 self._again.set()
-        return Outcome.PROGRESS if all(settled) else Outcome.IDLE
+        return Outcome.PROGRESS if all(resolved) else Outcome.IDLE
 
-    async def _settle(self, item: ForsakenObject) -> bool:
-        """Settles one object; False if its disk failed, which must not hold up the others."""
+    async def _resolve(self, item: ForsakenObject) -> bool:
+        """Resolves one object; False if its disk failed, which must not hold up the others."""
         work = self._works(item.volume)
         async with self._locks.hold(item.ino):
             # Under the lock: an open descriptor would go on reading what is renamed below.
@@ -121,10 +121,10 @@ class ForsakenKeeper:
                     return reply.first
         except FileNotFoundError:
             await work.in_thread(work.volume.require_there)  # else its disk is away, and it will be there again
-            log.warning("inode %d on volume %d was forsaken and is not there: nothing is kept", item.ino, item.volume)
+            log.warning("inode %d on volume %d was abandoned and is not there: nothing is kept", item.ino, item.volume)
             return 0
         await work.discard.submit(item.ino)
-        log.info("inode %d on volume %d was forsaken and holds nothing new: moved to the trash", item.ino, item.volume)
+        log.info("inode %d on volume %d was abandoned and holds nothing new: moved to the trash", item.ino, item.volume)
         return 0
 
     async def _name(self, work: DiskWork, item: ForsakenObject, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Objects that may have what nobody else has."""
+"""Abandoned objects, which may have what nobody else has. On the wire they are *forsaken*, as in the catalog."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ForsakenObjects(Reply, frozen=True):
 
 
 class ListForsaken(ManagerRequest[ForsakenObjects], frozen=True):
-    """The first of the forsaken objects on the volumes of the sender's server."""
+    """The first of the abandoned objects on the volumes of the sender's server."""
 
 
 class KeepForsaken(ManagerRequest[InodeRange], frozen=True):
@@ -41,7 +41,7 @@ class NewName(Reply, frozen=True):
 
 
 class NameForsaken(ManagerRequest[NewName], frozen=True):
-    """The object is that of its new inode now, with this content: it gets its conflict name, and is forsaken no more.
+    """The object is that of its new inode now, with this content: it gets its conflict name, and is abandoned no more.
 
     ENOENT if it is not (any more): a repeat finds it done.
     """

@@ -149,8 +149,9 @@ Index("ix_replicas_faulty", replicas.c.ino, sqlite_where=text("fault <> ''"), po
 
 # Objects that were homes on a server that was declared lost, and may hold what nobody else had: the file fell back to an
 # older replica. Nothing is put over them and they are deleted by nobody; a row goes when the server is back and its agent has
-# looked. Rows outlive their inode, so there is no foreign key; they hold what the file was, for its conflict name.
-forsaken = Table(
+# looked. Rows outlive their inode, so there is no foreign key; they hold what the file was, for its conflict name. In the
+# database the table has its name of earlier versions.
+abandoned = Table(
     "forsaken",
     metadata,
     Column("ino", Number, primary_key=True, autoincrement=False),

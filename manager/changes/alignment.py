@@ -14,7 +14,7 @@ from manager.catalog.hot import Hot
 from manager.catalog.inodes import BLOCK_BYTES, InodeRow, blocks_before, find_inode, needed_bytes
 from manager.catalog.schema import replicas, shortfalls, tasks
 from manager.catalog.store import Transaction
-from manager.changes.fallback import fall_back, forsake, forsaken_volumes
+from manager.changes.fallback import abandon, abandoned_volumes, fall_back
 from manager.changes.moves import active_moves, file_gone, record
 from manager.memory.mutations import Held
 from manager.memory.policies import Policy
@@ -120,7 +120,7 @@ def _view(
         moves=active_moves(tx, state, inode.ino),
         places=state.members.places(),
         # The flag saves a question for each file of a network that never lost a home.
-        left_alone=forsaken_volumes(tx.connection, inode.ino) if state.has_forsaken else (),
+        left_alone=abandoned_volumes(tx.connection, inode.ino) if state.has_abandoned else (),
         lost=[volume for volume in {*replica_rows, inode.home_volume} if is_lost(volume)],
         use=_Use(state, inode.ino),
     )
@@ -168,13 +168,13 @@ def _ask_home_back(tx: Transaction, state: State, ino: int, volume: int) -> None
 
 def _switch_home(tx: Transaction, state: State, inode: InodeRow, switch: rule.Switch, replica: InodeRow) -> InodeRow:
     """The inode's new row."""
-    # Both other switches may add a row to `forsaken`: from the commit on it is looked for.
+    # Both other switches may add a row to `abandoned`: from the commit on it is looked for.
     if switch is not rule.Switch.MOVED:
         tx.after(state.forsook)
     if switch is rule.Switch.FELL_BACK:
         return fall_back(tx, inode, replica)
     if switch is rule.Switch.REPAIRED:
-        forsake(tx, inode, replica)
+        abandon(tx, inode, replica)
     return switch_home(tx, inode, replica)
 
 

@@ -2,7 +2,7 @@
 damaged, to a current one.
 
 The new home's content becomes a version of its own, above all that were committed: no number ever means two contents. What the
-lost home holds may be newer than that, so it is noted as *forsaken*: it is no replica any more, nothing is put over it, and
+lost home holds may be newer than that, so it is noted as *abandoned*: it is no replica any more, nothing is put over it, and
 nobody deletes it, until its server is back and its agent has looked at it (`manager.requests.conflicts`).
 """
 
@@ -14,26 +14,26 @@ from cluster.clock import file_time_ns
 from manager.catalog.homes import switch_home
 from manager.catalog.hot import Hot
 from manager.catalog.inodes import InodeRow, blocks_before, get_inode, name_of
-from manager.catalog.schema import forsaken, inodes, replicas
+from manager.catalog.schema import abandoned, inodes, replicas
 from manager.catalog.store import Transaction
-from manager.rules.alignment import forsakes
+from manager.rules.alignment import abandons
 
-_VOLUMES = Hot(select(forsaken.c.volume).where(forsaken.c.ino == bindparam("ino")))
-_ANY = select(forsaken.c.ino).limit(1)  # for a flag of the memory, once a term
-_COUNT = select(func.count()).select_from(forsaken).where(forsaken.c.volume.in_(bindparam("volumes", expanding=True)))
+_VOLUMES = Hot(select(abandoned.c.volume).where(abandoned.c.ino == bindparam("ino")))
+_ANY = select(abandoned.c.ino).limit(1)  # for a flag of the memory, once a term
+_COUNT = select(func.count()).select_from(abandoned).where(abandoned.c.volume.in_(bindparam("volumes", expanding=True)))
 
 
-def has_forsaken(connection: Connection) -> bool:
-    """Whether anything is forsaken."""
+def has_abandoned(connection: Connection) -> bool:
+    """Whether any object is abandoned."""
     return connection.execute(_ANY).first() is not None
 
 
-def forsaken_volumes(connection: Connection, ino: int) -> set[int]:
+def abandoned_volumes(connection: Connection, ino: int) -> set[int]:
     """The volumes on which an object of the inode must be left alone."""
     return {row.volume for row in _VOLUMES.all(connection, {"ino": ino})}
 
 
-def count_forsaken(connection: Connection, volumes: Sequence[int]) -> int:
+def count_abandoned(connection: Connection, volumes: Sequence[int]) -> int:
     """How many objects on *volumes* may hold what nobody else has."""
     count: int = connection.execute(_COUNT, {"volumes": list(volumes)}).scalar_one()
     return count
@@ -41,10 +41,10 @@ def count_forsaken(connection: Connection, volumes: Sequence[int]) -> int:
 
 def fall_back(tx: Transaction, inode: InodeRow, replica: InodeRow) -> InodeRow:
     """Makes *replica* the home; the inode's new row. The caller knows that nobody can be writing the inode."""
-    if not forsakes(inode.version, dirty=bool(inode.dirty), kept_version=replica.version):
+    if not abandons(inode.version, dirty=bool(inode.dirty), kept_version=replica.version):
         return switch_home(tx, inode, replica)
     # Before the home changes: it notes what the row says of the home until now.
-    forsake(tx, inode, replica)
+    abandon(tx, inode, replica)
     # Above what the lost home committed: its later report of an old version never looks current.
     version, now_ns = inode.version + 1, file_time_ns()
     # All replicas with the very content that is kept become the new version together: none has to be copied again.
@@ -66,8 +66,8 @@ def fall_back(tx: Transaction, inode: InodeRow, replica: InodeRow) -> InodeRow:
     return get_inode(tx.connection, inode.ino)
 
 
-def forsake(tx: Transaction, inode: InodeRow, kept: InodeRow) -> None:
-    """Takes the home's object out of `replicas` and notes it in `forsaken`; the caller makes *kept* the home."""
+def abandon(tx: Transaction, inode: InodeRow, kept: InodeRow) -> None:
+    """Takes the home's object out of `replicas` and notes it in `abandoned`; the caller makes *kept* the home."""
     mine = (replicas.c.ino == inode.ino) & (replicas.c.volume == inode.home_volume)
     home = tx.execute(select(replicas).where(mine)).one()
     parent, name = name_of(tx.connection, inode.ino)
@@ -88,4 +88,4 @@ def forsake(tx: Transaction, inode: InodeRow, kept: InodeRow) -> None:
     }
     # The object is in exactly one of the two tables: agents keep what either knows.
     tx.execute(delete(replicas).where(mine))
-    tx.execute(insert(forsaken), values)
+    tx.execute(insert(abandoned), values)

@@ -98,7 +98,7 @@ class State:
         self.has_moves = False  # whether any file may have moves: else nobody looks for them
         self.damaged_homes: dict[int, None] = {}  # which another replica is about to take over from
         self.has_shortfalls = False  # whether any file may be in `shortfalls`: else none is taken out
-        self.has_forsaken = False  # whether any object is to be left alone: else nobody looks for them
+        self.has_abandoned = False  # whether any object is to be left alone: else nobody looks for them
         self._changing: Counter[int] = Counter()  # requests under way that may change what an open reads, by inode
         self._commit_sequences: dict[tuple[int, int], int] = {}  # the committer's opens for writing that a commit ends
         self.newest_cookie = term << COOKIE_TERM_BITS  # that was given to an entry; those of earlier terms are smaller
@@ -234,7 +234,7 @@ class State:
 
     def forsook(self) -> None:
         """A file fell back to an older replica: from now on files are looked at for objects that are to be left alone."""
-        self.has_forsaken = True
+        self.has_abandoned = True
 
     def damaged_home(self, ino: int) -> None:
         """The home's object is damaged, and could not be left yet."""

@@ -27,7 +27,7 @@ from cluster.messages import (
     VolumeState,
 )
 from cluster.rpc.wire import parse_address
-from manager.catalog.schema import forsaken, inodes, ranges, replicas, tasks
+from manager.catalog.schema import abandoned, inodes, ranges, replicas, tasks
 from manager.catalog.store import Transaction
 from manager.changes.namespace import queue_scan
 from manager.changes.tasks import SOURCE_DOWN_BACKOFF_S, Claimed, claim_tasks, report_task, waiting_since
@@ -58,7 +58,7 @@ _UNSETTLED = (
     .order_by(inodes.c.ino)
     .limit(_PAGE)
 )
-# Objects that belong there: replicas, copies under way, and what is forsaken or becomes a conflict file.
+# Objects that belong there: replicas, copies under way, and what is abandoned or becomes a conflict file.
 _KNOWN = union_all(
     select(replicas.c.ino).where(replicas.c.ino.in_(bindparam("page", expanding=True)), replicas.c.volume == bindparam("volume")),
     select(tasks.c.ino).where(
@@ -66,8 +66,10 @@ _KNOWN = union_all(
         tasks.c.volume == bindparam("volume"),
         tasks.c.operation == TaskOperation.COPY,
     ),
-    select(forsaken.c.ino).where(forsaken.c.ino.in_(bindparam("page", expanding=True)), forsaken.c.volume == bindparam("volume")),
-    select(forsaken.c.conflict).where(forsaken.c.volume == bindparam("volume")),
+    select(abandoned.c.ino).where(
+        abandoned.c.ino.in_(bindparam("page", expanding=True)), abandoned.c.volume == bindparam("volume")
+    ),
+    select(abandoned.c.conflict).where(abandoned.c.volume == bindparam("volume")),
 )
 _MADE = select(inodes.c.ino).where(inodes.c.ino.in_(bindparam("page", expanding=True)))
 _RANGES = select(ranges.c.first, ranges.c.count, ranges.c.session)

@@ -1,6 +1,6 @@
 """Keeps content that only a lost server had beside its file, under a conflict name.
 
-Its agent, when the server is a member again, asks what was forsaken on its volumes and looks at each object. One that is
+Its agent, when the server is a member again, asks what was abandoned on its volumes and looks at each object. One that is
 nothing new is forgotten. For another it draws an inode number, makes the object that inode's, and has it named: a new file, with
 its home where the object is. Each step may be repeated, and each is known to be done by what is there: see
 `agent/workers/conflicts.py`.
@@ -30,7 +30,7 @@ from cluster.messages import (
     Stamp,
 )
 from manager.catalog.inodes import InodeRow, find_entry, find_inode, get_inode, name_of, path_of, touch_directory
-from manager.catalog.schema import conflicts, dentries, forsaken, inodes, replicas
+from manager.catalog.schema import abandoned, conflicts, dentries, inodes, replicas
 from manager.catalog.store import Transaction
 from manager.changes.alignment import align, align_inode
 from manager.memory.members import take_number
@@ -60,10 +60,12 @@ def count_conflicts(connection: Connection) -> int:
     return count
 
 
-async def list_forsaken(term: Term, session: Session, _request: ListForsaken) -> ForsakenObjects:
-    """Some of what was forsaken on the volumes of the agent's server."""
+async def list_abandoned(term: Term, session: Session, _request: ListForsaken) -> ForsakenObjects:
+    """Some of what was abandoned on the volumes of the agent's server."""
     volumes = term.state.members.of_server(session.server)
-    question = select(forsaken).where(forsaken.c.volume.in_(volumes)).order_by(forsaken.c.volume, forsaken.c.ino).limit(LIST_MAX)
+    question = (
+        select(abandoned).where(abandoned.c.volume.in_(volumes)).order_by(abandoned.c.volume, abandoned.c.ino).limit(LIST_MAX)
+    )
     rows = await term.store.read(lambda connection: connection.execute(question).all())
     return ForsakenObjects([_message(row) for row in rows])
 
@@ -74,7 +76,7 @@ def _message(row: InodeRow) -> ForsakenObject:
     return ForsakenObject(row.volume, row.ino, row.mode, row.uid, row.gid, stamp, row.kept_size, row.kept_checksum, row.conflict)
 
 
-async def keep_forsaken(term: Term, session: Session, request: KeepForsaken) -> InodeRange:
+async def keep_abandoned(term: Term, session: Session, request: KeepForsaken) -> InodeRange:
     """The number of the inode that the object is to become; the same one each time."""
 
     def work(tx: Transaction) -> int:
@@ -84,18 +86,18 @@ async def keep_forsaken(term: Term, session: Session, request: KeepForsaken) -> 
             return int(row.conflict)
         # The number is in the catalog before the agent renames the object: after a crash it goes on with the same.
         number = take_number(tx, "next_ino", 1)
-        tx.execute(update(forsaken).where(_this(request.volume, request.ino)).values(conflict=number))
+        tx.execute(update(abandoned).where(_this(request.volume, request.ino)).values(conflict=number))
         return number
 
     return InodeRange(await term.store.write(work, durable=True), 1)
 
 
-async def forget_forsaken(term: Term, session: Session, request: ForgetForsaken) -> Done:
+async def forget_abandoned(term: Term, session: Session, request: ForgetForsaken) -> Done:
     """The object was nothing new, or is not there."""
 
     def work(tx: Transaction) -> None:
         row = _require(tx, term.state, session, request.volume, request.ino)
-        tx.execute(delete(forsaken).where(_this(row.volume, row.ino)))
+        tx.execute(delete(abandoned).where(_this(row.volume, row.ino)))
         # The volume may be used for a copy of the file again.
         align_inode(tx, term.state, row.ino)
 
@@ -103,7 +105,7 @@ async def forget_forsaken(term: Term, session: Session, request: ForgetForsaken)
     return Done()
 
 
-async def name_forsaken(term: Term, session: Session, request: NameForsaken) -> NewName:
+async def name_abandoned(term: Term, session: Session, request: NameForsaken) -> NewName:
     """The object is that of its new inode: from now on it is a file."""
     for number in (request.content.size, request.content.blocks, request.content.mtime_ns, request.content.ctime_ns):
         check_number(number, "content")
@@ -129,23 +131,23 @@ def _name(tx: Transaction, state: State, mutation: Mutation, request: NameForsak
     name = _free_name(tx.connection, parent, name, session.server, request.content.mtime_ns)
     _add_file(tx, row, request.content, now_ns)
     _add_entry(tx, state, parent, name, row.conflict, now_ns)
-    # All in one transaction: the object is either forsaken or a file with a name.
+    # All in one transaction: the object is either abandoned or a file with a name.
     tx.execute(insert(conflicts), {"ino": row.conflict, "server": session.server})
-    tx.execute(delete(forsaken).where(_this(row.volume, row.ino)))
+    tx.execute(delete(abandoned).where(_this(row.volume, row.ino)))
     align(tx, state, get_inode(tx.connection, row.conflict))
     align_inode(tx, state, row.ino)
     return path_of(tx.connection, row.conflict)
 
 
 def _require(tx: Transaction, state: State, session: Session, volume: int, ino: int) -> InodeRow:
-    row = tx.execute(select(forsaken).where(_this(volume, ino))).one_or_none()
+    row = tx.execute(select(abandoned).where(_this(volume, ino))).one_or_none()
     if row is None or volume not in state.members.of_server(session.server):
-        raise refused(errno.ENOENT, f"nothing was forsaken of inode {ino} on volume {volume} of {session.server}")
+        raise refused(errno.ENOENT, f"nothing was abandoned of inode {ino} on volume {volume} of {session.server}")
     return row
 
 
 def _this(volume: int, ino: int) -> ColumnElement[bool]:
-    return (forsaken.c.ino == ino) & (forsaken.c.volume == volume)
+    return (abandoned.c.ino == ino) & (abandoned.c.volume == volume)
 
 
 # ------------------------------------------------------------------------------------------------------- the new file

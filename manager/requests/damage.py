@@ -2,7 +2,7 @@
 
 What is known to be wrong with a replica stands in `replicas.fault`: it is no copy any more, and nobody is sent to it. If it is
 the home, `align` makes a current replica elsewhere the home under the next epoch, as soon as nobody can be writing the file,
-and the damaged object is *forsaken* (`manager.changes.fallback`): its agent keeps what it has of its own. Homes of which that
+and the damaged object is *abandoned* (`manager.changes.fallback`): its agent keeps what it has of its own. Homes of which that
 cannot be said yet are looked at again by `manager.workers.damage`. Without a current replica the home stays, and whoever opens
 the file is told.
 """

@@ -15,7 +15,7 @@ from cluster.membership import Event, ServerState
 from cluster.messages import Added, AddServer, Count, GetServer, Holdings, RemoveServer, ServerDetails, ServerInfo, TaskState
 from manager.catalog.schema import invitations, servers
 from manager.catalog.store import Transaction
-from manager.changes.fallback import count_forsaken
+from manager.changes.fallback import count_abandoned
 from manager.changes.holdings import count_holdings, forget_some, forget_tasks, holds_anything
 from manager.changes.standing import AWAY, change_standing, stored_standing
 from manager.changes.tasks import count_tasks
@@ -82,7 +82,7 @@ async def get_server(term: Term, _session: Session, request: GetServer) -> Serve
             },
             is_manager=request.server == term.config.server,
             leases=leases,
-            forsaken=count_forsaken(connection, term.state.members.of_server(request.server)),
+            forsaken=count_abandoned(connection, term.state.members.of_server(request.server)),
             conflicts=conflict_paths(connection, request.server),
             metrics=metrics,
         )

@@ -40,7 +40,7 @@ from manager.catalog.schema import inodes, policies, servers, shortfalls, tasks
 from manager.catalog.store import Transaction
 from manager.changes.alignment import replicas_of
 from manager.changes.damage import count_damaged
-from manager.changes.fallback import count_forsaken, forsaken_volumes
+from manager.changes.fallback import abandoned_volumes, count_abandoned
 from manager.changes.namespace import queue_scan
 from manager.changes.tasks import count_tasks, retry_tasks
 from manager.memory.members import Members
@@ -93,7 +93,7 @@ async def get_status(term: Term, _session: Session, _request: GetStatus) -> Stat
             claimed_tasks=total(TaskState.CLAIMED),
             dead_tasks=total(TaskState.DEAD),
             space=space,
-            forsaken=count_forsaken(connection, [volume.volume for volume in term.state.members.volumes()]),
+            forsaken=count_abandoned(connection, [volume.volume for volume in term.state.members.volumes()]),
             conflicts=count_conflicts(connection),
             damaged=count_damaged(connection),
             catalog_fault=str(term.store.room.fault or ""),
@@ -227,7 +227,7 @@ async def get_where(term: Term, _session: Session, request: GetWhere) -> Where:
             _policy_of(term, connection, request.ino),
             [_task_row(connection, row) for row in pending],
             writers,
-            [volume.server for number in forsaken_volumes(connection, inode.ino) if (volume := members.get(number))],
+            [volume.server for number in abandoned_volumes(connection, inode.ino) if (volume := members.get(number))],
             connection.execute(select(shortfalls.c.reason).where(shortfalls.c.ino == inode.ino)).scalar_one_or_none() or "",
         )
 

@@ -82,7 +82,7 @@ class Switch(Enum):
     MOVED = auto()
     """To a current replica. The old home's object stays a replica."""
     FELL_BACK = auto()
-    """To the newest replica that is left: see `forsakes`."""
+    """To the newest replica that is left: see `abandons`."""
     REPAIRED = auto()
     """To a current replica. The old home's object is damaged: it is no replica any more, and left alone."""
 
@@ -125,7 +125,7 @@ class Decision:
     ask_back: int  # the home whose mount is to say whether the file is still open there; 0: nobody is asked
 
 
-def forsakes(version: int, *, dirty: bool, kept_version: int) -> bool:
+def abandons(version: int, *, dirty: bool, kept_version: int) -> bool:
     """Whether a file that falls back to a replica of *kept_version* may lose changes, which the home's object alone has."""
     return dirty or kept_version != version
 
@@ -158,7 +158,7 @@ class _Alignment:
         self._file = view.file  # with the home and version that the decision gives it
         self._use = view.use
         self._lost = view.lost  # volumes that were declared lost
-        self._replicas = dict(view.replicas)  # without what is forsaken, and in the versions that are decided
+        self._replicas = dict(view.replicas)  # without what is abandoned, and in the versions that are decided
         self._queued = dict(view.queued)  # tasks about which nothing is decided yet
         self._steps: list[tuple[Move, Step]] = []  # of the decision, as the following four
         self._changes: list[Change] = []
@@ -277,7 +277,7 @@ class _Alignment:
         damaged = self._file.home
         self._switch(best.volume, Switch.REPAIRED)
         self._leave_alone(damaged)
-        self._forsake(damaged)
+        self._abandon(damaged)
 
     def _fall_back(self) -> bool:
         """Whether the file has its home on a server that is not lost now."""
@@ -292,8 +292,8 @@ class _Alignment:
         lost_home, kept = self._file.home, self._replicas[volume]
         self._switch(volume, Switch.FELL_BACK)
         self._leave_alone(lost_home)
-        if forsakes(self._file.version, dirty=self._file.dirty, kept_version=kept.version):
-            self._forsake(lost_home)
+        if abandons(self._file.version, dirty=self._file.dirty, kept_version=kept.version):
+            self._abandon(lost_home)
             self._begin_version(kept)
         return True
 
@@ -308,7 +308,7 @@ class _Alignment:
     def _leave_alone(self, volume: int) -> None:
         self._places = _places_without(self._places, {volume})
 
-    def _forsake(self, volume: int) -> None:
+    def _abandon(self, volume: int) -> None:
         """The object there is no replica any more: nothing has to be moved away from it, and nobody may delete it."""
         self._replicas.pop(volume, None)
         ended = [move for move in self._moves if move.source == volume]

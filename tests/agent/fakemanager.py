@@ -83,7 +83,7 @@ def regular_file(ino: int, home_volume: int, **changes: Any) -> Node:
     return msgspec.structs.replace(node, **changes)
 
 
-CONFLICTS = 10_000  # what is forsaken of an inode becomes the one with so much a higher number
+CONFLICTS = 10_000  # what is abandoned of an inode becomes the one with so much a higher number
 
 
 class FakeManager:
@@ -94,9 +94,9 @@ class FakeManager:
         self.nodes: dict[int, Node] = {}
         self.unsettled: set[int] = set()
         self.strays: set[int] = set()
-        self.forsaken: dict[int, ForsakenObject] = {}
+        self.abandoned: dict[int, ForsakenObject] = {}
         self.named: dict[int, tuple[int, Content]] = {}
-        self.hold_forsaken: type | None = None
+        self.hold_abandoned: type | None = None
         self.volumes: dict[str, Volume] = {}
         self.tasks: dict[str, list[Task]] = {}
         self.claims: dict[int, Task] = {}
@@ -269,17 +269,17 @@ class FakeManager:
         self.notify()
         return Done()
 
-    async def settle_forsaken(self, request: KeepForsaken | NameForsaken | ForgetForsaken) -> Any:
+    async def resolve_abandoned(self, request: KeepForsaken | NameForsaken | ForgetForsaken) -> Any:
         """One inode each; what a test holds up is neither done nor answered."""
-        while self.hold_forsaken is type(request):
+        while self.hold_abandoned is type(request):
             await self._changed.wait()
-        item = self.forsaken.get(request.ino)
+        item = self.abandoned.get(request.ino)
         if item is None or item.volume != request.volume:
             raise refused(2, f"inode {request.ino}")
         if isinstance(request, KeepForsaken):
-            self.forsaken[request.ino] = msgspec.structs.replace(item, conflict=request.ino + CONFLICTS)
+            self.abandoned[request.ino] = msgspec.structs.replace(item, conflict=request.ino + CONFLICTS)
             return InodeRange(request.ino + CONFLICTS, 1)
-        del self.forsaken[request.ino]
+        del self.abandoned[request.ino]
         self.notify()
         if isinstance(request, ForgetForsaken):
             return Done()
@@ -391,9 +391,9 @@ class _Connection(Handler):
             case ListUnsettled():
                 return Inodes(sorted(manager.unsettled)[: request.limit])
             case ListForsaken():
-                return ForsakenObjects(list(manager.forsaken.values()))
+                return ForsakenObjects(list(manager.abandoned.values()))
             case KeepForsaken() | NameForsaken() | ForgetForsaken():
-                return await manager.settle_forsaken(request)
+                return await manager.resolve_abandoned(request)
             case ListReplicas():
                 manager.listed.append(request)
                 manager.on_list(request)

@@ -293,7 +293,7 @@ def _facts(details: ServerDetails) -> list[tuple[str, object]]:
         ("holds", _held(details.holdings)),
         # What would be lost, or could not be opened, if the server went now.
         ("needed for", f"{details.holdings.sole} files that have no other current replica"),
-        ("forsaken", f"{details.forsaken} objects, of files that fell back when it was declared lost"),
+        ("abandoned", f"{details.forsaken} objects, of files that fell back when it was declared lost"),
         ("leases", f"its mount holds {details.leases}"),
         ("mount", _done_by(info.counts)),
         ("files", _files_of(info.counts)),

@@ -28,7 +28,7 @@ from cluster.messages import (
     TaskReport,
     Unlink,
 )
-from manager.catalog.schema import forsaken
+from manager.catalog.schema import abandoned
 from tests.manager.changes.scene import Scene, scene_in
 from tests.manager.office import NOW, in_office
 
@@ -123,12 +123,12 @@ async def test_the_next_manager_goes_on(url: str) -> None:
         scene = Scene(office, await office.peer("s2"), {"s2": await office.peer("s2", "agent")})
         await scene.fall()
         assert [(await scene.where(node.ino)).node.version for node in nodes] == [3] * 5
-        assert office.state.has_forsaken
+        assert office.state.has_abandoned
     async with in_office(url, "s3") as office:
-        assert office.state.has_forsaken
+        assert office.state.has_abandoned
 
 
-async def test_nothing_is_put_over_what_was_forsaken_and_nobody_deletes_it(scene: Scene) -> None:
+async def test_nothing_is_put_over_what_was_abandoned_and_nobody_deletes_it(scene: Scene) -> None:
     kept, removed = await scene.file(b"kept"), await scene.file(b"removed")
     for node in (kept, removed):
         await scene.write(node, 2)
@@ -232,5 +232,5 @@ async def test_two_conflicts_of_one_moment_get_two_names(scene: Scene) -> None:
     agent = await scene.come_back()
     await agent.ask(KeepForsaken(1, node.ino))
     assert (await agent.ask(NameForsaken(1, node.ino, CONTENT))).path == b"/f.conflict-s1-20231114T221320-2"
-    rows = await scene.office.store.read(lambda connection: connection.execute(select(forsaken.c.ino)).all())
+    rows = await scene.office.store.read(lambda connection: connection.execute(select(abandoned.c.ino)).all())
     assert rows == []

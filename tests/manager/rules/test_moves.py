@@ -20,8 +20,8 @@ from manager.rules.alignment import (
     Switch,
     TaskChange,
     View,
+    abandons,
     align,
-    forsakes,
 )
 from manager.rules.moves import (
     ACTIVE,
@@ -144,8 +144,8 @@ class Network:
         self.file = self.file._replace(home=home.volume)
         if home.switch is Switch.FELL_BACK:
             assert self.places[old].server in self.lost
-            if forsakes(self.file.version, dirty=self.file.dirty, kept_version=kept.version):
-                self.forsake(old)
+            if abandons(self.file.version, dirty=self.file.dirty, kept_version=kept.version):
+                self.abandon(old)
                 self.file = self.file._replace(version=self.file.version + 1, dirty=False)
                 for volume, replica in self.replicas.items():
                     if replica.version == kept.version and not replica.faulty:
@@ -155,9 +155,9 @@ class Network:
         assert not self.file.dirty
         if home.switch is Switch.REPAIRED:
             assert self.replicas[old].faulty
-            self.forsake(old)
+            self.abandon(old)
 
-    def forsake(self, volume: int) -> None:
+    def abandon(self, volume: int) -> None:
         self.left_alone.add(volume)
         self.replicas.pop(volume, None)
 
