@@ -163,7 +163,7 @@ def from_os_error(error: OSError, what: str) -> GodwitError:
     of an application: it gets EIO.
     """
     number = error.errno or e.EIO
-    message = f"{what}: {os.strerror(number)}"
+    message = f"{what}: {error.strerror or os.strerror(number)}"
     if number in (e.ENOSPC, e.EDQUOT):
         return NoSpace(message, number)
     if number in _CALLERS_FAULT:

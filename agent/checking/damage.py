@@ -25,6 +25,7 @@ from cluster.messages import MISSING, GetAttr, HeldObject, ListHeld, ReportDamag
 from cluster.rpc.session import ManagerSession
 from cluster.volume.content import stamp_of
 from cluster.volume.layout import ObjectRecord, read_record
+from cluster.volume.regular import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +260,7 @@ def _version_at(path: str) -> int:
 
 
 def _record_at(path: str) -> ObjectRecord | None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = open_regular(path, os.O_RDONLY)
     try:
         return read_record(descriptor)
     finally:

@@ -12,6 +12,7 @@ from agent.volumes.volume import LocalVolume
 from cluster.messages import ReplicaState, Stamp
 from cluster.volume.content import stamp_of
 from cluster.volume.layout import read_record
+from cluster.volume.regular import open_regular
 
 LOWEST_PRIORITY = 19  # nice's last
 _NOTHING = Stamp(0, 0, 0)
@@ -20,8 +21,7 @@ _NOTHING = Stamp(0, 0, 0)
 def look_at(path: str, *, deep: bool = False) -> Seen | None:
     """The file at *path* with its record, and with *deep* its digest, unless it changes meanwhile; None if there is none."""
     try:
-        # O_NONBLOCK: a FIFO in the place of an object would hold the thread for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = open_regular(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     except OSError as error:

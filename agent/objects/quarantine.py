@@ -11,13 +11,15 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from agent.objects.set_aside import parts_of, set_aside
 from agent.volumes.volume import LocalVolume
 from cluster.durable import sync_directory
 from cluster.messages import UnknownObject
 from cluster.volume.fence import despite_fence
-from cluster.volume.layout import read_record
+from cluster.volume.layout import ObjectRecord, read_record
+from cluster.volume.regular import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,20 @@ def purge_unknown(volume: LocalVolume, keep_s: float, first_ino: int, now_ns: in
     return gone
 
 
+def _record_of(path: Path) -> ObjectRecord | None:
+    """What the object says of itself; None if it says nothing, or cannot be read. Raises `FileNotFoundError`."""
+    try:
+        descriptor = open_regular(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return None
+    try:
+        return read_record(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def describe(volume: LocalVolume, names: Iterable[str], keep_s: float, first_ino: int) -> Iterator[UnknownObject]:
     """What is known of these files in `unknown/`; those that went meanwhile are left out. Blocks."""
     for name in names:
@@ -105,16 +121,11 @@ def describe(volume: LocalVolume, names: Iterable[str], keep_s: float, first_ino
         # Not named by Godwit: somebody else put it there, and it is theirs.
         if parts is None:
             continue
+        path = volume.layout.unknown / name
         try:
-            # O_NONBLOCK: a FIFO that somebody put there would block the thread until a writer comes. O_NOFOLLOW: no link leads
-            # out.
-            descriptor = os.open(volume.layout.unknown / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            status, record = os.lstat(path), _record_of(path)
         except FileNotFoundError:
             continue
-        try:
-            status, record = os.fstat(descriptor), read_record(descriptor)
-        finally:
-            os.close(descriptor)
         why, until_ns = why_kept(parts.ino, parts.when_ns, keep_s, first_ino)
         yield UnknownObject(
             volume=volume.number,

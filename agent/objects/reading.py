@@ -11,6 +11,7 @@ from agent.objects.reflinks import snapshot
 from cluster.messages import Stamp
 from cluster.volume.content import stamp_of
 from cluster.volume.layout import ObjectRecord, read_record
+from cluster.volume.regular import open_regular
 
 CHUNK_BYTES = 1024 * 1024
 """Whole blocks of `SumBlocks`; long enough to be written to a disk in one step, without a cache that would gather them."""
@@ -62,7 +63,7 @@ class ObjectReader:
         self._buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES) if self.bytes > CHUNK_BYTES else bytearray(self.bytes))
         try:
             # Through one descriptor for all of it: a rename of a new version over the path changes nothing of what is read here.
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._descriptor = open_regular(path, os.O_RDONLY)
         except FileNotFoundError:
             raise Altered(f"{path} does not exist", 0) from None
         except OSError as error:

@@ -7,9 +7,11 @@ longer.
 """
 
 import logging
+import os
 from pathlib import Path
 
 from cluster.durable import replace_file
+from cluster.volume.regular import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ class TrashClock:
 
 def _read(path: Path, otherwise_ns: int) -> int:
     try:
-        return int(path.read_text(encoding="ascii"))
+        with open(open_regular(path, os.O_RDONLY), "rb") as file:
+            return int(file.read(32))
     except (OSError, ValueError):
         return otherwise_ns
 

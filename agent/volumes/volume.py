@@ -26,6 +26,7 @@ from cluster.counters import counter, counters
 from cluster.errors import Refused, Undone
 from cluster.messages import VolumeState
 from cluster.volume.layout import RECORD_XATTR, VolumeIdentity, VolumeLayout
+from cluster.volume.regular import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def _unless_read_only(root: Path) -> Iterator[None]:
 
 
 def _lock(root: Path) -> int:
-    descriptor = os.open(root / "volume.toml", os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_regular(root / "volume.toml", os.O_RDONLY)
     try:
         # Never waited for: a second agent of this volume is a mistake that must be told.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,8 @@ import ctypes
 import errno
 import os
 
+from cluster.volume.regular import FLAGS, OF_OTHERS, require_regular
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _OPENAT2 = 437  # of all architectures
 _AT_FDCWD = -100
@@ -16,12 +18,12 @@ class _OpenHow(ctypes.Structure):
 
 
 def open_cached(path: str, flags: int) -> int | None:
-    """Opens an existing file if the kernel has all of *path* in its caches (openat2(2) with `RESOLVE_CACHED`, Linux 5.12).
+    """Opens a regular file if the kernel has all of *path* in its caches (openat2(2) with `RESOLVE_CACHED`, Linux 5.12).
 
-    None if the disk would have to be asked, or if the kernel cannot tell: then open(2) in a thread says what there is. Raises
-    `OSError`.
+    None if the disk would have to be asked, or if the kernel cannot tell: then `open_regular` in a thread says what there is.
+    Raises `OSError`.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+    how = _OpenHow(flags | FLAGS, 0, _RESOLVE_CACHED)
     descriptor: int = _libc.syscall(
         ctypes.c_long(_OPENAT2),
         ctypes.c_int(_AT_FDCWD),
@@ -30,8 +32,8 @@ def open_cached(path: str, flags: int) -> int | None:
         ctypes.c_size_t(ctypes.sizeof(how)),
     )
     if descriptor >= 0:
-        return descriptor
+        return require_regular(descriptor, path)
     error = ctypes.get_errno()
-    if error in _NOT_CACHED:
+    if error in _NOT_CACHED or error in OF_OTHERS:
         return None
     raise OSError(error, os.strerror(error), path)

@@ -21,6 +21,7 @@ from cluster.messages import Commit, Content, Node, Operation, Stamp
 from cluster.volume.cached_open import open_cached
 from cluster.volume.fence import fence, lift
 from cluster.volume.layout import ObjectRecord, display_path, read_record, write_record
+from cluster.volume.regular import open_regular
 
 ApplyOne = Callable[[Operation], Awaitable[Node]]
 MakeCommit = Callable[[int], Commit]
@@ -81,10 +82,9 @@ async def object_lock(path: str) -> AsyncIterator[int]:
     The opening is not bounded: whoever must go on when a disk hangs opens it otherwise, and takes `lock_of`.
     """
     # For reading, which is enough for all that its holders do, and possible with a fenced object, too.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = open_cached(path, flags)
+    descriptor = open_cached(path, os.O_RDONLY)
     if descriptor is None:
-        descriptor = await trio.to_thread.run_sync(os.open, path, flags)
+        descriptor = await trio.to_thread.run_sync(open_regular, path, os.O_RDONLY)
     async with lock_of(descriptor):
         yield descriptor
 

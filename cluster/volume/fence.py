@@ -16,6 +16,8 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
+from cluster.volume.regular import open_regular
+
 _GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS and FS_IOC_SETFLAGS of linux/fs.h, where a long has 64 bits
 _SET_FLAGS = 0x40086602
 _IMMUTABLE = 0x10
@@ -93,16 +95,15 @@ def is_writable(descriptor: int) -> bool:
 
 def open_object_at(path: str, *, lifting: bool) -> int:
     """A descriptor for reading and writing. A fence is lifted if the caller may write; else it reads only."""
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(path, flags | os.O_RDWR)
+        return open_regular(path, os.O_RDWR)
     except PermissionError:
-        descriptor = os.open(path, flags | os.O_RDONLY)
+        descriptor = open_regular(path, os.O_RDONLY)
     if not lifting:
         return descriptor
     try:
         lift(descriptor)
-        return os.open(path, flags | os.O_RDWR)
+        return open_regular(path, os.O_RDWR)
     finally:
         os.close(descriptor)
 
@@ -115,7 +116,7 @@ def despite_fence(path: str, act: Callable[[], None]) -> None:
     try:
         act()
     except PermissionError:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = open_regular(path, os.O_RDONLY)
     else:
         return
     try:

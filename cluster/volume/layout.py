@@ -26,6 +26,7 @@ import msgspec
 from cluster.decoding import Int64, from_json, from_toml
 from cluster.durable import replace_file, sync_directory
 from cluster.errors import Malformed, Refused
+from cluster.volume.regular import open_regular
 
 OBJECTS_PER_DIRECTORY = 4096
 RECORD_XATTR = "user.godwit"
@@ -103,14 +104,15 @@ class VolumeLayout:
             return os.open(path, flags, 0o600)
 
     def open_object(self, ino: int, flags: int) -> int:
-        """A descriptor of an existing object; raises `OSError`."""
-        return os.open(self.object_path(ino), flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """A descriptor of an existing object: see `open_regular`."""
+        return open_regular(self.object_path(ino), flags)
 
     def identity(self) -> VolumeIdentity:
         """Who this volume is; raises `Refused` if it is none."""
         path = self.root / "volume.toml"
         try:
-            return _identity_of(path.read_bytes())
+            with open(open_regular(path, os.O_RDONLY), "rb") as file:
+                return _identity_of(file.read())
         except FileNotFoundError:
             raise Refused(f"{self.root} is not a volume: it has no volume.toml", errno.ENOENT) from None
         except Malformed as error:
@@ -145,7 +147,7 @@ class VolumeLayout:
             file.flush()
             os.fsync(file.fileno())
         # Only to read: a descriptor that can write would keep the file system from being made read-only.
-        descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular(temporary, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it can be found: no other agent gets between
             temporary.rename(self.root / "volume.toml")

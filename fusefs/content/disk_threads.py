@@ -24,6 +24,7 @@ import trio
 from cluster.errors import GodwitError
 from cluster.volume.cached_open import open_cached
 from cluster.volume.probe import DISK_ERRNOS, probe
+from cluster.volume.regular import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -177,9 +178,10 @@ class DiskThreads:
 
         *open_at* opens it where more is to be done than open(2). Raises `OSError`, and `GodwitError` if the disk does not answer.
         """
-        flags |= os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = open_cached(path, flags)
-        return await self.open(what, open_at or partial(os.open, path, flags), timeout_s) if descriptor is None else descriptor
+        return (
+            await self.open(what, open_at or partial(open_regular, path, flags), timeout_s) if descriptor is None else descriptor
+        )
 
     def later(self, function: Callable[[], None]) -> None:
         """Calls it in a thread, one after the other; nobody waits for that. What `OSError` it raises goes to the log."""

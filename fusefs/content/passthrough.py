@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from cluster.volume.fence import stops_writers
+from cluster.volume.regular import open_regular
 from fusefs.content.local_object import LocalObject
 from fusefs.content.open_inode import Backing, Handle, IoMode
 from fusefs.kernel.stream import Channel, InitFlag
@@ -56,7 +57,7 @@ class Passthrough:
         """False if that has to be tried again."""
         path = f"{root}/volume.toml"
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_regular(path, os.O_RDONLY)
         except OSError:
             return False
         try:

@@ -5,6 +5,7 @@ The test has a network of its own, since it leaves it damaged.
 
 import errno
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,21 @@ def grow(path: str) -> None:
         file.write(b"of nobody")
 
 
+def instead(make: Callable[[str], None]) -> Callable[[str], None]:
+    """Something else in the object's place."""
+
+    def replace(path: str) -> None:
+        os.unlink(path)
+        make(path)
+
+    return replace
+
+
+def bind(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+
+
 DAMAGE: dict[str, Callable[[str], None]] = {
     "emptied": lambda path: os.truncate(path, 0),
     "cut": lambda path: os.truncate(path, 12_345),
@@ -61,6 +77,10 @@ DAMAGE: dict[str, Callable[[str], None]] = {
     "missing": os.unlink,
     "altered": alter,
     "grown": grow,
+    "fifo": instead(os.mkfifo),
+    "folder": instead(os.mkdir),
+    "link": instead(lambda path: os.symlink("/etc/hostname", path)),
+    "socket": instead(bind),
 }
 OWN = {"altered", "grown"}
 

@@ -1,0 +1,62 @@
+"""Opening what lies in an object's place: only a regular file, and nothing holds the thread."""
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from cluster.volume.cached_open import open_cached
+from cluster.volume.regular import open_regular
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+
+
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "fifo": os.mkfifo,
+    "folder": os.mkdir,
+    "link": lambda path: path.symlink_to("/etc/hostname"),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "socket": bind,
+    "device": lambda path: os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5)),
+    "device without a driver": lambda path: os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(511, 255)),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR], ids=["to read", "to write"])
+@pytest.mark.parametrize("what", OTHERS)
+def test_something_else_is_refused_at_once(tmp_path: Path, what: str, flags: int) -> None:
+    path = tmp_path / "object"
+    OTHERS[what](path)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="it is not a file") as told:
+        open_regular(path, flags)
+    assert told.value.errno == errno.EBADMSG
+    # It says so, or leaves it to a thread, which will.
+    with suppress(OSError):
+        assert open_cached(os.fspath(path), flags) is None
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_file_is_opened_and_closed_by_exec(tmp_path: Path) -> None:
+    path = tmp_path / "object"
+    path.write_bytes(b"content")
+    descriptor = open_regular(path, os.O_RDWR)
+    try:
+        assert os.pread(descriptor, 10, 0) == b"content"
+        assert not os.get_inheritable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def test_what_is_missing_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "object", os.O_RDONLY)
