@@ -18,7 +18,7 @@ def remote_read(ground: Ground) -> Sample:
     near = _without_copies(ground, "remote-large")
     write_file(ground.load, near / "large", synced=True)
     elsewhere.wait_until_current(near, ground.load.copies_s)
-    path = elsewhere.seen_there(near) / "large"
+    path = elsewhere.path_there(near) / "large"
     # Objects, too: the source's page cache would spare its disk.
     for cached in (*elsewhere.objects_of(near / "large"), path):
         forget_pages_of(cached)
@@ -33,7 +33,7 @@ def remote_small_files(ground: Ground) -> Sample:
     near = _without_copies(ground, "remote-small")
     create_files([f"{near}/f{index:06}" for index in range(ground.load.remote_files)])
     elsewhere.wait_until_current(near, ground.load.copies_s)
-    there = elsewhere.seen_there(near)
+    there = elsewhere.path_there(near)
     return per_second(read_files, [f"{there}/{name}" for name in sorted(os.listdir(there))], ground.load.limit_s)
 
 

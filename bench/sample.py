@@ -72,7 +72,7 @@ QUICK = Load(
 class Elsewhere(Protocol):
     """The same storage network as another server sees it."""
 
-    def seen_there(self, directory: Path) -> Path:
+    def path_there(self, directory: Path) -> Path:
         """The same directory through the other server's mount."""
 
     def set_copies(self, directory: Path, copies: int) -> None:

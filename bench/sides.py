@@ -76,7 +76,7 @@ class LabElsewhere:
         self._there = there
         self._process = process
 
-    def seen_there(self, directory: Path) -> Path:
+    def path_there(self, directory: Path) -> Path:
         return self._there / directory.relative_to(self._here)
 
     def set_copies(self, directory: Path, copies: int) -> None:

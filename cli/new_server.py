@@ -90,8 +90,8 @@ def make_place(
     if place.config.exists():
         raise Refused(f"this machine has a configuration already, {place.config}: it is left as it is")
     # What it remembers is of another catalog, which no manager of the new network has.
-    if (seen := remembered(place.state)) is not None:
-        raise Refused(f"this machine has been a server of another network ({seen}): remove {place.state} if it is none any more")
+    if (point := remembered(place.state)) is not None:
+        raise Refused(f"this machine has been a server of another network ({point}): remove {place.state} if it is none any more")
     _check_address(address)
     check_paths(place.volumes, place.mountpoint)
     for volume in place.volumes:

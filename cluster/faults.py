@@ -13,7 +13,7 @@ FAULTS = counter("godwit_faults_total", "Faults that others caused, and errors t
 UNEXPECTED = counter("godwit_unexpected_errors_total", "Errors that nobody had thought of: the log has their tracebacks.")
 
 CAUSES_MAX = 1000
-CAUSES_TOLD_MAX = 50  # the most frequent ones
+CAUSES_MAX = 50  # the most frequent ones
 OTHERS = "other causes"
 
 
@@ -73,5 +73,5 @@ def _origin(error: BaseException) -> str:
 faults = Faults()
 """Those of this process."""
 
-counters.follow_each(FAULTS, lambda: dict(faults.counts.most_common(CAUSES_TOLD_MAX)))
+counters.follow_each(FAULTS, lambda: dict(faults.counts.most_common(CAUSES_MAX)))
 counters.follow(UNEXPECTED, lambda: faults.unexpected_errors)

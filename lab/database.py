@@ -2,7 +2,7 @@
 
     DIR/db/data   DIR/db/log/postgres.log      in the namespace godwit-<tag>-db, with an address on the servers' network
 
-It refuses to be root. Its user may have no way to the lab's folder, so its processes see `DIR/db` as `SEEN_AT`, in a mount
+It refuses to be root. Its user may have no way to the lab's folder, so its processes see `DIR/db` as `BOUND_AT`, in a mount
 namespace that is theirs alone. What it acknowledges is durable: no setting trades that away.
 """
 
@@ -27,7 +27,7 @@ ROLE = "godwit"
 NAME = "godwit"
 # Debian has each major version's programs in a folder of its own, and none of them in PATH
 PROGRAMS = Path("/usr/lib/postgresql")
-SEEN_AT = RUNTIME / "database"  # mount point of `DIR/db`, in the mount namespace of the database's processes
+BOUND_AT = RUNTIME / "database"  # mount point of `DIR/db`, in the mount namespace of the database's processes
 USERS = ("postgres", "nobody")  # the first that the machine has
 CREATE_TIMEOUT_S = 120.0  # initdb writes and syncs some thousand files
 CONNECTIONS_MAX = 300  # each candidate of the largest lab keeps a few
@@ -73,14 +73,14 @@ def create_database(folder: Path, password: str) -> None:
     if begun.exists():
         # An attempt that did not come to the rename below: nothing in it was ever used.
         shutil.rmtree(begun)
-    seen = str(SEEN_AT / begun.name)
+    bound = str(BOUND_AT / begun.name)
     # `trust` until pg_hba.conf is replaced: nothing listens before that. C: names are bytes, and sort as such.
-    initdb = [str(programs / "initdb"), "-D", seen, "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C"]
+    initdb = [str(programs / "initdb"), "-D", bound, "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C"]
     tool(_as_user(folder, user, initdb), timeout_s=CREATE_TIMEOUT_S)
     (begun / "pg_hba.conf").write_text(HOSTS_ALLOWED)
     settings = ["-c", "password_encryption=scram-sha-256", "-c", "exit_on_error=on"]
     # Single-user mode reads statements from stdin, one a line, and needs no port.
-    single = [str(programs / "postgres"), "--single", "-D", seen, *settings, "postgres"]
+    single = [str(programs / "postgres"), "--single", "-D", bound, *settings, "postgres"]
     # The password is of hex digits: it needs no quoting.
     statements = f"CREATE ROLE {ROLE} LOGIN PASSWORD '{password}'\nCREATE DATABASE {NAME} OWNER {ROLE}\n"
     tool(_as_user(folder, user, single), statements, timeout_s=CREATE_TIMEOUT_S)
@@ -93,7 +93,7 @@ def launch_database(folder: Path, address: str, namespace: str) -> ProcessId:
     end([process for pid in processes_in(namespace) if (process := identify(pid))], STOP_PATIENCE_S)
     # A number in the file of a server that was killed may belong to some other process of this user by now.
     (folder / "data" / "postmaster.pid").unlink(missing_ok=True)
-    server = [str(require_postgres(folder) / "postgres"), "-D", str(SEEN_AT / "data"), "-h", address, "-p", str(PORT)]
+    server = [str(require_postgres(folder) / "postgres"), "-D", str(BOUND_AT / "data"), "-h", address, "-p", str(PORT)]
     for setting in ("unix_socket_directories=", f"max_connections={CONNECTIONS_MAX}"):
         server += ["-c", setting]
     # PGDATA, PGPORT and their like in the caller's environment would be obeyed.
@@ -135,8 +135,8 @@ def _user() -> pwd.struct_passwd:
 
 
 def _as_user(folder: Path, user: pwd.struct_passwd, argv: list[str]) -> list[str]:
-    """The command line that runs *argv* as *user*, to whom *folder* is at `SEEN_AT`."""
-    make_runtime_directory(SEEN_AT, PUBLIC)
+    """The command line that runs *argv* as *user*, to whom *folder* is at `BOUND_AT`."""
+    make_runtime_directory(BOUND_AT, PUBLIC)
     become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--", *argv]
     return [
         "unshare",
@@ -149,6 +149,6 @@ def _as_user(folder: Path, user: pwd.struct_passwd, argv: list[str]) -> list[str
         _SEE_FOLDER,
         "sh",
         str(folder),
-        str(SEEN_AT),
+        str(BOUND_AT),
         *become,
     ]

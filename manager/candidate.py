@@ -256,8 +256,8 @@ class Candidate:
         # Looked at after they have answered: one of them may have taken the office in the meantime.
         if not await self._look() or (point := self._memory.point) is None:
             return  # the catalog does not answer
-        for server, seen in answers.items():
-            if (error := refusal(seen, point, server)) is not None:
+        for server, known in answers.items():
+            if (error := refusal(known, point, server)) is not None:
                 self._catalog_refused = True
                 raise error
 
@@ -300,7 +300,7 @@ class Candidate:
         started = monotonic_s()
         lasts_s = lasts_at_first(stand, self._term_s)
         taken, lasted_s = await self._take(stand, lasts_s)
-        if taken in (Taken.AS_SEEN, Taken.DEPOSED):
+        if taken in (Taken.UNCHANGED, Taken.DEPOSED):
             # Also where the holder had to be deposed: the term is this candidate's, though it may not act yet
             # (`_wait_for_predecessor`).
             await self._hold(stand, taken, Lasting(started, lasts_s, lasted_s))
@@ -331,7 +331,7 @@ class Candidate:
         def take() -> tuple[Taken, float]:
             with write_transaction(self._writer) as connection:
                 if take_office(connection, stand.row, *mine):
-                    return Taken.AS_SEEN, stand.row.lasts_s
+                    return Taken.UNCHANGED, stand.row.lasts_s
                 # If the holder has only extended it since the row was seen, the term is taken all the same: by its number
                 # alone.
                 if not stand.clear and depose_office(connection, stand.row.term, *mine):

@@ -137,11 +137,11 @@ class Term:
         """Asks for the end of the term, in order and soon."""
         self.leaving.set()
 
-    def check_catalog(self, seen: CatalogPoint | None, whose: str) -> None:
-        """Raises `Refused` for a member that has worked with another catalog; ends the office if it has seen a newer one."""
-        if seen is None or (error := refusal(seen, self.point, whose)) is None:
+    def check_catalog(self, known: CatalogPoint | None, whose: str) -> None:
+        """Raises `Refused` for a member that has worked with another catalog; ends the office if it knows a newer one."""
+        if known is None or (error := refusal(known, self.point, whose)) is None:
             return
-        if judge(seen, self.point) is Verdict.OLDER:
+        if judge(known, self.point) is Verdict.OLDER:
             # Set before the term is asked to end: who ends it asks for the reason.
             self.refusal = error
             self.leave()

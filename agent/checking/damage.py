@@ -73,7 +73,7 @@ class Examiner:
         self._on_damage = on_damage  # has what was lost kept under a conflict name
         self._under_way: dict[ObjectKey, trio.Event] = {}  # by object: set when its examination is over
         self._pending: set[ObjectKey] = set()  # reported, and still the home: another replica is to take over
-        self._doubted: set[ObjectKey] = set()  # content is read whatever the stamp says, since a read has shown an error
+        self._suspected: set[ObjectKey] = set()  # content is read whatever the stamp says, since a read has shown an error
         self._results: OrderedDict[ObjectKey, Examined | GodwitError] = OrderedDict()  # what was found last, for who waits
         # stamp and fault of content that was read: not read again while it has that stamp
         self._damaged: OrderedDict[ObjectKey, tuple[Stamp | None, str]] = OrderedDict()
@@ -97,7 +97,7 @@ class Examiner:
     def suspect(self, key: ObjectKey, *, content: bool = False) -> trio.Event:
         """Has the object examined in the background; the event is set when that is done. *content*: whatever its stamp is."""
         if content:
-            self._doubted.add(key)
+            self._suspected.add(key)
         if key not in self._under_way:
             self._under_way[key] = trio.Event()
             self._nursery.start_soon(self._run, key)
@@ -139,14 +139,14 @@ class Examiner:
             self._on_damage()
         if held is None or found != before:
             return Examined(node.home_volume, None)
-        if found == held.stamp and not held.fault and key not in self._doubted:
+        if found == held.stamp and not held.fault and key not in self._suspected:
             return Examined(node.home_volume, found)
         # With its disk away every object would look missing, and every file would fall back.
         if found is None and not await work.in_thread(work.volume.is_what_was_opened):
             raise Unavailable(f"volume {key.volume} is not there: nothing can be said of its objects")
         if found is not None and await work.in_thread(_version_at, path) > held.version:
             raise Unavailable(f"inode {key.ino} on volume {key.volume} is newer than the catalog: godwit fsck --repair")
-        self._doubted.discard(key)
+        self._suspected.discard(key)
         # The content last: for a large object that is minutes of reading.
         fault = lacking(held, found) or await self._look_at_content(key, work, path, held, found)
         if fault:

@@ -119,17 +119,17 @@ class Checker:
         # With it no task of this agent moves the object between look and repair.
         async with self._locks.hold(ino):
             row = await self._mender.row_of(volume.number, ino)
-            seen = await self._works(volume.number).in_thread(partial(look_at, path, deep=deep))
+            observed = await self._works(volume.number).in_thread(partial(look_at, path, deep=deep))
             # The catalog changed while the object was read: nothing can be said, and the next check sees it.
             if row is None or row != await self._mender.row_of(volume.number, ino):
                 return None
-            kind = judge(row, seen)
+            kind = judge(row, observed)
             if kind is None:
                 return None
             await self._works(volume.number).in_thread(volume.require_there)
-            outcome, text = FindingOutcome.FOUND, describe(row, seen, kind)
+            outcome, text = FindingOutcome.FOUND, describe(row, observed, kind)
             if repair:
-                outcome, text = await self._mender.mend(volume, row, seen, kind, aside)
+                outcome, text = await self._mender.mend(volume, row, observed, kind, aside)
             return Finding(volume.number, str(volume.layout.root), ino, kind, outcome, text, row.path)
 
     async def unknown(self, volume: LocalVolume, inodes: list[int]) -> list[int]:
@@ -161,7 +161,7 @@ class _VolumeCheck:
         self._deep = deep
         self._aside = SetAside(volume)
         self._findings: list[Finding] = []
-        self._told_s = monotonic_s()
+        self._reported_s = monotonic_s()
 
     async def run(self) -> None:
         await self._check_replicas()
@@ -228,19 +228,19 @@ class _VolumeCheck:
 
     def _last_paths(self, inodes: list[int]) -> dict[int, bytes]:
         """The paths that the records of those objects have that are still there. Blocks."""
-        seen = {ino: look_at(self._volume.layout.object_path(ino)) for ino in inodes}
-        return {ino: os.fsencode(item.record.path) if item.record else b"" for ino, item in seen.items() if item is not None}
+        found = {ino: look_at(self._volume.layout.object_path(ino)) for ino in inodes}
+        return {ino: os.fsencode(item.record.path) if item.record else b"" for ino, item in found.items() if item is not None}
 
     def _finding(self, ino: int, outcome: str, text: str, path: bytes) -> Finding:
         return Finding(self._volume.number, str(self._volume.layout.root), ino, Kind.UNKNOWN, outcome, text, path)
 
     async def _tell_sometimes(self) -> None:
-        if monotonic_s() - self._told_s >= TELL_S or len(self._findings) >= PAGE:
+        if monotonic_s() - self._reported_s >= TELL_S or len(self._findings) >= PAGE:
             await self.tell_now()
 
     async def tell_now(self, problem: str = "") -> None:
         """Tells what has come together, and how far this is."""
-        self._told_s = monotonic_s()
+        self._reported_s = monotonic_s()
         findings, self._findings = self._findings, []
         await self._tell(CheckProgress(self._counts.replicas, self._counts.objects, findings, problem))
 

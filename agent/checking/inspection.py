@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from agent.checking.comparison import Seen, judge
+from agent.checking.comparison import Observed, judge
 from agent.objects.reading import digest_of
 from agent.volumes.volume import LocalVolume
 from cluster.messages import ReplicaState, Stamp
@@ -18,26 +18,26 @@ LOWEST_PRIORITY = 19  # nice's last
 _NOTHING = Stamp(0, 0, 0)
 
 
-def look_at(path: str, *, deep: bool = False) -> Seen | None:
+def look_at(path: str, *, deep: bool = False) -> Observed | None:
     """The file at *path* with its record, and with *deep* its digest, unless it changes meanwhile; None if there is none."""
     try:
         descriptor = open_regular(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     except OSError as error:
-        return Seen(_NOTHING, error=os.strerror(error.errno or 0))
+        return Observed(_NOTHING, error=os.strerror(error.errno or 0))
     try:
         return _look(descriptor, deep=deep)
     except OSError as error:
-        return Seen(_NOTHING, error=os.strerror(error.errno or 0))
+        return Observed(_NOTHING, error=os.strerror(error.errno or 0))
     finally:
         os.close(descriptor)
 
 
-def _look(descriptor: int, *, deep: bool) -> Seen:
+def _look(descriptor: int, *, deep: bool) -> Observed:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        return Seen(_NOTHING, error="it is not a file")
+        return Observed(_NOTHING, error="it is not a file")
     digest = b""
     if deep:
         with at_low_priority():
@@ -45,7 +45,7 @@ def _look(descriptor: int, *, deep: bool) -> Seen:
         # It changed under our eyes: the digest is of neither content.
         if stamp_of(os.fstat(descriptor)) != stamp_of(status):
             status, digest = os.fstat(descriptor), b""
-    return Seen(stamp_of(status), read_record(descriptor), digest)
+    return Observed(stamp_of(status), read_record(descriptor), digest)
 
 
 def suspects(volume: LocalVolume, rows: Sequence[ReplicaState]) -> list[int]:
@@ -65,14 +65,14 @@ def is_suspect(volume: LocalVolume, row: ReplicaState) -> bool:
     return judge(row, look_at(volume.layout.object_path(row.ino), deep=True)) is not None
 
 
-def _glance(path: str) -> Seen | None:
+def _glance(path: str) -> Observed | None:
     try:
         status = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return None
     except OSError as error:
-        return Seen(_NOTHING, error=os.strerror(error.errno or 0))
-    return Seen(stamp_of(status)) if stat.S_ISREG(status.st_mode) else Seen(_NOTHING, error="it is not a file")
+        return Observed(_NOTHING, error=os.strerror(error.errno or 0))
+    return Observed(stamp_of(status)) if stat.S_ISREG(status.st_mode) else Observed(_NOTHING, error="it is not a file")
 
 
 @contextmanager

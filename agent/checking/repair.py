@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from agent.checking.comparison import Kind, Seen, best_of, is_newer, is_the_content
+from agent.checking.comparison import Kind, Observed, best_of, is_newer, is_the_content
 from agent.checking.inspection import look_at
 from agent.objects.disk_batches import DiskWork
 from agent.objects.open_objects import ObjectKey, OpenObjects
@@ -94,19 +94,24 @@ class Mender:
         found = (await self._session.call(request, timeout_s=MANAGER_TIMEOUT_S)).replicas
         return found[0] if found and found[0].ino == ino else None
 
-    async def mend(self, volume: LocalVolume, row: ReplicaState, seen: Seen | None, kind: Kind, aside: SetAside) -> Result:
+    async def mend(
+        self, volume: LocalVolume, row: ReplicaState, observed: Observed | None, kind: Kind, aside: SetAside
+    ) -> Result:
         """What became of a replica that is different in the way of *kind*."""
         try:
-            if seen is None:
+            if observed is None:
                 return await self._bring_back(volume, row, aside) or await self._give_up(volume, row, None, MISSING)
+            fault = describe(row, observed, kind)
             if kind in (Kind.VERSION, Kind.SIZE, Kind.STAMP):
-                return await self._accept(volume, row) or await self._give_up(volume, row, seen, describe(row, seen, kind))
-            return await self._give_up(volume, row, seen, describe(row, seen, kind))
+                return await self._accept(volume, row) or await self._give_up(volume, row, observed, fault)
+            return await self._give_up(volume, row, observed, fault)
         except (GodwitError, OSError) as error:
             return FindingOutcome.LEFT, str(error)
 
     async def _bring_back(self, volume: LocalVolume, row: ReplicaState, aside: SetAside) -> Result | None:
-        found = [(path, seen) for path in await aside.of(row.ino) if (seen := await self._look(volume, row, path)) is not None]
+        found = [
+            (path, observed) for path in await aside.of(row.ino) if (observed := await self._look(volume, row, path)) is not None
+        ]
         path = best_of(row, found)
         if path is None:
             return None
@@ -120,27 +125,27 @@ class Mender:
             (FindingOutcome.MENDED, what) if accepted is not None else (FindingOutcome.LEFT, f"{what}, but it has changed since")
         )
 
-    async def _look(self, volume: LocalVolume, row: ReplicaState, path: str) -> Seen | None:
+    async def _look(self, volume: LocalVolume, row: ReplicaState, path: str) -> Observed | None:
         return await self._works(volume.number).in_thread(partial(look_at, path, deep=bool(row.checksum)))
 
     async def _accept(self, volume: LocalVolume, row: ReplicaState) -> Result | None:
         """Tells the catalog the object's stamp if its content is right, commits the object if it is newer; None if neither."""
         path = volume.layout.object_path(row.ino)
-        seen = await self._look(volume, row, path)
-        if seen is None:
+        observed = await self._look(volume, row, path)
+        if observed is None:
             return None
-        if is_the_content(row, seen) and not (row.is_home and row.dirty):
+        if is_the_content(row, observed) and not (row.is_home and row.dirty):
             assert row.stamp is not None
-            await self._call_restamp(volume, row, seen)
+            await self._call_restamp(volume, row, observed)
             return FindingOutcome.MENDED, "its content is right: the catalog knows its new stamp"
-        if is_newer(row, seen) or (row.dirty and is_the_content(row, seen)):
+        if is_newer(row, observed) or (row.dirty and is_the_content(row, observed)):
             await self._commit(volume, row.ino, path)
             return FindingOutcome.MENDED, "it was newer than the catalog: committed"
         return None
 
-    async def _call_restamp(self, volume: LocalVolume, row: ReplicaState, seen: Seen) -> None:
+    async def _call_restamp(self, volume: LocalVolume, row: ReplicaState, observed: Observed) -> None:
         assert row.stamp is not None
-        request = Restamp(volume.number, row.ino, row.version, row.stamp, seen.stamp)
+        request = Restamp(volume.number, row.ino, row.version, row.stamp, observed.stamp)
         await self._session.call(request, timeout_s=MANAGER_TIMEOUT_S)
 
     async def _commit(self, volume: LocalVolume, ino: int, path: str) -> None:
@@ -155,7 +160,7 @@ class Mender:
     async def _apply(self, operation: Operation) -> Node:
         return await self._session.apply_one(operation, timeout_s=MANAGER_TIMEOUT_S)
 
-    async def _give_up(self, volume: LocalVolume, row: ReplicaState, seen: Seen | None, fault: str) -> Result:
+    async def _give_up(self, volume: LocalVolume, row: ReplicaState, observed: Observed | None, fault: str) -> Result:
         """Reports the replica as damaged, so that the manager counts it no more."""
         # Reported as damaged, the manager would let it fall back: what was written and never committed would be lost for good.
         if row.stamp is None or (row.is_home and row.dirty):
@@ -167,7 +172,7 @@ class Mender:
             return FindingOutcome.MENDED, f"{fault}; another replica takes over as soon as nobody can be writing the file"
         if not row.others or (after is not None and after.is_home):
             return FindingOutcome.LEFT, f"{fault}; no other replica has its content: godwit where, godwit accept"
-        if after is not None and seen is not None and not _is_older(row, seen):
+        if after is not None and observed is not None and not _is_older(row, observed):
             # A copy is about to be put over it.
             await self._works(volume.number).quarantine.submit(row.ino)
             self._objects.forget(ObjectKey(volume.number, row.ino))
@@ -175,24 +180,24 @@ class Mender:
         return FindingOutcome.MENDED, f"{fault}; other replicas are copied"
 
 
-def _is_older(row: ReplicaState, seen: Seen) -> bool:
+def _is_older(row: ReplicaState, observed: Observed) -> bool:
     """Whether the object has an older version, on which the catalog's was built."""
-    return seen.record is not None and seen.record.version < row.version
+    return observed.record is not None and observed.record.version < row.version
 
 
-def describe(row: ReplicaState, seen: Seen | None, kind: Kind) -> str:
+def describe(row: ReplicaState, observed: Observed | None, kind: Kind) -> str:
     """What is wrong, for people."""
     match kind:
         case Kind.MISSING:
             return MISSING
-        case Kind.UNREADABLE if seen is not None:
-            return f"its object cannot be read: {seen.error}"
-        case Kind.VERSION if seen is not None and seen.record is not None:
-            return f"its object has version {seen.record.version} instead of {row.version}"
-        case Kind.SIZE if seen is not None and row.stamp is not None:
-            return f"its object has {seen.stamp.size} bytes instead of {row.stamp.size}"
-        case Kind.DIGEST if seen is not None:
-            return f"its content has the digest {seen.digest.hex()}"
+        case Kind.UNREADABLE if observed is not None:
+            return f"its object cannot be read: {observed.error}"
+        case Kind.VERSION if observed is not None and observed.record is not None:
+            return f"its object has version {observed.record.version} instead of {row.version}"
+        case Kind.SIZE if observed is not None and row.stamp is not None:
+            return f"its object has {observed.stamp.size} bytes instead of {row.stamp.size}"
+        case Kind.DIGEST if observed is not None:
+            return f"its content has the digest {observed.digest.hex()}"
         case _:
             return "its object was changed by somebody else than Godwit"
 

@@ -1,6 +1,6 @@
 """Keeps the volumes of the configured directories open, each by itself, and opens one again when its disk is back.
 
-A directory in which there is no volume, or one that cannot be used, is a problem that is told; it keeps no other from work.
+A directory in which there is no volume, or one that cannot be used, is a problem that is reported; it keeps no other from work.
 """
 
 import logging
@@ -110,7 +110,7 @@ class VolumeKeeper:
         if isinstance(outcome, LocalVolume):
             self._opened(place, outcome)
             return
-        problem = f"{place.root}: no answer within {self._patience_s:g} s" if outcome is None else told(outcome)
+        problem = f"{place.root}: no answer within {self._patience_s:g} s" if outcome is None else for_people(outcome)
         if problem != place.problem:
             log.error("no volume is open: %s", problem)
         place.problem = problem
@@ -164,6 +164,6 @@ def learn(memory: CatalogMemory, identity: VolumeIdentity) -> str:
     return ""
 
 
-def told(error: GodwitError) -> str:
+def for_people(error: GodwitError) -> str:
     """The error as a sentence for people."""
     return f"{error} (is its disk mounted?)" if "is not a volume" in str(error) else str(error)

@@ -45,9 +45,9 @@ def create(config: ConfigOption = None, root: RootOption = None) -> None:
 
     found = _find_config(config, root)
     # Its volumes have objects of that catalog, all unknown to an empty one.
-    if (seen := remembered(found.state)) is not None:
+    if (point := remembered(found.state)) is not None:
         raise Refused(
-            f"this server has worked with {seen}: an empty catalog in its place would hide every file. Bring a backup back: "
+            f"this server has worked with {point}: an empty catalog in its place would hide every file. Bring a backup back: "
             "godwit db restore FILE"
         )
     prepare_catalog(found.manager.database)

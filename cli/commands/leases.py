@@ -61,10 +61,10 @@ def list_leases(
     if answer.total > len(answer.leases):
         print_line(f"… and {answer.total - len(answer.leases)} more (--limit)")
     print_line(f"{answer.total or 'no'} lease{'' if answer.total == 1 else 's'}, access time {answer.access_s:g} s")
-    print_line(f"in this term: {as_told(answer.counts)}")
+    print_line(f"in this term: {as_sentence(answer.counts)}")
 
 
-def as_told(counts: LeaseCounts) -> str:
+def as_sentence(counts: LeaseCounts) -> str:
     """What has happened to leases, in words."""
     # Each of them was a wait for the access time: worth a word only when there were any.
     waited_out = f" ({counts.waited_out} of them waited out)" if counts.waited_out else ""

@@ -36,8 +36,8 @@ def status(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, 
     if answer.catalog_fault:
         print_line(f"{answer.catalog_fault}: make room there, or mend it; nothing can be added until then")
     if answer.forsaken or answer.conflicts:
-        told = f"{answer.forsaken} objects on lost servers, {answer.conflicts} files under conflict names"
-        print_line(f"to look at: {told} (godwit servers show)")
+        left = f"{answer.forsaken} objects on lost servers, {answer.conflicts} files under conflict names"
+        print_line(f"to look at: {left} (godwit servers show)")
     if answer.below_policy:
         print_line(f"at risk: {answer.below_policy} files have fewer copies than their policy (godwit files --below-policy)")
     if answer.damaged:

@@ -42,7 +42,7 @@ def watch(target: Target, timeout_s: float, number: int, *, quiet: bool = False)
         with _display(quiet) as display:
             while True:
                 row = await find_migration(asker, number)
-                display.show(row, meter.see(monotonic_s(), totals(row)))
+                display.show(row, meter.add(monotonic_s(), totals(row)))
                 # A failed migration has no end of its own: it can be resumed.
                 if row.state in ENDS and (row.ended_ns or row.state == MigrationState.FAILED):
                     return row

@@ -69,16 +69,16 @@ def overall_rate(row: MigrationRow) -> Rate:
 
 
 class Meter:
-    """The rate of the last seconds, from what is seen while watching."""
+    """The rate of the last seconds, from what is counted while watching."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, Totals]] = deque()  # (monotonic, totals); the first one is the beginning of the window
+        self._counted: deque[tuple[float, Totals]] = deque()  # (monotonic, totals); the first one is the beginning of the window
 
-    def see(self, now: float, seen: Totals) -> Rate:
+    def add(self, now: float, totals: Totals) -> Rate:
         """Takes a sample and gives the present rate."""
-        self._seen.append((now, seen))
+        self._counted.append((now, totals))
         # Two at least: one sample has no rate.
-        while len(self._seen) > 2 and now - self._seen[1][0] >= WINDOW_S:
-            self._seen.popleft()
-        began, first = self._seen[0]
-        return rate_between(first, seen, now - began)
+        while len(self._counted) > 2 and now - self._counted[1][0] >= WINDOW_S:
+            self._counted.popleft()
+        began, first = self._counted[0]
+        return rate_between(first, totals, now - began)

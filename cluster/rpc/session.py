@@ -114,7 +114,7 @@ class ManagerSession:
         self._outstanding: set[int] = set()  # ids of changes that are not acknowledged
         self._fenced: Fenced | None = None  # this process was replaced by a newer one
         self._trouble: CatalogFault | None = None  # why the catalog takes no changes at present
-        self._troubled_s = self._trouble_told_s = 0.0
+        self._troubled_s = self._trouble_heard_s = 0.0
         self._trouble_came = trio.Event()
         self.requests = 0  # sent so far, for counts
         self.changes = 0  # made so far, for counts
@@ -178,13 +178,13 @@ class ManagerSession:
         """Nobody can be in office, as long as the disk of the catalog is as it is."""
         if self._trouble is None:
             self._troubled_s = trio.current_time()
-        self._trouble, self._trouble_told_s = fault, trio.current_time()
+        self._trouble, self._trouble_heard_s = fault, trio.current_time()
         if trio.current_time() >= self._troubled_s + TROUBLE_S:
             self._trouble_came.set()
 
     def _check_trouble(self, request: Request[Any]) -> None:
         """Raises `CatalogFault` if waiting is no use: with the reason for a change; what only reads fails with EIO."""
-        if self._trouble is not None and trio.current_time() >= self._trouble_told_s + ANSWER_S:
+        if self._trouble is not None and trio.current_time() >= self._trouble_heard_s + ANSWER_S:
             self._trouble, self._trouble_came = None, trio.Event()
         if self._trouble is not None and self._trouble_came.is_set():
             changes = isinstance(request, (Apply, TakeInodes))
@@ -216,8 +216,8 @@ class ManagerSession:
         before = trio.current_time()
         held = self._opens(), self._tokens(), self._caching(), self._locks()
         await channel.greet(self.greeting)
-        seen = self._memory.point if self._memory is not None else None
-        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, *held, seen)
+        point = self._memory.point if self._memory is not None else None
+        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, *held, point)
         welcome = await channel.call(hello, timeout_s=INTRODUCTION_TIMEOUT_S)
         await self._check_catalog(welcome)
         self.last_contact_s = before

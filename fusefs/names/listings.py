@@ -85,11 +85,11 @@ class Listings:
 
     def _note_given(self, directory: OpenDirectory) -> None:
         """The kernel is told the listing from its beginning."""
-        now, told = trio.current_time(), self._given
-        told.pop(directory.ino, None)
-        told[directory.ino] = directory.permit
-        while told and (len(told) > GIVEN_MAX or next(iter(told.values())).deadline_s <= now):
-            told.popitem(last=False)
+        now, given = trio.current_time(), self._given
+        given.pop(directory.ino, None)
+        given[directory.ino] = directory.permit
+        while given and (len(given) > GIVEN_MAX or next(iter(given.values())).deadline_s <= now):
+            given.popitem(last=False)
 
     async def _look(
         self, directory: OpenDirectory, after: int, opened: Collection[OpenDirectory]

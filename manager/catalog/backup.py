@@ -107,22 +107,22 @@ def _sync(path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- bringing back
 
 
-def restore(url: str, source: Path, seen: CatalogPoint | None, term_s: float) -> tuple[CatalogPoint, Path | None]:
+def restore(url: str, source: Path, remembered: CatalogPoint | None, term_s: float) -> tuple[CatalogPoint, Path | None]:
     """Replaces the catalog by a backup, and begins a new generation with it. Blocks.
 
-    *seen*: the newest point that this server remembers. Returns the new point, and where the catalog that was there has been kept
-    (SQLite). Raises `Refused` if *source* is no backup, or one of another catalog, or if a manager is in office.
+    *remembered*: the newest point that this server remembers. Returns the new point, and where the catalog that was there has
+    been kept (SQLite). Raises `Refused` if *source* is no backup, or one of another catalog, or if a manager is in office.
     """
     with _engines(url) as (writer, reader):
         if _is_readable(writer):
             require_stopped(reader, term_s)
         if writer.dialect.name == "sqlite":
-            kept = _restore_sqlite(_sqlite_path(url), source, seen)
+            kept = _restore_sqlite(_sqlite_path(url), source, remembered)
         else:
             kept = None
             _restore_postgres(url, source)
         writer.dispose()
-        return _accept(writer, seen), kept
+        return _accept(writer, remembered), kept
 
 
 def _is_readable(writer: Engine) -> bool:
@@ -133,11 +133,11 @@ def _is_readable(writer: Engine) -> bool:
         return False
 
 
-def _restore_sqlite(present: Path, source: Path, seen: CatalogPoint | None) -> Path | None:
+def _restore_sqlite(present: Path, source: Path, remembered: CatalogPoint | None) -> Path | None:
     try:
         with closing(open_read_only(source)) as backup:
             _check_sqlite(backup, source)
-            _require_same(_identity_in(backup, source), seen, source)
+            _require_same(_identity_in(backup, source), remembered, source)
             kept = _put_aside(present)
             with closing(sqlite3.connect(present, timeout=5.0)) as target:
                 backup.backup(target)
@@ -160,9 +160,9 @@ def _identity_in(backup: sqlite3.Connection, source: Path) -> str:
     return str(found)
 
 
-def _require_same(catalog: str, seen: CatalogPoint | None, source: Path) -> None:
-    if catalog and seen is not None and catalog != seen.catalog:
-        raise Refused(f"{source} is of catalog {catalog}, and this server has worked with {seen.catalog}")
+def _require_same(catalog: str, remembered: CatalogPoint | None, source: Path) -> None:
+    if catalog and remembered is not None and catalog != remembered.catalog:
+        raise Refused(f"{source} is of catalog {catalog}, and this server has worked with {remembered.catalog}")
 
 
 def _put_aside(present: Path) -> Path | None:
@@ -211,10 +211,10 @@ def _run_postgres(url: str, program: str, arguments: Sequence[str]) -> None:
 # ----------------------------------------------------------------------------------------------------------- accepting
 
 
-def accept_rollback(url: str, seen: CatalogPoint | None, term_s: float) -> tuple[CatalogPoint, CatalogPoint]:
+def accept_rollback(url: str, remembered: CatalogPoint | None, term_s: float) -> tuple[CatalogPoint, CatalogPoint]:
     """Makes the catalog that is there the present one, although somebody has seen a newer one. Blocks.
 
-    Returns its point before and after. Raises `Refused` for another catalog than *seen*, or if a manager is in office.
+    Returns its point before and after. Raises `Refused` for another catalog than *remembered*, or if a manager is in office.
     """
     with _engines(url) as (writer, reader):
         _require_catalog(writer)
@@ -222,18 +222,18 @@ def accept_rollback(url: str, seen: CatalogPoint | None, term_s: float) -> tuple
         retrying(partial(migrate, writer))
         with reader.connect() as connection:
             found = read_point(connection)
-        if seen is not None and judge(seen, found) is Verdict.FOREIGN:
-            raise Refused(f"this is another catalog ({found}) than the one that this server has worked with ({seen})")
-        return found, _accept(writer, seen)
+        if remembered is not None and judge(remembered, found) is Verdict.FOREIGN:
+            raise Refused(f"this is another catalog ({found}) than the one that this server has worked with ({remembered})")
+        return found, _accept(writer, remembered)
 
 
-def _accept(writer: Engine, seen: CatalogPoint | None) -> CatalogPoint:
+def _accept(writer: Engine, remembered: CatalogPoint | None) -> CatalogPoint:
     had_identity = _has_identity(writer)
     retrying(partial(migrate, writer))
     with write_transaction(writer) as connection:
-        if not had_identity and seen is not None:
-            connection.execute(update(identity).where(identity.c.id == 1).values(catalog=seen.catalog))
-        return begin_generation(connection, seen)
+        if not had_identity and remembered is not None:
+            connection.execute(update(identity).where(identity.c.id == 1).values(catalog=remembered.catalog))
+        return begin_generation(connection, remembered)
 
 
 def _has_identity(writer: Engine) -> bool:

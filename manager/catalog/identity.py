@@ -69,18 +69,18 @@ def read_first_ino(connection: Connection) -> int:
     return first_ino
 
 
-def begin_generation(connection: Connection, seen: CatalogPoint | None) -> CatalogPoint:
-    """Makes this catalog the newest that there is, although *seen* was newer; returns its new point.
+def begin_generation(connection: Connection, known: CatalogPoint | None) -> CatalogPoint:
+    """Makes this catalog the newest that there is, although *known* was newer; returns its new point.
 
     No number that may have been used since it was written is used again: not of terms, not of inodes. All files with content
     count as dirty, since what is on the disks of their homes may be newer: their agents commit what differs. The office is
     vacant.
     """
     found = read_point(connection)
-    # Members judge by generation first, then term and beat: all three must be above what anybody has seen.
-    generation = max(found.generation, seen.generation if seen else 0) + 1
-    term = max(found.term, seen.term if seen else 0) + GENERATION_TERMS
-    beat = max(found.beat, seen.beat if seen else 0) + 1
+    # Members judge by generation first, then term and beat: all three must be above what anybody has known.
+    generation = max(found.generation, known.generation if known else 0) + 1
+    term = max(found.term, known.term if known else 0) + GENERATION_TERMS
+    beat = max(found.beat, known.beat if known else 0) + 1
     counter = counters.c.name == "next_ino"
     next_ino: int = connection.execute(select(counters.c.value).where(counter)).scalar_one() + GENERATION_INODES
     connection.execute(update(counters).where(counter).values(value=next_ino))

@@ -21,7 +21,7 @@ _ROW = select(office.c.term, office.c.server, office.c.address, office.c.beat, o
 # Compare-and-set by the term alone: the holder may be extending it at this very moment.
 _DEPOSE = (
     update(office)
-    .where(office.c.id == 1, office.c.term == bindparam("seen_term"))
+    .where(office.c.id == 1, office.c.term == bindparam("last_term"))
     .values(
         term=office.c.term + 1,
         beat=office.c.beat + 1,
@@ -31,8 +31,8 @@ _DEPOSE = (
         lasts_ms=case((office.c.lasts_ms < _LASTS, _LASTS), else_=office.c.lasts_ms),
     )
 )
-# And by the beat: it fails if the holder has been alive since the row was seen.
-_TAKE = _DEPOSE.where(office.c.beat == bindparam("seen_beat"))
+# And by the beat: it fails if the holder has been alive since the row was read.
+_TAKE = _DEPOSE.where(office.c.beat == bindparam("last_beat"))
 _NEXT_BEAT = bindparam("next_beat", type_=Number)
 # Not a vacant office: who has resigned does not come back by an extension that was late.
 _EXTEND = (
@@ -75,9 +75,9 @@ def read_roll(connection: Connection) -> Roll:
     return Roll(members, frozenset(row.manager for row in rows) - members)
 
 
-def take_office(connection: Connection, seen: OfficeRow, server: str, address: str, lasts_s: float = 0.0) -> bool:
-    """Takes the term after *seen*; False if somebody else was faster or the holder is alive after all. *lasts_s*: at least."""
-    values = {"seen_term": seen.term, "seen_beat": seen.beat, **_taken(server, address, lasts_s)}
+def take_office(connection: Connection, row: OfficeRow, server: str, address: str, lasts_s: float = 0.0) -> bool:
+    """Takes the term after *row*; False if somebody else was faster or the holder is alive after all. *lasts_s*: at least."""
+    values = {"last_term": row.term, "last_beat": row.beat, **_taken(server, address, lasts_s)}
     return connection.execute(_TAKE, values).rowcount == 1
 
 
@@ -86,7 +86,7 @@ def depose_office(connection: Connection, term: int, server: str, address: str, 
 
     The office lasts at least as long as with that holder's last beat: so the row says how long that may act.
     """
-    return connection.execute(_DEPOSE, {"seen_term": term, **_taken(server, address, lasts_s)}).rowcount == 1
+    return connection.execute(_DEPOSE, {"last_term": term, **_taken(server, address, lasts_s)}).rowcount == 1
 
 
 def _taken(server: str, address: str, lasts_s: float) -> dict[str, str | int]:

@@ -284,15 +284,15 @@ class Locks:
 
     def _is_deadlock(self, owner: Owner, blockers: list[Owner]) -> bool:
         """Whether one of *blockers* waits for *owner*, directly or through others."""
-        seen: set[Owner] = set()
+        visited: set[Owner] = set()
         todo = list(blockers)
         while todo:
             other = todo.pop()
             if other == owner:
                 return True
-            if other in seen:
+            if other in visited:
                 continue
-            seen.add(other)
+            visited.add(other)
             for ticket, file in self._waiting.get(other, {}).items():
                 queue = self._queues[file]
                 # Waiting for a lock of a whole file is no part of a cycle, as in Linux.

@@ -135,16 +135,16 @@ class Members:
 
     def troubles(self, server: str) -> list[str]:
         """What is to be said of the server's volumes beside what its agent says."""
-        told = []
+        troubles = []
         for number in self.of_server(server):
             volume, condition = self._volumes[number], self._condition(number)
             if volume.standing == VolumeStanding.LOST:
-                told.append(f"volume {number} ({volume.path}) was declared lost")
+                troubles.append(f"volume {number} ({volume.path}) was declared lost")
             elif volume.standing == VolumeStanding.OUT:
-                told.append(f"volume {number} ({volume.path}) is {condition}: out of use, its files are copied from others")
+                troubles.append(f"volume {number} ({volume.path}) is {condition}: out of use, its files are copied from others")
             elif condition is VolumeCondition.AWAY:
-                told.append(f"volume {number} ({volume.path}) is away: its files are copied from others if it stays so")
-        return told
+                troubles.append(f"volume {number} ({volume.path}) is away: its files are copied from others if it stays so")
+        return troubles
 
     def is_up(self, server: str) -> bool:
         """Whether the server's agent was heard just now."""
@@ -286,14 +286,16 @@ class Members:
     def reported_disks(self, server: str, states: Iterable[VolumeState], now: float) -> bool:
         """How the server's volumes are by its agent's report, which has all that it can use; whether one has come back."""
         known = {volume.uuid: number for number, volume in self._volumes.items() if volume.server == server}
-        told = {known[state.uuid]: condition_of(state.condition) for state in states if state.uuid in known}
+        reported = {known[state.uuid]: condition_of(state.condition) for state in states if state.uuid in known}
         before = self._health
         for number in known.values():
             old = before.get(number) or first_health(VolumeStanding.IN, now)
-            new = after(old, told.get(number, VolumeCondition.AWAY), now)
+            new = after(old, reported.get(number, VolumeCondition.AWAY), now)
             if new != before.get(number):
                 self._health = self._health | {number: new}
-        return any(number in before and before[number].condition not in READABLE and told[number] in READABLE for number in told)
+        return any(
+            number in before and before[number].condition not in READABLE and reported[number] in READABLE for number in reported
+        )
 
     def due_volumes(self, now: float) -> dict[int, VolumeStanding]:
         """The changes of volumes that the catalog must make now, by volume."""

@@ -16,7 +16,7 @@ from manager.memory.sessions import Role, Session
 from manager.requests import leases
 from manager.requests.hello import check_greeting, check_hello
 from manager.requests.reads import LISTING_BYTES
-from manager.requests.routes import ROUTES, Candidate, Route, Way
+from manager.requests.routes import ROUTES, Candidate, Dispatch, Route
 from manager.term import Term
 
 INO_MAX = 2**63 - 1
@@ -60,13 +60,13 @@ class Connection(Handler):
         return reply
 
     def _answer_at_once(self, route: Route, request: Any) -> Any:
-        way = route.way
-        if way is Way.CANDIDATE:
+        dispatch = route.dispatch
+        if dispatch is Dispatch.CANDIDATE:
             return route.handler(self._candidate, request)
-        if way is Way.AT_ONCE:
+        if dispatch is Dispatch.AT_ONCE:
             term = self._term_in_office()
             return route.handler(term, self._check_session(term, route, request), request)
-        if way is Way.READ:
+        if dispatch is Dispatch.READ:
             return self._read_at_once(route, request)
         if route.first is None:
             return None
@@ -94,7 +94,7 @@ class Connection(Handler):
         term = self._term_in_office()
         if type(request) is Hello:
             reply: Any = await self._introduce(route, term, request)
-        elif route.way is Way.ENTRY:
+        elif route.dispatch is Dispatch.ENTRY:
             reply = await route.handler(term, request)
         else:
             session = self._check_session(term, route, request)
@@ -105,11 +105,11 @@ class Connection(Handler):
         return reply
 
     async def _handle(self, route: Route, term: Term, session: Session, request: Any, send: SendReply) -> Any:
-        if route.way is Way.AT_ONCE:
+        if route.dispatch is Dispatch.AT_ONCE:
             return route.handler(term, session, request)
-        if route.way is Way.STREAM:
+        if route.dispatch is Dispatch.STREAM:
             return await route.handler(term, session, partial(self._check_introduced, term), send)
-        if route.way is Way.AWAITED:
+        if route.dispatch is Dispatch.AWAITED:
             return await route.handler(term, session, request)
         if route.grants:
             return await leases.answer(term, session, request, route.handler)

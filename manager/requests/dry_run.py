@@ -73,13 +73,13 @@ def _foresee(connection: Connection, state: State, request: PlanMigration) -> Mi
 
 def _files(connection: Connection, inodes: list[int]) -> Iterator[InodeRow]:
     """All files at and below *inodes*, each once."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     left = inodes[::-1]
     while left:
         inode = find_inode(connection, left.pop())
-        if inode is None or inode.ino in seen:
+        if inode is None or inode.ino in visited:
             continue
-        seen.add(inode.ino)
+        visited.add(inode.ino)
         if not stat.S_ISDIR(inode.mode):
             if inode.home_volume and inode.nlink:
                 yield inode
@@ -90,10 +90,10 @@ def _files(connection: Connection, inodes: list[int]) -> Iterator[InodeRow]:
             for child in page:
                 if stat.S_ISDIR(child.mode):
                     left.append(child.ino)
-                elif child.home_volume and child.ino not in seen:
+                elif child.home_volume and child.ino not in visited:
                     # Only these can be met again, which keeps the set small.
                     if child.nlink > 1:
-                        seen.add(child.ino)
+                        visited.add(child.ino)
                     yield child
             if len(page) < PLAN_BATCH:
                 break

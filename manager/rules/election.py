@@ -172,7 +172,7 @@ class Taken(Enum):
 
     LOST = "somebody else was faster, or the holder is alive after all"
     UNKNOWN = "the database failed: if it was taken, nobody acts in that term"
-    AS_SEEN = "nothing had changed since the row was seen"
+    UNCHANGED = "nothing had changed since the row was read"
     DEPOSED = "the holder had extended it meanwhile"
 
 
@@ -331,7 +331,7 @@ def is_stuck(passed_s: float, processor_s: float, term_s: float) -> bool:
 
 def last_extension_s(stand: Stand, taken: Taken, taken_s: float) -> float:
     """When the last extension of any earlier term had begun for certain; *taken_s*: when the compare-and-set was through."""
-    return stand.still_s if taken is Taken.AS_SEEN else taken_s
+    return stand.still_s if taken is Taken.UNCHANGED else taken_s
 
 
 def may_begin(stand: Stand, taken: Taken, taken_s: float, stopped: int, now: float, lasted_s: float) -> bool:

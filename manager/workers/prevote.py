@@ -83,12 +83,12 @@ async def ask_catalog(addresses: Collection[str], request: AskCatalog, timeout_s
 
     async def ask(address: str) -> None:
         try:
-            seen = await ask_once(address, request, timeout_s=timeout_s)
+            answer = await ask_once(address, request, timeout_s=timeout_s)
         except (GodwitError, ValueError) as error:
             log.debug("no answer from %s: %s", address, error)
             return
-        if seen.point is not None:
-            points[seen.server] = seen.point
+        if answer.point is not None:
+            points[answer.server] = answer.point
 
     with trio.move_on_after(timeout_s):
         async with trio.open_nursery() as nursery:

@@ -21,7 +21,7 @@ class OneDirectory:
         self.sent = 0
         self._late_s = late_s
 
-    def seen_there(self, directory: Path) -> Path:
+    def path_there(self, directory: Path) -> Path:
         return directory
 
     def set_copies(self, directory: Path, copies: int) -> None:

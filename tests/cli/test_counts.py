@@ -5,7 +5,7 @@ import re
 import msgspec
 import pytest
 
-from cli.commands.leases import as_told, lease_object, leases_object, print_leases
+from cli.commands.leases import as_sentence, lease_object, leases_object, print_leases
 from cli.commands.servers.servers import details_object, print_details, print_servers, server_object
 from cluster.leases import READ, SHARED, WRITE
 from cluster.messages import Holdings, LeaseCounts, LeaseRow, LeaseRows, MountCounts, ServerDetails, ServerInfo
@@ -54,11 +54,11 @@ def test_what_happened_to_leases() -> None:
     listed = leases_object(LeaseRows([], 0, 15.0, COUNTS))
     names = ["granted", "renewed", "expired", "refused", "recalled", "waited_out", "given_back", "requests"]
     assert [listed[name] for name in names] == list(range(11, 19))
-    assert as_told(COUNTS) == (
+    assert as_sentence(COUNTS) == (
         "11 granted, 12 renewed, 15 recalled (16 of them waited out), 17 given back, 13 expired, 14 refused; "
         "18 requests of mounts"
     )
-    assert "waited out" not in as_told(msgspec.structs.replace(COUNTS, waited_out=0))
+    assert "waited out" not in as_sentence(msgspec.structs.replace(COUNTS, waited_out=0))
 
 
 def test_what_a_mount_has_done(capsys: pytest.CaptureFixture[str]) -> None:

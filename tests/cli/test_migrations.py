@@ -39,10 +39,10 @@ def test_the_time_left_is_the_longer_of_files_and_bytes() -> None:
 
 def test_the_meter_forgets_what_was_long_ago() -> None:
     meter = Meter()
-    assert meter.see(0.0, Totals(1000, 1000, 0, 0, 0)).left_s is None
+    assert meter.add(0.0, Totals(1000, 1000, 0, 0, 0)).left_s is None
     for second in range(1, 101):
         done = second if second <= 50 else 50
-        rate = meter.see(float(second), Totals(1000, 1000, done, done, 0))
+        rate = meter.add(float(second), Totals(1000, 1000, done, done, 0))
         if second == 50:
             assert rate.files == pytest.approx(1.0)
     assert rate.files == 0.0

@@ -195,8 +195,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_its_processes_leave_no_mount_for_others_to_see(lab: Lab) -> None:
-    assert str(database.SEEN_AT) not in Path("/proc/self/mountinfo").read_text()
+    assert str(database.BOUND_AT) not in Path("/proc/self/mountinfo").read_text()
     inside = Path(f"/proc/{lab.pid('db', 'postgres')}/mountinfo").read_text()
-    assert str(database.SEEN_AT) in inside
+    assert str(database.BOUND_AT) in inside
     owner = subprocess.run(["stat", "-c", "%U", f"/proc/{lab.pid('db', 'postgres')}"], capture_output=True, text=True, check=True)
     assert owner.stdout.strip() in database.USERS

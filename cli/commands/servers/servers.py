@@ -138,7 +138,7 @@ def add_server(
     if as_json:
         print_json(added_object(added))
         return
-    for line in _told(added):
+    for line in _next_steps(added):
         print_line(line)
 
 
@@ -147,11 +147,11 @@ def print_servers(infos: list[ServerInfo], manager: str) -> None:
     rows: list[tuple[object, ...]] = []
     for info in infos:
         mark = "*" if info.server == manager else ""
-        head = (info.server + mark, _standing(info), _seen(info.last_seen_s), " ".join(sorted(info.roles)) or "-")
+        head = (info.server + mark, _standing(info), _heard(info.last_seen_s), " ".join(sorted(info.roles)) or "-")
         # No mount, no numbers: 0 would be a mount that caches nothing.
         cached = "-" if info.counts is None else info.counts.caching
         tail = (
-            _way_of_files(info.counts),
+            _data_path(info.counts),
             cached,
             info.waiting_tasks,
             info.dead_tasks,
@@ -287,7 +287,7 @@ def _facts(details: ServerDetails) -> list[tuple[str, object]]:
         ("server", info.server + (", the manager" if details.is_manager else "")),
         ("state", _standing(info) + since),
         # Heard of, and by which of its processes: a mount alone says nothing of its disks.
-        ("seen", f"{_seen(info.last_seen_s)}: {' '.join(sorted(info.roles)) or 'no process'}"),
+        ("seen", f"{_heard(info.last_seen_s)}: {' '.join(sorted(info.roles)) or 'no process'}"),
         ("release", info.release or "-"),
         ("candidate", info.manager or "-"),
         ("holds", _held(details.holdings)),
@@ -307,7 +307,7 @@ def _held(held: Holdings) -> str:
     return f"{held.replicas} replicas, {held.current} current, {as_bytes(held.bytes)}; {homes}"
 
 
-def _way_of_files(counts: MountCounts | None) -> str:
+def _data_path(counts: MountCounts | None) -> str:
     return "-" if counts is None else counts.files or "-"
 
 
@@ -331,7 +331,7 @@ def _done_by(counts: MountCounts | None) -> str:
     )
 
 
-def _told(added: Added) -> list[str]:
+def _next_steps(added: Added) -> list[str]:
     match added.outcome:
         # Told by the manager's answer, since all three begin with the same command.
         case "undrained":
@@ -355,5 +355,5 @@ def _age(seconds: float) -> float | None:
     return None if seconds < 0 else round(seconds, 1)  # -1: this manager has never heard it
 
 
-def _seen(seconds: float) -> str:
+def _heard(seconds: float) -> str:
     return "never" if seconds < 0 else f"{as_age(seconds)} ago"

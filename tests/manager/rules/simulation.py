@@ -256,7 +256,7 @@ class World:
                 return Taken.LOST, 0.0
             lasted_s = max(TERM_S, self.row.lasts_s)
             self.row = replace(self.row, lasts_s=max(lasts_s, self.row.lasts_s))
-            taken = Taken.AS_SEEN if self.row.beat == stand.row.beat else Taken.DEPOSED
+            taken = Taken.UNCHANGED if self.row.beat == stand.row.beat else Taken.DEPOSED
             server = str(me.number)
             self.row = replace(self.row, term=self.row.term + 1, beat=self.row.beat + 1, server=server, address=server)
             return taken, lasted_s

@@ -224,12 +224,12 @@ def test_who_was_refused_asks_again_soon_and_then_less_often() -> None:
 
 def test_who_deposes_waits_for_the_deposed() -> None:
     stand = Stand(ROW, 9.0, clear=False)
-    assert not may_begin(stand, Taken.AS_SEEN, 10.0, 2, 9.0 + T - 0.1, T)
-    assert may_begin(stand, Taken.AS_SEEN, 10.0, 2, 9.0 + T, T)
+    assert not may_begin(stand, Taken.UNCHANGED, 10.0, 2, 9.0 + T - 0.1, T)
+    assert may_begin(stand, Taken.UNCHANGED, 10.0, 2, 9.0 + T, T)
     assert not may_begin(stand, Taken.DEPOSED, 10.0, 2, 9.0 + T, T)
     assert may_begin(stand, Taken.DEPOSED, 10.0, 2, 10.0 + T, T)
     assert may_begin(stand, Taken.DEPOSED, 10.0, 3, 10.0, T)
-    assert may_begin(Stand(ROW, 9.0, clear=True), Taken.AS_SEEN, 10.0, 0, 10.0, T)
+    assert may_begin(Stand(ROW, 9.0, clear=True), Taken.UNCHANGED, 10.0, 0, 10.0, T)
 
 
 def test_the_holder_has_stopped_before_the_slowest_watcher_stands() -> None:
