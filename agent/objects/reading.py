@@ -3,6 +3,7 @@
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -39,6 +40,9 @@ class ObjectReader:
 
     *is_written*: somebody may have it mapped, and have written to some pages already. More that is stored in these leaves no
     trace in the stamp until they have been on their way to the disk: so they are sent there first.
+
+    *durable*: what is read is on the disk before, if that takes it. Else, if its power failed now, the object could have the
+    stamp of this version, which the journal has kept, with the content of the one before: and whoever got this one would differ.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class ObjectReader:
         ranges: Sequence[tuple[int, int]] = (),
         snapshots: str = "",
         is_written: bool = False,
+        durable: bool = False,
     ) -> None:
         self._path = path  # for messages, and opened once only
         self._stamp = stamp  # size and times that the catalog has; every check compares with it
@@ -73,6 +78,10 @@ class ObjectReader:
             if is_written:
                 # Before the stamp is compared: a store into a page that is dirty already would not change it.
                 self._catch_stores()
+            elif durable:
+                # A disk that fails or has become read-only can be read all the same, and is to be emptied.
+                with suppress(OSError):
+                    os.fdatasync(self._descriptor)
             self.check()
             if snapshots:
                 self._take_snapshot(snapshots)

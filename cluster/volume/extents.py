@@ -16,6 +16,16 @@ _INSERT_RANGE = 0x20
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = _libc.fallocate
 _fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def start_writeback(descriptor: int) -> None:
+    """Has the kernel begin to write what is dirty of the file; what is clean stays in the page cache."""
+    if _sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def allocate(descriptor: int, mode: int, offset: int, length: int) -> None:
