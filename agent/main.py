@@ -46,7 +46,7 @@ from cluster.tending import TendedTasks, tended
 
 log = logging.getLogger(__name__)
 
-SETTLE_S = 2.0  # between two steps of a worker that has nothing to do
+IDLE_S = 2.0  # between two steps of a worker that has nothing to do
 ROOM_S = 1.0  # programs write to the disk past every process of Godwit: room is looked at each second
 DRAIN_S = 5.0  # for each of two waits; systemd kills after 30 s (TimeoutStopSec)
 NICENESS = 5  # copies are background work: applications on the mount come first
@@ -90,7 +90,7 @@ class Agent:
             keeper=self._keeper,
             session=self._session,
             on_numbers=self._volumes_numbered,
-            on_settled=self._standing_changed,
+            on_change=self._standing_changed,
             alarms=lambda: list(self._strays.alarms.values()),
             generation=generation,
         )
@@ -180,12 +180,12 @@ class Agent:
         # Volumes have no numbers before, and tasks and strays are about numbers.
         await self._registration.registered.wait()
         self._nursery.start_soon(self._queue.run)
-        self._worker(Settler(self._volumes, self._session), SETTLE_S)
-        self._worker(self._strays, SETTLE_S)
-        self._worker(self._conflicts, SETTLE_S)
-        self._worker(self._self_check, SETTLE_S)
-        self._worker(self._marking, SETTLE_S)
-        self._worker(self._review, SETTLE_S)
+        self._worker(Settler(self._volumes, self._session), IDLE_S)
+        self._worker(self._strays, IDLE_S)
+        self._worker(self._conflicts, IDLE_S)
+        self._worker(self._self_check, IDLE_S)
+        self._worker(self._marking, IDLE_S)
+        self._worker(self._review, IDLE_S)
         self._worker(self._trash, ROOM_S)
 
     async def stop(self) -> None:

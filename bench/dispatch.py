@@ -36,7 +36,7 @@ from manager.candidate import Candidate
 from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.office import read_office, take_office
 from manager.catalog.store import Store
-from manager.catalog.upgrade import migrate
+from manager.catalog.upgrade import upgrade
 from manager.requests.connection import Connection
 from manager.term import Term
 
@@ -76,13 +76,13 @@ def _config(folder: str) -> ServerConfig:
 async def _run(folder: str, count: int, rounds: int) -> list[list[str]]:
     config = _config(folder)
     writer, reader = make_engines(config.manager.database)
-    migrate(writer)
+    upgrade(writer)
     with write_transaction(writer) as sql:
         before = read_office(sql)
         take_office(sql, before, config.server, MANAGER)
     rows = []
     async with trio.open_nursery() as nursery:
-        store = Store(writer, reader, before.term + 1, on_fenced=nursery.cancel_scope.cancel)
+        store = Store(writer, reader, before.term + 1, on_deposed=nursery.cancel_scope.cancel)
         nursery.start_soon(store.run)
         forever_s = monotonic_s() + 1e6  # the office never has to be extended
         term = Term(config, store, forever_s, forever_s, monotonic_s())

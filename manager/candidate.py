@@ -54,7 +54,7 @@ from manager.rules.election import (
     elected,
     hears,
     hears_for,
-    is_settled,
+    is_decided,
     last_extension_s,
     lasts_at_first,
     may_begin,
@@ -311,7 +311,7 @@ class Candidate:
         request = AskHearing(self._config.cluster, ask.row.term)
         others = addresses - {self._config.manager.listen}
         answers = await ask_hearing(
-            others, request, self._term_s * ASK_PART, lambda got: is_settled(self._of_others(got), len(addresses))
+            others, request, self._term_s * ASK_PART, lambda got: is_decided(self._of_others(got), len(addresses))
         )
         answers = self._of_others(answers)
         said = ", ".join(f"{server} {'does' if heard else 'does not'}" for server, heard in sorted(answers.items()))
@@ -357,15 +357,15 @@ class Candidate:
         try:
             async with trio.open_nursery() as nursery:
                 scope = nursery.cancel_scope
-                fenced = partial(self._fenced, scope)
-                store = Store(self._writer, self._reader, number, on_fenced=fenced, in_office=self._is_holder, room=self.room)
+                deposed = partial(self._deposed, scope)
+                store = Store(self._writer, self._reader, number, on_deposed=deposed, in_office=self._is_holder, room=self.room)
                 deadline, before_s = safe_until(lasting.started_s, lasting.lasts_s), last_extension_s(stand, taken, taken_s)
                 held = self._held = Term(self._config, store, deadline, lasting.started_s, before_s)
                 nursery.start_soon(store.run)
                 nursery.start_soon(end_when_over, held, scope)
                 nursery.start_soon(end_when_asked, held, scope)
                 nursery.start_soon(partial(tended, self._look_loop, ends=(Refused,)))
-                with self._extending(held, lasting.lasts_s, fenced, nursery) as extender:
+                with self._extending(held, lasting.lasts_s, deposed, nursery) as extender:
                     await self._wait_for_predecessor(stand, taken, taken_s, lasting.lasted_s)
                     # From here on it has begun, so it may vacate the office; before, a predecessor might still act.
                     clear = True
@@ -377,13 +377,13 @@ class Candidate:
             await self._end(number, clear=clear)
 
     @contextmanager
-    def _extending(self, held: Term, lasts_s: float, fenced: Callable[[], None], nursery: trio.Nursery) -> Iterator[Extender]:
+    def _extending(self, held: Term, lasts_s: float, deposed: Callable[[], None], nursery: trio.Nursery) -> Iterator[Extender]:
         """While inside, the office is extended."""
         token = trio.lowlevel.current_trio_token()
 
         def lost() -> None:
             with suppress(trio.RunFinishedError):
-                token.run_sync_soon(self._lost, held, fenced)
+                token.run_sync_soon(self._lost, held, deposed)
 
         extender = Extender(self._reader, self.room, held.number, self._term_s, lasts_s, held, lost)
         nursery.start_soon(self._go_round, extender)
@@ -399,12 +399,12 @@ class Candidate:
             extender.went_round()
             await trio.sleep(self._term_s * EXTEND_PART / 2)
 
-    def _lost(self, held: Term, fenced: Callable[[], None]) -> None:
+    def _lost(self, held: Term, deposed: Callable[[], None]) -> None:
         if self._held is held:
             log.warning("the office was taken by another, term %d is over", held.number)
-            fenced()
+            deposed()
 
-    def _fenced(self, scope: trio.CancelScope) -> None:
+    def _deposed(self, scope: trio.CancelScope) -> None:
         if self._held is not None:
             self._held.end()
         scope.cancel()

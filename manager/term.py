@@ -67,7 +67,7 @@ class Term:
         bounds: Bounds = BOUNDS,
     ) -> None:
         self.config = config  # of this server
-        self.store = store  # of this term; fenced when the term is over
+        self.store = store  # of this term; deposed when the term is over
         self.number = store.term  # of the term
         self.deadline = deadline  # when it stops acting if the office is not extended
         self.extended_s = extended_s  # when the last extension of the office began

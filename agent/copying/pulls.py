@@ -41,8 +41,8 @@ from cluster.rpc.serving import Replies
 from cluster.rpc.session import ManagerSession
 from cluster.volume.extents import start_writeback
 
-SETTLED_NS = 50_000_000
-"""Before Linux 6.13 a file's times move in steps of up to 10 ms: a second change within a step leaves no trace."""
+YOUNG_NS = 50_000_000
+"""A younger change may be followed by one that leaves no trace: before Linux 6.13 a file's times move in steps of up to 10 ms."""
 SMALL_BYTES = 256 * 1024
 """What is not longer goes together with others."""
 MANAGER_TIMEOUT_S = 10.0  # for one question about an inode; the target gets its error
@@ -266,7 +266,7 @@ def _reader_of(
 
 
 async def _outlast_the_clock_step(changed_ns: int) -> None:
-    # By the same clock as the file's times. Bounded by SETTLED_NS, since a ctime in the future would be waited for otherwise.
-    young_ns = changed_ns + SETTLED_NS - file_time_ns()
+    # By the same clock as the file's times. Bounded by YOUNG_NS, since a ctime in the future would be waited for otherwise.
+    young_ns = changed_ns + YOUNG_NS - file_time_ns()
     if young_ns > 0:
-        await trio.sleep(min(young_ns, SETTLED_NS) / 1e9)
+        await trio.sleep(min(young_ns, YOUNG_NS) / 1e9)

@@ -20,7 +20,7 @@ MANAGER_TIMEOUT_S = 15.0  # for one report; the next one comes anyway
 class Registration:
     """Worker: one report. `registered` is set after the first one that a manager has taken.
 
-    `on_settled` is called when the catalog has changed how this server stands since the last report: it was down, or had left.
+    `on_change` is called when the catalog has changed how this server stands since the last report: it was down, or had left.
     `alarms` gives what else is wrong with volumes; *generation* learns which inode numbers are of the catalog's.
     """
 
@@ -34,7 +34,7 @@ class Registration:
         keeper: VolumeKeeper,
         session: ManagerSession,
         on_numbers: Callable[[], None],
-        on_settled: Callable[[], None],
+        on_change: Callable[[], None],
         alarms: Callable[[], list[str]],
         generation: Generation,
     ) -> None:
@@ -43,10 +43,10 @@ class Registration:
         self._keeper = keeper
         self._session = session
         self._on_numbers = on_numbers
-        self._on_settled = on_settled
+        self._on_change = on_change
         self._alarms = alarms
         self._generation = generation
-        self._settled_ns: int | None = None  # when its state changed last, as the last reply had it
+        self._changed_ns: int | None = None  # when its state changed last, as the last reply had it
         self.registered = trio.Event()
 
     async def run_once(self) -> Outcome:
@@ -71,8 +71,8 @@ class Registration:
         self._generation.first_ino = reply.first_ino
         # After the numbers and the generation are in place: what it starts uses both.
         self._on_numbers()
-        if self._settled_ns not in (None, reply.settled_ns):
-            self._on_settled()
-        self._settled_ns = reply.settled_ns
+        if self._changed_ns not in (None, reply.settled_ns):
+            self._on_change()
+        self._changed_ns = reply.settled_ns
         self.registered.set()
         return Outcome.IDLE

@@ -114,9 +114,9 @@ class Reader:
         volume = await self._peers.volume(state.node.home_volume)
         if self._peers.is_local(volume) and (state.node.dirty or self._peers.is_sound(volume)):
             return await self._local_home(state)
-        replica = await self._own_replica(state) if self._is_settled(state) else None
+        replica = await self._own_replica(state) if self._is_committed(state) else None
         # Asked again: a recall may have come while the replica was opened, and somebody write the file by now.
-        return replica if self._is_settled(state) else None
+        return replica if self._is_committed(state) else None
 
     async def _is_good_home(self, state: OpenInode) -> bool:
         """Whether the home's object, which is open here, is to be read: a clean file has others if the disk is not sound."""
@@ -124,7 +124,7 @@ class Reader:
             return True
         return self._peers.is_sound(await self._peers.volume(state.node.home_volume))
 
-    def _is_settled(self, state: OpenInode) -> bool:
+    def _is_committed(self, state: OpenInode) -> bool:
         """Whether the content is what the catalog says, and the manager would ask for the lease back before that changed."""
         return not state.node.dirty and not state.is_stale and self._caching.may_keep(state.ino)
 

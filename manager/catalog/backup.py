@@ -24,7 +24,7 @@ from manager.catalog.engines import make_engines, retrying, write_transaction
 from manager.catalog.identity import TABLES, begin_generation, has_tables, open_read_only, read_point, tables_in
 from manager.catalog.office import read_office
 from manager.catalog.schema import identity
-from manager.catalog.upgrade import migrate
+from manager.catalog.upgrade import upgrade
 
 PAGES_AT_ONCE = 1024
 PAGE_PAUSE_S = 0.01  # between them a manager commits
@@ -219,7 +219,7 @@ def accept_rollback(url: str, remembered: CatalogPoint | None, term_s: float) ->
     with _engines(url) as (writer, reader):
         _require_catalog(writer)
         require_stopped(reader, term_s)
-        retrying(partial(migrate, writer))
+        retrying(partial(upgrade, writer))
         with reader.connect() as connection:
             found = read_point(connection)
         if remembered is not None and judge(remembered, found) is Verdict.FOREIGN:
@@ -229,7 +229,7 @@ def accept_rollback(url: str, remembered: CatalogPoint | None, term_s: float) ->
 
 def _accept(writer: Engine, remembered: CatalogPoint | None) -> CatalogPoint:
     had_identity = _has_identity(writer)
-    retrying(partial(migrate, writer))
+    retrying(partial(upgrade, writer))
     with write_transaction(writer) as connection:
         if not had_identity and remembered is not None:
             connection.execute(update(identity).where(identity.c.id == 1).values(catalog=remembered.catalog))

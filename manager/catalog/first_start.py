@@ -14,7 +14,7 @@ from manager.catalog.identity import has_tables
 from manager.catalog.office import read_office
 from manager.catalog.room import Need, Room
 from manager.catalog.schema import servers
-from manager.catalog.upgrade import migrate
+from manager.catalog.upgrade import upgrade
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def prepare_catalog(url: str) -> None:
             f"{shown} needs a Python package that is missing here ({error.name}): pip install 'godwit[postgres]'"
         ) from error
     try:
-        retrying(partial(migrate, writer))
+        retrying(partial(upgrade, writer))
         _require_new(reader, shown)
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
@@ -85,4 +85,4 @@ def _upgrade(engine: Engine) -> None:
             "Bring the catalog back (godwit db restore FILE), or mend manager.database in the configuration; a new network's "
             "is made by godwit init"
         )
-    migrate(engine)
+    upgrade(engine)

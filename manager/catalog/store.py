@@ -2,8 +2,8 @@
 
 Writes go through one queue: what arrives while a transaction runs goes together into the next one, in order of arrival
 (group commit); one that finds the queue empty may have a transaction at once (`write_at_once`). Each transaction begins by
-checking that the office still has this manager's term; if not, it changes nothing and the store is fenced for good; so it is
-when the term's time is over. The body of a request must check before it writes, so that a refused one leaves no trace; one with
+checking that the office still has this manager's term; if not, it changes nothing, and the term is deposed for good; so it is
+when its time is over. The body of a request must check before it writes, so that a refused one leaves no trace; one with
 several operations uses `Transaction.savepoint`. What nobody waits for comes in small parts that give way to the rest, but not
 for ever (`write_parts`). Bodies have no effects outside the database: those are queued with `Transaction.after` and run in the
 event loop after the commit, in order, before anybody is answered.
@@ -129,7 +129,7 @@ class Store:
         reader: Engine,
         term: int,
         *,
-        on_fenced: Callable[[], None],
+        on_deposed: Callable[[], None],
         in_office: Callable[[], bool] = lambda: True,
         room: Room | None = None,
         limits: StoreLimits = STORE_LIMITS,
@@ -140,7 +140,7 @@ class Store:
         self._in_office = in_office  # whether the term's time is not over, asked before each transaction
         self._writer = writer  # engine of the transactions
         self._reader = reader  # engine of reads outside of them
-        self._on_fenced = on_fenced  # called when the term is found to be over
+        self._on_deposed = on_deposed  # called when the term is found to be over
         self._inline = reader.dialect.name == "sqlite"  # statements run in the event loop
         self._queue: deque[_Item[Any]] = deque()  # what somebody waits for, in order of arrival
         self._giving_way: deque[_Item[Any]] = deque()  # parts of what nobody waits for: see `_take_batch`
@@ -331,7 +331,7 @@ class Store:
         """Another manager may exist: nothing is written any more."""
         self._closed = error
         self._work_came.set()
-        self._on_fenced()
+        self._on_deposed()
 
     def _check_office(self) -> None:
         if not self._in_office():

@@ -24,8 +24,8 @@ def alembic_config() -> Config:
     return config
 
 
-def migrate(engine: Engine, revision: str = "head") -> None:
-    """Runs the migrations that are missing up to a revision, in one transaction."""
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Runs the versions that are missing up to a revision, in one transaction."""
     config = alembic_config()
     with write_transaction(engine) as connection:
         if connection.dialect.name == "postgresql":

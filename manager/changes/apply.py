@@ -62,7 +62,7 @@ def apply_operations(tx: Transaction, state: State, mutation: Mutation, request:
         tx.execute(_TRIM, {"b_session": session.number, "b_floor": floor})
         tx.after(lambda: _trimmed(session, floor))
     # Once committed and before anybody is answered: answers that were read earlier are not cached any more.
-    tx.after(lambda: state.fences.done(mutation, monotonic_s()))
+    tx.after(lambda: state.mutations.done(mutation, monotonic_s()))
     if not session.watches:
         return reply
     # Not stored: a repeat would be told of directories as they were then.

@@ -59,7 +59,7 @@ def change_standing(tx: Transaction, state: State, claims: Claims, server: str, 
         # Its tasks wait in the queue; a report that still comes finds another state, and is ignored.
         _take_back_claims(tx, state, claims, server)
     # Last of the effects: whoever is woken by it finds claims that have ended.
-    tx.after(partial(_settled, state, server, new, since_ns))
+    tx.after(partial(_changed, state, server, new, since_ns))
     return new
 
 
@@ -70,10 +70,10 @@ def _take_back_claims(tx: Transaction, state: State, claims: Claims, server: str
     tx.after(lambda: claims.end_all(taken))
 
 
-def _settled(state: State, server: str, standing: Standing, since_ns: int) -> None:
+def _changed(state: State, server: str, standing: Standing, since_ns: int) -> None:
     log.info("%s is %s", server, standing)
     # Before the bells: who is woken reads the members.
-    state.members.settled(server, standing, since_ns, monotonic_s())
+    state.members.changed(server, standing, since_ns, monotonic_s())
     if standing.state in AWAY:
         state.bells.ring(DOWN)
     if MEANINGS[standing.state].works:
@@ -86,10 +86,10 @@ def change_volume(tx: Transaction, state: State, volume: int, standing: VolumeSt
     queue_volume_scan(tx, state, volume)
     if standing is VolumeStanding.IN:
         queue_scan(tx, state, ROOT_INO)  # files that had no place for a copy may have one now
-    tx.after(partial(_volume_settled, state, volume, standing))
+    tx.after(partial(_volume_changed, state, volume, standing))
 
 
-def _volume_settled(state: State, volume: int, standing: VolumeStanding) -> None:
+def _volume_changed(state: State, volume: int, standing: VolumeStanding) -> None:
     log.warning("volume %d is %s", volume, standing)
-    state.members.volume_settled(volume, standing)
+    state.members.volume_changed(volume, standing)
     state.bells.ring(DOWN)

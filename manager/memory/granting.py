@@ -43,7 +43,7 @@ class Granting:
     """Grants of one term."""
 
     def __init__(self, state: State, leases: Leases) -> None:
-        self._state = state  # sessions, fences, members and notes decide
+        self._state = state  # sessions, mutations, members and notes decide
         self._leases = leases  # where what is granted is written down
 
     def directory_of(self, session: Session, node: Node) -> int:
@@ -83,9 +83,9 @@ class Granting:
             return None
         if not self._leases.has_room(session):
             return None
-        fences = self._state.fences
+        mutations = self._state.mutations
         # Checked and granted in one step: on PostgreSQL a mutation may claim an inode in the store's thread in between.
-        with fences.lock:
+        with mutations.lock:
             granted: list[int] = []
             themselves: list[int] = []
             for node in nodes:
@@ -93,7 +93,7 @@ class Granting:
                     (themselves if stat.S_ISDIR(node.mode) and node.ino != directory else granted).append(node.ino)
             # A directory without a note of its own is not granted: a new manager would not find it.
             themselves = [ino for ino in themselves if self._state.notes.has(session.server, ino)]
-            if names and directory not in granted and fences.is_settled(directory, session, began_s, now, own):
+            if names and directory not in granted and mutations.is_at_rest(directory, session, began_s, now, own):
                 granted.append(directory)
             if not granted and not themselves:
                 return None
@@ -107,7 +107,7 @@ class Granting:
 
     def _may_cache(self, session: Session, node: Node, began_s: float, now: float, own: Mutation | None) -> bool:
         """Nobody is changing it, and nobody has since it was read; and nobody else can be writing its content."""
-        if not self._state.fences.is_settled(node.ino, session, began_s, now, own) or not node.nlink:
+        if not self._state.mutations.is_at_rest(node.ino, session, began_s, now, own) or not node.nlink:
             return False
         if not stat.S_ISREG(node.mode):
             return True

@@ -255,7 +255,7 @@ class Leases:
             lease.known_epoch = max(lease.known_epoch, home_epoch)
 
     def end_session(self, session: int) -> None:
-        """The holder is known to be dead (a process that was fenced may still believe in its tokens)."""
+        """The holder is known to be dead (a process that was replaced may still believe in its tokens)."""
         for ino, number in [key for key in self._by_end if key[1] == session]:
             self._drop(ino, number)
         self._cached.pop(session, None)

@@ -63,7 +63,7 @@ class Member:
     standing: Standing  # its state, and whether it is wanted empty
     hearing: Hearing  # when its agent was heard
     since_ns: int = 0  # when it came to stand so, for people
-    settled_ns: int = 0  # when that last changed in the catalog
+    changed_ns: int = 0  # when that last changed in the catalog
     manager: str = ""  # its candidate's address
     release: str = ""  # of its agent
     problems: tuple[str, ...] = ()  # sentences of its agent's last report, for people
@@ -310,7 +310,7 @@ class Members:
                 due[number] = following
         return due
 
-    def volume_settled(self, volume: int, standing: VolumeStanding) -> None:
+    def volume_changed(self, volume: int, standing: VolumeStanding) -> None:
         """Takes over a volume's standing, now that the catalog has it."""
         known = self._volumes.get(volume)
         if known is not None:
@@ -340,13 +340,13 @@ class Members:
         self._reachable = frozenset(reachable)
         return due
 
-    def settled(self, server: str, standing: Standing, since_ns: int, now: float) -> None:
+    def changed(self, server: str, standing: Standing, since_ns: int, now: float) -> None:
         """Takes over a server's state, now that the catalog has it."""
         self.met(server, now)
         member = self._members[server]
         # One that comes back begins like at the start of a term: what it was heard before says nothing.
         hearing = member.hearing if member.meaning.belongs else first_hearing(standing, now)
-        member = replace(member, standing=standing, hearing=hearing, since_ns=since_ns, settled_ns=since_ns)
+        member = replace(member, standing=standing, hearing=hearing, since_ns=since_ns, changed_ns=since_ns)
         self._put(server, member)
         if not member.meaning.belongs:
             self._reachable -= {server}

@@ -1,7 +1,7 @@
 """Changes under way, and those of the last moments: what they touch is not granted to be cached.
 
 Every mutation claims the inodes that it changes before it writes anything: from then on nobody is granted to cache them
-(they are *fenced*), until the transaction is committed and its effects have run. If somebody else may be caching one of them
+until the transaction is committed and its effects have run. If somebody else may be caching one of them
 already, the claim stays, but the mutation is turned back with `HeldElsewhere`: it is run again when that has been called back.
 So an answer that was read before a change is never cached after it, and no change is visible to one mount while another one
 caches what was before.
@@ -72,33 +72,33 @@ class Mutation:
     stamp: _Stamp | None = None  # set once it is done
 
 
-class Fences:
+class Mutations:
     """What is being changed, and what was."""
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases  # says who may be caching
-        self._fenced: dict[int, int] = {}  # by inode: how many mutations under way have claimed it
+        self._claimed: dict[int, int] = {}  # by inode: how many mutations under way have claimed it
         self._recent: OrderedDict[int, _Stamp] = OrderedDict()  # by inode: its last change, oldest first
         self._forgotten_s = -1e9  # of changes up to then `_recent` may lack some: what was read before is not granted
         self.lock = threading.Lock()  # makes a claim, or a check with its grant, one step
 
     def claim(self, mutation: Mutation, recalled: Iterable[int], others: Iterable[int] = ()) -> list[Held]:
-        """Fences *recalled* and *others*; returns who else may be caching one of *recalled*. Callable from the store's thread."""
+        """Claims *recalled* and *others*; returns who else may be caching one of *recalled*. Callable from the store's thread."""
         held: list[Held] = []
         with self.lock:
             for ino in recalled:
-                self._fence(mutation, ino)
+                self._claim(mutation, ino)
                 for session in self._leases.caching(ino, mutation.began_s, besides=mutation.session):
                     held.append(Held(ino, session))  # noqa: PERF401 - nearly always there are none
             for ino in others:
-                self._fence(mutation, ino)
+                self._claim(mutation, ino)
         return held
 
-    def _fence(self, mutation: Mutation, ino: int) -> None:
-        # An attempt that was turned back has left its fences: each is counted once.
+    def _claim(self, mutation: Mutation, ino: int) -> None:
+        # An attempt that was turned back has left its claims: each is counted once.
         if ino not in mutation.inodes:
             mutation.inodes[ino] = None
-            self._fenced[ino] = self._fenced.get(ino, 0) + 1
+            self._claimed[ino] = self._claimed.get(ino, 0) + 1
 
     def done(self, mutation: Mutation, now: float) -> None:
         """The mutation is committed: an effect of its transaction."""
@@ -114,19 +114,19 @@ class Fences:
             self._recent.popitem(last=False)
             self._forgotten_s = max(self._forgotten_s, oldest.when_s)
 
-    def lift(self, mutation: Mutation) -> None:
+    def release(self, mutation: Mutation) -> None:
         """The mutation is over, whatever became of it."""
         with self.lock:
             for ino in mutation.inodes:
-                if self._fenced[ino] == 1:
-                    del self._fenced[ino]
+                if self._claimed[ino] == 1:
+                    del self._claimed[ino]
                 else:
-                    self._fenced[ino] -= 1
+                    self._claimed[ino] -= 1
 
-    def is_settled(self, ino: int, session: Session, began_s: float, now: float, own: Mutation | None = None) -> bool:
+    def is_at_rest(self, ino: int, session: Session, began_s: float, now: float, own: Mutation | None = None) -> bool:
         """Whether what was read since *began_s* is the newest, is not being changed, and is not changed by others again and
         again. *own*: the mutation itself brought what was read. Ask it under the lock, together with what it is asked for."""
-        if ino in self._fenced or began_s <= self._forgotten_s:
+        if ino in self._claimed or began_s <= self._forgotten_s:
             return False
         stamp = self._recent.get(ino)
         if stamp is None or (own is not None and stamp is own.stamp):

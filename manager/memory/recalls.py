@@ -68,7 +68,7 @@ class Recalls:
         """
         for key, asked in [(key, self._ask(key, home_epoch)) for key in held]:
             with trio.move_on_at(asked.until_s):
-                # Nobody is granted to cache it anew meanwhile: the caller has fenced it, or is registered as its writer.
+                # Nobody is granted to cache it anew meanwhile: the caller has claimed it, or is registered as its writer.
                 await asked.over.wait()
             if not asked.over.is_set():
                 self._wait_out(key)

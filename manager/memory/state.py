@@ -14,7 +14,7 @@ from manager.memory.bounds import BOUNDS, Bounds
 from manager.memory.leases import Leases
 from manager.memory.locks import Locks
 from manager.memory.members import Members
-from manager.memory.mutations import Fences, HeldElsewhere, Mutation, Part
+from manager.memory.mutations import HeldElsewhere, Mutation, Mutations, Part
 from manager.memory.notes import Notes, looking_at
 from manager.memory.policies import Policies
 from manager.memory.recalls import Recalls
@@ -84,7 +84,7 @@ class State:
         self.members = members  # servers and volumes
         self.leases = leases  # who may use and cache which inode
         self.notes = notes  # directories in which servers may be caching, as the catalog has them
-        self.fences = Fences(leases)  # inodes that are being changed, or were just now
+        self.mutations = Mutations(leases)  # inodes that are being changed, or were just now
         self.recalls = Recalls(leases, sessions)  # what was asked back and not answered yet
         self.locks = Locks(term, locks_s, lambda: not self.may_lock)  # of processes on files
         self.absent: frozenset[str] = frozenset()  # servers whose mounts may be caching, but have not presented themselves
@@ -197,7 +197,7 @@ class State:
         return self.leases.grant(session, node, writer=writer, in_grace=self.in_grace, now=now)
 
     def claim(self, tx: Transaction, mutation: Mutation, parts: Mapping[Part, int]) -> None:
-        """Called by each operation when it knows what it changes, before it writes: fences that (see `manager.memory.mutations`).
+        """Called by each operation when it knows what it changes, before it writes: claims that (see `manager.memory.mutations`).
 
         Raises `HeldElsewhere` if others may be caching what the operation recalls.
         """
@@ -206,9 +206,9 @@ class State:
         self.claim_inodes(tx, mutation, recalled, [ino for part, ino in parts.items() if part not in wanted])
 
     def claim_inodes(self, tx: Transaction, mutation: Mutation, recalled: list[int], others: Iterable[int] = ()) -> None:
-        """Fences these inodes; raises `HeldElsewhere` if others may be caching one of *recalled*."""
-        # Fenced first and then looked: nobody is granted anything in between.
-        held = self.fences.claim(mutation, recalled, others)
+        """Claims these inodes; raises `HeldElsewhere` if others may be caching one of *recalled*."""
+        # Claimed first and then looked: nobody is granted anything in between.
+        held = self.mutations.claim(mutation, recalled, others)
         absent = self.looking_at(tx.connection, recalled) if self.absent else self.absent
         if held or absent:
             raise HeldElsewhere(held, absent)

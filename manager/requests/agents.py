@@ -103,7 +103,7 @@ async def register_volumes(term: Term, session: Session, request: RegisterVolume
         # Durable: a volume's number must never be given to another one.
         numbers = await term.store.write(work, durable=True)
     member = members.member(server)
-    return Registered(numbers, member.settled_ns if member is not None else 0, term.first_ino)
+    return Registered(numbers, member.changed_ns if member is not None else 0, term.first_ino)
 
 
 def _check_volumes(request: RegisterVolumes) -> None:

@@ -114,7 +114,7 @@ async def name_abandoned(term: Term, session: Session, request: NameForsaken) ->
     try:
         return NewName(await mutate(term, mutation, work, durable=True))
     finally:
-        term.state.fences.lift(mutation)
+        term.state.mutations.release(mutation)
 
 
 def _name(tx: Transaction, state: State, mutation: Mutation, request: NameForsaken) -> bytes:
@@ -125,7 +125,7 @@ def _name(tx: Transaction, state: State, mutation: Mutation, request: NameForsak
     parent, name = _place(tx, row)
     # Before anything is written: who caches the directory's listing is called back first.
     state.claim_inodes(tx, mutation, [parent or ROOT_INO])
-    tx.after(lambda: state.fences.done(mutation, monotonic_s()))
+    tx.after(lambda: state.mutations.done(mutation, monotonic_s()))
     now_ns = file_time_ns()
     parent = parent or _make_lost_and_found(tx, state, now_ns)
     name = _free_name(tx.connection, parent, name, session.server, request.content.mtime_ns)

@@ -71,11 +71,11 @@ async def list_held(term: Term, session: Session, request: ListHeld) -> HeldObje
     check_number(max(0, request.after), "inode")
     values = {"volume": request.volume, "after": request.after, "n": max(1, min(request.limit, LIST_MAX))}
     rows = await term.store.read_slowly(lambda connection: connection.execute(_HELD, values).all())
-    held = [_held(row) for row in rows if _is_settled(row, request.volume)]
+    held = [_held(row) for row in rows if _is_committed(row, request.volume)]
     return HeldObjects(held, rows[-1].ino if len(rows) == values["n"] else 0)
 
 
-def _is_settled(row: InodeRow, volume: int) -> bool:
+def _is_committed(row: InodeRow, volume: int) -> bool:
     """Whether the object must be what the catalog says; that of a home that is being written may be newer."""
     return row.version == row.committed and row.stamp_ctime_ns is not None and not (row.dirty and row.home_volume == volume)
 

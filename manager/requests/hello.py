@@ -154,6 +154,6 @@ def _note_server(tx: Transaction, term: Term, session: Session) -> bool:
     if known is None:
         joined_ns = file_time_ns()
         tx.execute(insert(servers), {"server": session.server, "joined_ns": joined_ns, "since_ns": joined_ns})
-        tx.after(lambda: term.state.members.settled(session.server, UP, joined_ns, monotonic_s()))
+        tx.after(lambda: term.state.members.changed(session.server, UP, joined_ns, monotonic_s()))
     tx.execute(update(servers).where(servers.c.server == session.server).values({column: session.number}))
     return True

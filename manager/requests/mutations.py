@@ -26,14 +26,14 @@ async def mutate(
     durable: bool = False,
     grows: bool = False,
 ) -> T:
-    """What *work* returns, which claims what it changes before it writes; the caller lifts the fences of *mutation* in the end.
+    """What *work* returns, which claims what it changes before it writes; in the end the caller releases *mutation*.
 
     What can be told without reading the catalog (*known*) is called back first; the rest is found in the transaction, which is
     then run again. *check* raises if the change is not wanted any more after waiting.
     """
-    held = term.state.fences.claim(mutation, known)
+    held = term.state.mutations.claim(mutation, known)
     if held:
-        # The fences that were just put up keep others from being granted what is taken back here.
+        # The claims that were just made keep others from being granted what is taken back here.
         await term.state.recalls.take_back(held)
     while True:
         # Before each attempt, since each comes after a wait.
@@ -52,7 +52,7 @@ def mutate_at_once(
     term: Term, mutation: Mutation, work: Callable[[Transaction], T], *, known: Iterable[int] = (), grows: bool = False
 ) -> T | None:
     """As `mutate`, while the store is idle; None, and nothing has changed, if something has to be called back first."""
-    if term.state.fences.claim(mutation, known):
+    if term.state.mutations.claim(mutation, known):
         return None
     try:
         return term.store.write_at_once(work, grows=grows)

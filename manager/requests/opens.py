@@ -103,7 +103,7 @@ def _mutation(term: Term, session: Session, request: Apply) -> Iterator[Mutation
             yield mutation
     finally:
         # After the effects have run: until then an answer that was read before might still be granted.
-        term.state.fences.lift(mutation)
+        term.state.mutations.release(mutation)
 
 
 def _check_still_wanted(term: Term, session: Session, request: Apply) -> None:

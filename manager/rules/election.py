@@ -285,7 +285,7 @@ def decide(view: View, now: float) -> Action:
     return Ask(row, view.still_s, of_all=what is Step.ASK_ALL)
 
 
-def is_settled(answers: Mapping[str, bool], members: int) -> bool:
+def is_decided(answers: Mapping[str, bool], members: int) -> bool:
     """Whether no further answer can matter: most of all members hear no manager. *answers*: of others, by server."""
     return 2 * _deaf(answers) > members
 

@@ -78,7 +78,7 @@ async def requeue_loop(term: Term) -> None:
 def _out(state: State) -> dict[str | int, int]:
     """The servers that are down and the volumes that do not count, and since when, where that is known."""
     down: dict[str | int, int] = {
-        name: member.settled_ns for name, member in state.members.servers().items() if member.state in AWAY
+        name: member.changed_ns for name, member in state.members.servers().items() if member.state in AWAY
     }
     return down | dict.fromkeys(state.members.outs(), 0)
 

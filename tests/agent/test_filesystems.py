@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.copying.pulls import SETTLED_NS
+from agent.copying.pulls import YOUNG_NS
 from agent.copying.receiving import LONG_BYTES
 from agent.objects.reading import CHUNK_BYTES, Altered, ObjectReader
 from cluster.volume.fence import stops_writers
@@ -88,7 +88,7 @@ def test_a_snapshot_is_of_one_moment_although_stores_through_a_mapping_go_on(fol
     path.write_bytes(bytes(2 * CHUNK_BYTES))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         mapped[0] = mapped[-1] = 1
-        time.sleep(SETTLED_NS / 1e9)  # a second change within a tick of an older kernel's clock would leave no trace
+        time.sleep(YOUNG_NS / 1e9)  # a second change within a tick of an older kernel's clock would leave no trace
         stamp = stamp_at(str(path))
         mapped[0] = mapped[-1] = 2
         with closing(ObjectReader(str(path), stamp, snapshots=str(folder), is_written=True)) as reader:

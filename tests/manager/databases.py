@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import create_engine
 
 from manager.catalog.engines import make_engines
-from manager.catalog.upgrade import migrate
+from manager.catalog.upgrade import upgrade
 
 MEMORY = "/dev/shm"
 SERVER_BYTES = 1 << 30
@@ -47,7 +47,7 @@ class Postgres:
         self._admin = create_engine(self._url.format("postgres"), isolation_level="AUTOCOMMIT")
         self._execute("CREATE DATABASE migrated")
         writer, reader = make_engines(self._url.format("migrated"))
-        migrate(writer)
+        upgrade(writer)
         writer.dispose()
         reader.dispose()
 

@@ -42,7 +42,7 @@ from cluster.messages import (
 from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.office import read_office, take_office
 from manager.catalog.store import STORE_LIMITS, Store, StoreLimits
-from manager.catalog.upgrade import migrate
+from manager.catalog.upgrade import upgrade
 from manager.memory.bounds import BOUNDS, Bounds
 from manager.requests.connection import Connection
 from manager.requests.routes import ROUTES, Candidate, Who
@@ -216,12 +216,12 @@ async def in_office(
 ) -> AsyncIterator[Office]:
     """Takes the next term and holds it, without extending it, until the end of the block."""
     writer, reader = make_engines(url)
-    migrate(writer)
+    upgrade(writer)
     with write_transaction(writer) as connection:
         seen = read_office(connection)
         assert take_office(connection, seen, server, "127.0.0.1:7601")
     async with trio.open_nursery() as nursery:
-        store = Store(writer, reader, seen.term + 1, on_fenced=lambda: None, limits=limits)
+        store = Store(writer, reader, seen.term + 1, on_deposed=lambda: None, limits=limits)
         nursery.start_soon(store.run)
         now = monotonic_s()
         term = Term(config(url, server, **settings), store, now + 1e6, now + 1e6, now, bounds)

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import trio
 
-from agent.copying.pulls import SETTLED_NS
+from agent.copying.pulls import YOUNG_NS
 from agent.objects.reading import CHUNK_BYTES, Altered, ObjectReader
 from agent.objects.reflinks import FICLONE
 from cluster.errors import Changed, Corrupt, GodwitError, Refused, TokenRefused
@@ -254,7 +254,7 @@ def test_what_is_stored_through_a_mapping_while_it_is_read_is_seen(tmp_path: Pat
     path.write_bytes(bytes(2 * mmap.PAGESIZE))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         mapped[0] = 1
-        time.sleep(SETTLED_NS / 1e9)  # a second change within a tick of an older kernel's clock would leave no trace
+        time.sleep(YOUNG_NS / 1e9)  # a second change within a tick of an older kernel's clock would leave no trace
         stamp = stamp_at(str(path))
         mapped[0] = 2
         assert stamp_at(str(path)) == stamp

@@ -15,7 +15,7 @@ from manager.catalog.first_start import open_catalog
 from manager.catalog.identity import GENERATION_INODES, has_tables, read_first_ino, read_point
 from manager.catalog.room import Room
 from manager.catalog.schema import identity, inodes, office
-from manager.catalog.upgrade import migrate
+from manager.catalog.upgrade import upgrade
 from manager.term import counter
 from tests.manager.office import in_office
 
@@ -131,7 +131,7 @@ def test_another_catalog_and_a_manager_in_office_are_refused(url: str, tmp_path:
 
 def migrated(url: str) -> None:
     writer, _reader = make_engines(url)
-    migrate(writer)
+    upgrade(writer)
     writer.dispose()
 
 
@@ -166,7 +166,7 @@ def test_a_backup_from_before_catalogs_had_an_identity_keeps_the_present_one(sql
     migrated(sqlite_url)
     seen = point_in(sqlite_url)
     old = make_engines(f"sqlite:///{tmp_path}/backup")[0]
-    migrate(old, "0004")
+    upgrade(old, "0004")
     old.dispose()
     found, _kept = restore(sqlite_url, tmp_path / "backup", seen, TERM_S)
     assert (found.catalog, found.generation) == (seen.catalog, 2)

@@ -27,7 +27,7 @@ from manager.catalog.office import read_office, take_office
 from manager.catalog.reserve import OFFICE_BYTES, RESERVE_BYTES
 from manager.catalog.room import Need, Room
 from manager.catalog.store import Transaction
-from manager.catalog.upgrade import migrate
+from manager.catalog.upgrade import upgrade
 from manager.workers.office import Extender
 from tests.manager.office import NOW, Office, Peer, in_office, small_network, until
 
@@ -173,7 +173,7 @@ async def test_on_a_full_disk_only_what_needs_room_is_refused(disk: SmallDisk) -
 async def test_the_office_is_taken_and_extended_on_a_full_disk(disk: SmallDisk) -> None:
     """All candidates have started anew, so that SQLite's log has no room left from before."""
     writer, reader = make_engines(disk.url)
-    migrate(writer)
+    upgrade(writer)
     Room(writer).look()
     writer.dispose()
     disk.fill()

@@ -71,10 +71,10 @@ async def test_a_transaction_whose_connection_breaks_is_run_again(postgres_url: 
 async def test_a_lost_commit_ends_the_term(postgres_url: str) -> None:
     """The body has run, its COMMIT gets no answer: the memory could miss its effects."""
 
-    fenced: list[int] = []
+    deposed: list[int] = []
     with engines(postgres_url) as (writer, other):
         async with in_office(postgres_url) as office, trio.open_nursery() as nursery:
-            store = Store(writer, other, office.number, on_fenced=lambda: fenced.append(1))
+            store = Store(writer, other, office.number, on_deposed=lambda: deposed.append(1))
             nursery.start_soon(store.run)
             effects: list[str] = []
 
@@ -87,7 +87,7 @@ async def test_a_lost_commit_ends_the_term(postgres_url: str) -> None:
                 await store.write(work)
             with pytest.raises(NotManager):
                 await store.write(count)
-            assert (fenced, effects) == ([1], [])
+            assert (deposed, effects) == ([1], [])
             nursery.cancel_scope.cancel()
 
 
@@ -131,7 +131,7 @@ async def test_a_database_that_is_not_there_is_somebody_elses_turn() -> None:
 
     with engines(NOBODY_LISTENS) as (writer, reader):
         async with trio.open_nursery() as nursery:
-            store = Store(writer, reader, 1, on_fenced=nursery.cancel_scope.cancel)
+            store = Store(writer, reader, 1, on_deposed=nursery.cancel_scope.cancel)
             nursery.start_soon(store.run)
             with pytest.raises(NotManager, match="does not answer"):
                 await store.read(value)

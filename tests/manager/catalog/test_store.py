@@ -24,15 +24,15 @@ from manager.catalog.faults import is_retriable
 from manager.catalog.office import extend_office, read_office, take_office
 from manager.catalog.schema import applied, counters, metadata
 from manager.catalog.store import Store, StoreLimits, Transaction
-from manager.catalog.upgrade import migrate
+from manager.catalog.upgrade import upgrade
 from manager.catalog.wal import CHECKPOINT_BYTES, LogLimits
 from tests.manager.office import NOW, Office, in_office, small_network
 
 
 def test_the_migrations_make_the_tables_that_the_code_means(url: str) -> None:
     writer, reader = make_engines(url)
-    migrate(writer)
-    migrate(writer)
+    upgrade(writer)
+    upgrade(writer)
     with reader.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": False})
         assert compare_metadata(context, metadata) == []
@@ -46,7 +46,7 @@ def test_three_candidates_migrate_one_new_database(sqlite_url: str) -> None:
     def start() -> None:
         writer, _reader = make_engines(sqlite_url)
         try:
-            retrying(partial(migrate, writer), for_s=10.0)
+            retrying(partial(upgrade, writer), for_s=10.0)
         except BaseException as error:
             errors.append(error)
         writer.dispose()
@@ -159,10 +159,10 @@ async def test_a_failure_in_a_batch_is_its_own(office: Office) -> None:
 
 
 async def test_a_late_transaction_of_an_older_term_changes_nothing(url: str) -> None:
-    fenced: list[int] = []
+    deposed: list[int] = []
     async with in_office(url, "s1") as old, trio.open_nursery() as nursery:
         writer, reader = make_engines(url)
-        store = Store(writer, reader, old.number, on_fenced=lambda: fenced.append(1))
+        store = Store(writer, reader, old.number, on_deposed=lambda: deposed.append(1))
         nursery.start_soon(store.run)
         before = await store.write(_count)
         async with in_office(url, "s2") as new:
@@ -173,7 +173,7 @@ async def test_a_late_transaction_of_an_older_term_changes_nothing(url: str) -> 
             with pytest.raises(NotManager):
                 await store.write(lambda tx: extend_office(tx.connection, tx.term))
             assert await new.store.write(_count) == before + 1
-        assert fenced == [1]
+        assert deposed == [1]
         nursery.cancel_scope.cancel()
         writer.dispose()
         reader.dispose()
@@ -205,10 +205,10 @@ async def test_what_need_not_wait_is_committed_at_once(sqlite_url: str) -> None:
 
 
 async def test_nothing_is_committed_at_once_in_an_older_term(sqlite_url: str) -> None:
-    fenced: list[int] = []
+    deposed: list[int] = []
     async with in_office(sqlite_url, "s1") as old, trio.open_nursery() as nursery:
         writer, reader = make_engines(sqlite_url)
-        store = Store(writer, reader, old.number, on_fenced=lambda: fenced.append(1))
+        store = Store(writer, reader, old.number, on_deposed=lambda: deposed.append(1))
         nursery.start_soon(store.run)
         before = store.write_at_once(_count)
         async with in_office(sqlite_url, "s2") as new:
@@ -218,7 +218,7 @@ async def test_nothing_is_committed_at_once_in_an_older_term(sqlite_url: str) ->
             with pytest.raises(NotManager):
                 await store.write(_count)
             assert new.store.write_at_once(_count) == before + 1
-        assert fenced == [1]
+        assert deposed == [1]
         writer.dispose()
         reader.dispose()
 
@@ -322,7 +322,7 @@ async def test_a_disk_that_hangs_holds_up_no_write_for_long(sqlite_url: str, han
 
 def test_only_one_candidate_takes_a_term(url: str) -> None:
     writer, reader = make_engines(url)
-    migrate(writer)
+    upgrade(writer)
     with write_transaction(writer) as connection:
         seen = read_office(connection)
         assert seen.vacant

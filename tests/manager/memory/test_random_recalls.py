@@ -16,7 +16,7 @@ from cluster.clock import monotonic_s
 from cluster.leases import Sealer
 from cluster.messages import Recall
 from manager.memory.leases import Leases
-from manager.memory.mutations import Fences, HeldElsewhere, Mutation
+from manager.memory.mutations import HeldElsewhere, Mutation, Mutations
 from manager.memory.recalls import Recalls
 from manager.memory.sessions import Role, Session, Sessions
 from tests.manager.office import SECRET
@@ -60,7 +60,7 @@ class World:
         self.versions = dict.fromkeys(range(1, INODES + 1), 1)
         self.leases = Leases(1, ACCESS_S, Sealer(SECRET), None, monotonic_s)  # type: ignore[arg-type]
         self.sessions = Sessions(1000.0)
-        self.fences = Fences(self.leases)
+        self.mutations = Mutations(self.leases)
         self.recalls = Recalls(self.leases, self.sessions)
         self.numbers = iter(range(1, 10_000))
         self.mounts = [self.start(index) for index in range(MOUNTS)]
@@ -81,8 +81,8 @@ class World:
         if slow:
             await trio.sleep(STEP_S * 1.5)
         now = monotonic_s()
-        with self.fences.lock:
-            if not self.sessions.is_live(mount.session) or not self.fences.is_settled(ino, mount.session, asked, now):
+        with self.mutations.lock:
+            if not self.sessions.is_live(mount.session) or not self.mutations.is_at_rest(ino, mount.session, asked, now):
                 return
             serial = self.leases.next_serial()
             self.leases.let_cache(mount.session, [ino], ino, serial, now)
@@ -105,12 +105,12 @@ class World:
                 else:
                     return
         finally:
-            self.fences.lift(mutation)
+            self.mutations.release(mutation)
             self.pending -= 1
 
     async def transaction(self, mutation: Mutation, inodes: set[int]) -> None:
         """The body, the commit and its effects come one after the other, as with a database in a thread."""
-        held = self.fences.claim(mutation, inodes)
+        held = self.mutations.claim(mutation, inodes)
         if held:
             raise HeldElsewhere(held)
         await trio.sleep(STEP_S)
@@ -123,7 +123,7 @@ class World:
                     mount.floors[ino] = self.leases.next_serial()
         self.check()
         await trio.sleep(STEP_S)
-        self.fences.done(mutation, monotonic_s())
+        self.mutations.done(mutation, monotonic_s())
 
     def deliver(self) -> None:
         """The streams bring what there is; nobody has obeyed it yet."""

@@ -32,7 +32,7 @@ from manager.catalog.schema import caching
 from manager.changes.operations import as_markdown
 from manager.memory.bounds import Bounds
 from manager.memory.leases import Leases
-from manager.memory.mutations import Fences, Mutation
+from manager.memory.mutations import Mutation, Mutations
 from manager.memory.sessions import Session
 from manager.requests import leases as leasing
 from manager.requests.connection import Connection as Served
@@ -192,24 +192,24 @@ async def test_an_answer_that_was_read_before_a_change_is_not_granted_after_it(p
 
 
 def test_fences_remember_changes_as_long_as_a_reading_may_take() -> None:
-    fences = Fences(Leases(1, 15.0, Sealer(SECRET), None, lambda: 0.0))  # type: ignore[arg-type]
+    mutations = Mutations(Leases(1, 15.0, Sealer(SECRET), None, lambda: 0.0))  # type: ignore[arg-type]
     one, other = Session(1, "s1", "mount", 0.0), Session(2, "s2", "mount", 0.0)
     change = Mutation(one, 100.0)
-    fences.claim(change, [7])
-    assert not fences.is_settled(7, one, 200.0, 200.0), "it is under way"
-    fences.done(change, 101.0)
-    fences.lift(change)
-    assert fences.is_settled(7, one, 101.5, 101.5)
-    assert not fences.is_settled(7, one, 101.0, 101.5), "read before"
-    assert fences.is_settled(7, one, 100.0, 101.5, own=change)
-    assert not fences.is_settled(7, other, 101.2, 101.4), "not quiet yet"
-    assert fences.is_settled(7, other, 101.2, 101.6)
+    mutations.claim(change, [7])
+    assert not mutations.is_at_rest(7, one, 200.0, 200.0), "it is under way"
+    mutations.done(change, 101.0)
+    mutations.release(change)
+    assert mutations.is_at_rest(7, one, 101.5, 101.5)
+    assert not mutations.is_at_rest(7, one, 101.0, 101.5), "read before"
+    assert mutations.is_at_rest(7, one, 100.0, 101.5, own=change)
+    assert not mutations.is_at_rest(7, other, 101.2, 101.4), "not quiet yet"
+    assert mutations.is_at_rest(7, other, 101.2, 101.6)
     later = Mutation(other, 200.0)
-    fences.claim(later, [8])
-    fences.done(later, 200.0)
-    fences.lift(later)
-    assert not fences.is_settled(7, one, 101.0, 200.5), "what is forgotten was after all that was read so early"
-    assert not fences.is_settled(7, one, 100.0, 200.5, own=change)
+    mutations.claim(later, [8])
+    mutations.done(later, 200.0)
+    mutations.release(later)
+    assert not mutations.is_at_rest(7, one, 101.0, 200.5), "what is forgotten was after all that was read so early"
+    assert not mutations.is_at_rest(7, one, 100.0, 200.5, own=change)
 
 
 async def test_a_directory_is_noted_before_anything_there_is_granted(url: str) -> None:

@@ -233,7 +233,7 @@ class World:
         def deliver(other: Process) -> None:
             if other is asker and other.asking is not None:
                 other.asking[1][str(asked.number)] = hears
-                if election.is_settled(other.asking[1], self.size):
+                if election.is_decided(other.asking[1], self.size):
                     self._counted(other, other.asking[1])
 
         self._send(asked.number, asker.number, deliver)

@@ -39,7 +39,7 @@ from manager.rules.election import (
     elected,
     hears,
     hears_for,
-    is_settled,
+    is_decided,
     is_stuck,
     lasts_at_first,
     lasts_from_now,
@@ -146,16 +146,16 @@ def test_a_holder_that_beats_is_deposed_only_by_most_of_all_members() -> None:
 
 
 def test_the_members_are_not_waited_for_once_most_of_them_are_deaf() -> None:
-    assert not is_settled({}, 3)
-    assert is_settled({"s2": False}, 3)
-    assert not is_settled({"s2": False}, 4)
-    assert is_settled({}, 1)
+    assert not is_decided({}, 3)
+    assert is_decided({"s2": False}, 3)
+    assert not is_decided({"s2": False}, 4)
+    assert is_decided({}, 1)
 
 
 @given(st.dictionaries(st.sampled_from("abcde"), st.booleans()), st.integers(0, 5), st.booleans())
-def test_what_is_settled_elects(answers: dict[str, bool], silent: int, of_all: bool) -> None:
+def test_what_is_decided_elects(answers: dict[str, bool], silent: int, of_all: bool) -> None:
     members = len(answers) + 1 + silent
-    if is_settled(answers, members):
+    if is_decided(answers, members):
         assert elected(Ask(ROW, 0.0, of_all), answers, members)
 
 
