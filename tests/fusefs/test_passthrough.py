@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -297,7 +298,8 @@ def test_one_volume_does_not_keep_the_others_from_it(kernel: Kernel, tmp_path: P
     for refusal, tried in ((errno.ELOOP, root), (0, volume(other))):
         kernel.refusal = refusal
         with monkeypatch.context() as patched:
-            patched.setattr(os, "fstat", lambda _descriptor, device=refusal: SimpleNamespace(st_dev=device))
+            on_device = SimpleNamespace(st_dev=refusal, st_mode=stat.S_IFREG)
+            patched.setattr(os, "fstat", lambda _descriptor, found=on_device: found)
             try_volume(kernel, made, tried)
     assert (made.files, made.why_not) == (DataPath.PARTLY_PASSED, f"{root}: the volume is on a stacked file system")
 
