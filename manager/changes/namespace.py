@@ -56,6 +56,8 @@ DIRECTORY_BYTES = 4096  # what `st_size` of every directory says, as of a small 
 DIRECTORY_BLOCKS = 8  # of 512 bytes: the same in blocks
 RDEV_MAX = 2**32 - 1  # Linux device numbers have 32 bits
 
+_TYPE_BITS = 0o170000
+"""Of a mode, its type; unlike `stat.S_IFMT`, for numbers of any size and sign."""
 _TYPES = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
 
 _ADD_INODE = Hot(insert(inodes))
@@ -101,7 +103,7 @@ def create(tx: Transaction, state: State, mutation: Mutation, op: Create) -> Nod
 
 def create_unnamed(tx: Transaction, state: State, mutation: Mutation, op: CreateUnnamed) -> Node:
     """Makes a regular file as `create` does, which is born an orphan."""
-    if not stat.S_ISREG(op.mode):
+    if op.mode & _TYPE_BITS != stat.S_IFREG:
         raise refused(errno.EINVAL, f"mode {op.mode:o}")
     new = Create(op.directory, b"", op.ino, op.mode, op.uid, op.gid, 0, op.now_ns, op.home_volume, umask=op.umask)
     _check_inode(state, mutation, new)
@@ -180,7 +182,7 @@ def _check_create(tx: Transaction, state: State, mutation: Mutation, op: Create)
 
 
 def _check_inode(state: State, mutation: Mutation, op: Create) -> None:
-    kind = stat.S_IFMT(op.mode)
+    kind = op.mode & _TYPE_BITS
     if kind not in _TYPES or op.mode & ~(kind | 0o7777):
         raise refused(errno.EINVAL, f"mode {op.mode:o}")
     if op.umask & ~0o777:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select
 from sqlalchemy import delete as sql_delete
 
 from cluster.clock import monotonic_s
-from cluster.errors import NotManager, Refused, Unavailable, refused
+from cluster.errors import NotManager, ProtocolError, Refused, Unavailable, refused
 from cluster.messages import (
     Applied,
     Apply,
@@ -118,6 +118,8 @@ def _with_leases(term: Term, mutation: Mutation, request: Apply, reply: Applied)
     """Leases for what the session has created or changed. They are not part of the stored reply: a repeat gets fresh tokens."""
     session = mutation.session
     now = monotonic_s()
+    if len(reply.nodes) != len(request.operations):  # the stored one of another request
+        raise ProtocolError(f"request {request.request_id} came again with other operations")
     tokens = [
         term.state.grant(session, node, now)
         for operation, node in zip(request.operations, reply.nodes, strict=True)
