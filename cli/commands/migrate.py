@@ -42,7 +42,7 @@ def migrate(
         raise typer.BadParameter("--dry-run leaves nothing to watch", param_hint="--watch")
     target = find_target(root)
     if dry_run:
-        _show_plan(talk(target, timeout, lambda asker: _foresee(asker, target, paths, source, destination)), as_json)
+        _show_plan(talk(target, timeout, lambda asker: _dry_run(asker, target, paths, source, destination)), as_json)
         return
     # Drawn once: a request that is repeated after a lost answer finds the migration that it has started. 0 is none.
     token = secrets.randbits(TOKEN_BITS) + 1
@@ -61,7 +61,7 @@ def _name_of(path: Path, target: Target) -> bytes:
     return b"/" + b"/".join(names)
 
 
-async def _foresee(asker: Asker, target: Target, paths: list[Path], source: str, destination: str) -> MigrationPlan:
+async def _dry_run(asker: Asker, target: Target, paths: list[Path], source: str, destination: str) -> MigrationPlan:
     inodes = [await find_inode(asker, target, path, None) for path in paths]
     return await asker(PlanMigration(inodes, source, destination))
 

@@ -40,10 +40,10 @@ async def plan_migration(term: Term, _session: Session, request: PlanMigration) 
     for ino in request.inodes:
         check_number(ino, "inode")
     check_servers(term.state.members, request.source, request.target)
-    return await term.store.read_slowly(lambda connection: _foresee(connection, term.state, request))
+    return await term.store.read_slowly(lambda connection: _plan(connection, term.state, request))
 
 
-def _foresee(connection: Connection, state: State, request: PlanMigration) -> MigrationPlan:
+def _plan(connection: Connection, state: State, request: PlanMigration) -> MigrationPlan:
     # A copy: each file takes its room away from those after it.
     places = dict(state.members.places())
     sources = set(state.members.of_server(request.source))

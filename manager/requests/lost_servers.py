@@ -63,13 +63,13 @@ async def lose_server(term: Term, _session: Session, request: LoseServer) -> Los
             f"{server} is {member.state}: only a server that is down can be lost (or with --force, one that is silent)",
         )
     # Of the state before the change; `_lose` looks at the server's state again.
-    plan = await term.store.read_slowly(lambda connection: foresee(connection, members, server, members.of_server(server)))
+    plan = await term.store.read_slowly(lambda connection: plan_loss(connection, members, server, members.of_server(server)))
     if not request.dry_run:
         await term.store.write_uncancelled(lambda tx: _lose(tx, term, server), durable=True)
     return plan
 
 
-def foresee(connection: Connection, members: Members, what: str, volumes: Sequence[int]) -> LosePlan:
+def plan_loss(connection: Connection, members: Members, what: str, volumes: Sequence[int]) -> LosePlan:
     """What it means for files to lose these *volumes*, which are called *what*."""
     known = [volume.volume for volume in members.volumes()]
     elsewhere = [number for number in known if number not in volumes and not members.is_lost(number)]

@@ -20,7 +20,7 @@ from manager.changes.standing import change_volume
 from manager.memory.members import Members
 from manager.memory.sessions import Session
 from manager.memory.state import State
-from manager.requests.lost_servers import foresee
+from manager.requests.lost_servers import plan_loss
 from manager.term import Term
 
 BATCH = 256
@@ -31,7 +31,7 @@ async def lose_volume(term: Term, _session: Session, request: LoseVolume) -> Los
     members, number = term.state.members, request.volume
     volume = _require_out(members, number)
     name = f"volume {number} of {volume.server}"
-    plan = await term.store.read_slowly(lambda connection: foresee(connection, members, name, [number]))
+    plan = await term.store.read_slowly(lambda connection: plan_loss(connection, members, name, [number]))
     if not request.dry_run and volume.standing != VolumeStanding.LOST:
         work = partial(change_volume, state=term.state, volume=number, standing=VolumeStanding.LOST)
         await term.store.write_uncancelled(work, durable=True)
