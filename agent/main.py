@@ -30,6 +30,7 @@ from agent.volumes.opening import VolumeKeeper
 from agent.volumes.volume import LocalVolume, VolumeTable
 from agent.workers.catalog_marks import Marking
 from agent.workers.conflicts import ConflictKeeper
+from agent.workers.dead_mount import LOOK_S, DeadMount
 from agent.workers.own_content import Comparer
 from agent.workers.registration import Registration
 from agent.workers.settling import Settler
@@ -174,6 +175,7 @@ class Agent:
         self._nursery.start_soon(tended, self._session.run)
         self._nursery.start_soon(tended, self._reporter.run)
         self._worker(self._registration, self._config.agent.report_s)
+        self._worker(DeadMount(self._config), LOOK_S)
         self._nursery.start_soon(self._start_when_registered)
 
     async def _start_when_registered(self) -> None:

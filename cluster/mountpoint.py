@@ -12,12 +12,13 @@ import logging
 import os
 
 from cluster.errors import from_os_error
+from cluster.mounted import COVER
 from cluster.volume.fence import fence
 
 log = logging.getLogger(__name__)
 
-COVER = "godwit-unmounted"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 _COVER_OPTIONS = b"size=4k,nr_inodes=8,mode=0555"
 _NOT_BARE = frozenset({errno.ENOTCONN, errno.EIO})  # a mount whose process is dead, or does not answer
 
@@ -52,6 +53,19 @@ def make_immutable(path: str) -> bool:
         return fence(descriptor)
     finally:
         os.close(descriptor)
+
+
+def detach_by_force(path: str) -> None:
+    """Unmounts what is mounted at *path*, in use or not; of a FUSE file system all requests end first. Raises `OSError`.
+
+    That order matters. A thread that has the kernel drop pages waits for reads of them, in a state that no signal ends, and
+    keeps /dev/fuse open meanwhile. If those reads are this process's to answer, and it has stopped doing so or is dead, then
+    without force neither would ever end: not the thread, not its process, and no program that waits for the mount.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), ctypes.c_int(_MNT_FORCE | _MNT_DETACH | _UMOUNT_NOFOLLOW)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
 
 
 def _cover(path: str) -> None:

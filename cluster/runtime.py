@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.errors import Refused
 
 RUNTIME = Path("/run/godwit")
+MOUNT_LOCKS = RUNTIME / "mounts"
 PUBLIC = 0o755
 PRIVATE = 0o700
 
@@ -48,7 +49,8 @@ def open_lock(path: Path) -> int:
 def only_process(folder: Path, name: str, what: str) -> Iterator[None]:
     """Holds the lock *name* in *folder*, which is made for it: private, so that others cannot take it first.
 
-    The lock is free again as soon as its process has ended, however it did. Raises `Refused` while another one has it.
+    The lock is free again as soon as its process has ended, however it did; its number is in it. Raises `Refused` while another
+    one has it.
     """
     try:
         make_runtime_directory(folder, PRIVATE)
@@ -60,6 +62,21 @@ def only_process(folder: Path, name: str, what: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Refused(f"{what} runs already on this machine (it holds {folder / name})") from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def mount_lock(cluster: str, server: str) -> str:
+    """The name, in `MOUNT_LOCKS`, of the lock of a server's only mount process."""
+    return f"{cluster}:{server}.lock"
+
+
+def holder_of(path: Path) -> int | None:
+    """The number of the process that took the lock last: it may have ended since. None if nobody ever did."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
@@ -13,8 +12,9 @@ import trio
 
 from cluster.config import ServerConfig
 from cluster.errors import GodwitError
-from cluster.mountpoint import shield
-from cluster.runtime import RUNTIME, only_process
+from cluster.mounted import uppermost
+from cluster.mountpoint import detach_by_force, shield
+from cluster.runtime import MOUNT_LOCKS, mount_lock, only_process
 from cluster.tending import tended
 from fusefs.caching.cache import CACHE_LIMITS, CacheLimits
 from fusefs.mount import Mount
@@ -70,7 +70,7 @@ def _only_mount(config: ServerConfig) -> AbstractContextManager[None]:
 
     So the manager may take the leases of the mount that was there before for ended: its process is dead.
     """
-    return only_process(RUNTIME / "mounts", f"{config.cluster}:{config.server}.lock", f"a mount of {config.server}")
+    return only_process(MOUNT_LOCKS, mount_lock(config.cluster, config.server), f"a mount of {config.server}")
 
 
 async def _cancel_after(until: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
@@ -126,7 +126,9 @@ async def _mounted(mount: Mount, config: ServerConfig) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        mount.unmounting()
+        # Somebody else may have unmounted it: then something else may be mounted there by now.
+        if mount.unmounting():
+            detach_by_force(mountpoint)
         pyfuse3.close(unmount=True)
         log.info("unmounted %s", mountpoint)
 
@@ -138,11 +140,9 @@ async def _set_read_ahead(mount: Mount, mountpoint: str) -> None:
     `stat` on the mount would wait for this very process.
     """
     await mount.begun()
-    # Bytes: whoever may mount anything here chooses names that are no text.
-    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
-        fields = line.split(b" ")
-        if fields[4] == os.fsencode(mountpoint).replace(b" ", b"\\040"):
-            try:
-                Path(f"/sys/class/bdi/{fields[2].decode()}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
-            except OSError as error:
-                log.info("read-ahead stays at the kernel's default: %s", error)
+    mounted = uppermost(Path(mountpoint))
+    if mounted is not None:
+        try:
+            Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
+        except OSError as error:
+            log.info("read-ahead stays at the kernel's default: %s", error)

@@ -257,9 +257,9 @@ class Mount:
         """Returns when FUSE_INIT has been answered."""
         await self._channel.begun.wait()
 
-    def unmounting(self) -> None:
-        """The kernel is about to unmount: from now on it is not notified of anything."""
-        self._channel.unmounting()
+    def unmounting(self) -> bool:
+        """It is about to be unmounted: from now on the kernel is not notified of anything. Whether it is mounted still."""
+        return self._channel.unmounting()
 
     async def drain(self) -> None:
         """Ends all handles, and returns when all that was written is committed."""

@@ -1,47 +1,14 @@
 """Mount points, looked at from outside: a dead or hung mount must never hang the lab."""
 
 import os
-import re
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-from cluster.mountpoint import COVER
+from cluster.mounted import MOUNTINFO, Mounted, parse_mountinfo, uppermost
 from lab.tools import ENVIRONMENT, tool
 
-MOUNTINFO = Path("/proc/self/mountinfo")  # not `/etc/mtab` or stat: neither may touch a mount, which may hang
 POLL_S = 0.05  # a child that answers does so within milliseconds
-
-
-class Mounted(NamedTuple):
-    """One mount of this machine."""
-
-    path: Path  # where it is mounted
-    kind: str  # of file system, as `fuse.godwit` or `ext4`
-    source: str  # what is mounted; COVER for a cover
-
-    @property
-    def is_fuse(self) -> bool:
-        return self.kind.startswith("fuse")
-
-    @property
-    def is_cover(self) -> bool:
-        """Whether it only keeps programs from the bare directory (`cluster.mountpoint`)."""
-        return self.source == COVER
-
-
-def parse_mountinfo(text: bytes) -> list[Mounted]:
-    """The mounts in `/proc/self/mountinfo`, in its order (a later one lies over an earlier one)."""
-    found = []
-    for line in text.split(b"\n")[:-1]:
-        # Before the dash stands a varying number of optional fields, after it what has fixed places.
-        before, _dash, after = line.partition(b" - ")
-        # The kernel writes blank, tab, newline and backslash of a path as octal numbers.
-        path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
-        kind, _space, rest = after.partition(b" ")
-        found.append(Mounted(Path(os.fsdecode(path)), os.fsdecode(kind), os.fsdecode(rest.partition(b" ")[0])))
-    return found
 
 
 def mounts_below(root: Path) -> list[Mounted]:
@@ -51,13 +18,8 @@ def mounts_below(root: Path) -> list[Mounted]:
 
 def is_fuse_mount(path: Path) -> bool:
     """Whether the uppermost mount at *path* is a FUSE file system, alive or dead."""
-    upper = _uppermost(path)
+    upper = uppermost(path)
     return upper is not None and upper.is_fuse
-
-
-def _uppermost(path: Path) -> Mounted | None:
-    at = [mounted for mounted in parse_mountinfo(MOUNTINFO.read_bytes()) if mounted.path == path]
-    return at[-1] if at else None
 
 
 def detach(path: Path) -> None:
@@ -73,7 +35,7 @@ def detach(path: Path) -> None:
 def uncover(path: Path) -> None:
     """Unmounts the cover of the bare directory at *path*, if nothing is mounted above it."""
     # Only from the top: what lies above a cover is not ours to take.
-    while (upper := _uppermost(path)) is not None and upper.is_cover:
+    while (upper := uppermost(path)) is not None and upper.is_cover:
         tool(["umount", "--lazy", "--no-canonicalize", "--internal-only", "--", str(path)])
 
 

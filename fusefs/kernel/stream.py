@@ -10,6 +10,7 @@ import fcntl
 import importlib
 import logging
 import os
+import select
 import struct
 import sys
 from collections.abc import Callable, Iterable
@@ -171,9 +172,14 @@ class Channel:
         """Faults for the administrator of this server."""
         return [f"locks of its mount's files hold on this server only: {self._why_unchanged}"] if self._why_unchanged else []
 
-    def unmounting(self) -> None:
-        """To be called before pyfuse3 unmounts."""
-        self.device = -1
+    def unmounting(self) -> bool:
+        """To be called before pyfuse3 unmounts; whether the kernel has the file system still."""
+        device, self.device = self.device, -1
+        if device < 0:
+            return False
+        poll = select.poll()
+        poll.register(device, 0)  # POLLERR is always told
+        return not poll.poll(0)
 
     @property
     def granted(self) -> InitFlag:

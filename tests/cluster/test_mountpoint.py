@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.mountpoint import COVER, shield
+from cluster.mounted import COVER
+from cluster.mountpoint import shield
 from cluster.volume.fence import lift_below
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="flags and mounts need root")

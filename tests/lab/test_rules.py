@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import Refused
+from cluster.mounted import Mounted, parse_mountinfo
 from cluster.volume.layout import VolumeLayout
 from lab import processes
 from lab.lab import Lab
-from lab.mounts import Mounted, parse_mountinfo
 from lab.network import SUBNETS, Network, choose_subnet, subnet_number
 from lab.registry import locked, tag_of
 from lab.state import LabState, host_numbers, new_state, read_state, server_config, write_state
@@ -248,8 +248,8 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
         b"90 22 0:50 / /srv/my\\040lab/s1/mnt rw,nosuid - fuse.godwit godwit:lab rw,user_id=0\n"
     )
     assert parse_mountinfo(text) == [
-        Mounted(Path("/"), "ext4", "/dev/vda"),
-        Mounted(Path("/srv/my lab/s1/mnt"), "fuse.godwit", "godwit:lab"),
+        Mounted(Path("/"), "ext4", "/dev/vda", "254:0"),
+        Mounted(Path("/srv/my lab/s1/mnt"), "fuse.godwit", "godwit:lab", "0:50"),
     ]
 
 
