@@ -5,7 +5,11 @@ volume that cannot take content says that it has no free space, so that nothing 
 written to the disk and read back from it: what only the page cache answers says nothing of a disk.
 """
 
+import errno
+import logging
 import os
+import stat
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +22,8 @@ from cluster.membership import VolumeCondition
 from cluster.messages import VolumeState
 from cluster.volume.probe import probe
 from cluster.volume.room import is_nearly_full
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 3.0  # well below `suspect_s`: a disk that hangs must not make its server look silent
 PROBE_S = 10.0  # at the latest; at once after an error
@@ -99,16 +105,32 @@ def examine(volume: LocalVolume, last: VolumeState) -> Report:
         if not volume.is_what_was_opened():
             return Report(away, f"{last.path}: was mounted anew, and is opened again", is_gone=True)
         status = os.statvfs(volume.layout.root)
+        if not status.f_flag & os.ST_RDONLY:
+            # Objects come and go through these. `objects` itself is not made anew: whoever has moved it away can bring it back.
+            for folder in (volume.layout.staging, volume.layout.trash):
+                _make_folder(folder)
     except GodwitError as error:
         return Report(away, f"{error} (is its disk mounted?)", is_gone=True)
     except OSError as error:
-        return Report(failing, f"{last.path}: {error.strerror}")
+        return Report(failing, f"{error.filename or last.path}: {error.strerror}")
     # What is in the trash goes when room is needed.
     total, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize + volume.trash.bytes
     state = msgspec.structs.replace(last, total_bytes=total, free_bytes=free, condition=str(VolumeCondition.GOOD))
     if status.f_flag & os.ST_RDONLY:
         return Report(unusable(state, VolumeCondition.READ_ONLY), f"{last.path}: read-only")
     return Report(state, shortage(last.path, status, volume.trash.bytes))
+
+
+def _make_folder(path: Path) -> None:
+    """Makes a directory that somebody has removed. Raises `OSError` if something else is in its place."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        log.warning("%s was missing: made anew", path)
+        path.mkdir(mode=0o700)
+        return
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
 
 
 def unusable(state: VolumeState, condition: VolumeCondition) -> VolumeState:

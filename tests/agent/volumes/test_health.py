@@ -2,9 +2,12 @@
 
 import errno
 import os
+import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,25 +35,21 @@ def look(volume: LocalVolume) -> Report:
     return examine(volume, volume.opened_as)
 
 
-def hang(volume: LocalVolume) -> Path:
-    """Makes the volume one that does not answer: opening a pipe for reading waits for somebody who writes."""
-    return hang_at(volume.layout.root)
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, threading.Event]]:
+    """Volumes in the test's directory that do not answer, by their names, until the event is set."""
+    events: dict[str, threading.Event] = {}
+    asked = os.statvfs
 
+    def statvfs(path: Any) -> os.statvfs_result:
+        if isinstance(path, Path) and path.parent == tmp_path and path.name in events:
+            events[path.name].wait(60)
+        return asked(path)
 
-def hang_at(root: Path) -> Path:
-    pipe = root / "volume.toml"
-    pipe.rename(root / "kept.toml")
-    os.mkfifo(pipe)
-    return pipe
-
-
-def recover(pipe: Path) -> None:
-    """Ends the hanging of all who wait, and makes the volume whole again."""
-    writer = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
-    try:
-        pipe.with_name("kept.toml").rename(pipe)
-    finally:
-        os.close(writer)
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    yield events
+    for event in events.values():
+        event.set()
 
 
 def test_a_sound_volume_has_no_problem(volume: LocalVolume) -> None:
@@ -81,8 +80,28 @@ def test_an_error_of_the_system_is_the_volumes_problem(volume: LocalVolume) -> N
     path.unlink()
     path.mkdir()
     state, problem, _gone = look(volume)
-    assert problem == f"{volume.layout.root}: Is a directory"
+    assert problem == f"{path}: it is not a file"
     assert state.free_bytes == 0
+
+
+def test_folders_that_somebody_removed_are_made_anew(volume: LocalVolume) -> None:
+    folders = [volume.layout.staging, volume.layout.trash]
+    for folder in folders:
+        folder.rmdir()
+    look(volume)
+    assert [stat.S_IMODE(folder.lstat().st_mode) for folder in folders] == [0o700, 0o700]
+
+
+@pytest.mark.parametrize("name", ["staging", "trash"])
+def test_something_else_in_their_place_is_a_problem(volume: LocalVolume, tmp_path: Path, name: str) -> None:
+    folder = volume.layout.root / name
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    state, problem, _gone = look(volume)
+    assert problem == f"{folder}: Not a directory"
+    assert (state.free_bytes, state.condition) == (0, "failing")
+    folder.unlink()
+    assert look(volume).state.condition == "good"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
@@ -119,23 +138,27 @@ def test_what_runs_out_is_said_in_time(status: os.statvfs_result, expected: str)
     assert shortage("/v", status) == expected
 
 
-async def test_a_disk_that_hangs_is_asked_by_one_thread_and_heard_when_it_is_back(volume: LocalVolume) -> None:
+async def test_a_disk_that_hangs_is_asked_by_one_thread_and_heard_when_it_is_back(
+    volume: LocalVolume, hanging: dict[str, threading.Event]
+) -> None:
     examiner = Examiner(volume, patience_s=0.2)
-    pipe = hang(volume)
+    hanging["volume"] = threading.Event()
     before = trio.current_time()
     for _again in range(3):
         state, problem, _gone = await examiner.run()
         assert problem == f"{volume.layout.root}: no answer within 0.2 s"
         assert state.free_bytes == 0
     assert trio.current_time() - before < 5
-    recover(pipe)
+    hanging["volume"].set()
     with trio.fail_after(10):
         while (await examiner.run()).problem.endswith("no answer within 0.2 s"):
             await trio.lowlevel.checkpoint()
     assert (await examiner.run()).state.free_bytes > 0
 
 
-async def test_a_disk_that_hangs_does_not_silence_the_server(net: Network, tmp_path: Path) -> None:
+async def test_a_disk_that_hangs_does_not_silence_the_server(
+    net: Network, tmp_path: Path, hanging: dict[str, threading.Event]
+) -> None:
     roots = [str(tmp_path / "good"), str(tmp_path / "bad")]
     running = await net.start_with(net.config("s1", volumes=roots))
     assert running.agent is not None
@@ -144,14 +167,14 @@ async def test_a_disk_that_hangs_does_not_silence_the_server(net: Network, tmp_p
         return all(layout.identity().catalog for layout in running.layouts)
 
     await net.manager.wait_for(are_marked, "volume.toml is written for the last time")
-    pipe = hang_at(tmp_path / "bad")
+    hanging["bad"] = threading.Event()
     try:
         await net.manager.wait_for(lambda: "no answer" in str(net.manager.registrations[-1].problems), "the problem")
         report = net.manager.registrations[-1]
         good, bad = report.volumes
         assert (good.free_bytes > 0, bad.free_bytes) == (True, 0)
     finally:
-        recover(pipe)
+        hanging["bad"].set()
     await net.manager.wait_for(lambda: net.manager.registrations[-1].volumes[1].free_bytes > 0, "it is back")
 
 
