@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.decoding import Decode, Int64, from_json
-from cluster.durable import replace_file
+from cluster.durable import read_file, replace_file
 from cluster.errors import Malformed, Refused
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class CatalogMemory:
     def load(self) -> CatalogPoint | None:
         """What was remembered last; None for a server that has seen no catalog. Raises `Refused` for a file that is damaged."""
         try:
-            self.point = self._written = _decode(self.path.read_bytes())
+            self.point = self._written = _decode(read_file(self.path))
         except (FileNotFoundError, NotADirectoryError):
             self.point = self._written = None
         except (OSError, Malformed) as error:

@@ -1,7 +1,10 @@
 """Small files that are replaced as a whole, and names that are made durable."""
 
+import errno
 import os
 from pathlib import Path
+
+SMALL_BYTES = 1 << 20  # of a configuration, a note, a volume.toml: they have some hundred
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600, synced: bool = True) -> None:
@@ -36,8 +39,16 @@ def read_file(path: str | Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
     except PermissionError:  # EPERM: the file is somebody else's, who may want to know who reads it
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return read_all(descriptor, path)
+
+
+def read_all(descriptor: int, path: str | Path) -> bytes:
+    """What a small file holds; closes *descriptor*. Raises `OSError`; EFBIG for one that no memory should be taken for."""
     with open(descriptor, "rb") as file:
-        return file.read()
+        content = file.read(SMALL_BYTES + 1)
+    if len(content) > SMALL_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {SMALL_BYTES >> 20} MiB", os.fspath(path))
+    return content
 
 
 def sync_directory(path: str | Path) -> None:

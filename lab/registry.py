@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.decoding import from_json
-from cluster.durable import replace_file
+from cluster.durable import read_file, replace_file
 from cluster.errors import Malformed, Unavailable
 from cluster.runtime import PUBLIC, RUNTIME, make_runtime_directory, open_lock
 
@@ -51,7 +51,7 @@ def registered(registry: Path = REGISTRY) -> list[Path]:
     for path in registry.glob("*.json"):
         try:
             # An entry that vanishes is of a lab that is being taken down.
-            roots.append(Path(_decode(path.read_bytes()).root))
+            roots.append(Path(_decode(read_file(path)).root))
         except (FileNotFoundError, Malformed):
             continue
     return sorted(roots)

@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.decoding import Int64, from_json, from_toml
-from cluster.durable import replace_file, sync_directory
+from cluster.durable import read_all, replace_file, sync_directory
 from cluster.errors import Malformed, Refused
 from cluster.volume.regular import open_regular
 
@@ -111,8 +111,7 @@ class VolumeLayout:
         """Who this volume is; raises `Refused` if it is none."""
         path = self.root / "volume.toml"
         try:
-            with open(open_regular(path, os.O_RDONLY), "rb") as file:
-                return _identity_of(file.read())
+            return _identity_of(read_all(open_regular(path, os.O_RDONLY), path))
         except FileNotFoundError:
             raise Refused(f"{self.root} is not a volume: it has no volume.toml", errno.ENOENT) from None
         except Malformed as error:

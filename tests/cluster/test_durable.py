@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.durable import read_file, replace_file
+from cluster.catalog_point import CatalogMemory
+from cluster.config import load_config
+from cluster.durable import SMALL_BYTES, read_file, replace_file
+from cluster.errors import Refused
+from cluster.rpc.candidates import known_candidates
+from cluster.volume.layout import VolumeLayout
+from lab.state import read_state
 
 
 @pytest.mark.parametrize("synced", [True, False])
@@ -49,3 +55,27 @@ def test_a_file_that_is_read_keeps_its_access_time(tmp_path: Path) -> None:
     assert path.stat().st_atime_ns != 1, "this file system keeps access times"
     with pytest.raises(FileNotFoundError):
         read_file(tmp_path / "none")
+
+
+def test_a_file_that_is_no_small_one_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "note"
+    path.write_bytes(b"x" * SMALL_BYTES)
+    assert len(read_file(path)) == SMALL_BYTES
+    os.truncate(path, 1 << 40)
+    with pytest.raises(OSError, match="larger than 1 MiB") as told:
+        read_file(path)
+    assert told.value.errno == errno.EFBIG
+
+
+def test_whoever_reads_a_small_file_says_so_of_a_large_one(tmp_path: Path) -> None:
+    for name in ("catalog-agent.json", "candidates-mount.json", "lab.json", "godwit.toml", "volume.toml"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 1 << 40)
+    with pytest.raises(Refused, match="larger than 1 MiB"):
+        CatalogMemory(tmp_path, "agent").load()
+    assert known_candidates(tmp_path, ["a:7400"]) == ["a:7400"]
+    with pytest.raises(Refused, match="larger than 1 MiB"):
+        load_config(tmp_path / "godwit.toml")
+    for read in (read_state, lambda root: VolumeLayout(root).identity()):
+        with pytest.raises(OSError, match="larger than 1 MiB"):
+            read(tmp_path)
