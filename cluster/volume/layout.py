@@ -94,7 +94,7 @@ class VolumeLayout:
     def create_object(self, ino: int) -> int:
         """Makes an empty object and returns a descriptor open for reading and writing; raises `OSError`."""
         path = self.object_path(ino)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOATIME  # see `cluster.volume.regular`
         try:
             return os.open(path, flags, 0o600)
         except FileNotFoundError:

@@ -2,13 +2,15 @@
 
 Whoever may write to a volume's directories can leave something else there. A FIFO would hold the thread that opens it until
 somebody opens its other end, a device would do what its driver does, and a socket gives the error of a disk that is gone.
+
+Reading sets no access time: that is a change in the journal, and waits for a disk that hangs even if the content is cached.
 """
 
 import errno
 import os
 import stat
 
-FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY  # O_NONBLOCK means nothing to a regular file
+FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOATIME  # O_NONBLOCK: nothing to a regular file
 OF_OTHERS = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR})  # what opening something else may give
 
 

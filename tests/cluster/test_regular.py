@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.volume.cached_open import open_cached
+from cluster.volume.layout import VolumeLayout
 from cluster.volume.regular import open_regular
 
 
@@ -60,3 +61,18 @@ def test_a_file_is_opened_and_closed_by_exec(tmp_path: Path) -> None:
 def test_what_is_missing_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "object", os.O_RDONLY)
+
+
+def test_reading_sets_no_access_time(tmp_path: Path) -> None:
+    """Which would wait for a disk that hangs, also where the kernel has the content."""
+    layout = VolumeLayout(tmp_path)
+    layout.objects.mkdir()
+    made = layout.create_object(7)
+    os.write(made, b"content")
+    os.utime(made, ns=(0, 10**18))  # an access before the last change is what Linux sets by default
+    opened = open_regular(layout.object_path(7), os.O_RDONLY)
+    cached = open_cached(layout.object_path(7), os.O_RDONLY)
+    for descriptor in (made, opened, *([] if cached is None else [cached])):
+        assert os.pread(descriptor, 10, 0) == b"content"
+        os.close(descriptor)
+    assert os.stat(layout.object_path(7)).st_atime_ns == 0

@@ -5,6 +5,7 @@ One network for all of them, whose second server has its only volume on a disk t
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "agent": {"report_s": 0.5},
 }
 MIB = 2**20
+
+WRITES_AND_READS = """
+import errno, os, sys
+with open(sys.argv[1], "wb", buffering=0) as file:
+    file.write(b"content")
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        print("synced:", errno.errorcode[error.errno])
+with open(sys.argv[1]) as file:
+    print(file.read(), end="")
+"""
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems")
 
@@ -206,6 +219,22 @@ def test_the_trash_of_a_full_disk_makes_room_for_writes_that_nobody_sees(lab: La
     write(again, bytes(free * 7 // 10))
     again.unlink()
     wait_for_copies(lab)
+
+
+def test_reading_what_is_cached_of_a_disk_that_hangs_holds_up_nobody(lab: Lab, disk: FaultyDisk) -> None:
+    """To note when it was read would be a change of the disk. What is written there is nowhere else."""
+    wait_for_disk(lab, "good", "in")
+    path = lab.mount("s2") / "written-as-it-hangs"
+    write(lab.mount("s2") / "warm", b"new")
+    disk.say("hang")
+    try:
+        done = run([sys.executable, "-c", WRITES_AND_READS, path], 4 * REQUEST_TIMEOUT_S)
+        assert done.stdout == b"synced: EIO\ncontent", done.stderr
+        listed = run(["ls", lab.mount("s2")], REQUEST_TIMEOUT_S)
+        assert listed.returncode == 0, listed.stderr
+    finally:
+        disk.say("ok")
+    wait_for_disk(lab, "good", "in")
 
 
 def test_a_disk_that_hangs_stops_nobody_who_does_not_need_it(lab: Lab, disk: FaultyDisk, files: dict[str, bytes]) -> None:
