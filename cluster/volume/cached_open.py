@@ -10,6 +10,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _OPENAT2 = 437  # of all architectures
 _AT_FDCWD = -100
 _RESOLVE_CACHED = 0x20
+_WITH_O_PATH = os.O_CLOEXEC | os.O_NOFOLLOW
 _NOT_CACHED = frozenset({errno.EAGAIN, errno.ENOSYS, errno.EINVAL, errno.EPERM})  # EPERM: of seccomp filters, or a fence
 
 
@@ -23,7 +24,9 @@ def open_cached(path: str, flags: int) -> int | None:
     None if the disk would have to be asked, or if the kernel cannot tell: then `open_regular` in a thread says what there is.
     Raises `OSError`.
     """
-    how = _OpenHow(flags | FLAGS, 0, _RESOLVE_CACHED)
+    # openat2 refuses (EINVAL) what open ignores.
+    wanted = flags | (FLAGS & _WITH_O_PATH if flags & os.O_PATH else FLAGS)
+    how = _OpenHow(wanted, 0, _RESOLVE_CACHED)
     descriptor: int = _libc.syscall(
         ctypes.c_long(_OPENAT2),
         ctypes.c_int(_AT_FDCWD),

@@ -9,13 +9,14 @@ from cluster.volume import cached_open
 from cluster.volume.cached_open import open_cached
 
 
-def test_what_was_just_opened_is_opened_from_the_caches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_PATH], ids=["its content", "only the file"])
+def test_what_was_just_opened_is_opened_from_the_caches(tmp_path: Path, flags: int) -> None:
     path = tmp_path / "object"
     path.write_bytes(b"content")
-    descriptor = open_cached(str(path), os.O_RDWR)
+    descriptor = open_cached(str(path), flags)
     assert descriptor is not None
     try:
-        assert os.pread(descriptor, 10, 0) == b"content"
+        assert Path(f"/proc/self/fd/{descriptor}").read_bytes() == b"content"
         assert not os.get_inheritable(descriptor)
     finally:
         os.close(descriptor)
