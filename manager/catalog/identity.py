@@ -4,11 +4,12 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, inspect, select, update
+from sqlalchemy import Connection, Engine, delete, inspect, select, update
 
 from cluster.catalog_point import CatalogPoint
 from cluster.errors import Refused
-from manager.catalog.schema import counters, identity, inodes, office
+from cluster.messages import TaskOperation
+from manager.catalog.schema import counters, identity, inodes, office, tasks
 
 GENERATION_INODES = 2**32
 """So many numbers are left out after a catalog that was older: more than can have been handed out after it was written."""
@@ -73,8 +74,8 @@ def begin_generation(connection: Connection, known: CatalogPoint | None) -> Cata
     """Makes this catalog the newest that there is, although *known* was newer; returns its new point.
 
     No number that may have been used since it was written is used again: not of terms, not of inodes. All files with content
-    count as dirty, since what is on the disks of their homes may be newer: their agents commit what differs. The office is
-    vacant.
+    count as dirty, since what is on the disks of their homes may be newer: their agents commit what differs. No object of a file
+    that is there is deleted before that. The office is vacant.
     """
     found = read_point(connection)
     # Members judge by generation first, then term and beat: all three must be above what anybody has known.
@@ -88,4 +89,6 @@ def begin_generation(connection: Connection, known: CatalogPoint | None) -> Cata
     connection.execute(update(office).where(office.c.id == 1).values(term=term, beat=beat, stopped=term, server="", address=""))
     # All in the caller's transaction: a crash leaves the older catalog as it was.
     connection.execute(update(inodes).where(inodes.c.home_volume != 0).values(dirty=1))
+    # What was surplus then may be the only content now. What still is comes up again when the home's agent has committed.
+    connection.execute(delete(tasks).where(tasks.c.operation == TaskOperation.DELETE, tasks.c.ino.in_(select(inodes.c.ino))))
     return CatalogPoint(found.catalog, generation, term, beat)

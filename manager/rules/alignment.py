@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
 from cluster.messages import MoveState, TaskOperation, TaskState
-from manager.rules.moves import Event, Move, Step, choose_home, decide, look_at_target
+from manager.rules.moves import NOT_COMMITTED, Event, Move, Step, choose_home, decide, look_at_target
 from manager.rules.placement import Action, Copy, Drop, Holding, Layout, Place, lay_out, why_short
 
 
@@ -331,9 +331,12 @@ class _Alignment:
         """Decides about each move, and brings the tasks in line with that and with the layout."""
         current = [volume for volume, replica in self._replicas.items() if self._is_current(replica)]
         # A paused move may go on: what it made is not taken away meanwhile.
-        actions: list[Action] = [action for action in layout.actions if isinstance(action, Copy) or not self._paused]
+        may_drop = not self._paused and self._may_delete()
+        actions: list[Action] = [action for action in layout.actions if isinstance(action, Copy) or may_drop]
         for move in self._moves:
             step = decide(move, home=self._file.home, copies=self._file.copies, layout=layout, is_current=current)
+            if step.event is Event.CLEAR and not self._may_delete():
+                step = NOT_COMMITTED
             self._steps.append((move, step))
             if step.event is Event.CLEAR:
                 actions.append(Drop(move.source))
@@ -345,6 +348,12 @@ class _Alignment:
                     self._changes.append(Change(TaskChange.RESTART, volume, TaskOperation.DELETE, row.version))
             elif row.state != TaskState.CLAIMED:
                 self._changes.append(Change(TaskChange.REMOVE, volume, row.operation, row.version))
+
+    def _may_delete(self) -> bool:
+        """Whether replicas may go. Not while nobody writes and the home's agent has yet to commit what is there: after a backup
+        of the catalog was brought back, or a mount died, nobody knows before whether the home has any object.
+        """
+        return not (self._file.dirty and self._use.may_move_home)
 
     def _want(self, action: Action, row: Queued | None) -> None:
         """One task that is wanted, and what there is already for its volume."""

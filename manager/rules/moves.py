@@ -112,6 +112,7 @@ class Step:
     text: str = ""
 
 
+NOT_COMMITTED = Step(Event.IN_USE, "the file is open for writing, or at its home, or not committed")
 VANISHED = Step(Event.GONE, "the file was removed")
 
 
@@ -155,7 +156,7 @@ def decide(move: Move, *, home: int, copies: int, layout: Layout, is_current: Co
     if layout.secured < copies:
         return Step(Event.COPIES_MISSING)
     if move.source == home:
-        return Step(Event.IN_USE, "the file is open for writing, or at its home, or not committed")
+        return NOT_COMMITTED
     return Step(Event.CLEAR)
 
 

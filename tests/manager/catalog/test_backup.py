@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from sqlalchemy import select, update
+from sqlalchemy import delete, insert, select, update
 
 from cluster.catalog_point import CatalogPoint
 from cluster.errors import Refused
@@ -14,7 +14,7 @@ from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.first_start import open_catalog
 from manager.catalog.identity import GENERATION_INODES, has_tables, read_first_ino, read_point
 from manager.catalog.room import Room
-from manager.catalog.schema import identity, inodes, office
+from manager.catalog.schema import identity, inodes, office, tasks
 from manager.catalog.upgrade import upgrade
 from manager.term import counter
 from tests.manager.office import in_office
@@ -95,6 +95,30 @@ def test_what_may_have_been_used_is_not_used_again_and_homes_are_looked_at(url: 
         assert counter(connection, "next_ino") == read_first_ino(connection) == next_ino + GENERATION_INODES
         assert connection.execute(select(inodes.c.dirty).where(inodes.c.home_volume != 0)).scalars().all() == [1]
         assert connection.execute(select(office.c.server)).scalar_one() == ""
+    writer.dispose()
+    reader.dispose()
+
+
+def test_no_deletion_of_an_older_time_is_carried_out_of_a_file_that_is_there(url: str) -> None:
+    trio.run(make_files, url, b"file")
+    vacate(url)
+    writer, reader = make_engines(url)
+    with write_transaction(writer) as connection:
+        ino = connection.execute(select(inodes.c.ino).where(inodes.c.home_volume != 0)).scalar_one()
+        connection.execute(delete(tasks))
+        for number, operation in ((ino, "delete"), (ino + 1, "delete"), (ino, "copy")):
+            values = {
+                "server": "s2",
+                "operation": operation,
+                "state": "waiting",
+                "ino": number,
+                "volume": 2 + (operation == "copy"),
+            }
+            connection.execute(insert(tasks).values(**values, version=1, claim=0, attempts=0, queued_ns=0))
+    accept_rollback(url, point_in(url), TERM_S)
+    with reader.connect() as connection:
+        left = {(row.ino, row.operation) for row in connection.execute(select(tasks.c.ino, tasks.c.operation))}
+    assert left == {(ino + 1, "delete"), (ino, "copy")}
     writer.dispose()
     reader.dispose()
 

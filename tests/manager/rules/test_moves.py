@@ -193,6 +193,7 @@ class Network:
         if undecided:
             kept = [v for v in self.replicas if self.is_current(v) and v not in deleting and self.places[v].counts]
             assert len(kept) >= self.file.copies, "no deletion is handed out that would leave too few"
+        assert not undecided or not self.file.dirty or self.in_use, "nobody knows what the home has"
         assert not deleting & self.left_alone
         for volume, row in self.queued.items():
             if row.operation == TaskOperation.COPY and row.state == TaskState.WAITING:
