@@ -1,7 +1,8 @@
 """Calls that may wait for one of this server's own disks: in threads, for a bounded time, each disk with threads of its own.
 
-A disk that hangs holds up only the calls that need it, and those for no longer than an application may wait. The thread of a call
-that was given up goes on until the disk answers, so what it works with has to be kept until then. A caller that can do without
+A disk that hangs holds up only the calls that need it, and those for no longer than an application may wait; one that answers
+other questions meanwhile is waited for, as with any file system: an `fsync` of much takes long. The thread of a call that was
+given up goes on until the disk answers, so what it works with has to be kept until then. A caller that can do without
 the disk is *impatient*: it waits only until the disk is known to be silent (see `DiskWatch`), and goes elsewhere.
 
 The event loop itself makes only calls that the kernel answers from its caches, or refuses. What may begin a transaction of the
@@ -34,6 +35,7 @@ THREADS = 24  # of one disk
 WATCH_S = 0.5  # how often disks are looked at, and for how long somebody impatient waits before his disk is asked
 SILENT_S = 1.5  # ext4 begins to write its journal after 5 s
 IN_USE_S = 5.0  # after a change, until the journal with it has been written
+ANSWERING_S = 5.0  # calls are not given up so soon after the disk has answered; it is asked again and again meanwhile
 AGAIN_S = 5.0  # a disk that fails is tried again
 
 _OF_WRITES = frozenset({errno.EROFS})  # such a disk can be read, and says so to each new file
@@ -79,7 +81,8 @@ class DiskThreads:
         self.is_failing = False  # it has given an error, and has not been found good since
         self._changed_s = float("-inf")  # when something there was last changed by this mount
         self._limiter = trio.CapacityLimiter(THREADS)
-        self._impatient: dict[trio.CancelScope, float] = {}  # calls, and when they began
+        self._calls: dict[trio.CancelScope, float] = {}  # that are under way, and when they began
+        self._impatient: set[trio.CancelScope] = set()  # those that go elsewhere when the disk is silent
         self._later: queue.SimpleQueue[Callable[[], None]] | None = None  # made with its thread, when it is first needed
 
     def require_answers(self, what: str) -> None:
@@ -92,14 +95,20 @@ class DiskThreads:
         self._changed_s = trio.current_time()
 
     def is_in_use(self, now: float) -> bool:
-        """Whether this mount has just changed something there, or somebody impatient waits for so long that it may be silent."""
-        return now - self._changed_s < IN_USE_S or any(now - began_s > WATCH_S for began_s in self._impatient.values())
+        """Whether this mount has just changed something there, or somebody waits for so long that it may be silent."""
+        return now - self._changed_s < IN_USE_S or any(now - began_s > WATCH_S for began_s in self._calls.values())
 
     def met(self, error: OSError) -> None:
         """Takes note of an error that may be the disk's."""
         if error.errno in DISK_ERRNOS - _OF_WRITES and not self.is_failing:
             self.is_failing = True
             log.error("the disk of %s fails: %s", self.root, error.strerror)
+
+    def answered(self) -> None:
+        """The disk has just answered a question: calls that are under way may take their time."""
+        until_s = trio.current_time() + ANSWERING_S
+        for scope in self._calls:
+            scope.deadline = max(scope.deadline, until_s)
 
     def went_silent(self) -> None:
         """The disk does not answer: ends the waits of impatient callers."""
@@ -112,18 +121,21 @@ class DiskThreads:
     ) -> R:
         """What *function* returns or raises. *ended* is called in the event loop when it is over, also if nobody waits any more.
 
-        Raises `GodwitError` (EIO) if the disk has not answered after *timeout_s*; if *impatient*, when it is known to be silent.
+        Raises `GodwitError` (EIO) if the disk has not answered after *timeout_s*, no other question either for the last
+        `ANSWERING_S` (see `answered`); if *impatient*, when it is known to be silent.
         """
         token = trio.lowlevel.current_trio_token()  # a thread whose call was given up has no other way back to the event loop
         call = _Call(function, lambda: token.run_sync_soon(ended))
         try:
             with trio.move_on_after(timeout_s) as scope:
+                self._calls[scope] = trio.current_time()
                 if impatient:
-                    self._impatient[scope] = trio.current_time()
+                    self._impatient.add(scope)
                 result: R = await trio.to_thread.run_sync(call.run, limiter=self._limiter, abandon_on_cancel=True)
                 return result
         finally:
-            self._impatient.pop(scope, None)
+            self._calls.pop(scope, None)
+            self._impatient.discard(scope)
             # Also when it has ended in time: then nothing works with it any more, and *ended* is due here.
             if call.give_up():
                 ended()
@@ -220,7 +232,8 @@ def known_disks() -> Sequence[DiskThreads]:
 
 class DiskWatch:
     """Finds out within two seconds that a disk is silent, so that impatient callers go elsewhere; also that it fails, and when
-    it is good again. A good disk is asked only while this mount changes something there, or somebody waits for it.
+    it is good again, and that it works while somebody waits. A good disk is asked only while this mount changes something there,
+    or somebody waits for it.
     """
 
     def __init__(
@@ -271,7 +284,9 @@ class DiskWatch:
         if trouble is not None:
             threads.met(trouble)
             self._found_failing[threads.root] = trio.current_time()
-        elif threads.is_failing:
+            return
+        threads.answered()
+        if threads.is_failing:
             threads.is_failing = False
             self._found_failing.pop(threads.root, None)
             log.info("the disk of %s is good again", threads.root)

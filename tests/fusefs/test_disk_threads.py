@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from cluster.errors import GodwitError
-from fusefs.content.disk_threads import WATCH_S, DiskThreads, DiskWatch
+from fusefs.content.disk_threads import ANSWERING_S, WATCH_S, DiskThreads, DiskWatch
 
 
 async def test_a_call_that_hangs_ends_in_time_and_is_over_when_the_disk_answers() -> None:
@@ -47,6 +47,43 @@ async def test_a_call_that_ends_is_over_once(fails: bool) -> None:
         assert await threads.run("reading", call, lambda: ended.append(1), 10) == 7
     await trio.testing.wait_all_tasks_blocked()
     assert ended == [1]
+
+
+async def test_a_call_that_takes_long_is_waited_for_while_the_disk_answers_others(tmp_path: Path) -> None:
+    threads, done, answers = DiskThreads(str(tmp_path)), threading.Event(), threading.Event()
+    answers.set()
+
+    def ask(_path: str) -> OSError | None:
+        answers.wait(60)
+        return None
+
+    outcomes: list[object] = []
+
+    async def call() -> None:
+        try:
+            outcomes.append(await threads.run("syncing", lambda: done.wait(60), lambda: None, 2 * WATCH_S))
+        except GodwitError as error:
+            outcomes.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(DiskWatch(lambda: [threads], nursery, ask).run)
+        nursery.start_soon(call)
+        await trio.sleep(6 * WATCH_S)
+        assert outcomes == []
+        done.set()
+        with trio.fail_after(10):
+            while not outcomes:
+                await trio.sleep(0.01)
+        assert outcomes == [True]
+        # The same with a disk that falls silent meanwhile.
+        done.clear()
+        answers.clear()
+        with trio.fail_after(10 * ANSWERING_S):
+            await call()
+        assert isinstance(outcomes[1], GodwitError)
+        done.set()
+        answers.set()
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_waits_for_a_thread_is_given_up_without_having_begun() -> None:
