@@ -55,7 +55,7 @@ class Peers:
         while True:
             try:
                 await self.refresh()
-            except Unavailable as error:
+            except GodwitError as error:
                 log.warning("the list of volumes is not up to date: %s", error)
             with trio.move_on_after(REFRESH_S):
                 await self._look_at_own_disks()
