@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.manager.databases import Postgres, postgres_binaries, running_postgres
+from tests.manager.databases import Postgres, make_catalog, postgres_binaries, running_postgres
 from tests.manager.office import Office, in_office
 
 _BINARIES = postgres_binaries()
@@ -21,9 +21,11 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.skipif(_BINARIES is None, reason="no PostgreSQL"))])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database for one test; on PostgreSQL it is migrated already."""
+    """A database with a catalog's tables for one test."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/catalog.db"
+        made = f"sqlite:///{tmp_path}/catalog.db"
+        make_catalog(made)
+        yield made
         return
     server: Postgres = request.getfixturevalue("postgres")
     with server.new_database() as made:
@@ -42,6 +44,7 @@ def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
+    """A database that is not there yet, for what only happens to files; `in_office` makes its tables."""
     return f"sqlite:///{tmp_path}/catalog.db"
 
 

@@ -42,7 +42,6 @@ from cluster.messages import (
 from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.office import read_office, take_office
 from manager.catalog.store import STORE_LIMITS, Store, StoreLimits
-from manager.catalog.upgrade import upgrade
 from manager.memory.bounds import BOUNDS, Bounds
 from manager.requests.connection import Connection
 from manager.requests.routes import ROUTES, Candidate, Who
@@ -50,6 +49,7 @@ from manager.term import Term
 from manager.workers.housekeeping import reap_loop, scan_loop
 from manager.workers.migrations import migrate_loop
 from manager.workers.volume_scans import volume_scan_loop
+from tests.manager.databases import make_catalog
 
 R = TypeVar("R")
 
@@ -215,8 +215,8 @@ async def in_office(
     url: str, server: str = "s1", *, bounds: Bounds = BOUNDS, limits: StoreLimits = STORE_LIMITS, **settings: Any
 ) -> AsyncIterator[Office]:
     """Takes the next term and holds it, without extending it, until the end of the block."""
+    make_catalog(url)
     writer, reader = make_engines(url)
-    upgrade(writer)
     with write_transaction(writer) as connection:
         seen = read_office(connection)
         assert take_office(connection, seen, server, "127.0.0.1:7601")

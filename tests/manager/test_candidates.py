@@ -41,7 +41,6 @@ from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.identity import read_point
 from manager.catalog.office import extend_office, read_office, take_office
 from manager.catalog.schema import office, servers
-from manager.catalog.upgrade import upgrade
 from manager.main import run_manager
 from manager.rules.election import OfficeRow
 from tests.manager.office import config, until
@@ -58,10 +57,6 @@ def free_address() -> str:
 
 def candidates(url: str, count: int, folder: Path) -> list[ServerConfig]:
     """Candidates on a new catalog; each remembers in a folder of its own."""
-    writer, reader = make_engines(url)
-    upgrade(writer)
-    writer.dispose()
-    reader.dispose()
     addresses = [free_address() for _ in range(count)]
     made = []
     for number, address in enumerate(addresses, 1):
@@ -111,7 +106,6 @@ async def test_another_candidate_follows(url: str, tmp_path: Path) -> None:
 async def test_the_candidate_of_a_server_that_has_left_does_not_stand(url: str, tmp_path: Path) -> None:
     configs = candidates(url, 2, tmp_path)
     writer, reader = make_engines(url)
-    upgrade(writer)
     with write_transaction(writer) as connection:
         address = configs[0].manager.listen
         connection.execute(insert(servers), {"server": "s1", "joined_ns": 0, "state": "left", "manager": address})
@@ -134,7 +128,6 @@ async def test_the_candidate_of_a_server_that_has_left_does_not_stand(url: str, 
 async def _supersede(url: str) -> None:
     """Takes the office as somebody who then does nothing."""
     writer, _reader = make_engines(url)
-    upgrade(writer)
     taken = False
     while not taken:
         with write_transaction(writer) as connection:

@@ -16,7 +16,6 @@ from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.office import Roll, depose_office, extend_office, read_office, read_roll, resign_office, take_office
 from manager.catalog.schema import office, servers
 from manager.catalog.store import Store
-from manager.catalog.upgrade import upgrade
 from manager.rules.election import OfficeRow
 from tests.manager.office import Peer, config, in_office, until
 
@@ -27,7 +26,6 @@ Do = Callable[[Callable[[Connection], object]], object]
 def catalog(url: str) -> Iterator[Do]:
     """Gives a function that does something in a transaction."""
     writer, reader = make_engines(url)
-    upgrade(writer)
 
     def do(work: Callable[[Connection], object]) -> object:
         with write_transaction(writer) as connection:
@@ -83,7 +81,6 @@ def test_members_are_those_with_an_address_who_have_not_left(url: str) -> None:
 
 async def test_a_store_whose_time_is_over_commits_nothing(url: str) -> None:
     writer, reader = make_engines(url)
-    upgrade(writer)
     with write_transaction(writer) as connection:
         assert take_office(connection, OfficeRow(0, "", "", 0), "s1", "s1:1")
     acting = True
@@ -117,7 +114,6 @@ async def test_a_holder_that_leaves_answers_nobody_any_more(url: str, tmp_path: 
     """A question that waits is sent away, too, so that its sender goes to the next manager."""
 
     writer, reader = make_engines(url)
-    upgrade(writer)
     candidate = Candidate(config(url, state=str(tmp_path)), writer, reader)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
@@ -168,7 +164,6 @@ async def test_a_holder_that_leaves_answers_nobody_any_more(url: str, tmp_path: 
 
 async def test_who_lost_its_term_says_that_it_has_stopped(url: str, tmp_path: Path) -> None:
     writer, reader = make_engines(url)
-    upgrade(writer)
     candidate = Candidate(config(url, state=str(tmp_path)), writer, reader)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:

@@ -322,7 +322,6 @@ async def test_a_disk_that_hangs_holds_up_no_write_for_long(sqlite_url: str, han
 
 def test_only_one_candidate_takes_a_term(url: str) -> None:
     writer, reader = make_engines(url)
-    upgrade(writer)
     with write_transaction(writer) as connection:
         seen = read_office(connection)
         assert seen.vacant
