@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import trio
 
@@ -23,9 +24,10 @@ from agent.loop import Worker, run_worker
 from agent.objects.disk_batches import DiskWork
 from agent.objects.open_objects import OpenObjects
 from agent.objects.quarantine import Generation
-from agent.objects.trash import TrashPurger
+from agent.objects.trash import LOOK_EVERY_S, TrashPurger
 from agent.serving.dataserver import OPEN_OBJECTS, DataServer
 from agent.serving.volumes import Upkeep
+from agent.volumes.health import PATIENCE_S
 from agent.volumes.opening import VolumeKeeper
 from agent.volumes.volume import LocalVolume, VolumeTable
 from agent.workers.catalog_marks import Marking
@@ -47,17 +49,31 @@ from cluster.tending import TendedTasks, tended
 
 log = logging.getLogger(__name__)
 
-IDLE_S = 2.0  # between two steps of a worker that has nothing to do
-ROOM_S = 1.0  # programs write to the disk past every process of Godwit: room is looked at each second
 DRAIN_S = 5.0  # for each of two waits; systemd kills after 30 s (TimeoutStopSec)
 NICENESS = 5  # copies are background work: applications on the mount come first
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often an agent looks for what nobody tells it, and how long it waits for a disk, in seconds. Tests hurry it."""
+
+    idle_s: float = 2.0  # between two steps of a worker that has nothing to do
+    room_s: float = 1.0  # between looks at the room on a disk: programs write to it past every process of Godwit
+    trash_s: float = LOOK_EVERY_S  # between looks whether anything in the trash is old enough
+    patience_s: float = PATIENCE_S  # that a disk has for an answer
+
+
+PACE = Pace()
 
 
 class Agent:
     """All parts of one agent, made in the order in which they need each other."""
 
-    def __init__(self, config: ServerConfig, memory: CatalogMemory, compared: CatalogMemory, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, config: ServerConfig, memory: CatalogMemory, compared: CatalogMemory, nursery: trio.Nursery, pace: Pace
+    ) -> None:
         self._config = config
+        self._pace = pace
         self._nursery = nursery
         self._volumes = volumes = VolumeTable()
         roots = config.agent.volumes
@@ -71,6 +87,7 @@ class Agent:
             on_open=self._volume_opened,
             on_close=self._volume_closed,
             on_recovery=lambda: self._strays.restart("a disk is good again"),
+            patience_s=pace.patience_s,
         )
         self._objects = OpenObjects(OPEN_OBJECTS)
         self._grace = grace = Grace()
@@ -95,7 +112,7 @@ class Agent:
             alarms=lambda: list(self._strays.alarms.values()),
             generation=generation,
         )
-        self._trash = TrashPurger(volumes, config.agent.trash_keep_s, generation)
+        self._trash = TrashPurger(volumes, config.agent.trash_keep_s, generation, pace.trash_s)
         self._works: dict[LocalVolume, DiskWork] = {}  # of open volumes; made and ended with them
         self._swept: set[LocalVolume] = set()  # volumes that had a number at the last report: a new one may hold strays
         gate = TokenGate(Sealer(config.secret), self._session.clock)
@@ -182,13 +199,13 @@ class Agent:
         # Volumes have no numbers before, and tasks and strays are about numbers.
         await self._registration.registered.wait()
         self._nursery.start_soon(self._queue.run)
-        self._worker(Settler(self._volumes, self._session), IDLE_S)
-        self._worker(self._strays, IDLE_S)
-        self._worker(self._conflicts, IDLE_S)
-        self._worker(self._self_check, IDLE_S)
-        self._worker(self._marking, IDLE_S)
-        self._worker(self._review, IDLE_S)
-        self._worker(self._trash, ROOM_S)
+        self._worker(Settler(self._volumes, self._session), self._pace.idle_s)
+        self._worker(self._strays, self._pace.idle_s)
+        self._worker(self._conflicts, self._pace.idle_s)
+        self._worker(self._self_check, self._pace.idle_s)
+        self._worker(self._marking, self._pace.idle_s)
+        self._worker(self._review, self._pace.idle_s)
+        self._worker(self._trash, self._pace.room_s)
 
     async def stop(self) -> None:
         """Claims nothing more, finishes what is under way within a few seconds, and ends."""
@@ -260,7 +277,11 @@ async def _within(seconds: float, wait: Callable[[], Awaitable[None]], else_what
 
 
 async def serve_agent(
-    config: ServerConfig, until: Callable[[], Awaitable[None]], *, task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED
+    config: ServerConfig,
+    until: Callable[[], Awaitable[None]],
+    pace: Pace = PACE,
+    *,
+    task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Runs an agent until *until* returns, then stops it in order. Raises the `GodwitError` that ended it otherwise."""
     memory, compared = CatalogMemory(config.state, "agent"), CatalogMemory(config.state, "compared")
@@ -270,7 +291,7 @@ async def serve_agent(
     agent: Agent | None = None
     try:
         async with trio.open_nursery() as nursery:
-            agent = Agent(config, memory, compared, nursery)
+            agent = Agent(config, memory, compared, nursery, pace)
             await agent.start()
             log.info("agent of %s listens on %s, %d volumes", config.server, config.agent.listen, agent.volume_count)
             task_status.started(agent)

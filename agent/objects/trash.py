@@ -107,10 +107,11 @@ class TrashPurger:
 
     name = "trash"
 
-    def __init__(self, volumes: VolumeTable, keep_s: float, generation: Generation) -> None:
+    def __init__(self, volumes: VolumeTable, keep_s: float, generation: Generation, look_every_s: float = LOOK_EVERY_S) -> None:
         self._volumes = volumes
         self._keep_s = keep_s  # from the configuration; for trash and `unknown/` alike
         self._generation = generation  # set by the registration: which objects in `unknown/` may be older than the catalog
+        self._look_every_s = look_every_s  # whether anything is old enough
         self._limiter = trio.CapacityLimiter(2)  # a disk that hangs takes one; `make_room` for another still has one
         self._problems: dict[LocalVolume, str] = {}  # the last error of each volume, so that each is logged once
 
@@ -139,7 +140,7 @@ class TrashPurger:
         total, free = volume.space()
         if free < room_wanted(total):
             purge_for_room(volume, room_wanted(total))
-        if passed_s >= trash.looked_s + LOOK_EVERY_S:
+        if passed_s >= trash.looked_s + self._look_every_s:
             trash.looked_s = passed_s
             now_ns = trash.clock.now_ns(file_time_ns(), passed_s)
             purge_expired(volume, self._keep_s, now_ns)

@@ -11,7 +11,7 @@ import msgspec
 import trio
 from blake3 import blake3
 
-from agent.main import Agent, serve_agent
+from agent.main import Agent, Pace, serve_agent
 from agent.volumes.volume import LocalVolume, open_volume
 from cluster.config import AgentConfig, ManagerConfig, MountConfig, ServerConfig
 from cluster.messages import PROTOCOL, CommitObject, CreateObject, Greeting, Node, Replica, Stamp, TaskOperation, WriteObject
@@ -22,6 +22,7 @@ from tests.agent.fakemanager import FakeManager, regular_file
 from tests.agent.tokens import SECRET, token_for
 
 TIMEOUT_S = 10.0
+QUICK = Pace(idle_s=0.1, room_s=0.1, trash_s=0.1)
 
 
 def free_address() -> str:
@@ -33,8 +34,9 @@ def free_address() -> str:
 class RunningAgent:
     """A real agent inside the test's event loop."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, pace: Pace = QUICK) -> None:
         self.config = config
+        self._pace = pace
         self.layouts = [VolumeLayout(Path(root)) for root in config.agent.volumes]
         self.agent: Agent | None = None
         self.scope = trio.CancelScope()
@@ -55,7 +57,7 @@ class RunningAgent:
             self.ended.set()
 
     async def _serve(self, task_status: trio.TaskStatus[Agent]) -> None:
-        await serve_agent(self.config, self._stop.wait, task_status=task_status)
+        await serve_agent(self.config, self._stop.wait, self._pace, task_status=task_status)
 
     async def stop(self) -> None:
         """Ends it as SIGTERM does."""
@@ -78,7 +80,7 @@ class Network:
         self.agents: dict[str, RunningAgent] = {}
 
     def config(self, server: str, volumes: list[str] | None = None, **settings: Any) -> ServerConfig:
-        settings = {"report_s": 0.5, "trash_keep_s": 300.0, **settings}
+        settings = {"report_s": 0.1, "trash_keep_s": 300.0, **settings}
         roots = [str(self.folder / server)] if volumes is None else volumes
         return ServerConfig(
             cluster="test",
@@ -95,9 +97,9 @@ class Network:
         """Starts a server's agent, and waits until it is registered."""
         return await self.start_with(self.config(server, **settings))
 
-    async def start_with(self, config: ServerConfig) -> RunningAgent:
+    async def start_with(self, config: ServerConfig, pace: Pace = QUICK) -> RunningAgent:
         make_volumes(config)
-        running = RunningAgent(config)
+        running = RunningAgent(config, pace)
         await self.nursery.start(running.run)
         self.agents[config.server] = running
         address = config.agent.listen

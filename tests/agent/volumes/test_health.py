@@ -1,5 +1,6 @@
 """What an agent says of its volumes, and that one bad disk does not silence the others."""
 
+import dataclasses
 import errno
 import os
 import stat
@@ -16,7 +17,7 @@ import trio
 from agent.volumes.health import Examiner, Report, examine, shortage
 from agent.volumes.volume import LocalVolume
 from cluster.volume.probe import probe
-from tests.agent.network import Network, make_volume
+from tests.agent.network import QUICK, Network, make_volume
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -160,7 +161,7 @@ async def test_a_disk_that_hangs_does_not_silence_the_server(
     net: Network, tmp_path: Path, hanging: dict[str, threading.Event]
 ) -> None:
     roots = [str(tmp_path / "good"), str(tmp_path / "bad")]
-    running = await net.start_with(net.config("s1", volumes=roots))
+    running = await net.start_with(net.config("s1", volumes=roots), dataclasses.replace(QUICK, patience_s=0.5))
     assert running.agent is not None
 
     def are_marked() -> bool:
