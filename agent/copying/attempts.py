@@ -16,6 +16,7 @@ from agent.objects.open_objects import ObjectKey, OpenObjects
 from agent.objects.reading import Altered, Verified, verify_object
 from agent.objects.trash import TrashPurger
 from agent.volumes.volume import VolumeTable
+from cluster.clock import thread_s
 from cluster.durable import sync_directory
 from cluster.errors import Changed, Corrupt, GodwitError, Unavailable
 from cluster.faults import faults
@@ -173,11 +174,12 @@ class Attempts:
         return self._volumes.get(volume) is not None
 
     async def _copy_making_room(self, task: Task, source: Replica, work: DiskWork, *, stale: bool) -> Copied:
+        began_s = thread_s()
         try:
             return await self._copy_from(task, source, work, stale=stale)
         except OSError as error:
             # Once only: after the trash is empty another attempt would fail the same way.
-            if error.errno not in OUT_OF_SPACE or not await self._trash.make_room(work.volume):
+            if error.errno not in OUT_OF_SPACE or not await self._trash.make_room(work.volume, began_s):
                 raise
         return await self._copy_from(task, source, work, stale=stale)
 

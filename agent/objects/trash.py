@@ -15,7 +15,7 @@ from agent.loop import Outcome
 from agent.objects.quarantine import Generation, purge_unknown
 from agent.objects.set_aside import parts_of, set_aside
 from agent.volumes.volume import LocalVolume, VolumeTable
-from cluster.clock import file_time_ns, monotonic_s
+from cluster.clock import file_time_ns, monotonic_s, thread_s
 from cluster.volume.fence import despite_fence
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ def _remove(volume: LocalVolume, names: Iterable[str], why: str) -> int:
             continue
         gone += 1
         volume.trash.add(-size)
+        volume.trash.purged_s = thread_s()
     if gone:
         log.info("purged %d deleted objects from %s, %s", gone, volume.layout.root, why)
     return gone
@@ -147,9 +148,11 @@ class TrashPurger:
             # After the trash and never for room: what the catalog does not know may be the only copy.
             purge_unknown(volume, self._keep_s, first_ino, now_ns)
 
-    async def make_room(self, volume: LocalVolume) -> bool:
-        """Purges all of a full volume's trash; whether there was any, so that trying again may help."""
-        return await trio.to_thread.run_sync(purge_for_room, volume, limiter=self._limiter) > 0
+    async def make_room(self, volume: LocalVolume, since_s: float) -> bool:
+        """Purges all of a full volume's trash; whether anybody has since then (by `thread_s`), so that trying again may help."""
+        await trio.to_thread.run_sync(purge_for_room, volume, limiter=self._limiter)
+        # Not what went just now: another attempt, or `run_once`, may have emptied it after the caller's had failed.
+        return volume.trash.purged_s >= since_s
 
 
 def _sum(volume: LocalVolume) -> int:

@@ -20,7 +20,7 @@ from agent.objects.open_objects import ObjectKey, OpenObjects, open_object_file
 from agent.objects.trash import TrashPurger
 from agent.serving.volumes import Upkeep
 from agent.volumes.volume import LocalVolume, VolumeTable
-from cluster.clock import file_time_ns, monotonic_s
+from cluster.clock import file_time_ns, monotonic_s, thread_s
 from cluster.errors import Changed, Fenced, GodwitError, ProtocolError, Refused, TokenRefused, Undone, from_os_error, refused
 from cluster.leases import LeaseToken, TokenGate
 from cluster.messages import (
@@ -238,11 +238,12 @@ class DataServer(Handler):
 
     async def _making_room(self, request: HomeRequest, act: Callable[[], R]) -> R:
         """What *act* returns; if the volume is full, after the trash has been emptied."""
+        began_s = thread_s()
         try:
             return await self._in_thread(request, act)
         except OSError as error:
             # Once: with an empty trash a full disk stays full.
-            if error.errno != errno.ENOSPC or not await self._trash.make_room(self._volume(request)):
+            if error.errno != errno.ENOSPC or not await self._trash.make_room(self._volume(request), began_s):
                 raise
         return await self._in_thread(request, act)
 

@@ -10,6 +10,7 @@ from agent.checking.strays import StrayScan
 from agent.objects.quarantine import Generation, describe, names_in
 from agent.objects.trash import TrashPurger
 from agent.volumes.volume import LocalVolume, VolumeTable
+from cluster.clock import thread_s
 from cluster.config import ServerConfig
 from cluster.errors import from_os_error, refused
 from cluster.messages import CheckVolumes, Count, Done, ListUnknown, MakeRoom, SweepVolumes, UnknownObject, UnknownObjects
@@ -47,7 +48,8 @@ class Upkeep:
             await self._checker.run(send, repair=request.repair, deep=request.deep)
             return Done()
         if isinstance(request, MakeRoom):
-            return Count(int(await self._trash.make_room(self._volumes.require(request.volume))))
+            volume = self._volumes.require(request.volume)
+            return Count(int(await self._trash.make_room(volume, thread_s() - request.age_s)))
         return Count(await self._strays.consent())
 
     def _require_meant(self, server: str) -> None:

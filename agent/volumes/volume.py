@@ -43,6 +43,7 @@ class Trash:
         self.bytes = 0  # as counted last, and what came and went since
         self.counted_s = float("-inf")  # monotonic; never, at first
         self.looked_s = float("-inf")  # monotonic, for what is old enough
+        self.purged_s = float("-inf")  # by `thread_s`, when something last went from it
         self.clock = TrashClock(layout.root / "trash.clock")  # ages are of this clock: the wall's may be set
         self._lock = threading.Lock()  # threads add what they discard
 

@@ -80,8 +80,9 @@ class CheckVolumes(AgentRequest[Done], frozen=True):
 
 
 class MakeRoom(AgentRequest[Count], frozen=True):
-    """A mount's write has found a volume of its own server full: the trash there is to be emptied. Answered with how many files
-    went. Only for the agent of `server`."""
+    """A mount's write has found a volume of its own server full: the trash there is to be emptied. Answered with 1 if anything
+    has gone from it since the write began, else with 0. Only for the agent of `server`."""
 
     server: str
     volume: int
+    age_s: float = 0.0  # since the write began

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import trio
 
+from cluster.clock import monotonic_s
 from cluster.errors import Fenced, GodwitError, NoSpace, Refused
 from cluster.messages import MakeRoom
 from cluster.rpc.waiters import check_wanted
@@ -55,21 +56,23 @@ class Access:
             state.write_begins()
             return await act(home)
 
+        began_s = monotonic_s()
         try:
             return await self.at_home(state, changing, repeatable=repeatable)
         except NoSpace:
-            if not await self._make_room(state):
+            if not await self._make_room(state, began_s):
                 raise
         return await self.at_home(state, changing, repeatable=repeatable)
 
-    async def _make_room(self, state: OpenInode) -> bool:
-        """Has the trash of a full volume of this server emptied; whether trying again may help. Others' agents do so by
-        themselves."""
+    async def _make_room(self, state: OpenInode, began_s: float) -> bool:
+        """Has the trash of a full volume of this server emptied; whether a write that began then may go better now. Others'
+        agents do so by themselves."""
         volume = await self._peers.volume(state.node.home_volume)
         if not self._peers.is_local(volume):
             return False
         try:
-            return (await self._peers.call(volume.volume, MakeRoom(volume.server, volume.volume))).count > 0
+            request = MakeRoom(volume.server, volume.volume, monotonic_s() - began_s)
+            return (await self._peers.call(volume.volume, request)).count > 0
         except GodwitError as error:
             log.warning("no room was made on %s: %s", volume.path, error)
             return False

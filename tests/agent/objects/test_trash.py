@@ -3,15 +3,17 @@
 import os
 from pathlib import Path
 
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.objects.quarantine import Generation
 from agent.objects.set_aside import parts_of
-from agent.objects.trash import discard_objects, purge_expired, purge_for_room, room_wanted, to_purge
+from agent.objects.trash import TrashPurger, discard_objects, purge_expired, purge_for_room, room_wanted, to_purge
 from agent.volumes.aging import KEPT_EVERY_S, TrashClock
 from agent.volumes.health import examine
-from agent.volumes.volume import LocalVolume
-from cluster.clock import file_time_ns
+from agent.volumes.volume import LocalVolume, VolumeTable
+from cluster.clock import file_time_ns, thread_s
 from tests.agent.network import make_volume
 
 GIB = 1024**3
@@ -71,6 +73,18 @@ def test_what_is_in_the_trash_counts_as_free(tmp_path: Path) -> None:
     volume.trash.add(-(2**50))
     purge_for_room(volume)
     assert volume.trash.bytes == 0
+    volume.close()
+
+
+def test_room_that_somebody_else_has_made_meanwhile_is_room(tmp_path: Path) -> None:
+    """Two writes meet a full disk: the one that asks second finds the trash empty already."""
+    volume = volume_at(tmp_path / "v")
+    purger = TrashPurger(VolumeTable(), 0.0, Generation())
+    (volume.layout.trash / f"7.{file_time_ns()}").touch()
+    began_s = thread_s()
+    assert trio.run(purger.make_room, volume, began_s)
+    assert trio.run(purger.make_room, volume, began_s)
+    assert not trio.run(purger.make_room, volume, thread_s())
     volume.close()
 
 
