@@ -1,7 +1,6 @@
 """`godwit volumes add`: a further volume, and one on a disk that was replaced."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -9,6 +8,7 @@ import pytest
 
 from cluster.config import ServerConfig, load_config
 from cluster.volume.layout import VolumeLayout
+from tests.support.runner import godwit
 
 CONFIG = """
 cluster = "here"
@@ -40,8 +40,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def add(config: Path, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli.main", "volumes", "add", str(directory), "--config", str(config), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return godwit("volumes", "add", str(directory), "--config", str(config), *options)
 
 
 def volumes(config: Path) -> list[str]:

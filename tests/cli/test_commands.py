@@ -20,7 +20,7 @@ from lab.lab import Lab
 from lab.network import Network
 from lab.registry import register, unregister
 from lab.state import LabState, read_state, server_config, server_names, write_state
-from tests.support.runner import godwit
+from tests.support.runner import godwit, godwit_process
 
 
 def all_commands() -> list[tuple[str, ...]]:
@@ -89,7 +89,7 @@ def test_a_wrong_configuration_key_is_named(part: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
-    done = godwit("run", "agent", "--config", str(tmp_path / "nowhere.toml"))
+    done = godwit_process("run", "agent", "--config", str(tmp_path / "nowhere.toml"))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"godwit: cannot read the configuration {tmp_path}/nowhere.toml: No such file or directory\n"
 

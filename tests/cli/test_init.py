@@ -15,7 +15,7 @@ import pytest
 
 from cluster.config import load_config
 from cluster.volume.layout import VolumeLayout
-from tests.support.runner import godwit
+from tests.support.runner import godwit, godwit_process
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def left(folder: Path) -> set[str]:
 
 
 def test_the_first_server_is_made(arguments: list[str], tmp_path: Path) -> None:
-    done = godwit(*arguments)
+    done = godwit_process(*arguments)
     assert done.returncode == 0, done.stderr
     path = tmp_path / "etc/godwit/godwit.toml"
     assert f"godwit units --install --config {path}\n" in done.stdout

@@ -20,6 +20,7 @@ from lab.launch import launch, program_of, wait_for_parts, wait_for_volumes
 from lab.mounts import detach
 from lab.state import PARTS, read_state
 from tests.support.conditions import wait_until
+from tests.support.runner import godwit
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root"),
@@ -124,8 +125,9 @@ def test_a_machine_joins_and_works(lab: Lab, tmp_path: Path, started: Callable[[
 
 
 def _godwit(lab: Lab, *arguments: str) -> str:
-    command = [sys.executable, "-m", "cli.main", *arguments, "--json", "--root", str(lab.root)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    done = godwit(*arguments, "--json", "--root", str(lab.root))
+    assert done.returncode == 0, done
+    return done.stdout
 
 
 def test_wrong_used_and_foreign_tokens_are_told_apart(lab: Lab, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from lab.lab import Lab
+from tests.support.runner import godwit as run_godwit
 
 T = TypeVar("T")
 
@@ -32,8 +31,8 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout_s: float = 
 
 def godwit(lab: Lab, *arguments: str) -> dict[str, Any]:
     """What a `godwit … --json` command says of the lab."""
-    command = [sys.executable, "-m", "cli.main", *arguments, "--json", "--root", str(lab.root)]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    done = run_godwit(*arguments, "--json", "--root", str(lab.root))
+    assert done.returncode == 0, done
     result: dict[str, Any] = msgspec.json.decode(done.stdout)
     return result
 

@@ -2,8 +2,6 @@
 
 import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
 from tests.support.conditions import godwit, wait_for_copies, wait_until
+from tests.support.runner import godwit as run_godwit
 
 OVERRIDES = {
     "manager": {
@@ -102,8 +101,7 @@ def wait_for_state(lab: Lab, name: str, state: str) -> None:
 
 def refusal(lab: Lab, *arguments: str) -> str:
     """What a command that must fail says."""
-    command = [sys.executable, "-m", "cli.main", *arguments, "--root", str(lab.root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = run_godwit(*arguments, "--root", str(lab.root))
     assert done.returncode == 1, done
     return done.stderr
 

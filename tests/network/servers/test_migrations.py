@@ -20,6 +20,7 @@ from blake3 import blake3
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
 from tests.support.conditions import godwit, wait_for_copies, wait_until
+from tests.support.runner import godwit as run_godwit
 
 SMALL = 2_480
 LARGE = 20
@@ -290,8 +291,6 @@ def test_a_drain_goes_on_under_the_next_manager_and_leaves_nothing(lab: Lab) -> 
     assert (lab.mount("s3") / "things" / "new").read_bytes() == b"made on the server that is drained"
     where = godwit(lab, "where", str(top / "new"))
     assert {replica["server"] for replica in where["replicas"]} == {"s1", "s3"}
-    unknown = subprocess.run(
-        [sys.executable, "-m", "cli.main", "drain", "s9", "--root", str(lab.root)], capture_output=True, text=True, check=False
-    )
+    unknown = run_godwit("drain", "s9", "--root", str(lab.root))
     assert unknown.returncode == 1
     assert "s1, s2, s3" in unknown.stderr
