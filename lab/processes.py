@@ -67,13 +67,24 @@ def identify(pid: int) -> ProcessId | None:
 
 
 def is_alive(process: ProcessId) -> bool:
-    """Whether the process still runs; reaps it if it was this process's child."""
+    """Whether the process still runs, with any of its threads; reaps it if it was this process's child."""
     if identify(process.pid) != process:
         return False
     _reap(process.pid)
     # Read after reaping: a zombie of ours is gone by now.
     fields = _stat_fields(process.pid)
-    return fields is not None and fields[STATE_FIELD] not in "ZX"
+    if fields is None:
+        return False
+    # After SIGKILL threads end one after the other: until the last has, the process keeps its locks and sockets, and whoever
+    # is started in its place would find them taken.
+    return fields[STATE_FIELD] not in "ZX" or _threads(process.pid) > 1
+
+
+def _threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
 
 def age_s(process: ProcessId) -> float:

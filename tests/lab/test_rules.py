@@ -1,6 +1,7 @@
 """The lab's rules: which subnet, which roots, whose processes, what is mounted."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,8 @@ from lab.lab import Lab
 from lab.network import SUBNETS, Network, choose_subnet, subnet_number
 from lab.registry import locked, tag_of
 from lab.state import LabState, host_numbers, new_state, read_state, server_config, write_state
+from tests.support.conditions import wait_until
+from tests.support.leaderless import leaderless
 
 TAGS = st.integers(0, 2**32 - 1).map(lambda number: f"{number:08x}")
 NETWORK = Network("0123abcd", "10.77.3.0/24")
@@ -237,6 +240,16 @@ def test_a_zombie_of_somebody_else_is_not_alive() -> None:
         assert identity is not None
         assert processes.wait_gone(identity, 10)
         parent.kill()
+
+
+def test_a_process_is_alive_until_its_last_thread_has_ended() -> None:
+    with leaderless() as pid:
+        process = processes.identify(pid)
+        assert process is not None
+        wait_until(lambda: ") Z " in Path(f"/proc/{pid}/stat").read_text(), "its first thread has ended", 20)
+        assert processes.is_alive(process)
+        os.kill(pid, signal.SIGKILL)
+        assert processes.wait_gone(process, 20)
 
 
 # -------------------------------------------------------------------------------------------------------- mounts

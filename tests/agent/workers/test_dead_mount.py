@@ -1,40 +1,18 @@
 """Which process counts as one that was killed and cannot end."""
 
 import os
-import platform
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from agent.workers.dead_mount import has_dead_leader
 from cluster.runtime import holder_of, only_process
 from tests.support.conditions import wait_until
-
-LEADER_ENDS = """
-import ctypes, threading, time
-threading.Thread(target=time.sleep, args=(60,)).start()
-ctypes.CDLL(None).syscall(ctypes.c_long({exit}), 0)
-"""
-SYS_EXIT = {"x86_64": 60, "aarch64": 93}
+from tests.support.leaderless import leaderless
 
 
-@pytest.fixture
-def leaderless() -> Iterator[int]:
-    """A process whose first thread has ended alone."""
-    number = SYS_EXIT.get(platform.machine())
-    process = subprocess.Popen([sys.executable, "-c", LEADER_ENDS.format(exit=number)])
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_a_process_of_which_other_threads_are_left_cannot_end(leaderless: int) -> None:
-    wait_until(lambda: has_dead_leader(leaderless), "its first thread has ended", 20)
+def test_a_process_of_which_other_threads_are_left_cannot_end() -> None:
+    with leaderless() as pid:
+        wait_until(lambda: has_dead_leader(pid), "its first thread has ended", 20)
 
 
 def test_one_that_runs_or_that_only_its_parent_keeps_is_none() -> None:
