@@ -10,8 +10,7 @@ from cluster.errors import NotManager
 from cluster.messages import Described, Found, GetAttr, Grant, Listing, Lookup, ReadDir, Recall, RecallDone
 from manager.memory.mutations import QUIET_S
 from tests.manager.office import Office, Peer, until
-
-QUIET_FOR_S = QUIET_S * 1.1
+from tests.support.clocks import skip
 
 
 class CachingMount:
@@ -95,4 +94,4 @@ async def caching_mount(office: Office, server: str, *, obedient: bool = True) -
 
 async def quiet() -> None:
     """Until what others have just changed may be granted."""
-    await trio.sleep(QUIET_FOR_S)
+    await skip(QUIET_S)

@@ -5,11 +5,19 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+import trio.testing
 
 from tests.manager.databases import Postgres, make_catalog, postgres_binaries, running_postgres
 from tests.manager.office import Office, in_office
+from tests.support.clocks import movable_clock
 
 _BINARIES = postgres_binaries()
+
+
+@pytest.fixture(autouse=True)
+def clock(request: pytest.FixtureRequest) -> trio.testing.MockClock | None:
+    """The clock of async tests, unless they have asked for another; see `tests.support.clocks`."""
+    return None if "autojump_clock" in request.fixturenames else movable_clock()
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ from manager.workers.housekeeping import reap_loop, scan_loop
 from manager.workers.migrations import migrate_loop
 from manager.workers.volume_scans import volume_scan_loop
 from tests.manager.databases import make_catalog
+from tests.support.clocks import HURRY, hurried
 
 R = TypeVar("R")
 
@@ -199,7 +200,8 @@ class Office:
             nursery.start_soon(scan_loop, self.term)
             nursery.start_soon(volume_scan_loop, self.term)
             nursery.start_soon(migrate_loop, self.term)
-            await until(condition)
+            with hurried():
+                await until(condition, 10.0 * HURRY)
             nursery.cancel_scope.cancel()
 
 

@@ -114,7 +114,7 @@ async def test_a_holder_that_leaves_answers_nobody_any_more(url: str, tmp_path: 
     """A question that waits is sent away, too, so that its sender goes to the next manager."""
 
     writer, reader = make_engines(url)
-    candidate = Candidate(config(url, state=str(tmp_path)), writer, reader)
+    candidate = Candidate(config(url, state=str(tmp_path), term_s=1.0), writer, reader)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(candidate.run)
@@ -164,7 +164,7 @@ async def test_a_holder_that_leaves_answers_nobody_any_more(url: str, tmp_path: 
 
 async def test_who_lost_its_term_says_that_it_has_stopped(url: str, tmp_path: Path) -> None:
     writer, reader = make_engines(url)
-    candidate = Candidate(config(url, state=str(tmp_path)), writer, reader)
+    candidate = Candidate(config(url, state=str(tmp_path), term_s=1.0), writer, reader)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(candidate.run)

@@ -47,6 +47,7 @@ from cluster.messages import (
 from manager.memory.bounds import Bounds
 from manager.workers.housekeeping import tick_loop
 from tests.manager.office import GIB, NOW, Office, Peer, in_office, small_network, until
+from tests.support.clocks import HURRY, hurried
 
 
 async def where(peer: Peer, ino: int) -> Where:
@@ -231,7 +232,8 @@ async def test_attempts_that_fail(url: str) -> None:
         assert office.term is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tick_loop, office.term)
-            assert len(await target.claim(wait_s=10.0)) == 1
+            with hurried():
+                assert len(await target.claim(wait_s=10.0 * HURRY)) == 1
             nursery.cancel_scope.cancel()
         (row,) = (await mount.ask(ListTasks(state="claimed"))).tasks
         await target.ask(ReportTasks([TaskReport(row.task, 4, "retry", "still")]))
@@ -260,11 +262,12 @@ async def test_a_back_off_that_ends_while_the_catalog_fails_ends_later(url: str,
 
         with monkeypatch.context() as failing:
             failing.setattr(office.term.store, "write", fail_when_due)
-            with pytest.raises(CatalogFault):
+            with hurried(), pytest.raises(CatalogFault):
                 await tick_loop(office.term)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tick_loop, office.term)
-            assert len(await target.claim(wait_s=10.0)) == 1
+            with hurried():
+                assert len(await target.claim(wait_s=10.0 * HURRY)) == 1
             nursery.cancel_scope.cancel()
         assert claims.due(monotonic_s()) == {}
 
@@ -435,7 +438,8 @@ async def test_a_new_manager_waits_for_the_mounts_it_does_not_know(url: str) -> 
             async def over() -> bool:
                 return not office.state.in_grace
 
-            await until(over)
+            with hurried():
+                await until(over, 10.0 * HURRY)
             nursery.cancel_scope.cancel()
 
         async def reaped() -> bool:

@@ -317,31 +317,28 @@ async def test_a_request_that_is_sent_again_while_the_first_one_waits_is_applied
         assert (await writer.attr(ROOT_INO)).nlink == 3
 
 
-def test_a_request_that_waits_is_given_up_when_it_was_acknowledged_or_its_session_is_over(url: str) -> None:
-    async def main() -> None:
-        async with small_network(url) as (office, writer), caching_mount(office, "s2", obedient=False) as mount:
-            made = await writer.mkdir(b"d")
-            await quiet()
-            for floor, error in ((201, Refused), (0, NotManager)):
-                await mount.caches(made.ino)
-                session = office.state.sessions.get(writer.number)
-                assert session is not None
-                mode = (await writer.attr(made.ino)).mode
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(expect, error, writer, Apply(200 + bool(not floor), 1, [SetAttr(made.ino, NOW, mode=0)]))
-                    await mount.recalled()
-                    session.floor = max(session.floor, floor)
-                    if not floor:
-                        session.floor = 0
-                        await office.peer("s1")
-                    await mount.answer()
-                assert (await mount.attr(made.ino)).node.mode == mode
-
+async def test_a_request_that_waits_is_given_up_when_it_was_acknowledged_or_its_session_is_over(url: str) -> None:
     async def expect(error: type[Exception], peer: Peer, request: Apply) -> None:
         with pytest.raises(error):
             await peer.ask(request)
 
-    trio.run(main)
+    async with small_network(url) as (office, writer), caching_mount(office, "s2", obedient=False) as mount:
+        made = await writer.mkdir(b"d")
+        await quiet()
+        for floor, error in ((201, Refused), (0, NotManager)):
+            await mount.caches(made.ino)
+            session = office.state.sessions.get(writer.number)
+            assert session is not None
+            mode = (await writer.attr(made.ino)).mode
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(expect, error, writer, Apply(200 + bool(not floor), 1, [SetAttr(made.ino, NOW, mode=0)]))
+                await mount.recalled()
+                session.floor = max(session.floor, floor)
+                if not floor:
+                    session.floor = 0
+                    await office.peer("s1")
+                await mount.answer()
+            assert (await mount.attr(made.ino)).node.mode == mode
 
 
 async def test_a_listing_is_renewed_after_the_recall(url: str) -> None:
