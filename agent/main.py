@@ -44,7 +44,7 @@ from cluster.errors import own_error
 from cluster.leases import Sealer, TokenGate
 from cluster.messages import AGENT_UNION, Welcome
 from cluster.rpc.serving import listen
-from cluster.rpc.session import ManagerSession
+from cluster.rpc.session import REFUSED_RETRY_S, ManagerSession
 from cluster.tending import TendedTasks, tended
 
 log = logging.getLogger(__name__)
@@ -55,12 +55,13 @@ NICENESS = 5  # copies are background work: applications on the mount come first
 
 @dataclass(frozen=True)
 class Pace:
-    """How often an agent looks for what nobody tells it, and how long it waits for a disk, in seconds. Tests hurry it."""
+    """How often an agent looks for what nobody tells it, and how long it waits for others, in seconds. Tests hurry it."""
 
     idle_s: float = 2.0  # between two steps of a worker that has nothing to do
     room_s: float = 1.0  # between looks at the room on a disk: programs write to it past every process of Godwit
     trash_s: float = LOOK_EVERY_S  # between looks whether anything in the trash is old enough
     patience_s: float = PATIENCE_S  # that a disk has for an answer
+    refused_s: float = REFUSED_RETRY_S  # until a manager is asked again that has refused this agent
 
 
 PACE = Pace()
@@ -101,6 +102,7 @@ class Agent:
             counters=counters,
             on_welcome=self._welcomed,
             memory=memory,
+            refused_retry_s=pace.refused_s,
         )
         self._registration = Registration(
             config=config,

@@ -83,6 +83,7 @@ class ManagerSession:
         on_welcome: Callable[[Welcome], None] = lambda _welcome: None,
         memory: CatalogMemory | None = None,
         on_recall: Callable[[Recall], None] | None = None,
+        refused_retry_s: float = REFUSED_RETRY_S,
     ) -> None:
         self.session = secrets.randbits(63)  # its number
         self.term = 0  # the newest that was heard of
@@ -106,6 +107,7 @@ class ManagerSession:
         self._on_welcome = on_welcome
         self._memory = memory
         self._on_recall = on_recall
+        self._refused_retry_s = refused_retry_s  # until a manager that has refused this process is asked again
         self._channel: Channel | None = None  # to the manager; None while none is found
         self._connected = trio.Event()  # set while there is a channel
         self._last_refusal = "none of them answered"  # why there is none
@@ -130,7 +132,7 @@ class ManagerSession:
     async def _keep_connected(self, nursery: trio.Nursery) -> None:
         channel = await self._find_manager(nursery)
         if channel is None:
-            await trio.sleep(REFUSED_RETRY_S if self._logged_refusal else RETRY_S)
+            await trio.sleep(self._refused_retry_s if self._logged_refusal else RETRY_S)
             return
         self._channel = channel
         self._connected.set()

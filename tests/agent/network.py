@@ -22,7 +22,7 @@ from tests.agent.fakemanager import FakeManager, regular_file
 from tests.agent.tokens import SECRET, token_for
 
 TIMEOUT_S = 10.0
-QUICK = Pace(idle_s=0.1, room_s=0.1, trash_s=0.1)
+QUICK = Pace(idle_s=0.1, room_s=0.1, trash_s=0.1, refused_s=0.1)
 
 
 def free_address() -> str:

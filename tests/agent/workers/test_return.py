@@ -6,7 +6,7 @@ import pytest
 
 from cluster.release import RELEASE
 from cluster.rpc.session import ManagerSession
-from tests.agent.network import Network, free_address
+from tests.agent.network import QUICK, Network, free_address
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -52,7 +52,7 @@ async def test_a_server_that_has_left_waits_with_one_line_and_goes_on_when_it_is
 async def test_a_process_finds_managers_that_it_was_not_configured_with(net: Network) -> None:
     first, later = net.manager.address, free_address()
     net.manager.candidates = [later]
-    session = ManagerSession(managers=[first], cluster="test", server="s9", role="agent")
+    session = ManagerSession(managers=[first], cluster="test", server="s9", role="agent", refused_retry_s=QUICK.refused_s)
     net.nursery.start_soon(session.run)
     await net.manager.wait_for(lambda: session.term == 1, "a session")
     assert session.candidates == [first, later]
