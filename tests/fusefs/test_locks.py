@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 ACCESS_S = 15.0
 LASTS_S = 15.75
-TIMEOUT_S = 60.0
+TIMEOUT_S = 20.0
 INO = 7
 
 

@@ -10,6 +10,7 @@ FUSEFS = Path(__file__).resolve().parents[2] / "fusefs"
 MODULES = sorted(FUSEFS.rglob("*.py"))
 ARGUMENTS_MAX = 7
 OF_PYFUSE3 = {"entry", "data"}  # what these variables of handlers/pyfuse.py hold is made to be filled in
+OF_TRIO = {"scope"}  # a cancel scope's deadline is put off by assigning to it
 
 
 def stores(tree: ast.AST) -> Iterator[ast.Attribute]:
@@ -45,7 +46,7 @@ def ids(path: Path) -> str:
 
 @pytest.mark.parametrize("path", MODULES, ids=ids)
 def test_only_the_module_of_a_class_assigns_to_its_attributes(path: Path) -> None:
-    exempt = frozenset(OF_PYFUSE3) if path.name == "pyfuse.py" else frozenset[str]()
+    exempt = frozenset(OF_PYFUSE3 | OF_TRIO) if path.name == "pyfuse.py" else frozenset(OF_TRIO)
     assert violations(path.read_text(), exempt) == []
 
 
