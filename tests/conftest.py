@@ -37,12 +37,13 @@ UNEXPECTED = (b"Traceback (most recent call last)", b"unexpected error in")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="only what computes: no labs, mounts and PostgreSQL")
+    parser.addoption("--fast", action="store_true", help="only what computes: no labs, mounts, PostgreSQL and long searches")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker, and lets `kill` end a run as Ctrl-C does: with the network taken down, also that of a worker."""
+    """Registers the markers, and lets `kill` end a run as Ctrl-C does: with the network taken down, also that of a worker."""
     config.addinivalue_line("markers", "programs: real programs with their files on a mount")
+    config.addinivalue_line("markers", "search: many inputs at random, or many kills: a long search, left out by --fast")
     config.addinivalue_line("markers", "deadline(seconds): an async test fails if it takes longer by its clock")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     NodeManager.EXIT_TIMEOUT = TEARDOWN_S

@@ -21,10 +21,11 @@ def unit_of(nodeid: str) -> str | None:
 
 
 def needs_more(item: pytest.Item) -> bool:
-    """Whether a test needs more than this process and files: what `--fast` leaves out."""
+    """Whether a test needs more than this process, files and a moment: what `--fast` leaves out."""
     engine = item.callspec.params.get("url") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
     fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
-    return unit_of(item.nodeid) is not None or engine == "postgres" or "postgres_url" in fixtures
+    needs_postgres = engine == "postgres" or "postgres_url" in fixtures
+    return unit_of(item.nodeid) is not None or needs_postgres or item.get_closest_marker("search") is not None
 
 
 class UnitsLast(LoadScopeScheduling):  # type: ignore[misc]

@@ -137,6 +137,11 @@ class Network:
     def path(self, server: str, ino: int) -> str:
         return self.agents[server].layout.object_path(ino)
 
+    def left_over(self, server: str) -> list[str]:
+        """What is in `staging/` of copies: not the volumes' identities, which an agent writes by itself now and then."""
+        names = [name for layout in self.agents[server].layouts for name in os.listdir(layout.staging)]
+        return [name for name in names if name != "volume.toml"]
+
     def content(self, server: str, ino: int) -> bytes:
         return Path(self.path(server, ino)).read_bytes()
 

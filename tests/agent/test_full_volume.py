@@ -59,7 +59,7 @@ async def test_a_copy_that_never_fits_is_tried_again_later(net: Network, small_d
     assert report.outcome == "retry"
     assert os.strerror(28) in report.error
     assert report.source_error == ""
-    assert os.listdir(net.agents["s2"].layout.staging) == []
+    assert net.left_over("s2") == []
     assert not os.path.exists(net.path("s2", 7))
 
 

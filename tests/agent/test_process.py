@@ -37,6 +37,7 @@ async def ended(process: subprocess.Popen[bytes]) -> int:
         return await trio.to_thread.run_sync(process.wait)
 
 
+@pytest.mark.search
 async def test_killed_again_and_again_it_gets_its_copies_done(net: Network) -> None:
     await net.start("s1")
     contents = {ino: os.urandom(1500 * (ino % 3) + 900_000 * (ino % 7 == 0)) for ino in range(4080, 4200)}
@@ -59,7 +60,7 @@ async def test_killed_again_and_again_it_gets_its_copies_done(net: Network) -> N
         await reports(len(tasks))
         assert {report.outcome for report in net.manager.reports} == {"done"}
         assert all(net.content("s2", ino) == content for ino, content in contents.items())
-        assert os.listdir(net.agents["s2"].layout.staging) == []
+        assert net.left_over("s2") == []
     finally:
         process.kill()
         process.wait()

@@ -134,6 +134,7 @@ def inputs(valid: list[bytes], count: int) -> Iterator[bytes]:
                 yield mutated(draw, draw.choice(valid))
 
 
+@pytest.mark.search
 @pytest.mark.parametrize("what", DECODERS)
 def test_a_decoder_gives_a_value_or_says_that_it_is_malformed(what: str) -> None:
     decode, valid = DECODERS[what]
@@ -149,6 +150,7 @@ def test_a_decoder_gives_a_value_or_says_that_it_is_malformed(what: str) -> None
     assert all(said.isprintable() and len(said) < 2000 for said in refusals)
 
 
+@pytest.mark.search
 def test_frames_give_heads_or_an_error_of_ours() -> None:
     def parse(data: bytes) -> None:
         for frame in FrameParser(expect_preface=False).feed(data):

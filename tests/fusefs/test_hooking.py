@@ -170,6 +170,7 @@ print(json.dumps([mount.passed(), waits, abandoned, dropped, answered, mount.who
     assert json.loads(done.stdout) == [8, [27, 1, 6], abandoned, dropped, [32, 0, 8], None]
 
 
+@pytest.mark.search
 def test_the_whole_extension_bears_any_messages(tmp_path: Path) -> None:
     """Under AddressSanitizer and UndefinedBehaviorSanitizer, in a Python that is not built for them."""
     extension = tmp_path / "_channel.so"

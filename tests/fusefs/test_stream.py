@@ -250,6 +250,7 @@ def test_truncated_replies_go_out_as_they_are(driver: Path) -> None:
             assert lines[2] == f"same {body[:length].hex()}"
 
 
+@pytest.mark.search
 def test_messages_at_random(driver: Path) -> None:
     for seed in range(20):
         play(driver, random_commands(random.Random(seed)), taken_too=OPENDIR if seed % 2 else 0)

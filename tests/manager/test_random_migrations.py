@@ -237,6 +237,7 @@ class World:
             assert all(row.version == inode.version for row in held)
 
 
+@pytest.mark.search
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_nothing_is_lost_whatever_happens(sqlite_url: str, seed: int) -> None:
     async with in_office(sqlite_url, max_attempts=3) as office:

@@ -21,11 +21,6 @@ async def two(net: Network) -> None:
     await net.start("s2")
 
 
-def left_over(net: Network, server: str) -> list[str]:
-    """What is in `staging/` of copies: not the identity of the volume, which the agent writes by itself now and then."""
-    return [name for name in os.listdir(net.agents[server].layout.staging) if name != "volume.toml"]
-
-
 @pytest.mark.parametrize("size", [0, 1, 70_000, 256 * 1024, 256 * 1024 + 1, 5_000_001])
 async def test_a_copy_is_the_same_and_says_what_it_is(net: Network, size: int) -> None:
     await two(net)
@@ -43,7 +38,7 @@ async def test_a_copy_is_the_same_and_says_what_it_is(net: Network, size: int) -
     assert os.fsencode(record.path) == b"/a/\xff name"
     assert (record.mode, record.uid, record.gid, record.mtime_ns) == (0o100640, 12, 34, node.mtime_ns)
     assert os.stat(path).st_mtime_ns == node.mtime_ns
-    assert left_over(net, "s2") == []
+    assert net.left_over("s2") == []
 
 
 async def test_a_newer_version_replaces_a_stale_copy(net: Network) -> None:
@@ -109,7 +104,7 @@ async def test_content_that_is_not_the_catalogs_is_never_taken(net: Network) -> 
         assert (report.outcome, report.source_volume) == ("retry", net.manager.volume_of("s1"))
         assert "digest" in report.source_error
         assert not os.path.exists(net.path("s2", ino))
-    assert left_over(net, "s2") == []
+    assert net.left_over("s2") == []
 
 
 async def test_a_file_that_is_being_written_is_changed(net: Network) -> None:
@@ -141,7 +136,7 @@ async def test_without_a_source_the_task_is_tried_later(net: Network) -> None:
         report = await net.manager.report_of(net.copy(7, "s1", "s2", sources=[source], size=size))
         assert report.outcome == "retry"
         assert report.source_error == ""
-    assert left_over(net, "s2") == []
+    assert net.left_over("s2") == []
 
 
 async def test_a_home_is_never_overwritten(net: Network) -> None:
@@ -202,7 +197,7 @@ async def test_what_a_killed_agent_had_finished_is_confirmed_and_not_copied_agai
     report = await net.manager.report_of(task)
     assert (report.outcome, report.version, report.checksum) == ("done", 1, digest(content))
     assert report.stamp == before == stamp_at(net.path("s2", 7))
-    assert left_over(net, "s2") == []
+    assert net.left_over("s2") == []
 
 
 async def test_a_damaged_copy_is_not_confirmed_but_made_again(net: Network) -> None:
@@ -243,7 +238,7 @@ async def test_one_inode_is_worked_on_by_one_task_at_a_time(net: Network, tmp_pa
         assert (await net.manager.report_of(task)).outcome == "done"
     contents = {Path(layout.object_path(7)).read_bytes() for layout in net.agents["s2"].layouts}
     assert contents == {net.content("s1", 7)}
-    assert all(os.listdir(layout.staging) == [] for layout in net.agents["s2"].layouts)
+    assert net.left_over("s2") == []
 
 
 async def test_a_stopping_agent_reports_what_it_has_done(net: Network) -> None:
@@ -256,7 +251,7 @@ async def test_a_stopping_agent_reports_what_it_has_done(net: Network) -> None:
         await net.agents["s2"].stop()
     assert not net.manager.claims
     assert {report.task for report in net.manager.reports} == set(tasks)
-    assert left_over(net, "s2") == []
+    assert net.left_over("s2") == []
 
 
 async def test_a_source_whose_server_is_down_comes_last(net: Network) -> None:

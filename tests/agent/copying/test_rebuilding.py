@@ -57,7 +57,7 @@ async def copy_twice(net: Network, new: bytes) -> tuple[TaskReport, int]:
     await settle_as(net, new)
     before = relay.sent
     report = await net.manager.report_of(net.copy(7, "s1", "s2"))
-    assert os.listdir(net.agents["s2"].layout.staging) == []
+    assert net.left_over("s2") == []
     return report, relay.sent - before
 
 
@@ -111,7 +111,7 @@ async def test_a_source_that_is_written_meanwhile_is_changed(net: Network) -> No
     report = await net.manager.report_of(net.copy(7, "s1", "s2"))
     assert report.outcome == "changed"
     assert net.content("s2", 7) == OLD
-    assert os.listdir(net.agents["s2"].layout.staging) == []
+    assert net.left_over("s2") == []
 
 
 async def test_comparing_for_longer_than_a_pass_is_good(net: Network) -> None:

@@ -70,7 +70,7 @@ async def copied_to_the_other_volume(net: Network, tmp_path: Path, content: byte
     assert Path(path).read_bytes() == content
     assert (record_of(path).checksum, record_of(path).version) == (digest(content).hex(), 1)
     assert [relay.sent for relay in relays] == [0, 0]
-    assert os.listdir(net.agents["s1"].layouts[1].staging) == []
+    assert net.left_over("s1") == []
 
 
 @pytest.mark.parametrize("size", [0, 5, SMALL_BYTES + 1, 3 * CHUNK_BYTES + 5])

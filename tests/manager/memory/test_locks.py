@@ -139,7 +139,7 @@ def spans_in(held: list[str]) -> list[LockSpan]:
     return result
 
 
-TestTables = Tables.TestCase
+TestTables = pytest.mark.search(Tables.TestCase)
 TestTables.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
 
 
@@ -211,7 +211,7 @@ class Waiting(RuleBasedStateMachine):
         return any(one.owner != row.owner and one.file == row.file and excludes(one.span, row.span) for one in held)
 
 
-TestWaiting = Waiting.TestCase
+TestWaiting = pytest.mark.search(Waiting.TestCase)
 TestWaiting.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 
 

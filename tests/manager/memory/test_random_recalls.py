@@ -7,6 +7,7 @@ asked, is over. Time is simulated; nothing of the product is replaced but the ca
 from dataclasses import dataclass, field
 from functools import partial
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
@@ -185,6 +186,7 @@ async def run(steps: list[tuple[str, int, int, bool]]) -> None:
         assert len(world.leases) == len(world.recalls) == 0
 
 
+@pytest.mark.search
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(STEPS)
 def test_nobody_caches_what_somebody_changes(steps: list[tuple[str, int, int, bool]]) -> None:

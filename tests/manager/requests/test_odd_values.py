@@ -84,6 +84,7 @@ def asked(draw: random.Random) -> ManagerRequest[Any] | None:
     return request
 
 
+@pytest.mark.search
 async def test_no_value_of_a_request_is_unexpected(url: str) -> None:
     draw = random.Random(SEED)
     answered: set[type[Any]] = set()

@@ -253,6 +253,7 @@ def stormy(seed: int, rules: Rules | None = None) -> World:
     return world
 
 
+@pytest.mark.search
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**40))
 def test_never_two_managers_and_one_again_after_the_storm(seed: int) -> None:
@@ -265,6 +266,7 @@ def test_never_two_managers_and_one_again_after_the_storm(seed: int) -> None:
     assert len({term for _at, term, _who in world.history}) == terms
 
 
+@pytest.mark.search
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**40), st.booleans())
 def test_a_majority_that_talks_gets_a_manager_and_keeps_it(seed: int, catalog: bool) -> None:
