@@ -17,7 +17,7 @@ from lab.network import processes_in
 from lab.state import PARTS, read_state, write_state
 from tests.lab.test_lab import crash, remains
 from tests.support.conditions import wait_until
-from tests.support.runner import godwit, godwit_process
+from tests.support.runner import godwit_process as godwit
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root"),
@@ -69,7 +69,7 @@ def test_the_catalog_is_in_the_labs_own_database(lab: Lab) -> None:
         "cut": False,
     }
     assert " db " in godwit("lab", "ls", "--root", str(lab.root)).stdout
-    assert "ready to accept connections" in godwit_process("lab", "logs", "db", "--root", str(lab.root)).stdout
+    assert "ready to accept connections" in godwit("lab", "logs", "db", "--root", str(lab.root)).stdout
 
 
 def test_what_it_acknowledges_is_durable(lab: Lab) -> None:

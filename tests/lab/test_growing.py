@@ -18,7 +18,7 @@ from lab.mounts import is_fuse_mount
 from lab.registry import tag_of
 from lab.state import new_state, read_state, write_state
 from tests.lab.test_lab import connect, remains
-from tests.support.runner import godwit
+from tests.support.runner import godwit_process as godwit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root")
 

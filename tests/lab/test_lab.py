@@ -24,7 +24,7 @@ from lab.mounts import answers, is_fuse_mount, mounts_below
 from lab.registry import REGISTRY, register, registered, tag_of, unregister
 from lab.state import PARTS
 from tests.support.conditions import wait_until
-from tests.support.runner import godwit, godwit_process
+from tests.support.runner import godwit_process as godwit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root")
 
@@ -129,7 +129,7 @@ def test_a_stopped_process_is_still_there(lab: Lab) -> None:
 
 def test_commands_run_on_a_servers_network(lab: Lab) -> None:
     script = "ip -brief address; exit 7"
-    done = godwit_process("lab", "exec", "s2", "--root", str(lab.root), "--", "sh", "-c", script)
+    done = godwit("lab", "exec", "s2", "--root", str(lab.root), "--", "sh", "-c", script)
     assert done.returncode == 7
     assert f"{lab.address('s2')}/24" in done.stdout
     assert str(lab.mount("s1")) in lab.run("s1", ["cat", "/proc/self/mountinfo"], capture_output=True, text=True).stdout.replace(
@@ -138,10 +138,10 @@ def test_commands_run_on_a_servers_network(lab: Lab) -> None:
 
 
 def test_logs_are_shown(lab: Lab) -> None:
-    done = godwit_process("lab", "logs", "s2", "agent", "--root", str(lab.root))
+    done = godwit("lab", "logs", "s2", "agent", "--root", str(lab.root))
     assert done.returncode == 0
     assert " s2 agent " in done.stdout
-    assert "==> " in godwit_process("lab", "logs", "s2", "--root", str(lab.root)).stdout
+    assert "==> " in godwit("lab", "logs", "s2", "--root", str(lab.root)).stdout
 
 
 def test_the_network_answers_the_command_line(lab: Lab) -> None:

@@ -23,7 +23,7 @@ from lab.state import PARTS, SUPERVISOR_LOG, LabState, left_dead, new_state, sup
 from lab.supervisor import STEADY_S, Life, delay_s, ended, followed
 from tests.lab.test_lab import remains
 from tests.support.conditions import wait_until
-from tests.support.runner import godwit
+from tests.support.runner import godwit_process as godwit
 
 FIRST, SECOND = ProcessId(1, 100, "boot"), ProcessId(2, 200, "boot")
 BACK_S = 60.0

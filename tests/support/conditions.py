@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from lab.lab import Lab
-from tests.support.runner import godwit as run_godwit
+from tests.support.runner import godwit_process as run_godwit
 
 T = TypeVar("T")
 

@@ -18,7 +18,8 @@ _one_command = threading.Lock()  # argv, environment and output are of the whole
 def godwit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The finished command, run in this process, since another one takes half a second of a processor to start.
 
-    *environment* is laid over a clean one. What other programs print for the command is not in its output.
+    *environment* is laid over a clean one. What other programs print for the command is not in its output. Not for what may hang
+    with a network or a disk, which nothing would end.
     """
     argv = ["godwit", *arguments]
     out, err = io.StringIO(), io.StringIO()

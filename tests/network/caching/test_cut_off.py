@@ -39,9 +39,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab.create(tmp_path_factory.mktemp("cut") / "lab", overrides=OVERRIDES)
     try:
         lab.up()
+        # A new manager lets nobody cache before it knows what earlier ones had granted.
+        wait_until(lambda: os.listdir(lab.mount("s3")) is not None and s3_caches(lab), "what s3 looks at is cached there")
         yield lab
     finally:
         lab.down(purge=True)
+
+
+def s3_caches(lab: Lab) -> bool:
+    return any(lease["holder"] == "s3" and lease["cached"] for lease in godwit(lab, "leases", "ls")["leases"])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lab.processes import is_alive
 from lab.state import read_state
 from tests.network.disks.faultydisk import FaultyDisk
 from tests.support.conditions import wait_until
-from tests.support.runner import godwit as run_godwit
+from tests.support.runner import godwit_process as run_godwit
 
 DISK_MIB = 192
 PROMPT_S = 5.0

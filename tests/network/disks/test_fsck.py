@@ -15,7 +15,7 @@ import pytest
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
 from tests.support.conditions import godwit, wait_for_copies, wait_until
-from tests.support.runner import godwit as run_godwit
+from tests.support.runner import godwit_process as run_godwit
 
 NAMES = ("trashed home", "set aside copy", "cut copy", "lost home", "touched home", "changed copy", "rotten copy", "lost copy")
 STRAY_INO = 2_000_000
@@ -35,7 +35,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 
 def fsck(lab: Lab, *arguments: str, code: int) -> dict[str, Any]:
-    done = run_godwit("fsck", *arguments, "--json", "--root", str(lab.root))
+    done = run_godwit("fsck", *arguments, "--json", "--root", str(lab.root), timeout_s=120)
     assert done.returncode == code, done
     report: dict[str, Any] = json.loads(done.stdout)
     assert all(not item["problems"] and item["error"] is None for item in report["servers"])

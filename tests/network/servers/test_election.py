@@ -26,7 +26,7 @@ from lab.state import PARTS
 from tests.conftest import UNEXPECTED
 from tests.support.conditions import godwit, stop_between_transactions, wait_until
 from tests.support.load import Load
-from tests.support.runner import godwit as run_godwit
+from tests.support.runner import godwit_process as run_godwit
 
 KILLS = int(os.environ.get("GODWIT_ELECTION_KILLS", "3"))  # with each database
 GAP_S = 5.0

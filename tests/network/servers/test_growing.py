@@ -12,7 +12,7 @@ from lab.state import PARTS
 from tests.conftest import UNEXPECTED
 from tests.support.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
 from tests.support.load import Load
-from tests.support.runner import godwit as run_godwit
+from tests.support.runner import godwit_process as run_godwit
 
 TREE = 300
 BEFORE = 20  # operations of each worker

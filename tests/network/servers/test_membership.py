@@ -12,7 +12,7 @@ import pytest
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
 from tests.support.conditions import godwit, wait_for_copies, wait_until
-from tests.support.runner import godwit as run_godwit
+from tests.support.runner import godwit_process as run_godwit
 
 OVERRIDES = {
     "manager": {

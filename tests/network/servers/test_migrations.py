@@ -20,7 +20,7 @@ from blake3 import blake3
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
 from tests.support.conditions import godwit, wait_for_copies, wait_until
-from tests.support.runner import godwit as run_godwit
+from tests.support.runner import godwit_process as run_godwit
 
 SMALL = 2_480
 LARGE = 20
