@@ -16,7 +16,7 @@ from cluster.mountpoint import detach_by_force
 from lab.lab import Lab
 from lab.processes import ProcessId, send, wait_gone
 from lab.state import read_state
-from tests.support.conditions import godwit, wait_for_replicas, wait_until
+from tests.support.conditions import godwit, wait_for_caching, wait_for_replicas, wait_until
 
 OVERRIDES = {
     "mount": {"request_timeout_s": 40.0, "commit_s": 1.0, "renew_s": 1.0},
@@ -30,6 +30,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     made = Lab.create(tmp_path_factory.mktemp("stuck") / "lab", servers=2, overrides=OVERRIDES)
     try:
         made.up()
+        wait_for_caching(made, "s2")
         yield made
     finally:
         # If the test has failed, a process may wait for ever: nothing but this ends it.
@@ -45,6 +46,13 @@ def drops_pages(process: ProcessId) -> bool:
     return any("fuse_reverse_inval_inode" in stack.read_text() for stack in stacks)
 
 
+def is_cached(lab: Lab, there: Path) -> bool:
+    ino = there.stat().st_ino
+    return any(
+        lease["holder"] == "s2" and lease["cached"] and lease["ino"] == ino for lease in godwit(lab, "leases", "ls")["leases"]
+    )
+
+
 @pytest.mark.skipif(not os.access("/proc/self/stack", os.R_OK), reason="the kernel shows no stacks")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_a_process_that_a_recall_waits_in_ends_and_holds_up_nobody(lab: Lab, number: signal.Signals) -> None:
@@ -55,7 +63,7 @@ def test_a_process_that_a_recall_waits_in_ends_and_holds_up_nobody(lab: Lab, num
     path.write_bytes(os.urandom(1 << 20))
     wait_for_replicas(lab, str(path), 1)
     there = lab.mount("s2") / number.name / "file"
-    there.stat()
+    wait_until(lambda: is_cached(lab, there), "s2 may cache the file, so that it is read into pages")
     process = read_state(lab.root).processes["s2/mount"]
     lab.kill("s1", "agent", signal.SIGSTOP)
     programs = []

@@ -1,5 +1,6 @@
 """Waiting for what a network does in the background, always with a deadline; stopping a manager where it does no harm."""
 
+import os
 import signal
 import sqlite3
 import time
@@ -56,6 +57,18 @@ def wait_for_replicas(lab: Lab, path: str, count: int, timeout_s: float = 60.0) 
         return where if len(current) == count and not where["dirty"] else None
 
     return wait_until(settled, f"{path} has {count} current replicas", timeout_s)
+
+
+def wait_for_caching(lab: Lab, server: str) -> None:
+    """Until the mount of *server* may cache what it looks at: a new manager grants nothing before it knows what earlier ones had
+    granted.
+    """
+
+    def may_cache() -> bool:
+        os.listdir(lab.mount(server))
+        return any(lease["holder"] == server and lease["cached"] for lease in godwit(lab, "leases", "ls")["leases"])
+
+    wait_until(may_cache, f"what {server} looks at is cached there")
 
 
 def stop_between_transactions(lab: Lab, server: str) -> None:

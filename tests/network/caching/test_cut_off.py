@@ -21,7 +21,7 @@ import pytest
 from cluster.leases import margin_s
 from lab.lab import Lab
 from tests.conftest import fresh
-from tests.support.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
+from tests.support.conditions import godwit, wait_for_caching, wait_for_copies, wait_for_replicas, wait_until
 
 ACCESS_S = 3.0
 REQUEST_TIMEOUT_S = 4.0
@@ -39,15 +39,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab.create(tmp_path_factory.mktemp("cut") / "lab", overrides=OVERRIDES)
     try:
         lab.up()
-        # A new manager lets nobody cache before it knows what earlier ones had granted.
-        wait_until(lambda: os.listdir(lab.mount("s3")) is not None and s3_caches(lab), "what s3 looks at is cached there")
+        wait_for_caching(lab, "s3")
         yield lab
     finally:
         lab.down(purge=True)
-
-
-def s3_caches(lab: Lab) -> bool:
-    return any(lease["holder"] == "s3" and lease["cached"] for lease in godwit(lab, "leases", "ls")["leases"])
 
 
 @dataclass(frozen=True)
