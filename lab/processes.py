@@ -12,9 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from cluster.process_table import has_ended, stat_fields
+
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-STATE_FIELD = 0  # of what follows the name in `/proc/PID/stat`: the third field of proc_pid_stat(5)
-START_FIELD = 19  # the twenty-second one: `starttime`
+START_FIELD = 19  # of `stat_fields`: `starttime`
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")  # of `starttime`, whatever the kernel's own HZ is
 
 _children: set[int] = set()
@@ -60,7 +61,7 @@ def spawn(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> Pro
 
 def identify(pid: int) -> ProcessId | None:
     """The identity of the process that has this number now; a zombie has one, too."""
-    fields = _stat_fields(pid)
+    fields = stat_fields(pid)
     if fields is None:
         return None
     return ProcessId(pid, int(fields[START_FIELD]), BOOT_ID.read_text().strip())
@@ -71,20 +72,9 @@ def is_alive(process: ProcessId) -> bool:
     if identify(process.pid) != process:
         return False
     _reap(process.pid)
-    # Read after reaping: a zombie of ours is gone by now.
-    fields = _stat_fields(process.pid)
-    if fields is None:
-        return False
-    # After SIGKILL threads end one after the other: until the last has, the process keeps its locks and sockets, and whoever
-    # is started in its place would find them taken.
-    return fields[STATE_FIELD] not in "ZX" or _threads(process.pid) > 1
-
-
-def _threads(pid: int) -> int:
-    try:
-        return len(os.listdir(f"/proc/{pid}/task"))
-    except OSError:
-        return 0
+    # After reaping: a zombie of ours is gone by now. With a thread left it has its locks and sockets still, which whoever is
+    # started in its place would find taken.
+    return not has_ended(process.pid)
 
 
 def age_s(process: ProcessId) -> float:
@@ -162,16 +152,6 @@ def is_listening(process: ProcessId, port: int) -> bool:
             if state == "0A" and local.rpartition(":")[2] == wanted:  # TCP_LISTEN
                 return True
     return False
-
-
-def _stat_fields(pid: int) -> list[str] | None:
-    """The fields of `/proc/PID/stat` from the state on."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")  # a program chooses its name's bytes
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name is in brackets and may have brackets and blanks of its own: only the last one ends it.
-    return text.rpartition(")")[2].split()
 
 
 def reap() -> None:

@@ -8,7 +8,6 @@ The process itself can do nothing about that any more; its server's agent can.
 
 import errno
 import logging
-import os
 from pathlib import Path
 
 import trio
@@ -17,12 +16,12 @@ from agent.loop import Outcome
 from cluster.config import ServerConfig
 from cluster.mounted import uppermost
 from cluster.mountpoint import detach_by_force
+from cluster.process_table import has_dead_leader
 from cluster.runtime import MOUNT_LOCKS, holder_of, mount_lock
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-_DEAD = frozenset({"Z", "X"})
 
 
 class DeadMount:
@@ -54,14 +53,3 @@ class DeadMount:
         except OSError as error:
             if error.errno != errno.EINVAL:  # somebody else was faster
                 raise
-
-
-def has_dead_leader(pid: int) -> bool:
-    """Whether the first thread of a process has ended, and others have not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return False
-    # Its name, in parentheses, may have any letters in it.
-    return stat.rpartition(")")[2].split()[0] in _DEAD and len(threads) > 1

@@ -2,9 +2,6 @@
 
 import errno
 import os
-import socket
-import stat
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,30 +10,15 @@ import pytest
 from cluster.volume.cached_open import open_cached
 from cluster.volume.layout import VolumeLayout
 from cluster.volume.regular import open_regular
-
-
-def bind(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.fspath(path))
-
-
-OTHERS: dict[str, Callable[[Path], object]] = {
-    "fifo": os.mkfifo,
-    "folder": os.mkdir,
-    "link": lambda path: path.symlink_to("/etc/hostname"),
-    "dangling link": lambda path: path.symlink_to("nowhere"),
-    "socket": bind,
-    "device": lambda path: os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5)),
-    "device without a driver": lambda path: os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(511, 255)),
-}
+from tests.support.no_files import NO_FILES
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR], ids=["to read", "to write"])
-@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.parametrize("what", NO_FILES)
 def test_something_else_is_refused_at_once(tmp_path: Path, what: str, flags: int) -> None:
     path = tmp_path / "object"
-    OTHERS[what](path)
+    NO_FILES[what](path)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="it is not a file") as told:
         open_regular(path, flags)

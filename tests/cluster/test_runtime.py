@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import Refused
-from cluster.runtime import PRIVATE, PUBLIC, make_runtime_directory, only_process
+from cluster.runtime import PRIVATE, PUBLIC, holder_of, make_runtime_directory, only_process
 from lab.registry import locked
 
 NOBODY = 65534
@@ -89,3 +89,12 @@ def test_a_directory_of_somebody_else_is_refused(run: Path) -> None:
     os.chown(run / "mounts", NOBODY, NOBODY)
     with pytest.raises(Refused, match="belongs to user 65534"), only_process(run / "mounts", "a.lock", "a mount of s1"):
         pytest.fail("somebody else could take the lock away")
+
+
+def test_the_lock_of_a_mount_says_whose_it_was(tmp_path: Path) -> None:
+    assert holder_of(tmp_path / "a.lock") is None
+    with only_process(tmp_path, "a.lock", "a mount"):
+        own = holder_of(tmp_path / "a.lock")
+    assert own == holder_of(tmp_path / "a.lock") == os.getpid()
+    (tmp_path / "a.lock").write_bytes(b"\xff nobody")
+    assert holder_of(tmp_path / "a.lock") is None

@@ -5,8 +5,8 @@ The test has a network of its own, since it leaves it damaged.
 
 import errno
 import os
-import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from cluster.volume.fence import despite_fence
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
 from tests.support.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
+from tests.support.no_files import put_instead
 
 CONTENT = os.urandom(30_000)
 OVERRIDES = {
@@ -55,21 +56,6 @@ def grow(path: str) -> None:
         file.write(b"of nobody")
 
 
-def instead(make: Callable[[str], None]) -> Callable[[str], None]:
-    """Something else in the object's place."""
-
-    def replace(path: str) -> None:
-        os.unlink(path)
-        make(path)
-
-    return replace
-
-
-def bind(path: str) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-
-
 DAMAGE: dict[str, Callable[[str], None]] = {
     "emptied": lambda path: os.truncate(path, 0),
     "cut": lambda path: os.truncate(path, 12_345),
@@ -77,10 +63,7 @@ DAMAGE: dict[str, Callable[[str], None]] = {
     "missing": os.unlink,
     "altered": alter,
     "grown": grow,
-    "fifo": instead(os.mkfifo),
-    "folder": instead(os.mkdir),
-    "link": instead(lambda path: os.symlink("/etc/hostname", path)),
-    "socket": instead(bind),
+    **{what: partial(put_instead, what) for what in ("fifo", "folder", "link", "socket")},
 }
 OWN = {"altered", "grown"}
 

@@ -1,11 +1,9 @@
 """Which process counts as one that was killed and cannot end."""
 
-import os
 import subprocess
 from pathlib import Path
 
-from agent.workers.dead_mount import has_dead_leader
-from cluster.runtime import holder_of, only_process
+from cluster.process_table import has_dead_leader
 from tests.support.conditions import wait_until
 from tests.support.leaderless import leaderless
 
@@ -24,12 +22,3 @@ def test_one_that_runs_or_that_only_its_parent_keeps_is_none() -> None:
     assert not has_dead_leader(process.pid)
     process.wait()
     assert not has_dead_leader(process.pid)
-
-
-def test_the_lock_of_a_mount_says_whose_it_was(tmp_path: Path) -> None:
-    assert holder_of(tmp_path / "a.lock") is None
-    with only_process(tmp_path, "a.lock", "a mount"):
-        own = holder_of(tmp_path / "a.lock")
-    assert own == holder_of(tmp_path / "a.lock") == os.getpid()
-    (tmp_path / "a.lock").write_bytes(b"\xff nobody")
-    assert holder_of(tmp_path / "a.lock") is None
