@@ -13,7 +13,7 @@ import msgspec
 
 from cluster.decoding import Decode, Int64, from_json
 from cluster.durable import read_file, replace_file
-from cluster.errors import Malformed, Refused
+from cluster.errors import Malformed, Refused, error_text
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +95,10 @@ class CatalogMemory:
         except (FileNotFoundError, NotADirectoryError):
             self.point = self._written = None
         except (OSError, Malformed) as error:
+            why = error_text(error, with_file=False)
             raise Refused(
-                f"{self.path} cannot be read ({error}): it says which catalog this server has worked with. If the file is "
-                "damaged, compare godwit manager show of the other servers, then remove it"
+                f"{self.path} cannot be read ({why}): it says which catalog this server has worked with. If the file is damaged, "
+                "compare godwit manager show of the other servers, then remove it"
             ) from error
         return self.point
 
@@ -115,7 +116,7 @@ class CatalogMemory:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self.path, msgspec.json.encode(point))
         except OSError as error:
-            log.warning("cannot remember the catalog's point in %s: %s", self.path, error)
+            log.warning("cannot remember the catalog's point in %s: %s", self.path, error_text(error, with_file=False))
         else:
             self._written = point
 

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -10,30 +10,40 @@ from cluster.decoding import from_toml
 from cluster.durable import read_file, replace_file
 from cluster.errors import Malformed, Refused
 from cluster.rpc.wire import parse_address
+from cluster.trust.authority import CERTIFICATE_S
+from cluster.trust.credentials import Credentials
+from cluster.trust.folder import DEFAULT_TRUST, TrustFolder, group_number
+from cluster.trust.identity import Role
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
-Secret = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
 KEEP_MAX_S = 10 * 366 * 86400  # ten years: times in nanoseconds stay far from 64 bits
+METRICS_PORTS = (Role.MANAGER, Role.AGENT, Role.MOUNT)  # whose port is which, from the first
 RENEWALS_PER_ACCESS = 2  # a holder decides at least this often within one access time
+
+OF_OLD = (
+    "this is of an older release, whose servers had no keys and certificates; now the secret is among these, and not here: see "
+    "docs/operations.md, Upgrading"
+)
 
 DEFAULT_CONFIG = Path("/etc/godwit/godwit.toml")
 DEFAULT_STATE = "/var/lib/godwit/state"
 
 
 class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[manager]`: this server's candidate for the office.
+    """`[manager]`: this server's candidate for the office, and times on which all servers must agree.
 
-    `listen`: host:port. `database`: SQLAlchemy URL of the catalog. `term_s`: how long the office lasts without being
-    extended. `session_timeout_s`: how long a silent mount keeps what it has open. `access_s`: the access time of lease tokens.
-    `suspect_s`, `down_s`: after which silence of its agent a server is suspect, and when its replicas stop counting.
-    `give_way_s`: for how long at most copies wait while mounts ask much.
+    `listen`: host:port. `database`: SQLAlchemy URL of the catalog. A server that is no candidate has neither. `term_s`: how long
+    the office lasts without being extended. `session_timeout_s`: how long a silent mount keeps what it has open. `access_s`: the
+    access time of lease tokens. `suspect_s`, `down_s`: after which silence of its agent a server is suspect, and when its
+    replicas stop counting. `give_way_s`: for how long at most copies wait while mounts ask much.
+    `certificate_s`: how long the certificates are good that it signs. `events_keep_s`: how long events are kept.
     """
 
-    listen: str
-    database: str
+    listen: str = ""
+    database: str = ""
     term_s: Seconds = 2.0
     session_timeout_s: Seconds = 30.0
     claim_timeout_s: Seconds = 30.0
@@ -42,6 +52,8 @@ class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     suspect_s: Seconds = 7.0
     down_s: Seconds = 600.0
     give_way_s: Annotated[float, msgspec.Meta(ge=0)] = 3.0
+    certificate_s: Annotated[float, msgspec.Meta(ge=60, le=CERTIFICATE_S)] = CERTIFICATE_S
+    events_keep_s: Annotated[float, msgspec.Meta(ge=0, le=KEEP_MAX_S)] = 2_592_000.0  # 30 days
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +77,8 @@ class MountConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `commit_s`: how often a file that stays open for writing is committed. `renew_s`: the time after which the holder of a
     lease token decides whether to renew it. `passthrough`: whether the kernel may itself read and write the objects on this
     server's disks, where it can; `unfenced`: also on volumes whose file system cannot stop programs that have files open from
-    writing when their leases have ended.
+    writing when their leases have ended. `suid`: whether set-id bits and file capabilities on the mount give programs rights,
+    `dev`: whether its device nodes can be opened. Whoever is root on one server can make both for all servers.
     """
 
     mountpoint: str
@@ -74,23 +87,73 @@ class MountConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     renew_s: Seconds = 5.0
     passthrough: bool = True
     unfenced: bool = False
+    suid: bool = False
+    dev: bool = False
+
+
+class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[network]`: what goes between servers.
+
+    `bulk`: whether the content of large files that agents copy from each other is encrypted ("tls"), or only who they are and
+    what the content must be ("plain", where both ends say so): for networks that are encrypted beneath.
+    """
+
+    bulk: Literal["tls", "plain"] = "tls"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this server lets large contents go unencrypted."""
+        return self.bulk == "plain"
+
+
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[log]`: what processes say. `level`: of the least important lines that are logged. Can be changed while they run."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[metrics]`: where scrapers such as Prometheus read the numbers of this server's processes.
+
+    `listen`: host:port of the manager's; the agent's are at the port after it, the mount's at the one after that. Whoever reaches
+    them can read them: there is no password and no encryption. Empty: nowhere.
+    """
+
+    listen: str = ""
+
+    def address(self, part: Role) -> str:
+        """The host:port of one part; empty if there is none."""
+        if not self.listen:
+            return ""
+        host, _, port = self.listen.rpartition(":")
+        return f"{host}:{int(port) + METRICS_PORTS.index(part)}"
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. `managers`: addresses of candidates, at least one of which is there when the server starts.
 
-    `secret`: 32 random bytes in hexadecimal, the same on every server: lease tokens are signed with it. `state`: the directory in
-    which the server's processes remember what must outlive them.
+    `state`: the directory in which the server's processes remember what must outlive them. `trust`: the directory of its keys and
+    certificates, see `cluster.trust.folder`. `admin_group`: a group of this machine whose members administer the network as root
+    does; empty: only root does.
     """
 
     cluster: Name
     server: Name
-    secret: Secret
     managers: Annotated[list[str], msgspec.Meta(min_length=1)]
     manager: ManagerConfig
     agent: AgentConfig
     mount: MountConfig
     state: str = DEFAULT_STATE
+    trust: str = DEFAULT_TRUST
+    admin_group: str = ""
+    network: NetworkConfig = NetworkConfig()
+    log: LogConfig = LogConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether the server has a manager."""
+        return bool(self.manager.listen)
 
 
 _decode = from_toml(ServerConfig)
@@ -107,9 +170,13 @@ def parse_config(text: bytes, source: str) -> ServerConfig:
         config = _decode(text)
     except Malformed as error:
         is_toml = isinstance(error.__cause__, msgspec.ValidationError)
+        if "unknown field `secret`" in str(error):
+            raise Refused(f"{source}: secret: {OF_OLD}") from error
         raise Refused(f"{source}: {error}" if is_toml else f"{source} is not TOML: {error}") from error
+    if bool(config.manager.listen) != bool(config.manager.database):
+        raise Refused(f"{source}: manager: a candidate needs both, listen and database, and other servers have neither")
     addresses = {
-        "manager.listen": config.manager.listen,
+        **({"manager.listen": config.manager.listen} if config.is_candidate else {}),
         "agent.listen": config.agent.listen,
         **{f"managers[{i}]": address for i, address in enumerate(config.managers)},
     }
@@ -118,13 +185,26 @@ def parse_config(text: bytes, source: str) -> ServerConfig:
             parse_address(address)
         except ValueError as error:
             raise Refused(f"{source}: {key}: {error}") from error
+    _check_metrics(config, source)
     _check_times(config, source)
-    paths = {"mount.mountpoint": config.mount.mountpoint, "state": config.state}
+    paths = {"mount.mountpoint": config.mount.mountpoint, "state": config.state, "trust": config.trust}
     paths |= {f"agent.volumes[{i}]": volume for i, volume in enumerate(config.agent.volumes)}
     for key, path in paths.items():
         if not path.startswith("/"):
             raise Refused(f"{source}: {key}: {path!r} is not an absolute path")
     return config
+
+
+def _check_metrics(config: ServerConfig, source: str) -> None:
+    listen = config.metrics.listen
+    if not listen:
+        return
+    try:
+        parse_address(listen)
+        for part in METRICS_PORTS:
+            parse_address(config.metrics.address(part))
+    except ValueError as error:
+        raise Refused(f"{source}: metrics.listen: {error}, for the ports of {len(METRICS_PORTS)} processes") from error
 
 
 def _check_times(config: ServerConfig, source: str) -> None:
@@ -146,11 +226,39 @@ def load_config(path: Path) -> ServerConfig:
     return parse_config(text, str(path))
 
 
+def credentials_of(config: ServerConfig, role: Role) -> Credentials:
+    """The credentials of one of the server's processes; raises `Refused` if there are none, or they are of another server."""
+    credentials = Credentials(TrustFolder(config.trust), role)
+    credentials.require(config.cluster, config.server)
+    return credentials
+
+
+def differing_keys(one: ServerConfig, other: ServerConfig) -> list[str]:
+    """The settings in which two configurations differ, as `mount.commit_s`."""
+    mine, theirs = _settings(one), _settings(other)
+    return [key for key in mine if mine[key] != theirs[key]]
+
+
+def _settings(config: ServerConfig) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in msgspec.structs.asdict(config).items():
+        section = msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else None
+        found |= {key: value} if section is None else {f"{key}.{name}": setting for name, setting in section.items()}
+    return found
+
+
 def dump_config(config: ServerConfig) -> bytes:
     """The file that `parse_config` reads back as *config*."""
     return msgspec.toml.encode(config)
 
 
 def write_config(path: Path, config: ServerConfig) -> None:
-    """Replaces a server's configuration as a whole, or makes it. It holds the cluster's secret: only its owner can read it."""
-    replace_file(path, dump_config(config))
+    """Replaces a server's configuration as a whole, or makes it.
+
+    Only its owner can read it, and who administers the network: it may have a password. Raises `Refused` if there is no such
+    group, `OSError`.
+    """
+    if config.admin_group:
+        replace_file(path, dump_config(config), mode=0o640, group=group_number(config.admin_group))
+    else:
+        replace_file(path, dump_config(config))

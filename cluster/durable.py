@@ -7,7 +7,7 @@ from pathlib import Path
 SMALL_BYTES = 1 << 20  # of a configuration, a note, a volume.toml: they have some hundred
 
 
-def replace_file(path: Path, content: bytes, *, mode: int = 0o600, synced: bool = True) -> None:
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600, group: int = -1, synced: bool = True) -> None:
     """Replaces a file by one that holds *content*: a reader, and who comes after a crash, finds either the old or the new one.
 
     *synced*: it is the new one even after a power failure. Blocks; raises `OSError`, and then the old one is still there.
@@ -17,6 +17,8 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600, synced: bool 
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with open(descriptor, "wb") as file:
+            if group >= 0:  # else the process's own; the units of some forbid the call
+                os.fchown(descriptor, -1, group)
             os.fchmod(descriptor, mode)  # whatever the umask
             file.write(content)
             if synced:

@@ -94,7 +94,7 @@ class ProtocolError(GodwitError):
     """The peer sent something that is not a Godwit message, or one that breaks a limit. The connection is closed."""
 
     kind = "protocol"
-    default_errno = e.EPROTO
+    default_errno = e.EIO
 
 
 class Malformed(ProtocolError):
@@ -154,6 +154,14 @@ def own_error(group: BaseExceptionGroup[BaseException]) -> GodwitError | None:
         error = error.exceptions[0]
     assert isinstance(error, GodwitError)
     return error
+
+
+def error_text(error: BaseException, *, with_file: bool = True) -> str:
+    """What is wrong, for people: of a failed system call the file, unless that is named anyway, and the system's words."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    files = " -> ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
+    return f"{files}: {error.strerror}" if files and with_file else error.strerror
 
 
 def from_os_error(error: OSError, what: str) -> GodwitError:

@@ -12,8 +12,8 @@ from cluster.counters import counter, counters
 FAULTS = counter("godwit_faults_total", "Faults that others caused, and errors that nobody had thought of.", "cause")
 UNEXPECTED = counter("godwit_unexpected_errors_total", "Errors that nobody had thought of: the log has their tracebacks.")
 
-CAUSES_MAX = 1000
-CAUSES_MAX = 50  # the most frequent ones
+CAUSES_MAX = 1000  # that are told apart: more than the code can name
+SHOWN_MAX = 50  # of them, the most frequent ones
 OTHERS = "other causes"
 
 
@@ -73,5 +73,5 @@ def _origin(error: BaseException) -> str:
 faults = Faults()
 """Those of this process."""
 
-counters.follow_each(FAULTS, lambda: dict(faults.counts.most_common(CAUSES_MAX)))
+counters.follow_each(FAULTS, lambda: dict(faults.counts.most_common(SHOWN_MAX)))
 counters.follow(UNEXPECTED, lambda: faults.unexpected_errors)

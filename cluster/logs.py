@@ -1,5 +1,8 @@
 """The log of a process: lines on stderr, which a thread writes, so that whatever takes them never holds up who logs.
 
+Where stderr is systemd's journal, each line begins with its priority, as sd-daemon(3) has it, and without the time, which the
+journal keeps itself: `journalctl -p err` shows what is to be looked at.
+
 What reads stderr may hang: a file on a disk that does not answer, a journal that is stuck, a pipe that nobody empties. Lines then
 wait, up to a bound; what comes beyond it is counted, and the count is written in its place when lines are taken again.
 """
@@ -16,7 +19,9 @@ from contextlib import contextmanager, nullcontext
 LINES_MAX = 10_000  # that wait; a process that has more to say while nobody listens repeats itself
 LAST_LINES_S = 2.0  # for what waits at the end of the process
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S"
+STAMP = "%(asctime)s.%(msecs)03d %(levelname)-7s "  # what a line begins with that goes into a file
 STDERR = 2
+PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.NOTSET: 7}  # of syslog(3)
 
 
 class BackgroundHandler(logging.Handler):
@@ -72,13 +77,39 @@ class BackgroundHandler(logging.Handler):
                 continue  # nobody can be told
 
 
+class JournalFormatter(logging.Formatter):
+    """Gives each line of a message the priority of syslog(3) that systemd's journal takes off again."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next(number for level, number in PRIORITIES.items() if record.levelno >= level)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
+
+
+def is_journal(descriptor: int, named: str) -> bool:
+    """Whether what is written there goes to the journal, of which systemd has *named* device and inode (JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return named == f"{status.st_dev}:{status.st_ino}"
+
+
 @contextmanager
 def log_to_stderr(line_format: str, level: int) -> Iterator[None]:
-    """While inside, the process logs to stderr; SIGUSR1 shows where every thread is."""
-    handler = BackgroundHandler(STDERR, logging.Formatter(line_format, TIME_FORMAT))
+    """While inside, the process logs to stderr; SIGUSR1 shows where every thread is.
+
+    *line_format* begins with `STAMP`, which the journal does without.
+    """
+    formatter: logging.Formatter
+    if is_journal(STDERR, os.environ.get("JOURNAL_STREAM", "")):
+        formatter = JournalFormatter(line_format.removeprefix(STAMP))
+    else:
+        formatter = logging.Formatter(line_format, TIME_FORMAT)
+    handler = BackgroundHandler(STDERR, formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # Also for SIGABRT, by which systemd ends a process that is stuck: what every thread was doing is what people should read.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     try:

@@ -46,3 +46,10 @@ def uppermost(path: Path) -> Mounted | None:
     """The mount at *path* that programs meet; None if nothing is mounted just there."""
     at = [mounted for mounted in parse_mountinfo(MOUNTINFO.read_bytes()) if mounted.path == path]
     return at[-1] if at else None
+
+
+def mount_below(path: Path) -> Mounted | None:
+    """The mount that *path* lies on, which must be absolute and without links; None if there is none at all."""
+    # Of mounts at the same place the last lies above the others.
+    lying = [mounted for mounted in parse_mountinfo(MOUNTINFO.read_bytes()) if path.is_relative_to(mounted.path)]
+    return max(enumerate(lying), key=lambda each: (len(each[1].path.parts), each[0]), default=(0, None))[1]

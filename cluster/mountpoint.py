@@ -10,6 +10,8 @@ import ctypes
 import errno
 import logging
 import os
+from contextlib import suppress
+from pathlib import Path
 
 from cluster.errors import from_os_error
 from cluster.mounted import COVER
@@ -20,7 +22,15 @@ log = logging.getLogger(__name__)
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 _COVER_OPTIONS = b"size=4k,nr_inodes=8,mode=0555"
+CONNECTIONS = Path("/sys/fs/fuse/connections")  # control files of FUSE file systems, where `fusectl` is mounted
 _NOT_BARE = frozenset({errno.ENOTCONN, errno.EIO})  # a mount whose process is dead, or does not answer
+
+
+def make_mountpoint(path: Path) -> None:
+    """Makes the directory at *path*, with those above it. What is there is not touched: it may be a dead mount."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir()
 
 
 def shield(path: str) -> None:
@@ -66,6 +76,16 @@ def detach_by_force(path: str) -> None:
     if libc.umount2(os.fsencode(path), ctypes.c_int(_MNT_FORCE | _MNT_DETACH | _UMOUNT_NOFOLLOW)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
+
+
+def abort(device: str, connections: Path = CONNECTIONS) -> None:
+    """Ends all requests of the FUSE file system with this device number, `major:minor`, and leaves it mounted.
+
+    Unlike `detach_by_force` it needs no privilege but to be the user who mounted it. Raises `OSError`.
+    """
+    major, minor = map(int, device.split(":"))
+    # The kernel's own number of the device (MKDEV), not user space's.
+    (connections / str(major << 20 | minor) / "abort").write_bytes(b"1")
 
 
 def _cover(path: str) -> None:

@@ -15,13 +15,17 @@ from operator import or_
 from typing import Any
 
 from cluster.messages.admin import *
+from cluster.messages.authorities import *
 from cluster.messages.base import *
 from cluster.messages.base import AgentRequest, ManagerRequest, Reply
 from cluster.messages.caching import *
 from cluster.messages.changes import *
 from cluster.messages.damage import *
+from cluster.messages.events import *
 from cluster.messages.forsaken import *
+from cluster.messages.held import *
 from cluster.messages.locks import *
+from cluster.messages.machines import *
 from cluster.messages.migrations import *
 from cluster.messages.objects import *
 from cluster.messages.office import *

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from cluster.decoding import Finite, Int64  # noqa: F401 - the annotations' names, see `bound_numbers`
 from cluster.messages.base import ManagerRequest, Reply, Value
 from cluster.messages.queue import TaskRow
 from cluster.messages.reads import Space
 from cluster.messages.servers import ServerInfo
 from cluster.messages.values import Node
+
+
+class NamesPolicy(StrEnum):
+    """How names in a directory, and the attributes of what they name, may be changed; see docs/held-directories.md."""
+
+    HELD = "held"  # by a mount that is alone there, which tells the manager afterwards
+    THROUGH = "through"  # each change reaches the manager before it is acknowledged
+
+
+class HoldCounts(Value, frozen=True):
+    """Held directories and the records of mounts, in this term."""
+
+    held: int = 0  # directories with which a mount is alone now
+    granted: int = 0  # that mounts were let hold on their request
+    refused: int = 0  # that they asked for and were not let
+    recalled: int = 0  # held ones that were called back
+    held_s: float = 0.0  # for how long directories were held that are not held any more, added up
+    applied: int = 0  # records
+    lost: int = 0  # records that could not be applied as they were made
 
 
 class Status(Reply, frozen=True):
@@ -28,6 +49,9 @@ class Status(Reply, frozen=True):
     damaged: int = 0  # replicas that would be current, but for something wrong with them
     catalog_fault: str = ""  # what the disk of the catalog does not allow; empty: nothing
     below_policy: int = 0  # files with fewer current copies than wanted
+    names: NamesPolicy = NamesPolicy.THROUGH  # in force at the root
+    names_differing: int = 0  # directories below whose own policy says otherwise
+    holds: HoldCounts = HoldCounts()
 
 
 class GetStatus(ManagerRequest[Status], frozen=True):
@@ -61,6 +85,9 @@ class PolicyRow(Reply, frozen=True):
     path: bytes
     copies: int  # replicas of each file, the home's included
     sync_copies: int  # of these, how many fsync waits for
+    names: NamesPolicy = NamesPolicy.THROUGH  # in force, wherever it is said
+    names_path: bytes = b""  # the directory that says so: this one or an ancestor; empty: none does, and it is the default
+    servers: int = 0  # that have volumes which count: more copies cannot be on different servers
 
 
 class PolicyRows(Reply, frozen=True):
@@ -80,6 +107,7 @@ class SetPolicy(ManagerRequest[PolicyRow], frozen=True):
     copies: int = 0
     sync_copies: int = 0
     clear: bool = False
+    names: NamesPolicy | None = None  # None: what the directory says of it stays
 
 
 class ListPolicies(ManagerRequest[PolicyRows], frozen=True):

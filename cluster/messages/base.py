@@ -1,4 +1,4 @@
-"""What all messages are made of, and the two replies that any request may have."""
+"""What all messages are made of, and the replies that any request may have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cluster.decoding import Finite, Int64, bound_numbers  # noqa: F401 - the an
 
 R = TypeVar("R")
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True):
@@ -53,6 +53,13 @@ class Failure(Reply, frozen=True):
 
 class Done(Reply, frozen=True):
     """The reply that says only that it is done."""
+
+
+class Working(Reply, frozen=True):
+    """Comes before a reply that takes long: it is being worked on, and whoever asked goes on waiting.
+
+    Only for peers whose `Greeting` says that they know it, as often as there is progress.
+    """
 
 
 def replies_to(request: type[Request[Any]]) -> frozenset[type[Any]]:

@@ -30,6 +30,7 @@ class Create(Message, frozen=True):
     home_volume: int = 0
     target: bytes = b""
     umask: int = 0
+    object_ctime_ns: int = 0  # of an object that was made before the file: until it changes, the file's times are `now_ns`
 
 
 class CreateUnnamed(Message, frozen=True):
@@ -46,6 +47,7 @@ class CreateUnnamed(Message, frozen=True):
     now_ns: int
     home_volume: int
     umask: int = 0
+    object_ctime_ns: int = 0  # as in `Create`
 
 
 class Link(Message, frozen=True):

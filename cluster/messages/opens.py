@@ -64,10 +64,12 @@ class LeaseTokens(Reply, frozen=True):
 class AskLeases(ManagerRequest[LeaseTokens], frozen=True):
     """Grants or renews leases, many at once; to write if the session has the inode open for writing.
 
-    An agent gets passes to read what it copies, which nobody keeps account of.
+    The tokens are for the agents of the inodes' homes. With a `volume`, and for agents in any case, they are passes instead: to
+    read replicas, which nobody keeps account of.
     """
 
     inodes: list[int]
+    volume: int = 0  # whose agent is to take them, for replicas there; 0: the inodes' homes
 
 
 class AwaitCopies(ManagerRequest[Done], frozen=True):

@@ -12,13 +12,21 @@ RANGES_MAX = 16 * 1024
 
 
 class PullHeader(Reply, frozen=True):
-    """First reply to `PullObject` and `SumBlocks`; `size` bytes follow in `Chunk` replies."""
+    """First reply to `PullObject` and `SumBlocks`; `size` bytes follow in `Chunk` and `Hole` replies."""
 
     size: int
 
 
 class Chunk(Reply, frozen=True):
     """The next bytes, in the body."""
+
+    plain: bool = False  # the body is not encrypted: it follows beneath TLS. Only where the request `takes_plain`
+
+
+class Hole(Reply, frozen=True):
+    """The next `size` bytes are zeros, which the source has no blocks for. Only where the request `takes_holes`."""
+
+    size: int
 
 
 class PullEnd(Reply, frozen=True):
@@ -44,9 +52,11 @@ class PullObject(AgentRequest[PullEnd], frozen=True):
     token: bytes  # a pass to read
     ranges: list[tuple[int, int]] = []  # these pairs of offset and length only: at most `RANGES_MAX`, ascending
     is_written: bool = False  # somebody may have it open for writing without a break since before that version
+    takes_holes: bool = False  # `Hole` may come in the place of a `Chunk` with zeros
+    takes_plain: bool = False  # bodies need not be encrypted: the digest at the end, which is, shows what was changed
 
 
-PULLS_MAX = 64
+PULLS_MAX = 256
 PULLED_MAX_BYTES = 2 * 1024 * 1024
 
 

@@ -68,7 +68,7 @@ class Task(Value, frozen=True):
     uid: int = 0
     gid: int = 0
     attempts: int = 0  # that have failed
-    token: bytes = b""  # a pass to read the sources
+    token: bytes = b""  # a pass to read the first source; for another the agent asks
     is_written: bool = False  # as of `PullObject`
 
 
@@ -120,6 +120,7 @@ class FindStrays(ManagerRequest[Inodes], frozen=True):
 
     volume: int
     inodes: list[int]
+    set_aside: int = 0  # objects of which this was asked before and that were moved to `unknown/` since; a repeat counts again
 
 
 class TaskRow(Reply, frozen=True):

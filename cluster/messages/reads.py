@@ -33,11 +33,13 @@ class Begun(Reply, frozen=True):
     """`number` counts the writers that have closed so far: what they wrote is in the object that is looked at now.
 
     `orderly`: whoever wrote it since the last commit has closed it; else a mount went away with it open, and may write it still.
+    `written`: a mount that is here has it open for writing, and commits it itself.
     """
 
     node: Node
     number: int
     orderly: bool = False
+    written: bool = False
 
 
 class BeginCommit(ManagerRequest[Begun], frozen=True):

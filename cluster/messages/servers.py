@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.decoding import Finite, Int64  # noqa: F401 - the annotations' names, see `bound_numbers`
-from cluster.messages.base import ManagerRequest, Reply, Value
+from cluster.messages.base import Done, ManagerRequest, Reply, Value
 from cluster.messages.session import MountCounts
 from cluster.messages.values import Count, Volume
 
@@ -24,6 +24,7 @@ class ServerInfo(Value, frozen=True):
     release: str = ""  # of Godwit, as its agent said
     problems: list[str] = []  # sentences for people
     counts: MountCounts | None = None  # what its mount last said of itself; None: there is none
+    oldest_task_s: float = -1.0  # age of the oldest task in its queue; -1: there is none
 
 
 class Holdings(Value, frozen=True):
@@ -61,6 +62,15 @@ class RemoveServer(ManagerRequest[Count], frozen=True):
 
     Refused while a home or the only current replica of a file is there, and for a server that is not down, while it holds
     anything.
+    """
+
+    server: str
+
+
+class RevokeServer(ManagerRequest[Done], frozen=True):
+    """All certificates of the server that were signed are void from now on. May be repeated.
+
+    Refused for the manager's own. The server stays a member, whose processes are let in with new certificates.
     """
 
     server: str
@@ -119,3 +129,4 @@ class AddServer(ManagerRequest[Added], frozen=True):
 
     server: str
     expires_s: float = 3600.0
+    candidate: bool = False  # it may become the manager: it gets the authority's key and the database's password

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from enum import IntFlag
+
 from cluster.decoding import Finite, Int64  # noqa: F401 - the annotations' names, see `bound_numbers`
 from cluster.messages.base import Message, Reply, Value
 
 ROOT_INO = 1
 NAME_MAX = 255
 XATTR_VALUE_MAX = 65536
+XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")  # of extended attributes whose names programs choose
 SYMLINK_MAX = 4095
+
+
+class XattrKind(IntFlag):
+    """What extended attributes an inode may have, of kinds that the kernel asks for again and again."""
+
+    CAPABILITY = 1  # `security.capability`
+    ACCESS_ACL = 2  # `system.posix_acl_access`
+    DEFAULT_ACL = 4  # `system.posix_acl_default`
+    OTHER = 32  # any other, or has had one
+
+    @classmethod
+    def of(cls, name: bytes) -> XattrKind:
+        """The kind of an attribute."""
+        return _KINDS.get(name, cls.OTHER)
+
+
+_KINDS = {
+    b"security.capability": XattrKind.CAPABILITY,
+    b"system.posix_acl_access": XattrKind.ACCESS_ACL,
+    b"system.posix_acl_default": XattrKind.DEFAULT_ACL,
+}
+XATTRS_UNKNOWN = -1
 
 
 class Node(Reply, frozen=True):
@@ -34,7 +59,8 @@ class Node(Reply, frozen=True):
     dirty: bool = False  # the content may be newer at its home
     home_volume: int = 0  # where it is written; 0 for what has no content
     home_epoch: int = 0  # raised whenever the home moves
-    object_ctime_ns: int = 0  # of the home's object at the last commit; 0 before the first
+    object_ctime_ns: int = 0  # of the home's object at the last commit, or as it was made; 0: not known
+    xattrs: int = XATTRS_UNKNOWN  # of `XattrKind`: it has none of another kind
 
 
 COOKIE_TERM_BITS = 40  # cookies of entries are `term << COOKIE_TERM_BITS | number`, so that they grow over all terms
@@ -81,6 +107,7 @@ class Volume(Value, frozen=True):
     accepts: bool = True  # new files may get their home there: it is good, and not being drained
     condition: str = "good"  # of its disk: `VolumeCondition`
     standing: str = "in"  # whether what is on it counts: `VolumeStanding`
+    mount: str = ""  # as its agent names it, see `VolumeState`; empty if that has not said it in this term
 
 
 class VolumeState(Value, frozen=True):
@@ -92,6 +119,7 @@ class VolumeState(Value, frozen=True):
     free_bytes: int
     device: str  # equal for volumes that share a file system
     condition: str = "good"  # of its disk: `VolumeCondition`
+    mount: str = ""  # of its file system; with another one, what had been read from it may not be on its disk
 
 
 class Content(Value, frozen=True):

@@ -1,8 +1,8 @@
 """Bounds on what the peers of one listener may take: bytes, connections and time.
 
-A peer is a *stranger* until it has greeted or introduced itself: it may send little at a time, has little time, and there are
-few strangers from one address. Afterwards what it sends is bounded by the bytes that are held for it, on one connection, for
-one address, and in all: who has sent more than that waits until something of it has been answered.
+A peer is a *stranger* until it has proved who it is, and stays one if it has no certificate: it may send little at a time, has
+little time, and there are few strangers from one address. What anybody else sends is bounded by the bytes that are held for it,
+on one connection, for one address, and in all: who has sent more than that waits until something of it has been answered.
 
 Whoever is answered without waiting takes the event loop's time. All connections share one slice; when it is used up, each
 gives way to everything else, one behind the other, before it goes on: so however many peers ask however much, whatever

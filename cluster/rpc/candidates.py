@@ -13,7 +13,7 @@ import msgspec
 
 from cluster.decoding import Decode, from_json
 from cluster.durable import read_file, replace_file
-from cluster.errors import Malformed
+from cluster.errors import Malformed, error_text
 from cluster.rpc.wire import parse_address
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Candidates:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self._path, msgspec.json.encode(list(addresses)), synced=False)
         except OSError as error:
-            log.warning("cannot remember the addresses of managers in %s: %s", self._path, error)
+            log.warning("cannot remember the addresses of managers in %s: %s", self._path, error_text(error, with_file=False))
         self._written = frozenset(addresses)
 
 
@@ -52,10 +52,10 @@ def known_candidates(state: str | Path, configured: Sequence[str]) -> list[str]:
             addresses = _decode(read_file(path))[:KNOWN_MAX]
             for address in addresses:
                 parse_address(address)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # of a command whose user is not root: there are those of the configuration
         except (OSError, ValueError, Malformed) as error:
-            log.warning("%s cannot be read, so it is done without: %s", path, error)
+            log.warning("%s cannot be read, so it is done without: %s", path, error_text(error, with_file=False))
         else:
             known += addresses
     return list(dict.fromkeys(known))

@@ -3,8 +3,6 @@
 Knows nothing of labs.
 """
 
-import os
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -13,6 +11,7 @@ import trio
 from cluster.errors import own_error
 from cluster.messages import Request
 from cluster.rpc.session import ManagerSession
+from cluster.trust.credentials import Credentials
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -33,13 +32,17 @@ class Asker:
 
 
 def converse(
-    managers: Sequence[str], cluster: str, timeout_s: float, work: Callable[[Asker], Awaitable[T]], *, each: bool = False
+    managers: Sequence[str],
+    credentials: Credentials,
+    timeout_s: float,
+    work: Callable[[Asker], Awaitable[T]],
+    *,
+    each: bool = False,
 ) -> T:
     """What *work* returns; raises what the manager answers, or `Unavailable` after *timeout_s* (of *each* request)."""
 
     async def conversation() -> T:
-        # A name of its own for each command: sessions of one name may replace one another.
-        session = ManagerSession(managers=managers, cluster=cluster, server=f"{socket.gethostname()}-{os.getpid()}", role="cli")
+        session = ManagerSession(managers=managers, credentials=credentials)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session.run)
             result = await work(Asker(session, timeout_s, each=each))

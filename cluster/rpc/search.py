@@ -12,6 +12,8 @@ import trio
 from cluster.errors import CatalogFault, GodwitError
 from cluster.messages import Ping, Pong
 from cluster.rpc.connection import Channel, connect
+from cluster.rpc.wire import A_MANAGER
+from cluster.trust.credentials import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +27,13 @@ class Search:
 
     def __init__(
         self,
-        cluster: str,
+        credentials: Credentials,
         channels: trio.Nursery,
         refused: Callable[[str], None],
         troubled: Callable[[CatalogFault], None] = lambda _fault: None,
     ) -> None:
-        self._ping = Ping(cluster)
+        self._ping = Ping(credentials.identity.cluster)
+        self._credentials = credentials
         self._channels = channels
         self._refused = refused
         self._troubled = troubled
@@ -60,7 +63,7 @@ class Search:
 
     async def _ask(self, address: str, nursery: trio.Nursery) -> None:
         """Pings over one connection until it breaks, or the one who answers is the manager."""
-        channel = await connect(address, self._channels, timeout_s=ANSWER_S)
+        channel = await connect(address, self._channels, self._credentials, A_MANAGER, timeout_s=ANSWER_S)
         try:
             while True:
                 pong: Pong = await channel.call(self._ping, timeout_s=ANSWER_S)

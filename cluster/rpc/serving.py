@@ -7,7 +7,9 @@ answered, ends that request or that connection at most. What a peer may take of 
 import errno
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,18 +18,21 @@ import trio
 
 from cluster.clock import monotonic_s
 from cluster.decoding import Decode, from_msgpack
-from cluster.errors import GodwitError, OutOfRange, ProtocolError, Refused, Unavailable
+from cluster.errors import GodwitError, OutOfRange, ProtocolError, Refused, Unavailable, error_text
 from cluster.faults import faults
-from cluster.messages import Failure, Greeting
+from cluster.messages import Failure, Greeting, Working
 from cluster.rpc.bounds import PATIENCE, TASK_S, Door, Patience, Visit
 from cluster.rpc.bulk import TURN_BYTES, NextBody, send_bodies
 from cluster.rpc.connection import Answer
 from cluster.rpc.frames import GREETING_NUMBER, LARGEST, Frame, FrameParser, Limits, pack
-from cluster.rpc.wire import Wire, parse_address
+from cluster.rpc.handshake import NotProven, shake_hands
+from cluster.rpc.wire import Wire, parse_address, proven, turn_away
+from cluster.trust.credentials import Credentials, NotBelieved
+from cluster.trust.identity import Peer
 
 log = logging.getLogger(__name__)
 
-RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES = 64 * 1024
 ANSWERS_BYTES = 256 * 1024  # of what is answered at once and goes together
 SMALL_BYTES = 64 * 1024  # of a frame, for which no room is looked for before it is there
 UNCOUNTED_BYTES = 4096  # of a request with its reply: `MAX_CALLS_IN_FLIGHT` bounds them
@@ -48,6 +53,10 @@ class Replies:
 
     async def __call__(self, reply: Any, body: bytes | memoryview = b"") -> None:
         await self._wire.send(pack(self._number, _encode(reply), body))
+
+    async def working(self) -> None:
+        """Has the peer wait for the reply as long again as it would from now on. Raises `Unavailable`."""
+        await self(Working())
 
     async def bodies(
         self, reply: Any, next_body: NextBody, limiter: trio.CapacityLimiter, *, turn_bytes: int = TURN_BYTES
@@ -73,11 +82,6 @@ class Handler(Protocol):
         return
 
     @property
-    def is_introduced(self) -> bool:
-        """Whether the peer has introduced itself by a request."""
-        return False
-
-    @property
     def is_guest(self) -> bool:
         """Whether the peer is no process of the network's: its requests get a part of the time, see `cluster.rpc.bounds`."""
         return False
@@ -93,8 +97,9 @@ class Handler(Protocol):
 async def serve(
     stream: trio.SocketStream,
     decode: Decode[Any],
-    make_handler: Callable[[str], Handler],
+    make_handler: Callable[[Peer], Handler],
     door: Door,
+    credentials: Credentials,
     limits: Limits = LARGEST,
 ) -> None:
     """Answers one connection until it ends; raises nothing. Requests are handled side by side, a bounded number at once."""
@@ -103,19 +108,41 @@ async def serve(
         visit = door.enter(host)
     except (OSError, ProtocolError) as error:
         if isinstance(error, ProtocolError):
-            faults.note(log, "too many connections", f"closed a connection: {error}")
+            faults.note(log, "too many connections", f"closed a connection: {error_text(error)}")
         await trio.aclose_forcefully(stream)
         return
-    peer = f"{host}:{port}"
-    wire = Wire(stream, peer)
     try:
-        await _answered(_ServedConnection(wire, decode, visit, limits), make_handler, peer)
+        wire = await _proven(stream, f"{host}:{port}", visit, credentials)
+        if wire is not None:
+            if wire.peer.identity is not None:
+                visit.introduced()
+            with closing(wire):
+                await _answered(_ServedConnection(wire, decode, visit, limits), make_handler, wire.peer)
     finally:
         visit.left()
-        wire.close()
 
 
-async def _answered(connection: "_ServedConnection", make_handler: Callable[[str], Handler], peer: str) -> None:
+async def _proven(stream: trio.SocketStream, address: str, visit: Visit, credentials: Credentials) -> Wire | None:
+    """The connection, once the peer has proved who it is, or has shown no certificate; None if it has failed to."""
+    try:
+        with trio.fail_after(visit.patience.preface_s):
+            secured = await shake_hands(stream, credentials.serving, is_server=True)
+    except trio.TooSlowError:
+        faults.note(log, "no handshake", f"closed a connection of {address}: no handshake within {visit.patience.preface_s:g} s")
+    except NotProven as error:
+        faults.note(log, f"no proof ({error.cause})", f"refused {address}: {error}")
+    except Exception as error:
+        faults.unexpected(log, f"with the handshake of {address}", error)
+    else:
+        try:
+            return proven(secured, address, credentials)
+        except NotBelieved as error:
+            faults.note(log, f"not believed ({error.cause})", f"refused {address}: {error}")
+            await turn_away(secured, error)
+    return None
+
+
+async def _answered(connection: "_ServedConnection", make_handler: Callable[[Peer], Handler], peer: Peer) -> None:
     try:
         handler = make_handler(peer)
         try:
@@ -135,7 +162,6 @@ class _ServedConnection:
         self._wire = wire
         self._decode = decode
         self._visit = visit
-        self._limits = limits
         self._parser = FrameParser(expect_preface=True, limits=visit.limits(limits))
         self._slots = trio.Semaphore(MAX_CALLS_IN_FLIGHT)
         self._under_way = 0
@@ -147,6 +173,7 @@ class _ServedConnection:
     async def run(self, handler: Handler) -> None:
         """Until the connection ends. Raises `ProtocolError` or `Unavailable` for why it had to."""
         self._handler = handler
+        self._visit.is_guest = handler.is_guest
         try:
             async with trio.open_nursery() as nursery:
                 problem = await self._receive(nursery)
@@ -161,7 +188,6 @@ class _ServedConnection:
     async def _receive(self, nursery: trio.Nursery) -> Exception | None:
         try:
             while data := await self._next_bytes():
-                self._meet_if_introduced()
                 await self._take(data, nursery)
         except (ProtocolError, Unavailable) as error:
             return error
@@ -175,9 +201,7 @@ class _ServedConnection:
         while True:
             deadline, why = self._deadline()
             with trio.move_on_at(deadline):
-                return await self._wire.receive(SMALL_BYTES if self._visit.is_stranger else RECEIVE_BYTES)
-            if self._meet_if_introduced():
-                continue  # its introduction was being answered when this wait began
+                return await self._wire.receive(RECEIVE_BYTES)
             if not self._under_way or self._parser.is_within_frame:
                 raise ProtocolError(why)
             self._heard_s = monotonic_s()  # it waits for us
@@ -191,20 +215,10 @@ class _ServedConnection:
             return self._heard_s + patience.stranger_s, why
         return self._frame_s + patience.frame_s, f"a request that took more than {patience.frame_s:g} s to come"
 
-    def _meet_if_introduced(self) -> bool:
-        """Whether the peer has introduced itself since this was asked last."""
-        self._visit.is_guest = self._handler.is_guest
-        if not self._visit.is_stranger or not self._handler.is_introduced:
-            return False
-        self._meet()
-        return True
-
-    def _meet(self) -> None:
-        self._visit.introduced()
-        self._parser.limits = self._limits
-
     async def _take(self, data: bytes, nursery: trio.Nursery) -> None:
         """Answers or begins to answer what *data* completes; gives way when the slice of the event loop is used up."""
+        if self._wire.peer.ends_s <= time.time():
+            raise ProtocolError(f"the certificate of {self._wire.peer.identity} has expired")
         visit, answers = self._visit, _Answers(self._wire)
         frames = 0
         if visit.must_give_way:
@@ -236,7 +250,6 @@ class _ServedConnection:
 
     def _greet(self, frame: Frame) -> None:
         self._handler.greeted(_greeting_of(frame.head))
-        self._meet()
 
     async def _begin(self, frame: Frame, answers: "_Answers", nursery: trio.Nursery) -> None:
         request, reply = self._decoded(frame)
@@ -323,12 +336,12 @@ class _Answers:
             await self._wire.send(b"".join(frames))
 
 
-def _unexpected(request: Any, peer: str, error: Exception) -> Failure:
+def _unexpected(request: Any, peer: Peer, error: Exception) -> Failure:
     faults.unexpected(log, f"while handling {type(request).__name__} from {peer}", error)
     return Failure(GodwitError.kind, errno.EIO, "unexpected error, see the server's log")
 
 
-def _packed(number: int, request: Any, reply: Any, peer: str, body: bytes | memoryview = b"") -> bytes:
+def _packed(number: int, request: Any, reply: Any, peer: Peer, body: bytes | memoryview = b"") -> bytes:
     """The frame of a reply, or of the failure to make one."""
     try:
         return pack(number, _encode(reply), body)
@@ -342,7 +355,8 @@ def _packed(number: int, request: Any, reply: Any, peer: str, body: bytes | memo
 async def listen(
     address: str,
     decode: Decode[Any],
-    make_handler: Callable[[str], Handler],
+    make_handler: Callable[[Peer], Handler],
+    credentials: Credentials,
     *,
     limits: Limits = LARGEST,
     patience: Patience = PATIENCE,
@@ -350,15 +364,16 @@ async def listen(
 ) -> None:
     """Serves connections on `host:port` until cancelled. Raises `Unavailable` if the address cannot be bound.
 
-    *limits*: of the requests of who is no stranger. *patience*: with peers that are silent.
+    *make_handler* gets who is connected; one that has shown no certificate is a stranger for as long as it stays. *limits*: of
+    the requests of who is no stranger. *patience*: with peers that are silent.
     """
     host, port = parse_address(address)
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
-        raise Unavailable(f"cannot listen on {address}: {error}") from error
+        raise Unavailable(f"cannot listen on {address}: {error_text(error)}") from error
     door = Door(patience)
     async with trio.open_nursery() as nursery:
         task_status.started()
-        accepted = partial(serve, decode=decode, make_handler=make_handler, door=door, limits=limits)
+        accepted = partial(serve, decode=decode, make_handler=make_handler, door=door, credentials=credentials, limits=limits)
         await trio.serve_listeners(accepted, listeners, handler_nursery=nursery)

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import trio
 
 from cluster.catalog_point import CatalogMemory
-from cluster.counters import Counters, counter
+from cluster.clock import thread_s
+from cluster.counters import Counters, counter, gauge, histogram
 from cluster.errors import CatalogFault, Fenced, GodwitError, NotManager, ProtocolError, Refused, Unavailable
 from cluster.faults import faults
 from cluster.leases import ManagerClock
@@ -24,8 +25,9 @@ from cluster.messages import (
     PROTOCOL,
     Applied,
     Apply,
+    Certified,
     Commit,
-    Greeting,
+    Done,
     Heartbeat,
     HeldLocks,
     Hello,
@@ -34,18 +36,29 @@ from cluster.messages import (
     OpenInode,
     Operation,
     Recall,
+    RenewCertificate,
     Request,
+    ShowCertificate,
     TakeInodes,
     WatchRecalls,
     Welcome,
 )
 from cluster.rpc.candidates import Candidates, known_candidates
-from cluster.rpc.connection import Channel
+from cluster.rpc.connection import Channel, ask_once
+from cluster.rpc.following import follow
+from cluster.rpc.renewal import CERTIFY_S
+from cluster.rpc.revocation import heed
 from cluster.rpc.search import ANSWER_S, Search
 from cluster.rpc.waiters import check_wanted, while_wanted
+from cluster.service import SERVICE
+from cluster.trust.credentials import Credentials
 
 log = logging.getLogger(__name__)
 
+CALL_S = histogram(
+    "godwit_manager_call_seconds", "How long the process waited for answers of managers, with all attempts.", "request"
+)
+CONNECTED = gauge("godwit_manager_connected", "Whether the process is connected to the manager in office: 1 or 0.")
 MANAGER_REQUESTS = counter("godwit_manager_requests_total", "Requests that the process has sent to managers.")
 
 R = TypeVar("R")
@@ -70,9 +83,7 @@ class ManagerSession:
         self,
         *,
         managers: Sequence[str],
-        cluster: str,
-        server: str,
-        role: str,
+        credentials: Credentials,
         state: str | None = None,
         opens: Callable[[], list[OpenInode]] = list,
         tokens: Callable[[], list[bytes]] = list,
@@ -83,6 +94,8 @@ class ManagerSession:
         on_welcome: Callable[[Welcome], None] = lambda _welcome: None,
         memory: CatalogMemory | None = None,
         on_recall: Callable[[Recall], None] | None = None,
+        unsent: Callable[[], bool] = lambda: False,
+        before: Callable[[Request[Any], float], Awaitable[None]] | None = None,
         refused_retry_s: float = REFUSED_RETRY_S,
     ) -> None:
         self.session = secrets.randbits(63)  # its number
@@ -91,25 +104,31 @@ class ManagerSession:
         self.clock = ManagerClock()  # bounds of the manager's clock
         self._configured = list(managers)  # candidates of the configuration
         self._managers = list(managers) if state is None else known_candidates(state, managers)  # all that are known
-        self._candidates = None if state is None else Candidates(state, role)  # where they are kept
+        self._candidates = None if state is None else Candidates(state, credentials.role)  # where they are kept
         self._keeping = trio.CapacityLimiter(1)  # they are written one after the other
-        self._cluster = cluster
-        self._server = server
-        self._role = role
+        self.credentials = credentials  # who this process is, and whom it believes
+        self._cluster = credentials.identity.cluster
+        self._server = credentials.identity.server
+        self._role = credentials.role
         self._opens = opens
         self._tokens = tokens
         self._caching = caching
         self._locks = locks
         self._counts = counts
         self._counters = counters
+        self._seconds = (Counters() if counters is None else counters).histograms(CALL_S)
         if counters is not None:
             counters.follow(MANAGER_REQUESTS, lambda: self.requests)
+            counters.follow(CONNECTED, lambda: float(self._channel is not None and not self._channel.broken.is_set()))
         self._on_welcome = on_welcome
         self._memory = memory
         self._on_recall = on_recall
+        self._unsent = unsent  # whether there are records to send: the manager waits for them
+        self._before = before  # awaited before a request is sent, with its timeout: sends what must come first
         self._refused_retry_s = refused_retry_s  # until a manager that has refused this process is asked again
         self._channel: Channel | None = None  # to the manager; None while none is found
         self._connected = trio.Event()  # set while there is a channel
+        self._manager = ""  # the name of the last one
         self._last_refusal = "none of them answered"  # why there is none
         self._logged_refusal = ""  # what of that was logged
         self._request_ids = itertools.count(1)  # of changes: the manager applies each once
@@ -129,13 +148,20 @@ class ManagerSession:
             nursery.cancel_scope.cancel()
         raise self._fenced
 
+    async def introduced(self) -> None:
+        """Returns when a manager has taken this process in."""
+        await self._connected.wait()
+
     async def _keep_connected(self, nursery: trio.Nursery) -> None:
+        SERVICE.status(f"waits for a manager: {self._last_refusal}")
         channel = await self._find_manager(nursery)
         if channel is None:
+            SERVICE.status(f"waits for a manager: {self._last_refusal}")
             await trio.sleep(self._refused_retry_s if self._logged_refusal else RETRY_S)
             return
         self._channel = channel
         self._connected.set()
+        SERVICE.status(f"the manager is {self._manager}, term {self.term}")
         if self._on_recall is not None:
             nursery.start_soon(self._watch_recalls, channel, self._on_recall)
         await self._heartbeats(channel)
@@ -144,10 +170,12 @@ class ManagerSession:
         channel.close()
 
     async def _find_manager(self, nursery: trio.Nursery) -> Channel | None:
-        address, channel = await Search(self._cluster, nursery, self._note_answer, self._note_trouble).run(self._managers)
+        address, channel = await Search(self.credentials, nursery, self._note_answer, self._note_trouble).run(self._managers)
         self._trouble, self._trouble_came = None, trio.Event()
         try:
             welcome = await self._introduce(channel)
+            await heed(self.credentials, welcome.revoked)
+            await follow(self.credentials, welcome.authorities)
             self._managers = list(dict.fromkeys([address, *self._configured, *welcome.managers]))
             if self._candidates is not None:
                 nursery.start_soon(self._keep_managers, self._candidates, list(self._managers))
@@ -163,15 +191,23 @@ class ManagerSession:
         channel.close()
         return None
 
+    async def certify(self, request: RenewCertificate) -> Certified:
+        """As `cluster.rpc.renewal` asks: a certificate for this very process."""
+        return await self.call(request, timeout_s=CERTIFY_S)
+
+    async def show(self, request: ShowCertificate) -> Done:
+        """As `cluster.rpc.renewal` shows: over a connection that is made with the certificate of now."""
+        return await ask_once(self.manager, request, self.credentials, timeout_s=CERTIFY_S)
+
+    @property
+    def manager(self) -> str:
+        """Where the manager was found last, also while the connection to it is made anew."""
+        return self._managers[0]
+
     @property
     def candidates(self) -> list[str]:
         """Where managers are looked for."""
         return list(self._managers)
-
-    @property
-    def greeting(self) -> Greeting:
-        """What this process tells whomever it connects to."""
-        return Greeting(PROTOCOL, self._cluster, self._server, self._role)
 
     def _note_answer(self, why: str) -> None:
         self._last_refusal = why
@@ -216,10 +252,11 @@ class ManagerSession:
 
     async def _introduce(self, channel: Channel) -> Welcome:
         before = trio.current_time()
+        # In the step in which it is asked whether there are records: what is recorded later would be cached and not presented.
+        unsent = self._unsent()
         held = self._opens(), self._tokens(), self._caching(), self._locks()
-        await channel.greet(self.greeting)
         point = self._memory.point if self._memory is not None else None
-        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, *held, point)
+        hello = Hello(PROTOCOL, self._cluster, self._server, self._role, self.session, *held, point, unsent)
         welcome = await channel.call(hello, timeout_s=INTRODUCTION_TIMEOUT_S)
         await self._check_catalog(welcome)
         self.last_contact_s = before
@@ -227,6 +264,7 @@ class ManagerSession:
         if welcome.term != self.term:
             log.info("the manager is %s, term %d", welcome.manager, welcome.term)
         self.term = welcome.term
+        self._manager = welcome.manager
         self._logged_refusal = ""
         return welcome
 
@@ -257,6 +295,10 @@ class ManagerSession:
             with trio.move_on_after(HEARTBEAT_S):
                 await channel.broken.wait()
                 return
+            if channel.is_stale:
+                # What is asked now is asked again over the next connection.
+                log.info("connects to %s anew, with the certificates of now", channel.peer)
+                return
             before = trio.current_time()
             try:
                 metrics = {} if self._counters is None else self._counters.numbers()
@@ -267,11 +309,23 @@ class ManagerSession:
                 return
             self.last_contact_s = before
             self.clock.heard(beat.term, beat.now_s, before)
+            if beat.revoked is not None:
+                await heed(self.credentials, beat.revoked)
+            await follow(self.credentials, beat.authorities)
 
     async def call(self, request: Request[R], *, timeout_s: float) -> R:
         """The manager's reply; raises the error that it answers, or `Unavailable` after *timeout_s*; or `Refused` with EINTR when
         nobody wants the answer any more (`cluster.rpc.waiters`), unless it is a change that was sent."""
+        began_s = thread_s()
+        try:
+            return await self._call(request, timeout_s)
+        finally:
+            self._seconds[type(request).__name__].observe(thread_s() - began_s)
+
+    async def _call(self, request: Request[R], timeout_s: float) -> R:
         deadline = trio.current_time() + timeout_s
+        if self._before is not None:
+            await self._before(request, timeout_s)
         sent = False
         while True:
             if self._fenced is not None:
@@ -319,8 +373,12 @@ class ManagerSession:
         finally:
             self._outstanding.discard(request_id)
         if not all(isinstance(operation, Commit) for operation in operations):
-            self.changes += 1
+            self.changed()
         return applied
+
+    def changed(self) -> None:
+        """A change was made: by the manager, or by this process, of which the manager is told later."""
+        self.changes += 1
 
     async def apply_one(self, operation: Operation, *, timeout_s: float) -> Node:
         """Applies one operation that makes or changes an inode, and returns that inode's node."""

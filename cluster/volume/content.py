@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -62,9 +63,14 @@ def visible_ctime_ns(ctime_ns: int, content: Content) -> int:
     return max(ctime_ns, min(content.mtime_ns, content.ctime_ns))
 
 
+def is_as_made(node: Node, content: Content) -> bool:
+    """Whether nobody has written a new file yet whose object was made before it: its times are not those of the object."""
+    return not node.version and not content.size and content.mtime_ns == node.object_ctime_ns
+
+
 def overlay(node: Node, content: Content) -> Node:
     """*node* with the size and times that its home's object has at this moment."""
-    if content.ctime_ns == node.object_ctime_ns and content.size == node.size:
+    if (content.ctime_ns == node.object_ctime_ns and content.size == node.size) or is_as_made(node, content):
         return node
     return msgspec.structs.replace(
         node,
@@ -94,7 +100,7 @@ async def lock_of(descriptor: int) -> AsyncIterator[None]:
     """Holds the lock of the object that *descriptor* is of, and closes it. Raises `OSError`."""
     try:
         wait_s = LOCK_RETRY_MIN_S
-        while not _try_lock(descriptor):
+        while not try_lock(descriptor):
             # A blocking flock could not be cancelled, so that whoever stops with the lock would stop us too.
             await trio.sleep(wait_s)
             wait_s = min(2 * wait_s, LOCK_RETRY_MAX_S)
@@ -103,7 +109,8 @@ async def lock_of(descriptor: int) -> AsyncIterator[None]:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
+    """Whether the object's lock is held by *descriptor* now."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -161,34 +168,52 @@ def make_commit(
     the content is looked at when the fence is back. Without *fine_times* it returns after the tick of the kernel's clock
     that the commit shows.
     """
+    begun_commit = begin_commit(descriptor, node, path, fenced=fenced)
+    if not fine_times and begun_commit.has_content:
+        wait_for_next_tick(os.fstat(descriptor).st_ctime_ns)
+    return end_commit(descriptor, node, begun_commit, final=final, begun=begun)
+
+
+class BegunCommit(NamedTuple):
+    """What the object's record says already."""
+
+    version: int
+    has_content: bool  # something was written since the last commit
+
+
+def begin_commit(descriptor: int, node: Node, path: bytes, *, fenced: bool = False) -> BegunCommit:
+    """The first half of `make_commit`. Blocks. Without `FINE_TIMES` a tick must pass before the second."""
     record = read_record(descriptor)
     version = max(node.version, record.version if record else 0)
-    changed = os.fstat(descriptor).st_ctime_ns != node.object_ctime_ns
-    content = None
-    if changed:
-        version += 1
-        status = os.fstat(descriptor)
-        if fenced:
-            lift(descriptor)
-        _set_record(
-            descriptor,
-            ObjectRecord(
-                ino=node.ino,
-                version=version,
-                home_epoch=node.home_epoch,
-                path=display_path(path) if path else record.path if record else "",
-                mode=node.mode,
-                uid=node.uid,
-                gid=node.gid,
-                mtime_ns=status.st_mtime_ns,
-            ),
-        )
-        if fenced:
-            fence(descriptor)
-        if not fine_times:
-            _wait_for_next_tick(os.fstat(descriptor).st_ctime_ns)
-        content = content_of(os.fstat(descriptor))
-    return Commit(node.ino, node.home_epoch, version, content, final, begun)
+    status = os.fstat(descriptor)
+    unwritten = is_as_made(node, content_of(status))
+    # The first commit gives what was never written its record, too: it is copied like anything else.
+    if status.st_ctime_ns == node.object_ctime_ns and not unwritten:
+        return BegunCommit(version, has_content=False)
+    if fenced:
+        lift(descriptor)
+    _set_record(
+        descriptor,
+        ObjectRecord(
+            ino=node.ino,
+            version=version + 1,
+            home_epoch=node.home_epoch,
+            path=display_path(path) if path else record.path if record else "",
+            mode=node.mode,
+            uid=node.uid,
+            gid=node.gid,
+            mtime_ns=node.mtime_ns if unwritten else status.st_mtime_ns,
+        ),
+    )
+    if fenced:
+        fence(descriptor)
+    return BegunCommit(version + 1, has_content=True)
+
+
+def end_commit(descriptor: int, node: Node, commit: BegunCommit, *, final: bool, begun: int = 0) -> Commit:
+    """The second half of `make_commit`."""
+    content = content_of(os.fstat(descriptor)) if commit.has_content else None
+    return Commit(node.ino, node.home_epoch, commit.version, content, final, begun)
 
 
 def set_times(descriptor: int, atime_ns: int | None, mtime_ns: int | None) -> None:
@@ -210,7 +235,7 @@ def _set_record(descriptor: int, record: ObjectRecord) -> None:
             raise
 
 
-def _wait_for_next_tick(ctime_ns: int) -> None:
+def wait_for_next_tick(ctime_ns: int) -> None:
     """Until what is changed from now on gets another change time."""
     while time.clock_gettime_ns(REALTIME_COARSE) <= ctime_ns:
         time.sleep(TICK_S)

@@ -17,6 +17,7 @@ import json
 import os
 import stat
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,8 @@ OBJECTS_PER_DIRECTORY = 4096
 RECORD_XATTR = "user.godwit"
 RECORD_MAX_BYTES = 2048
 """ext4 keeps all attributes of a file within one block of 4096 bytes; a path alone may need more."""
+
+SHORT_PATH = 200  # characters: even if each is written as six, the record is short enough
 
 
 class VolumeIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +105,24 @@ class VolumeLayout:
             with suppress(FileExistsError):
                 os.mkdir(os.path.dirname(path), mode=0o700)
             return os.open(path, flags, 0o600)
+
+    def create_objects(self, inodes: Sequence[int]) -> list[int]:
+        """As `create_object`; all of them or none."""
+        made: list[int] = []
+        try:
+            made.extend(self.create_object(ino) for ino in inodes)  # those before one that fails are in it, too
+        except OSError:
+            for descriptor in made:
+                os.close(descriptor)
+            self.remove_objects(inodes[: len(made)])
+            raise
+        return made
+
+    def remove_objects(self, inodes: Sequence[int]) -> None:
+        """Removes objects that no row in the catalog is of; raises `OSError`."""
+        for ino in inodes:
+            with suppress(FileNotFoundError):
+                os.unlink(self.object_path(ino))
 
     def open_object(self, ino: int, flags: int) -> int:
         """A descriptor of an existing object: see `open_regular`."""
@@ -181,6 +202,10 @@ class VolumeLayout:
 
 def write_record(descriptor: int, record: ObjectRecord) -> None:
     """Sets an object's record; raises `OSError`. Of a path that is too long for the attribute, the end is kept."""
+    # Same as below, saves 10 µs; surrogates, which stand for bytes that are no text, only `json` takes.
+    if record.path.isascii() and len(record.path) <= SHORT_PATH:
+        os.setxattr(descriptor, RECORD_XATTR, msgspec.json.encode(record))
+        return
     fields = msgspec.to_builtins(record)
     value = _encode_fields(fields)
     while len(value) > RECORD_MAX_BYTES and fields["path"]:
@@ -192,6 +217,17 @@ def write_record(descriptor: int, record: ObjectRecord) -> None:
 
 def _encode_fields(fields: dict[str, object]) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def has_record(descriptor: int) -> bool:
+    """Whether an object has a record, which may be unreadable. Raises `OSError`."""
+    try:
+        os.getxattr(descriptor, RECORD_XATTR)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return False
+        raise
+    return True
 
 
 def read_record(descriptor: int) -> ObjectRecord | None:

@@ -16,19 +16,19 @@ import trio.testing
 from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Fenced, ProtocolError, Refused, Unavailable, from_failure
 from cluster.faults import Faults
-from cluster.messages import AGENT_UNION, PROTOCOL, Greeting, StatObject, SyncObject, WriteObject
+from cluster.messages import AGENT_UNION, StatObject, SyncObject, WriteObject
 from cluster.rpc import bounds
 from cluster.rpc.bounds import PATIENCE, REST, SLICE_S, STRANGERS_PER_ADDRESS, Door, Patience, Room, Visit
-from cluster.rpc.connection import connect, greeting_frame
+from cluster.rpc.connection import connect
 from cluster.rpc.frames import BODY_MAX_BYTES, HEADER, PREFACE, pack
 from cluster.rpc.serving import Handler, SendReply, listen
-from cluster.rpc.wire import parse_address
+from cluster.rpc.wire import ANYBODY
 from cluster.tending import TendedTasks, tended
+from cluster.trust.credentials import Newcomer
 from tests.cluster.test_rpc import STAT, free_address
+from tests.support.trust import authority, credentials, raw
 
 pytestmark = pytest.mark.deadline(30)
-
-GREETING = Greeting(PROTOCOL, "c", "s1", "mount")
 
 
 class Service(Handler):
@@ -58,7 +58,7 @@ async def served(
     service, address = service or Service(), free_address()
     decode: Decode[Any] = from_msgpack(AGENT_UNION)
     async with trio.open_nursery() as nursery:
-        serving = partial(listen, address, decode, lambda _peer: service, patience=patience)
+        serving = partial(listen, address, decode, lambda _peer: service, credentials("s1", "agent"), patience=patience)
         await nursery.start(lambda task_status: serving(task_status=task_status))
         yield service, address, nursery
         nursery.cancel_scope.cancel()
@@ -66,34 +66,27 @@ async def served(
 
 async def test_a_stranger_may_send_little_and_who_greets_more() -> None:
     async with served() as (service, address, nursery):
-        stranger = await connect(address, nursery, timeout_s=5)
+        stranger = await connect(address, nursery, Newcomer(authority().pem.decode()), ANYBODY, timeout_s=5)
         with pytest.raises(Unavailable):
             await stranger.call(WriteObject(1, 1, b"", 0), body=bytes(70_000), timeout_s=5)
-        known = await connect(address, nursery, timeout_s=5, greeting=GREETING)
+        known = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=5)
         nursery.start_soon(partial(known.call, WriteObject(1, 1, b"", 0), body=bytes(BODY_MAX_BYTES), timeout_s=60))
         while service.waiting == 0:
             await trio.sleep(0.01)
 
 
-async def test_who_introduces_himself_by_a_request_is_no_stranger_from_its_answer_on() -> None:
+async def test_who_has_proved_who_he_is_is_no_stranger() -> None:
     """He may send more at once, and be silent for as long as he likes."""
     patience = Patience(stranger_s=0.3)
 
-    class Introduced(Service):
-        introduced = False
-
-        @property
-        def is_introduced(self) -> bool:
-            return self.introduced
-
+    class Answering(Service):
         async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
             await trio.sleep(0.01)
-            self.introduced = True
             return STAT
 
     async def test(silent_s: float) -> None:
-        async with served(Introduced(), patience) as (_service, address, _nursery):
-            stream = await trio.open_tcp_stream(*parse_address(address))
+        async with served(Answering(), patience) as (_service, address, _nursery):
+            stream = await raw(address, credentials("s9", "mount"))
             await stream.send_all(PREFACE + pack(1, msgspec.msgpack.encode(SyncObject(1, 1, b""))))
             assert await stream.receive_some(1000)
             await trio.sleep(silent_s)
@@ -107,21 +100,21 @@ async def test_who_introduces_himself_by_a_request_is_no_stranger_from_its_answe
 
 async def test_requests_that_wait_hold_a_bounded_number_of_bytes() -> None:
     async with served() as (service, address, nursery):
-        stream = await trio.open_tcp_stream(*parse_address(address))
+        stream = await raw(address, credentials("s9", "mount"))
         write = msgspec.msgpack.encode(WriteObject(1, 1, b"", 0))
         with trio.move_on_after(1.5):
-            await stream.send_all(PREFACE + greeting_frame(GREETING))
+            await stream.send_all(PREFACE)
             for number in range(1, 41):
                 await stream.send_all(pack(number, write, bytes(BODY_MAX_BYTES)))
         assert 1 <= service.waiting <= bounds.PER_CONNECTION_BYTES // BODY_MAX_BYTES
-        other = await connect(address, nursery, timeout_s=5, greeting=GREETING)
+        other = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=5)
         assert await other.call(StatObject(1, 1, b""), timeout_s=5) == STAT
         await stream.aclose()
 
 
 async def test_many_questions_in_one_segment_let_others_run() -> None:
     async with served() as (_service, address, _nursery):
-        stream = await trio.open_tcp_stream(*parse_address(address))
+        stream = await raw(address, credentials("s9", "mount"))
         questions = b"".join(pack(n, b"\x94\xaastatobject\x01\x01\xc4\x00") for n in range(1, 20_001))
         longest = 0.0
 
@@ -144,7 +137,7 @@ async def test_many_questions_in_one_segment_let_others_run() -> None:
 
 async def test_a_reply_to_something_else_closes_the_connection() -> None:
     async with served() as (_service, address, nursery):
-        channel = await connect(address, nursery, timeout_s=5)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=5)
         with pytest.raises(ProtocolError, match="SyncObject with ObjectStat"):
             await channel.call(SyncObject(1, 1, b""), timeout_s=5)
         assert channel.broken.is_set()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -11,13 +12,14 @@ import trio
 
 from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Changed, GodwitError, ProtocolError, Unavailable
-from cluster.messages import AGENT_UNION, Chunk, Done, Message, PullEnd, PullObject, Stamp
+from cluster.messages import AGENT_UNION, Chunk, Done, Hole, Message, PullEnd, PullObject, Stamp
 from cluster.rpc.bulk import TURN_BYTES, BulkConnection
 from cluster.rpc.connection import connect
 from cluster.rpc.frames import BODY_MAX_BYTES, pack
 from cluster.rpc.serving import Handler, Replies, listen
-from cluster.rpc.wire import Wire, connect_wire, parse_address
+from cluster.rpc.wire import ANYBODY, Wire, connect_wire, parse_address
 from tests.agent.network import TIMEOUT_S, free_address
+from tests.support.trust import credentials
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -26,6 +28,8 @@ SIZES = [1, 5, 4096, 1 << 20, BODY_MAX_BYTES, 77]
 CONTENT = [os.urandom(size) for size in SIZES]
 MANY = 64
 """Chunks of 1 MiB: more than the buffers between a source and a reader that has stopped."""
+
+WITH_HOLES: list[bytes | Hole] = [Hole(1), b"content", Hole(2), Hole(3)] * MANY
 
 
 class Source(Handler):
@@ -41,15 +45,20 @@ class Source(Handler):
 
     async def handle(self, request: PullObject, body: bytes, send: Replies) -> PullEnd:
         del body
-        rest = list(CONTENT) if request.version == 1 else [bytes(1 << 20)] * MANY
+        rest = self._parts(request.version)
 
-        def next_body() -> bytes | None:
+        def next_body() -> bytes | Hole | None:
             if not rest and request.ino == 2:
                 raise Changed("while it was read")
             return rest.pop(0) if rest else None
 
-        await send.bodies(Chunk(), next_body, self.limiter, turn_bytes=self.turn_bytes)
+        await send.bodies(Chunk(plain=request.takes_plain), next_body, self.limiter, turn_bytes=self.turn_bytes)
         return PullEnd(b"digest")
+
+    def _parts(self, version: int) -> list[bytes | Hole]:
+        if version == 3:
+            return list(WITH_HOLES)
+        return [bytes(1 << 20)] * MANY if version == 2 else list(CONTENT)
 
     def closed(self) -> None:
         self.closed_connections += 1
@@ -60,14 +69,18 @@ async def served(turn_bytes: int = TURN_BYTES) -> AsyncIterator[tuple[Source, st
     source, address = Source(turn_bytes), free_address()
     decoder: Decode[Any] = from_msgpack(AGENT_UNION)
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: source, task_status=task_status))
+        await nursery.start(
+            lambda task_status: listen(
+                address, decoder, lambda _peer: source, credentials("s1", "agent"), task_status=task_status
+            )
+        )
         yield source, address, nursery
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def connection_to(address: str, turn_bytes: int = TURN_BYTES) -> AsyncIterator[tuple[BulkConnection, Wire]]:
-    wire = await connect_wire(address, timeout_s=TIMEOUT_S)
+    wire = await connect_wire(address, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
     try:
         yield BulkConnection(wire, turn_bytes), wire
     finally:
@@ -85,15 +98,44 @@ async def bodies_of(connection: BulkConnection, request: PullObject = PULL) -> l
     return bodies
 
 
-async def test_bodies_of_all_sizes_come_whole_and_in_order() -> None:
+@pytest.mark.parametrize("plain", [False, True])
+async def test_bodies_of_all_sizes_come_whole_and_in_order(plain: bool) -> None:
     async with served() as (_source, address, _nursery), connection_to(address) as (connection, _wire):
         for _ in range(3):
+            assert await bodies_of(connection, msgspec.structs.replace(PULL, takes_plain=plain)) == [*CONTENT, b""]
             assert await bodies_of(connection) == [*CONTENT, b""]
+
+
+async def test_a_plain_body_that_was_not_asked_for_is_none() -> None:
+    await answered_with(pack(1, msgspec.msgpack.encode(Chunk(plain=True)), b"content"), ProtocolError)
+
+
+async def test_replies_without_a_body_come_in_order_and_let_others_have_the_thread() -> None:
+    turn_bytes = 3 << 20
+    async with served(turn_bytes) as (_source, address, _nursery):
+        came: list[tuple[int, Message | bytes]] = []
+        limiter = trio.CapacityLimiter(1)
+
+        async def ask(who: int) -> None:
+            def take(reply: Message, body: memoryview) -> bool:
+                came.append((who, bytes(body) or reply))
+                return isinstance(reply, PullEnd)
+
+            async with connection_to(address, turn_bytes) as (connection, _wire):
+                await connection.ask(msgspec.structs.replace(PULL, version=3), take, limiter=limiter, stall_s=TIMEOUT_S)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, 1)
+            nursery.start_soon(ask, 2)
+    for who in (1, 2):
+        assert [what for its, what in came if its == who] == [*WITH_HOLES, PullEnd(b"digest")]
+    taken = [who for who, _what in came]
+    assert sum(one != other for one, other in pairwise(taken)) > MANY // 2
 
 
 async def test_they_are_frames_like_all_others() -> None:
     async with served() as (_source, address, nursery):
-        channel = await connect(address, nursery, timeout_s=TIMEOUT_S)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         async with channel.open_stream(PULL) as replies:
             for content in CONTENT:
                 assert (await anext(replies)).body == content
@@ -156,7 +198,8 @@ async def answered_with(answer: bytes, expected: type[GodwitError]) -> None:
     """What is raised when a peer answers a request with these bytes, and then ends the connection."""
     address = free_address()
 
-    async def peer(stream: trio.SocketStream) -> None:
+    async def peer(plain: trio.SocketStream) -> None:
+        stream = trio.SSLStream(plain, credentials("s1", "agent").serving, server_side=True, https_compatible=True)
         await stream.receive_some()
         await stream.send_all(answer)
 

@@ -10,7 +10,6 @@ from cluster.errors import Refused
 GOOD = """
 cluster = "home"
 server = "s1"
-secret = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 managers = ["10.0.0.1:7000", "[::1]:7000"]
 
 [manager]
@@ -32,8 +31,9 @@ WRONG = [
     ('server = "s1"', "server = 1", "server"),
     ('server = "s1"', 'server = "../s1"', "server"),
     ('server = "s1"', "", "server"),
-    ("1e1f", "1e1", "secret"),
-    ("1e1f", "1E1F", "secret"),
+    ('server = "s1"', 'server = "s1"\nsecret = "00"', "secret: this is of an older release.*operations.md"),
+    ('listen = "10.0.0.1:7000"\n', "", "manager: a candidate needs both"),
+    ('database = "sqlite:////var/lib/godwit/catalog.db"', "", "manager: a candidate needs both"),
     ('"10.0.0.1:7000", "[::1]:7000"', "", "managers"),
     ('"[::1]:7000"', '"nowhere"', r"managers\[1\]"),
     ('listen = "10.0.0.1:7000"', 'listen = "10.0.0.1"', r"manager\.listen"),
@@ -50,6 +50,9 @@ WRONG = [
     ("[mount]", "[mount]\ncommit_s = inf", "commit_s"),
     ("[mount]", "[mount]\nrenew_s = 7.6", r"mount\.renew_s"),
     ("[agent]", "suspect_s = 601\n[agent]", r"manager\.suspect_s"),
+    ("[mount]", "[metrics]\nlisten = '10.0.0.1'\n[mount]", r"metrics\.listen"),
+    ("[mount]", "[metrics]\nlisten = '10.0.0.1:65534'\n[mount]", r"metrics\.listen.*65536.*3 processes"),
+    ("[mount]", "[metrics]\nport = 1\n[mount]", "port"),
     ("[mount]", "[mount", "not TOML"),
 ]
 
@@ -80,3 +83,11 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "godwit.toml"
     path.write_text(GOOD)
     assert load_config(path).server == "s1"
+
+
+def test_a_server_that_is_no_candidate_has_no_manager() -> None:
+    text = GOOD.replace('listen = "10.0.0.1:7000"\n', "").replace('database = "sqlite:////var/lib/godwit/catalog.db"', "")
+    config = parse_config(text.encode(), "test")
+    assert not config.is_candidate
+    assert parse_config(GOOD.encode(), "test").is_candidate
+    assert parse_config(dump_config(config), "test") == config

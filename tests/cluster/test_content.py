@@ -12,6 +12,7 @@ import trio
 from cluster.errors import Fenced, Refused, refused
 from cluster.messages import Commit, Content, Node, Operation
 from cluster.volume.content import REALTIME_COARSE, commit_object, content_of, make_commit, object_lock, overlay, visible_ctime_ns
+from cluster.volume.fence import fence, lift
 from cluster.volume.layout import read_record
 
 NODE = Node(7, 0o100644, 1, 5, 6, 0, 0, 0, 0, 0, 0, 0, dirty=True, home_volume=1, home_epoch=2)
@@ -160,3 +161,59 @@ def test_an_mtime_in_the_future_does_not_become_the_change_time() -> None:
     assert visible_ctime_ns(100, content) == 500
     assert visible_ctime_ns(600, content) == 600
     assert visible_ctime_ns(100, Content(1, 1, 300, 500)) == 300
+
+
+MADE_NS = 5_000_000_000  # when the file was made, by the catalog
+
+
+@pytest.fixture
+def made_before(tmp_path: Path) -> tuple[str, Node]:
+    """An empty object that was made long before its file, and the file's node."""
+    path = tmp_path / "made"
+    path.touch()
+    ctime_ns = path.stat().st_ctime_ns
+    return str(path), msgspec.structs.replace(NODE, mtime_ns=MADE_NS, ctime_ns=MADE_NS, object_ctime_ns=ctime_ns)
+
+
+@pytest.mark.parametrize(
+    "fenced", [False, pytest.param(True, marks=pytest.mark.skipif(os.geteuid() != 0, reason="the fence needs root"))]
+)
+def test_a_file_that_was_never_written_has_its_own_times_whatever_those_of_its_object(
+    made_before: tuple[str, Node], fenced: bool
+) -> None:
+    path, node = made_before
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        assert overlay(node, content_of(os.fstat(descriptor))) == node
+        before = os.fstat(descriptor)
+        if fenced:
+            fence(descriptor)
+        made = make_commit(descriptor, node, b"/made", final=True, fenced=fenced)
+        record = read_record(descriptor)
+        lift(descriptor)
+    finally:
+        os.close(descriptor)
+    assert made.content is not None
+    assert (made.version, made.content.size, made.content.mtime_ns) == (1, 0, before.st_mtime_ns), "the object's, for its stamp"
+    assert record is not None
+    assert (record.version, record.mtime_ns) == (1, MADE_NS)
+
+
+@pytest.mark.parametrize("change", ["written", "written and cut", "another time"])
+def test_a_file_that_was_written_has_the_times_of_its_object(made_before: tuple[str, Node], change: str) -> None:
+    path, node = made_before
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        if change == "another time":
+            os.utime(descriptor, ns=(7, 8))
+        else:
+            os.write(descriptor, b"new")
+        if change == "written and cut":
+            os.ftruncate(descriptor, 0)
+        written = os.fstat(descriptor)
+        assert overlay(node, content_of(written)).mtime_ns == written.st_mtime_ns
+        made = make_commit(descriptor, node, b"/made", final=True)
+    finally:
+        os.close(descriptor)
+    assert made.content is not None
+    assert (made.content.size, made.content.mtime_ns) == (written.st_size, written.st_mtime_ns)

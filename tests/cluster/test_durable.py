@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,23 @@ def test_whoever_reads_a_small_file_says_so_of_a_large_one(tmp_path: Path) -> No
     for read in (read_state, lambda root: VolumeLayout(root).identity()):
         with pytest.raises(OSError, match="larger than 1 MiB"):
             read(tmp_path)
+
+
+def test_a_process_whose_unit_forbids_to_give_files_away_replaces_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mount's does (cli/systemd): it renews its certificate, and remembers managers and who was revoked."""
+
+    def forbidden(*_arguments: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for name in ("chown", "fchown", "lchown"):
+        monkeypatch.setattr(os, name, forbidden)
+    path = tmp_path / "file"
+    for content in (b"older", b"newer"):
+        replace_file(path, content)
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"newer", 0o600)
+    with pytest.raises(PermissionError):
+        replace_file(path, b"a group's", mode=0o640, group=0)
+    assert path.read_bytes() == b"newer", "what was there stays"
+    assert os.listdir(tmp_path) == ["file"]

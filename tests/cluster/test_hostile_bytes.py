@@ -64,8 +64,8 @@ REQUESTS = [
 ]
 DATA_REQUESTS = [ReadObject(7, 1, b"token", 0, 4096), PullObject(7, 1, 1, Stamp(1, 2, 3), b"token", [(0, 1), (5, 9)])]
 REPLIES = [NODE, Welcome(1, "s1", 30.0, [1], 2.0, ["a:1"]), Applied([NODE, None], touched=[1])]
-CONFIG = b"""cluster = "c"\nserver = "s1"\nsecret = "%s"\nmanagers = ["a:1"]
-[manager]\nlisten = "a:1"\ndatabase = "sqlite://"\n[agent]\nlisten = "a:2"\n[mount]\nmountpoint = "/mnt"\n""" % (b"ab" * 32)
+CONFIG = b"""cluster = "c"\nserver = "s1"\nmanagers = ["a:1"]
+[manager]\nlisten = "a:1"\ndatabase = "sqlite://"\n[agent]\nlisten = "a:2"\n[mount]\nmountpoint = "/mnt"\n"""
 OBJECT = ObjectRecord(7, 1, 1, "00", "/a/\udcff", 0o644, 0, 0, 5)
 
 _pack = msgspec.msgpack.encode

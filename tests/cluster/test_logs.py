@@ -79,3 +79,23 @@ def test_lines_and_tracebacks_are_whole_and_in_order_when_the_process_ends() -> 
     first, *traceback, last = done.stderr.splitlines()
     assert (first, last) == ("ERROR a failure", r"INFO the end \udcff")
     assert traceback[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_in_the_journal_each_line_has_its_priority_and_no_time() -> None:
+    """systemd says in JOURNAL_STREAM what stderr is; a program that it is inherited by may have another one."""
+    script = "import logging\nfrom cluster.logs import STAMP, log_to_stderr\n"
+    script += "with log_to_stderr(STAMP + 'mount: %(message)s', logging.DEBUG):\n"
+    script += "    logging.debug('d')\n    logging.info('i')\n    logging.warning('w')\n    logging.error('e')\n"
+    script += "    try:\n        1 / 0\n    except ZeroDivisionError:\n        logging.critical('c', exc_info=True)\n"
+    reader, writer = os.pipe()
+    status = os.fstat(writer)
+    environment = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+    subprocess.run([sys.executable, "-c", script], stderr=writer, env=environment, check=True, timeout=60)
+    os.close(writer)
+    with open(reader) as file:
+        lines = file.read().splitlines()
+    assert lines[:5] == ["<7>mount: d", "<6>mount: i", "<4>mount: w", "<3>mount: e", "<2>mount: c"]
+    assert lines[-1] == "<2>ZeroDivisionError: division by zero"
+    assert all(line.startswith("<2>") for line in lines[4:])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True, timeout=60)
+    assert re.match(r"\d{4}-\d\d-\d\dT[0-9:.]+ DEBUG   mount: d\n", done.stderr)

@@ -1,7 +1,8 @@
 """The wire stays as it is: frames that were recorded when protocol 1 was made mean the same today.
 
 `frames.txt` has one of each message of that time: who gets it, its name, its fields in order, and its bytes. They are never
-recorded again; fields that were appended since then have their defaults.
+recorded again; fields that were appended since then have their defaults. `Join` and `Joined` are of protocol 2, which came with
+certificates.
 """
 
 import pkgutil

@@ -18,12 +18,10 @@ from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Changed, GodwitError, NoSpace, Refused, TimedOut, Unavailable
 from cluster.messages import (
     AGENT_UNION,
-    PROTOCOL,
     Chunk,
     Content,
     Data,
     Done,
-    Greeting,
     ObjectStat,
     PullEnd,
     PullHeader,
@@ -38,13 +36,13 @@ from cluster.messages import (
 from cluster.rpc.bounds import PATIENCE, Patience
 from cluster.rpc.connection import Answer, Channel, connect
 from cluster.rpc.frames import BODY_MAX_BYTES, HEADER, PREFACE, pack
-from cluster.rpc.serving import Handler, SendReply, listen
-from cluster.rpc.wire import parse_address
+from cluster.rpc.serving import Handler, Replies, listen
+from cluster.rpc.wire import ANYBODY, parse_address
+from tests.support.trust import credentials, raw
 
 pytestmark = pytest.mark.deadline(30)
 
 TIMEOUT_S = 5.0
-GREETING = Greeting(PROTOCOL, "c", "s1", "mount")
 PULL = PullObject(1, 1, 1, Stamp(0, 0, 0), b"")
 STAT = ObjectStat(Content(1, 2, 3, 4))
 
@@ -74,7 +72,7 @@ class Service(Handler):
                 raise RuntimeError("a bug")
         return None
 
-    async def handle(self, request: Any, body: bytes, send: SendReply) -> Any:
+    async def handle(self, request: Any, body: bytes, send: Replies) -> Any:
         self.started += 1
         match request:
             case StatObject(ino=1):
@@ -109,10 +107,12 @@ class Service(Handler):
 
 
 @asynccontextmanager
-async def served(patience: Patience = PATIENCE) -> AsyncIterator[tuple[Service, str, trio.Nursery]]:
-    service, address = Service(), free_address()
+async def served(
+    service: Service | None = None, patience: Patience = PATIENCE
+) -> AsyncIterator[tuple[Service, str, trio.Nursery]]:
+    service, address = service or Service(), free_address()
     async with trio.open_nursery() as nursery:
-        serving = partial(listen, address, DECODER, lambda _peer: service, patience=patience)
+        serving = partial(listen, address, DECODER, lambda _peer: service, credentials("s1", "agent"), patience=patience)
         await nursery.start(lambda task_status: serving(task_status=task_status))
         yield service, address, nursery
         nursery.cancel_scope.cancel()
@@ -136,19 +136,47 @@ async def drain(channel: Channel, request: PullObject, after: trio.Event | None 
             pass
 
 
+class AtWork(Service):
+    """Says every 50 ms that it is at work on what it never answers, `says` times."""
+
+    says = 0
+
+    async def handle(self, request: Any, body: bytes, send: Replies) -> Any:
+        for _ in range(self.says):
+            await trio.sleep(0.05)
+            await send.working()
+        return await super().handle(request, body, send)
+
+
+async def test_who_is_told_that_the_peer_is_at_work_goes_on_waiting() -> None:
+    async with served(AtWork()) as (service, address, nursery):
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
+        assert isinstance(service, AtWork)
+        service.says = 10
+        told: list[float] = []
+        began_s = trio.current_time()
+        with pytest.raises(TimedOut):
+            await channel.exchange(SyncObject(1, 1, b""), timeout_s=0.3, works=lambda: told.append(trio.current_time()))
+        took_s = trio.current_time() - began_s
+        assert len(told) == 10
+        assert took_s > told[-1] - began_s + 0.25
+        service.release.set()
+        assert await channel.call(SyncObject(1, 1, b""), timeout_s=TIMEOUT_S) == Done()
+
+
 def _closed_since(service: Service, before: int) -> bool:
     return service.connections_closed > before
 
 
 async def still_serves(address: str, nursery: trio.Nursery) -> None:
-    channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+    channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
     assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
     channel.close()
 
 
 async def test_what_is_answered_at_once_comes_back_too() -> None:
     async with served() as (_service, address, nursery):
-        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         assert await channel.call(StatObject(5, 1, b""), timeout_s=TIMEOUT_S) == STAT
         with pytest.raises(Refused, match="no such thing"):
             await channel.call(StatObject(6, 1, b""), timeout_s=TIMEOUT_S)
@@ -159,7 +187,7 @@ async def test_what_is_answered_at_once_comes_back_too() -> None:
 
 async def test_replies_bodies_and_errors_come_back() -> None:
     async with served() as (service, address, nursery):
-        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
         answer = await channel.exchange(ReadObject(1, 1, b"", 0, BODY_MAX_BYTES), timeout_s=TIMEOUT_S)
         assert answer == Answer(Data(), bytes(BODY_MAX_BYTES))
@@ -176,7 +204,7 @@ async def test_replies_bodies_and_errors_come_back() -> None:
 
 async def test_a_bug_in_a_handler_is_an_error_of_that_call_only(caplog: pytest.LogCaptureFixture) -> None:
     async with served() as (_service, address, nursery):
-        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         with pytest.raises(GodwitError, match="see the server's log"):
             await channel.call(StatObject(4, 1, b""), timeout_s=TIMEOUT_S)
         assert "a bug" in caplog.text
@@ -185,7 +213,7 @@ async def test_a_bug_in_a_handler_is_an_error_of_that_call_only(caplog: pytest.L
 
 async def test_a_reply_too_large_to_send_is_an_error_of_that_call_only() -> None:
     async with served() as (_service, address, nursery):
-        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         with pytest.raises(GodwitError, match="too large"):
             await channel.call(ReadObject(1, 1, b"", 0, BODY_MAX_BYTES + 1), timeout_s=TIMEOUT_S)
         assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
@@ -193,7 +221,7 @@ async def test_a_reply_too_large_to_send_is_an_error_of_that_call_only() -> None
 
 async def test_slow_calls_hold_up_no_others_and_time_out() -> None:
     async with served() as (service, address, nursery):
-        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         with pytest.raises(TimedOut, match=r"within 0\.05 s") as timeout:
             await channel.call(SyncObject(1, 1, b""), timeout_s=0.05)
         assert timeout.value.errno == errno.EIO
@@ -205,7 +233,7 @@ async def test_slow_calls_hold_up_no_others_and_time_out() -> None:
 
 async def test_a_cancelled_call_leaves_the_channel_usable() -> None:
     async with served() as (service, address, nursery):
-        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         large = bytes(BODY_MAX_BYTES)
         for number in range(20):
             with trio.move_on_after(0.0005 * number):
@@ -220,7 +248,7 @@ async def test_a_cancelled_call_leaves_the_channel_usable() -> None:
 
 async def test_a_stream_that_is_left_early_leaves_the_channel_usable() -> None:
     async with served() as (_service, address, nursery):
-        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         async with channel.open_stream(msgspec.structs.replace(PULL, version=50)) as replies:
             assert (await anext(replies)).reply == PullHeader(50)
         assert await channel.call(StatObject(1, 1, b""), timeout_s=TIMEOUT_S) == STAT
@@ -228,7 +256,7 @@ async def test_a_stream_that_is_left_early_leaves_the_channel_usable() -> None:
 
 async def test_a_stream_ends_with_its_end_or_its_error() -> None:
     async with served() as (_service, address, nursery):
-        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         async with channel.open_stream(msgspec.structs.replace(PULL, version=9)) as replies:
             received = [await anext(replies) for _ in range(11)]
         assert received[0].reply == PullHeader(9)
@@ -241,7 +269,7 @@ async def test_a_stream_ends_with_its_end_or_its_error() -> None:
 @pytest.mark.parametrize("unread", [0, 1, 50])
 async def test_a_broken_connection_fails_every_call_and_stream(unread: int) -> None:
     async with served() as (service, address, nursery):
-        channel = await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        channel = await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         failed = 0
 
         async def call() -> None:
@@ -287,7 +315,7 @@ GARBAGE = [
 async def test_a_server_lives_after_garbage(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         async with served() as (_service, address, nursery):
-            stream = await trio.open_tcp_stream(*parse_address(address))
+            stream = await raw(address, credentials("s9", "mount"))
             await stream.send_all(garbage)
             with trio.fail_after(TIMEOUT_S):
                 with suppress(trio.BrokenResourceError):
@@ -297,10 +325,24 @@ async def test_a_server_lives_after_garbage(garbage: bytes, caplog: pytest.LogCa
     assert "closed the connection" in caplog.text
 
 
+@pytest.mark.parametrize("data", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096)])
+async def test_a_server_lives_after_what_is_no_handshake(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        async with served(patience=Patience(preface_s=0.3)) as (service, address, nursery):
+            stream = await trio.open_tcp_stream(*parse_address(address))
+            await stream.send_all(data)
+            with trio.fail_after(TIMEOUT_S), suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+            await stream.aclose()
+            await still_serves(address, nursery)
+    assert service.connections_closed <= 1, "it comes to no handler"
+
+
 @pytest.mark.parametrize("data", [b"", PREFACE[:3], PREFACE, PREFACE + pack(1, bytes(50))[:20]])
 async def test_a_server_lives_after_a_client_that_stops_in_the_middle(data: bytes) -> None:
     async with served() as (service, address, nursery):
-        stream = await trio.open_tcp_stream(*parse_address(address))
+        stream = await raw(address, credentials("s9", "mount"))
         await stream.send_all(data)
         await stream.aclose()
         await until(lambda: service.connections_closed == 1)
@@ -310,12 +352,12 @@ async def test_a_server_lives_after_a_client_that_stops_in_the_middle(data: byte
 async def test_a_server_lives_after_a_client_that_vanishes_with_many_answers_under_way() -> None:
     async with served() as (service, address, nursery):
         for _ in range(5):
-            stream = await trio.open_tcp_stream(*parse_address(address))
+            stream = await raw(address, credentials("s9", "mount"))
             reads = (pack(number, msgspec.msgpack.encode(ReadObject(1, 1, b"", 0, 1_000_000))) for number in range(40))
             before = service.connections_closed
             await stream.send_all(PREFACE + b"".join(reads))
             await until(lambda: service.started > 0)
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.transport_stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             await trio.aclose_forcefully(stream)
             await until(partial(_closed_since, service, before))
         await still_serves(address, nursery)
@@ -326,17 +368,18 @@ async def answering(reply: bytes) -> AsyncIterator[Channel]:
     """A channel to a peer that answers anything with *reply* and then hangs up."""
     address = free_address()
 
-    async def answer(stream: trio.SocketStream) -> None:
+    async def answer(plain: trio.SocketStream) -> None:
+        stream = trio.SSLStream(plain, credentials("s1", "agent").serving, server_side=True, https_compatible=True)
         received = 0
         while received <= len(PREFACE):
             received += len(await stream.receive_some())
         await stream.send_all(reply)
-        await stream.send_eof()
+        await stream.aclose()
 
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(parse_address(address)[1], host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, answer, listeners)
-        yield await connect(address, nursery, timeout_s=TIMEOUT_S, greeting=GREETING)
+        yield await connect(address, nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
         nursery.cancel_scope.cancel()
 
 
@@ -364,7 +407,7 @@ async def test_a_client_lives_after_garbage(reply: bytes) -> None:
 
 
 async def test_a_silent_client_is_hung_up_on() -> None:
-    async with served(Patience(preface_s=0.05)) as (_service, address, nursery):
+    async with served(patience=Patience(preface_s=0.05)) as (_service, address, nursery):
         stream = await trio.open_tcp_stream(*parse_address(address))
         with trio.fail_after(TIMEOUT_S):
             assert await stream.receive_some() == b""
@@ -375,13 +418,13 @@ async def test_a_silent_client_is_hung_up_on() -> None:
 async def test_nobody_there_is_unavailable() -> None:
     async with trio.open_nursery() as nursery:
         with pytest.raises(Unavailable, match="cannot reach"):
-            await connect(free_address(), nursery, timeout_s=TIMEOUT_S)
+            await connect(free_address(), nursery, credentials("s9", "mount"), ANYBODY, timeout_s=TIMEOUT_S)
 
 
 async def test_an_address_in_use_is_unavailable() -> None:
     async with served() as (service, address, _nursery):
         with pytest.raises(Unavailable, match="cannot listen"):
-            await listen(address, DECODER, lambda _peer: service)
+            await listen(address, DECODER, lambda _peer: service, credentials("s1", "agent"))
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:0", "host:65536", "host:-1", "host:http", "host:²"])

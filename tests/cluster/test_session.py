@@ -15,6 +15,7 @@ from cluster.messages import MANAGER_UNION, Applied, Apply, Beat, Done, Heartbea
 from cluster.rpc.serving import Handler, SendReply, listen
 from cluster.rpc.session import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, ManagerSession
 from cluster.rpc.waiters import Waiter, work_for
+from tests.support.trust import credentials
 
 
 def free_address() -> str:
@@ -42,7 +43,13 @@ class FakeCandidate:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with self._scope:
-            await listen(self.address, from_msgpack(MANAGER_UNION), lambda _peer: _Answers(self), task_status=task_status)
+            await listen(
+                self.address,
+                from_msgpack(MANAGER_UNION),
+                lambda _peer: _Answers(self),
+                credentials("s1", "manager"),
+                task_status=task_status,
+            )
 
     def die(self) -> None:
         self._scope.cancel()
@@ -98,7 +105,7 @@ async def candidates(count: int) -> AsyncIterator[tuple[list[FakeCandidate], tri
 
 
 def session_with(*fakes: FakeCandidate) -> ManagerSession:
-    return ManagerSession(managers=[fake.address for fake in fakes], cluster="test", server="s9", role="cli")
+    return ManagerSession(managers=[fake.address for fake in fakes], credentials=credentials("s9", "admin"))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -222,3 +229,27 @@ async def test_a_change_that_was_sent_is_carried_through_whoever_wanted_it() -> 
         await trio.sleep_forever()
     assert first.applies == second.applies == [1]
     assert second.syncs == 0
+
+
+async def test_records_are_stopped_before_it_is_said_what_is_cached() -> None:
+    asked: list[str] = []
+
+    def unsent() -> bool:
+        asked.append("unsent")
+        return False
+
+    def caching() -> list[int]:
+        asked.append("caching")
+        return []
+
+    candidate = FakeCandidate("a")
+    candidate.term = 1
+    async with trio.open_nursery() as nursery:
+        await nursery.start(candidate.run)
+        session = ManagerSession(
+            managers=[candidate.address], credentials=credentials("s9", "mount"), unsent=unsent, caching=caching
+        )
+        nursery.start_soon(session.run)
+        await session.call(Sync(), timeout_s=5.0)
+        nursery.cancel_scope.cancel()
+    assert asked == ["unsent", "caching"], "what is recorded and cached in between would not be presented"
