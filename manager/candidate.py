@@ -13,18 +13,22 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import trio
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.catalog_point import CatalogMemory, CatalogPoint, refusal
 from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
-from cluster.errors import GodwitError, ProtocolError, Refused, Unavailable, own_error
+from cluster.counters import Counters, Sample, counter, counters, gauge
+from cluster.errors import GodwitError, ProtocolError, Refused, Unavailable, error_text, own_error
+from cluster.events import EventKind
 from cluster.faults import faults
 from cluster.messages import (
+    AskAuthority,
     AskCatalog,
     AskHearing,
     AskOffice,
+    Authorities,
     CatalogSeen,
     Elsewhere,
     Hearing,
@@ -33,14 +37,20 @@ from cluster.messages import (
     Ping,
     Pong,
 )
+from cluster.service import SERVICE
 from cluster.tending import tended
+from cluster.trust.credentials import Credentials
 from manager.catalog.engines import retrying, write_transaction
+from manager.catalog.events import note
 from manager.catalog.faults import reason_of
 from manager.catalog.identity import read_point
 from manager.catalog.office import Roll, depose_office, read_office, read_roll, resign_office, take_office
 from manager.catalog.room import Need, Room
 from manager.catalog.store import Store
-from manager.catalog.wal import WriteAheadLog
+from manager.changes.authorities import Believed, read_authorities
+from manager.changes.epochs import read_revoked
+from manager.own_certificate import OwnCertificate
+from manager.requests.figures import Figures
 from manager.rules.election import (
     ASK_PART,
     EXTEND_PART,
@@ -65,7 +75,9 @@ from manager.rules.election import (
     watching,
 )
 from manager.term import Term
+from manager.workers.authorities import authorities_loop
 from manager.workers.damage import damage_loop
+from manager.workers.events import event_loop
 from manager.workers.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
 from manager.workers.members import requeue_loop
 from manager.workers.migrations import migrate_loop
@@ -76,6 +88,17 @@ from manager.workers.term_end import end_when_asked, end_when_over, keep_going
 from manager.workers.volume_scans import volume_scan_loop
 
 log = logging.getLogger(__name__)
+
+IN_OFFICE = gauge("godwit_in_office", "Whether this server is the manager: 1 or 0. At most one is.", "server")
+TERM = gauge("godwit_term", "Number of the newest term that the candidate knows of: it grows with each change of managers.")
+ELECTIONS = counter(
+    "godwit_elections_total",
+    "How often the candidate stood for the office: `refused` are those in which others heard a manager.",
+    "outcome",
+)
+CATALOG_FAULT = gauge("godwit_catalog_fault", "Whether the catalog's disk or database stands in the way of changes: 1 or 0.")
+
+_OUTCOMES = {Taken.UNCHANGED: "won", Taken.DEPOSED: "won", Taken.LOST: "lost", Taken.UNKNOWN: "unknown"}
 
 REMEMBER_S = 5.0  # between saves; what was seen since the last one is unknown after a crash
 ASK_CATALOG_S = 1.0  # for others to answer when this process starts; who does not is not waited for
@@ -92,11 +115,13 @@ class Lasting(NamedTuple):
 class Candidate:
     """This server's candidate for the office."""
 
-    def __init__(self, config: ServerConfig, writer: Engine, reader: Engine) -> None:
+    def __init__(self, config: ServerConfig, credentials: Credentials, writer: Engine, reader: Engine) -> None:
         self.term: Term | None = None  # that is answered in; None while this candidate is not in office
         self._held: Term | None = None  # taken, perhaps not begun yet
         self._began_s: float | None = None  # when it began to answer
         self._config = config  # of this server
+        self._credentials = credentials  # of its manager
+        self._certificate = OwnCertificate(config, credentials, self._serving, self._holder)
         self._term_s = config.manager.term_s  # configured length of a term, in seconds
         self._writer = writer  # engine for transactions
         self._reader = reader  # engine for reads
@@ -105,7 +130,23 @@ class Candidate:
         self._can_read = True  # the catalog answered last time
         self._memory = CatalogMemory(config.state, "manager")  # how far this server has seen the catalog come
         self._catalog_refused = False  # True: nothing is written into it any more
+        self._counters = Counters()  # of the candidate, in office or not
+        self._figures = Figures()  # of the network, while it is in office
         self.room = Room(writer)  # on the catalog's disk; shared by all terms of this candidate
+        self._count()
+
+    def _count(self) -> None:
+        self._elections = {outcome: self._counters.cell(ELECTIONS, outcome) for outcome in ("won", "lost", "unknown", "refused")}
+        self._counters.follow_each(IN_OFFICE, lambda: {self._config.server: float(self._serving() is not None)})
+        self._counters.follow(TERM, lambda: 0 if self._view.row is None else self._view.row.term)
+        self._counters.follow(CATALOG_FAULT, lambda: float(self.room.fault is not None or not self._can_read))
+
+    async def samples(self) -> list[Sample]:
+        """What a scraper is told: in office, of the network, too."""
+        figures = [] if self._serving() is None else await self._figures.fresh()
+        term = self._serving()
+        of_term = [] if term is None else [*term.state.leases.counters.samples(), *figures]
+        return [*counters.samples(), *self._counters.samples(), *of_term]
 
     # ------------------------------------------------------------------------------------------------ being asked
 
@@ -116,10 +157,12 @@ class Candidate:
             return f"{self._config.server} is not the manager; nobody is at the moment"
         return f"{self._config.server} is not the manager; the last one it saw is {row.server} at {row.address}"
 
-    def answer(self, request: Ping | AskHearing | AskCatalog | AskOffice | Join) -> Any:
+    def answer(self, request: Ping | AskHearing | AskCatalog | AskOffice | AskAuthority | Join) -> Any:
         """Answers what candidates and clients ask of any candidate, in office or not."""
         if isinstance(request, Join):
             return Elsewhere(self._pong().address)
+        if isinstance(request, AskAuthority):
+            return Authorities(self._credentials.authorities)
         if request.cluster != self._config.cluster:
             raise ProtocolError(f"{self._config.server} is of cluster {self._config.cluster!r}, not of {request.cluster!r}")
         if isinstance(request, Ping):
@@ -181,9 +224,22 @@ class Candidate:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tended, partial(self._ping_loop, nursery))
             nursery.start_soon(tended, self._remember_loop)
+            nursery.start_soon(tended, self._certificate.renewal_loop)
             while True:
                 await self._take_turn()
+                SERVICE.status(self.describe_manager() if self._can_read else "cannot read the catalog")
                 await self._pause()
+
+    def _serving(self) -> Term | None:
+        """The term that this candidate answers in now."""
+        return self.term if self.term is not None and self.term.in_office else None
+
+    def _holder(self) -> str:
+        """Where who is in office is. Raises `Unavailable`."""
+        row = self._view.row
+        if row is None or row.vacant or self._is_holder():
+            raise Unavailable("nobody is in office")
+        return row.address
 
     async def _take_turn(self) -> None:
         """Looks, and acts: whatever goes wrong in that, also in a whole term, the next turn comes."""
@@ -201,7 +257,7 @@ class Candidate:
         await trio.sleep(self._term_s * WATCH_PART * random.uniform(0.8, 1.2))  # noqa: S311
 
     async def _ping_loop(self, nursery: trio.Nursery) -> None:
-        with Line(self._config.cluster, self._term_s * ASK_PART, nursery) as line:
+        with Line(self._credentials, self._term_s * ASK_PART, nursery) as line:
             while True:
                 row = self._view.row
                 # Nobody has to be pinged while this candidate holds the office, or nobody does.
@@ -214,14 +270,15 @@ class Candidate:
                 await self._pause()
 
     async def _look(self) -> bool:
-        def ask() -> tuple[OfficeRow, Roll, CatalogPoint]:
+        def ask() -> tuple[OfficeRow, Roll, dict[str, int], Believed, CatalogPoint]:
             with self._reader.connect() as connection:
                 # In this order: the row, which elections go by, is not newer than the point that was checked.
-                return read_office(connection), read_roll(connection), read_point(connection)
+                row, roll, revoked = read_office(connection), read_roll(connection), read_revoked(connection)
+                return row, roll, revoked, read_authorities(connection), read_point(connection)
 
         try:
             # A read that hangs must not keep this process from ending: the thread is left behind, and changes nothing.
-            row, self._roll, point = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+            row, self._roll, revoked, believed, point = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
         except SQLAlchemyError as error:
             if self._can_read:
                 log.warning("cannot read the catalog: %s", reason_of(error))
@@ -235,6 +292,8 @@ class Candidate:
         if self._held is None and before is not None and before.beat != row.beat:
             self.room.others_write()
         self._view = saw(self._view, row, monotonic_s())
+        await self._certificate.heed(revoked)
+        await self._certificate.follow(believed)
         return True
 
     # ------------------------------------------------------------------------------------------------- the catalog
@@ -252,7 +311,7 @@ class Candidate:
     async def _compare_with_others(self) -> None:
         """Asks the other candidates once how far the catalog had come: this server may have been away, or be new."""
         others = {address for address in self._addresses() if address != self._config.manager.listen}
-        answers = await ask_catalog(others, AskCatalog(self._config.cluster), ASK_CATALOG_S)
+        answers = await ask_catalog(others, AskCatalog(self._config.cluster), self._credentials, ASK_CATALOG_S)
         # Looked at after they have answered: one of them may have taken the office in the meantime.
         if not await self._look() or (point := self._memory.point) is None:
             return  # the catalog does not answer
@@ -280,10 +339,10 @@ class Candidate:
     def _remember(self, point: CatalogPoint) -> None:
         # What a power failure may take back must not be remembered: the catalog would count as an older one.
         try:
-            if self._writer.dialect.name == "sqlite":
-                WriteAheadLog(self._writer).sync_if_there()
+            if self.room.log is not None:
+                self.room.log.sync_if_there()
         except OSError as error:
-            log.warning("cannot remember how far the catalog has come, as its log cannot be synced: %s", error)
+            log.warning("cannot remember how far the catalog has come, as its log cannot be synced: %s", error_text(error))
             return
         self._memory.save(point)
 
@@ -300,6 +359,7 @@ class Candidate:
         started = monotonic_s()
         lasts_s = lasts_at_first(stand, self._term_s)
         taken, lasted_s = await self._take(stand, lasts_s)
+        self._elections[_OUTCOMES[taken]].value += 1
         if taken in (Taken.UNCHANGED, Taken.DEPOSED):
             # Also where the holder had to be deposed: the term is this candidate's, though it may not act yet
             # (`_wait_for_predecessor`).
@@ -311,13 +371,18 @@ class Candidate:
         request = AskHearing(self._config.cluster, ask.row.term)
         others = addresses - {self._config.manager.listen}
         answers = await ask_hearing(
-            others, request, self._term_s * ASK_PART, lambda got: is_decided(self._of_others(got), len(addresses))
+            others,
+            request,
+            self._credentials,
+            self._term_s * ASK_PART,
+            lambda got: is_decided(self._of_others(got), len(addresses)),
         )
         answers = self._of_others(answers)
         said = ", ".join(f"{server} {'does' if heard else 'does not'}" for server, heard in sorted(answers.items()))
         log.info("hears no manager in term %d; of %d members others say: %s", ask.row.term, len(addresses), said or "nothing")
         if elected(ask, answers, len(addresses)):
             return ask.stand()
+        self._elections["refused"].value += 1
         self._view = refused(self._view, monotonic_s())
         return None
 
@@ -331,10 +396,12 @@ class Candidate:
         def take() -> tuple[Taken, float]:
             with write_transaction(self._writer) as connection:
                 if take_office(connection, stand.row, *mine):
+                    self._note_taken(connection, stand.row)
                     return Taken.UNCHANGED, stand.row.lasts_s
                 # If the holder has only extended it since the row was seen, the term is taken all the same: by its number
                 # alone.
                 if not stand.clear and depose_office(connection, stand.row.term, *mine):
+                    self._note_taken(connection, stand.row)
                     return Taken.DEPOSED, read_office(connection).lasts_s
                 return Taken.LOST, 0.0
 
@@ -344,8 +411,18 @@ class Candidate:
             # The next term is taken when it runs out, or by who finds the row as it was.
             why = f"cannot tell whether the office was taken: {reason_of(error)}"
             faults.note(log, "the office could not be taken", why, level=logging.WARNING)
+            self._reopen()
             return Taken.UNKNOWN, 0.0
         return taken, max(self._term_s, lasted_s)
+
+    def _note_taken(self, connection: Connection, before: OfficeRow) -> None:
+        note(connection, EventKind.OFFICE_TAKEN, server=self._config.server, term=before.term + 1, before=before.server)
+
+    def _reopen(self) -> None:
+        """Has all connections made anew: SQLite opens for reading alone what it cannot write then, and keeps to that."""
+        # Both at once: as long as one is left, SQLite shares with it how the index of its log was opened.
+        self._writer.dispose()
+        self._reader.dispose()
 
     # --------------------------------------------------------------------------------------------------- in office
 
@@ -360,7 +437,9 @@ class Candidate:
                 deposed = partial(self._deposed, scope)
                 store = Store(self._writer, self._reader, number, on_deposed=deposed, in_office=self._is_holder, room=self.room)
                 deadline, before_s = safe_until(lasting.started_s, lasting.lasts_s), last_extension_s(stand, taken, taken_s)
-                held = self._held = Term(self._config, store, deadline, lasting.started_s, before_s)
+                held = self._held = Term(
+                    self._config, store, deadline, lasting.started_s, before_s, on_revoked=self._credentials.revoke
+                )
                 nursery.start_soon(store.run)
                 nursery.start_soon(end_when_over, held, scope)
                 nursery.start_soon(end_when_asked, held, scope)
@@ -462,6 +541,7 @@ class Candidate:
         self.term = term
         self._began_s = monotonic_s()
         log.info("%s is the manager, term %d", self._config.server, term.number)
+        SERVICE.status(f"is the manager, term {term.number}")
         loops = (
             tick_loop,
             reap_loop,
@@ -472,6 +552,9 @@ class Candidate:
             requeue_loop,
             migrate_loop,
             forget_replies_loop,
+            authorities_loop,
+            event_loop,
+            self._figures.take_loop,
         )
         for loop in loops:
             # Each by itself: one that fails is begun again, and holds up no other.
@@ -481,6 +564,10 @@ class Candidate:
         def resign() -> None:
             with write_transaction(self._writer) as connection:
                 resign_office(connection, number)
+                row = read_office(connection)
+                # Unless somebody has followed.
+                if row.term == number and row.vacant:
+                    note(connection, EventKind.OFFICE_LEFT, server=self._config.server, term=number)
 
         try:
             self.room.run(resign, Need.OFFICE)

@@ -2,22 +2,30 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import trio
+from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import Connection, bindparam, delete, select
 
 from cluster.catalog_point import CatalogPoint, Verdict, judge, refusal
 from cluster.clock import monotonic_s
 from cluster.config import ServerConfig
 from cluster.errors import NotManager, Refused
-from cluster.leases import Sealer, all_ended_s
+from cluster.leases import ALONE_SHORTEST, LeaseKeys, all_ended_s
+from cluster.trust.authority import Authority, load_certificates
+from cluster.trust.believed import revision_of
+from cluster.trust.folder import TrustFolder
+from cluster.trust.identity import Peer
+from cluster.trust.sealing import seal, unseal
 from manager.catalog.identity import read_first_ino, read_point
 from manager.catalog.inodes import find_inode
 from manager.catalog.schema import FIRST_INO, counters, inodes, orphans, servers, shortfalls
 from manager.catalog.store import Store, Transaction
 from manager.changes.alignment import discard_objects
+from manager.changes.authorities import Believed, reconcile
+from manager.changes.epochs import read_revoked
 from manager.changes.fallback import has_abandoned
 from manager.changes.moves import has_open_orders
 from manager.changes.tasks import begin_queue
@@ -65,6 +73,7 @@ class Term:
         extended_s: float,
         before_s: float,
         bounds: Bounds = BOUNDS,
+        on_revoked: Callable[[dict[str, int]], None] = lambda _revoked: None,
     ) -> None:
         self.config = config  # of this server
         self.store = store  # of this term; deposed when the term is over
@@ -73,6 +82,14 @@ class Term:
         self.extended_s = extended_s  # when the last extension of the office began
         self._bounds = bounds  # of its memory
         self._before_s = before_s  # the last extension of an earlier term began before that
+        self.revoked: dict[str, int] = {}  # servers of which certificates are void, with the least epoch that is not
+        self.revocations = 0  # how often that has changed
+        self._on_revoked = on_revoked  # told of it: this process believes them no more
+        self.believed: Believed  # the authorities; made by `begin`, as are the next two
+        self.authority: Authority  # the one of them that signs
+        self.master: bytes  # the network's secret
+        self.late: frozenset[str] = frozenset()  # servers that have held up a rotation of the authority for long
+        self.candidates: dict[str, Peer] = {}  # of other servers, as they were connected last
         self.only_reads = False  # the catalog's disk takes no changes: the office goes on, for reading
         self._over = False  # ended for good
         self.claims = Claims(config.manager.claim_timeout_s)  # of agents to tasks
@@ -83,7 +100,8 @@ class Term:
         self.grace_until = 0.0  # until when mounts may present what they hold
         self.caches_until = 0.0  # until when anything that was granted in earlier terms may be cached
         self.locks_until = 0.0  # the same for locks of processes
-        self.state: State  # made by `begin`, as are the next two
+        self.lease_keys: LeaseKeys  # of all agents; made by `begin`, as are the next three
+        self.state: State
         self.granting: Granting  # decides what mounts may cache
         self.point: CatalogPoint  # how far the catalog has come
         self.first_ino = FIRST_INO  # the catalog's generation gave numbers from here on
@@ -95,8 +113,10 @@ class Term:
         sessions = Sessions(self.config.manager.session_timeout_s)
         delays = Delays(self.config.manager.suspect_s, self.config.manager.down_s)
         members = await self.store.read(lambda connection: Members(connection, now, delays))
-        access_s, sealer = self.config.manager.access_s, Sealer(self.config.secret)
-        leases = Leases(self.number, access_s, sealer, members, lambda: self.extended_s, self._bounds)
+        access_s = self.config.manager.access_s
+        self.master = await trio.to_thread.run_sync(TrustFolder(self.config.trust).read_master)
+        self.lease_keys = LeaseKeys(self.master)
+        leases = Leases(self.number, access_s, self.lease_keys, members, lambda: self.extended_s, self._bounds)
         # Nobody is answered yet, and no earlier term writes any more: what has been read stays true until the rest is.
         notes = await self.store.read(lambda connection: Notes(connection, now))
         locks_s = kept_s(self.config.manager)
@@ -109,16 +129,39 @@ class Term:
         # Each claim gets a whole time: when it began was known only to the manager before.
         for task, claim, server, version in await self.store.write(begin_queue):
             self.claims.begin(task, claim, server, version, now)
+        self.have_revoked(await self.store.read(read_revoked))
+        await self._begin_signing()
         self.awaited = await self.store.read(_mounts)
         self.point = await self.store.read(read_point)
         self.first_ino = await self.store.read(read_first_ino)
         # Who was there, and who left notes of what it caches, though its session may have ended.
         self.state.absent = frozenset(self.awaited) | frozenset(notes.servers())
-        self.state.may_lock = self.state.absent
+        self.state.may_lock = self.state.may_hold = self.state.absent
         self.caches_until = all_ended_s(leases.access_s, self._before_s, now)
+        self.holds_until = all_ended_s(leases.alone_s, self._before_s, now, ALONE_SHORTEST)
         # From now, which is later than any manager before can have heard a mount.
         self.locks_until = monotonic_s() + locks_s
         self.grace_until = max(now + self.config.manager.session_timeout_s, self.caches_until)
+
+    async def _begin_signing(self) -> None:
+        """Raises `Refused` if the catalog's authority cannot be used here."""
+        folder = TrustFolder(self.config.trust)
+        text, authority = await trio.to_thread.run_sync(lambda: (folder.read_authorities(), folder.read_authority()))
+        listed = [one.public_bytes(Encoding.PEM) for one in load_certificates(text)]
+        seal_it = partial(seal, master=self.master, cluster=self.config.cluster)
+        work = partial(reconcile, believed=listed, revision=revision_of(text), authority=authority, seal=seal_it)
+        # Not durable: what it writes is in the files, and is written again by the next term if it is lost.
+        believed = await self.store.write(work)
+        self.have_authorities(believed, self.opened(believed))
+
+    def opened(self, believed: Believed) -> Authority:
+        """The one of these that signs, with its key. Raises `Refused` if that was sealed with another secret."""
+        row = believed.signing
+        return unseal(row.sealed, row.certificate, row.number, self.master, self.config.cluster)
+
+    def have_authorities(self, believed: Believed, authority: Authority) -> None:
+        """These are believed, and *authority* signs: every session is told with its next heartbeat."""
+        self.believed, self.authority = believed, authority
 
     @property
     def in_office(self) -> bool:
@@ -151,6 +194,17 @@ class Term:
         """The catalog has come this far."""
         self.point = point
 
+    def have_revoked(self, revoked: dict[str, int]) -> None:
+        """These certificates are void: who showed one is cut off here at once, and elsewhere with the next heartbeat."""
+        self.revoked = revoked
+        self.revocations += 1
+        self._on_revoked(revoked)
+
+    def met_candidate(self, peer: Peer) -> None:
+        """Another server's candidate looks whether this one is there."""
+        if peer.identity is not None:
+            self.candidates[peer.identity.server] = peer
+
     def end(self) -> None:
         """Stops answering for good."""
         self._over = True
@@ -180,9 +234,10 @@ class Term:
         self.unused(self.state.sessions.end(session))
 
     def replaced(self, session: Session) -> None:
-        """Ends a session whose process is known to be dead, with its leases and locks, and every wait for its answers."""
+        """Ends a session whose process is known to be dead, with most leases, its locks, and every wait for its answers."""
         self.end_session(session)
-        self.state.leases.end_session(session.number)
+        # Its journal may still come: what it was alone with stays so for the rest of the lease, or until the journal is there.
+        self.state.leases.end_session(session.number, keep_alone_at=monotonic_s())
         self.state.recalls.end_session(session.number)
         self.state.locks.end_session(session.number)
 
@@ -191,6 +246,8 @@ class Term:
         self.state.leases.expire(now)
         self.state.recalls.expire(now)
         self.state.locks.expire()
+        if now >= self.holds_until:
+            self.state.holds_ended(self.state.may_hold)
         if now >= self.caches_until:
             # A frozenset: `presented` replaces it, and does not change the one that is walked here.
             for server in self.state.absent:

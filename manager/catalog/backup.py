@@ -25,6 +25,7 @@ from manager.catalog.identity import TABLES, begin_generation, has_tables, open_
 from manager.catalog.office import read_office
 from manager.catalog.schema import identity
 from manager.catalog.upgrade import upgrade
+from manager.catalog.urls import shown
 
 PAGES_AT_ONCE = 1024
 PAGE_PAUSE_S = 0.01  # between them a manager commits
@@ -40,7 +41,7 @@ def _engines(url: str) -> Iterator[tuple[Engine, Engine]]:
         yield writer, reader
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        raise Unavailable(f"{writer.url.render_as_string(hide_password=True)}: {reason}") from error
+        raise Unavailable(f"{shown(writer.url)}: {reason}") from error
     finally:
         writer.dispose()
         reader.dispose()
@@ -189,10 +190,21 @@ def _restore_postgres(url: str, source: Path) -> None:
 
 
 def postgres_place(url: str) -> tuple[str, dict[str, str]]:
-    """The database as PostgreSQL's own programs take it, without its password, and the environment that has that."""
+    """The database as PostgreSQL's own programs take it, without its password, and the environment that has that.
+
+    Raises `Refused` for the password of a key, which they take on the command line only.
+    """
     place = make_url(url)
-    plain = URL.create("postgresql", place.username, None, place.host, place.port, place.database, place.query)
-    return plain.render_as_string(), {} if place.password is None else {"PGPASSWORD": str(place.password)}
+    if "sslpassword" in place.query:
+        raise Refused(
+            "the database's URL has the password of a key, which PostgreSQL's programs take only where others see it: "
+            "give the manager a key without one"
+        )
+    # As for SQLAlchemy, what the options say counts more.
+    password = place.query.get("password", place.password)
+    options = place.difference_update_query(["password"]).query
+    plain = URL.create("postgresql", place.username, None, place.host, place.port, place.database, options)
+    return plain.render_as_string(), {} if password is None else {"PGPASSWORD": str(password)}
 
 
 def _run_postgres(url: str, program: str, arguments: Sequence[str]) -> None:
@@ -258,7 +270,7 @@ def require_stopped(reader: Engine, term_s: float) -> None:
 
 def _require_catalog(engine: Engine) -> None:
     if not has_tables(engine):
-        raise Refused(f"{engine.url.render_as_string(hide_password=True)} holds no catalog")
+        raise Refused(f"{shown(engine.url)} holds no catalog")
 
 
 def _sqlite_path(url: str) -> Path:

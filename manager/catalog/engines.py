@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.errors import Unavailable
+from cluster.errors import Unavailable, error_text
 from manager.catalog.faults import is_retriable
 from manager.catalog.hot import Hot
 from manager.catalog.wal import CHECKPOINT_BYTES
@@ -37,6 +37,7 @@ POSTGRES_SETTINGS: dict[str, Any] = {
     "keepalives_count": 3,
     "options": "-c idle_in_transaction_session_timeout=2000",
     "application_name": "godwit",
+    "client_encoding": "utf8",  # else that of the database, and with SQL_ASCII what it says would be bytes
 }
 
 _BEGIN = Hot(text("BEGIN IMMEDIATE"))
@@ -77,7 +78,7 @@ def _keep_to_owner(path: str | None) -> None:
             if os.path.exists(file) and os.stat(file).st_mode & 0o077:
                 os.chmod(file, 0o600)
     except OSError as error:
-        log.warning("cannot make the catalog's file private, going on: %s", error)
+        log.warning("cannot make the catalog's file private, going on: %s", error_text(error))
 
 
 def make_private_file(url: str) -> None:

@@ -99,6 +99,18 @@ def is_missing(error: SQLAlchemyError) -> bool:
     return isinstance(original, sqlite3.Error) and getattr(original, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN
 
 
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether it is the file's content that is wrong, rather than the disk that does not give it."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def unreadable(error: OSError) -> OperationalError:
+    """What SQLite would say if it met this error of the disk."""
+    told = sqlite3.OperationalError(f"disk I/O error: {error.strerror}")
+    told.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    return OperationalError("", {}, told)
+
+
 def reason_of(error: SQLAlchemyError) -> str:
     """What the database said, in one line."""
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]

@@ -4,7 +4,7 @@ import logging
 from functools import partial
 
 import trio
-from sqlalchemy import Engine, make_url, select
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from cluster.errors import Refused, Unavailable
@@ -15,6 +15,7 @@ from manager.catalog.office import read_office
 from manager.catalog.room import Need, Room
 from manager.catalog.schema import servers
 from manager.catalog.upgrade import upgrade
+from manager.catalog.urls import NO_URL, parse_url, shown
 
 log = logging.getLogger(__name__)
 
@@ -26,34 +27,47 @@ def prepare_catalog(url: str) -> None:
 
     Raises `Refused` if the database holds a network already or the URL is wrong, `Unavailable` if it does not answer.
     """
+    place = shown(parse_url(url))
     try:
-        shown = make_url(url).render_as_string(hide_password=True)
         make_private_file(url)
         writer, reader = make_engines(url)
-    except ArgumentError as error:
-        raise Refused(f"{url!r} is not the URL of a database: postgresql+psycopg://user:password@host/name") from error
+    except ArgumentError:
+        raise Refused(NO_URL) from None
     except ImportError as error:
         raise Refused(
-            f"{shown} needs a Python package that is missing here ({error.name}): pip install 'godwit[postgres]'"
+            f"{place} needs a Python package that is missing here ({error.name}): pip install 'godwit[postgres]'"
         ) from error
     try:
+        _require_unicode(writer, place)
         retrying(partial(upgrade, writer))
-        _require_new(reader, shown)
+        _require_new(reader, place)
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        raise Unavailable(f"cannot open the database {shown}: {reason}") from error
+        raise Unavailable(f"cannot open the database {place}: {reason}") from error
     finally:
         writer.dispose()
         reader.dispose()
 
 
-def _require_new(reader: Engine, shown: str) -> None:
+def _require_unicode(engine: Engine, place: str) -> None:
+    if engine.dialect.name != "postgresql":
+        return
+    query = "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()"
+    with engine.connect() as connection:
+        encoding = connection.exec_driver_sql(query).scalar_one()
+    if encoding != "UTF8":
+        raise Refused(
+            f"{place} is encoded as {encoding}, which cannot hold every name: createdb --template template0 --encoding UTF8"
+        )
+
+
+def _require_new(reader: Engine, place: str) -> None:
     with reader.connect() as connection:
         known = sorted(connection.execute(select(servers.c.server)).scalars())
         term = read_office(connection).term
     if known or term:
         whose = f"with {', '.join(known)}" if known else f"that has reached term {term}"
-        raise Refused(f"{shown} holds the catalog of a network already, {whose}: join that, or give an empty database")
+        raise Refused(f"{place} holds the catalog of a network already, {whose}: join that, or give an empty database")
 
 
 async def open_catalog(engine: Engine, room: Room) -> None:
@@ -68,7 +82,7 @@ async def open_catalog(engine: Engine, room: Room) -> None:
             await trio.to_thread.run_sync(room.run, partial(retrying, partial(_upgrade, engine)), Need.OFFICE)
             return
         except SQLAlchemyError as error:
-            reason = f"cannot open the catalog {engine.url.render_as_string(hide_password=True)}: {reason_of(error)}"
+            reason = f"cannot open the catalog {shown(engine.url)}: {reason_of(error)}"
             if room.failed(error) is Fault.WRONG or is_missing(error):
                 raise Unavailable(reason) from error
             if reason != said:
@@ -79,7 +93,7 @@ async def open_catalog(engine: Engine, room: Room) -> None:
 
 def _upgrade(engine: Engine) -> None:
     if not has_tables(engine):
-        url = engine.url.render_as_string(hide_password=True)
+        url = shown(engine.url)
         raise Refused(
             f"{url} holds no catalog, and none was made in it: an empty one in the place of a lost one would hide every file. "
             "Bring the catalog back (godwit db restore FILE), or mend manager.database in the configuration; a new network's "

@@ -5,10 +5,12 @@ from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, delete, inspect, select, update
+from sqlalchemy.exc import OperationalError
 
 from cluster.catalog_point import CatalogPoint
 from cluster.errors import Refused
 from cluster.messages import TaskOperation
+from manager.catalog.faults import is_damage, unreadable
 from manager.catalog.schema import counters, identity, inodes, office, tasks
 
 GENERATION_INODES = 2**32
@@ -36,13 +38,17 @@ def has_tables(engine: Engine) -> bool:
         with engine.connect() as connection:
             return all(inspect(connection).has_table(name) for name in TABLES)
     path = Path(engine.url.database or "")
-    # SQLite would make an empty file of it.
-    if not path.exists():
-        return False
     try:
+        # SQLite would make an empty file of it.
+        if not path.exists():
+            return False
         with closing(open_read_only(path)) as file:
             return tables_in(file) >= TABLES
+    except OSError as error:
+        raise unreadable(error) from error
     except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise OperationalError("", {}, error) from error
         raise Refused(f"{path} is damaged ({error}): bring the catalog back with godwit db restore FILE") from error
 
 

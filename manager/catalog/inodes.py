@@ -2,19 +2,22 @@
 
 import errno
 import stat
+from collections.abc import Collection
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, bindparam, select, update
 
 from cluster.errors import refused
-from cluster.messages import NAME_MAX, ROOT_INO, Node
-from manager.catalog.hot import Hot
+from cluster.messages import NAME_MAX, ROOT_INO, Node, XattrKind
+from manager.catalog.hot import Hot, HotByKeys
 from manager.catalog.schema import dentries, inodes
 
 # What `inodes.marks` says that `xattrs` holds, so that most requests need not look there.
-HAS_CAPABILITY = 1
-HAS_ACCESS_ACL = 2
-HAS_DEFAULT_ACL = 4
+HAS_CAPABILITY = int(XattrKind.CAPABILITY)
+HAS_ACCESS_ACL = int(XattrKind.ACCESS_ACL)
+HAS_DEFAULT_ACL = int(XattrKind.DEFAULT_ACL)
+HAS_OTHER_XATTRS = int(XattrKind.OTHER)  # or has had some: it stays when they are removed
+XATTR_MARKS = HAS_CAPABILITY | HAS_ACCESS_ACL | HAS_DEFAULT_ACL | HAS_OTHER_XATTRS
 # And that the last commit was made while somebody may have been writing (see `manager.changes.content`).
 UNSETTLED = 8
 # And that it has never had a name, so that it may get its first one (see `manager.changes.namespace.link`).
@@ -41,9 +44,10 @@ NODE_COLUMNS = (
     inodes.c.marks,
 )
 _DIRTY = 13
-_NODE_END = 17
+_NODE_END = 17  # of what is as in the row; the marks follow
 
 _BY_INO = Hot(select(*NODE_COLUMNS).where(inodes.c.ino == bindparam("ino")))
+_BY_INOS = HotByKeys(lambda keys: select(*NODE_COLUMNS).where(inodes.c.ino.in_(keys)))
 _BY_NAME = Hot(
     select(*NODE_COLUMNS)
     .join_from(dentries, inodes, inodes.c.ino == dentries.c.ino)
@@ -54,7 +58,7 @@ _TOUCH = Hot(
     .where(inodes.c.ino == bindparam("b_ino"))
     .values(mtime_ns=bindparam("now"), ctime_ns=bindparam("now"), nlink=inodes.c.nlink + bindparam("links"))
 )
-_RELINK = Hot(
+RELINK = Hot(
     update(inodes)
     .where(inodes.c.ino == bindparam("b_ino"))
     .values(ctime_ns=bindparam("now"), nlink=inodes.c.nlink + bindparam("links"))
@@ -64,8 +68,9 @@ _PARENT_OF = Hot(select(dentries.c.parent).where(dentries.c.ino == bindparam("in
 _NAME_OF = Hot(
     select(dentries.c.parent, dentries.c.name).where(dentries.c.ino == bindparam("ino")).order_by(dentries.c.parent).limit(1)
 )
+_NAMES_OF = HotByKeys(lambda keys: select(dentries.c.ino, dentries.c.parent, dentries.c.name).where(dentries.c.ino.in_(keys)))
 _CHILDREN = Hot(
-    select(*NODE_COLUMNS, dentries.c.cookie)
+    select(*NODE_COLUMNS, dentries.c.cookie, dentries.c.name)
     .join_from(dentries, inodes, inodes.c.ino == dentries.c.ino)
     .where(dentries.c.parent == bindparam("ino"), dentries.c.cookie > bindparam("after"))
     .order_by(dentries.c.cookie)
@@ -97,6 +102,7 @@ def node_of(row: InodeRow) -> Node:
     """The message for a row that begins with `NODE_COLUMNS`."""
     values: list[Any] = list(row[:_NODE_END])
     values[_DIRTY] = values[_DIRTY] != 0
+    values.append(row[_NODE_END] & XATTR_MARKS)
     return Node(*values)
 
 
@@ -105,11 +111,16 @@ def find_inode(connection: Connection, ino: int) -> InodeRow | None:
     return _BY_INO.one_or_none(connection, {"ino": ino})
 
 
+def find_inodes(connection: Connection, inos: Collection[int]) -> dict[int, InodeRow]:
+    """The rows of those inodes that there are, by number."""
+    return {row.ino: row for row in _BY_INOS.all(connection, inos)}
+
+
 def get_inode(connection: Connection, ino: int) -> InodeRow:
     """The inode's row; ESTALE if there is none."""
     row = _BY_INO.one_or_none(connection, {"ino": ino})
     if row is None:
-        raise refused(errno.ESTALE, f"inode {ino}")
+        raise refused(errno.ESTALE, f"there is no inode {ino}")
     return row
 
 
@@ -152,7 +163,7 @@ def check_name(name: bytes) -> None:
 
 
 def children(connection: Connection, directory: int, after: int, count: int) -> list[InodeRow]:
-    """The next inodes in a directory behind the cookie *after*, with the cookies of their entries."""
+    """The next inodes in a directory behind the cookie *after*, with the cookies and names of their entries."""
     return _CHILDREN.all(connection, {"ino": directory, "after": after, "n": count})
 
 
@@ -167,7 +178,7 @@ def touch_directory(connection: Connection, ino: int, now_ns: int, links: int = 
 
 def relink(connection: Connection, ino: int, now_ns: int, links: int) -> None:
     """The inode got (or lost) *links* names, which changes its ctime."""
-    _RELINK.run(connection, {"b_ino": ino, "now": now_ns, "links": links})
+    RELINK.run(connection, {"b_ino": ino, "now": now_ns, "links": links})
 
 
 def parent_of(connection: Connection, ino: int) -> int | None:
@@ -180,6 +191,23 @@ def name_of(connection: Connection, ino: int) -> tuple[int, bytes]:
     """A directory and the inode's name in it; zero and empty if it has no name any more."""
     row = _NAME_OF.one_or_none(connection, {"ino": ino})
     return (0, b"") if row is None else (row.parent, row.name)
+
+
+def paths_of(connection: Connection, inos: Collection[int]) -> dict[int, bytes]:
+    """As `path_of`, by inode: what many have in common is looked up once."""
+    names: dict[int, InodeRow] = {}
+    for row in _NAMES_OF.all(connection, inos):
+        # Of several names the same one as `name_of` gives.
+        if row.ino not in names or row.parent < names[row.ino].parent:
+            names[row.ino] = row
+    directories: dict[int, bytes] = {ROOT_INO: b"/"}
+    paths = {ino: directories.get(ino, b"") for ino in inos}
+    for ino, row in names.items():
+        if row.parent not in directories:
+            directories[row.parent] = path_of(connection, row.parent)
+        above = directories[row.parent]
+        paths[ino] = above.rstrip(b"/") + b"/" + row.name if above else b""
+    return paths
 
 
 def path_of(connection: Connection, ino: int) -> bytes:

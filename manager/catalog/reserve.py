@@ -5,8 +5,11 @@ from the catalog, the last ones for the office alone; when there is room again i
 share it.
 """
 
+import errno
 import logging
 import os
+
+from cluster.errors import error_text
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ class Reserve:
         try:
             os.truncate(self._path, max(kept, size - SLICE_BYTES))
         except OSError as error:
-            log.debug("no slice of %s: %s", self._path, error)
+            log.debug("no slice of %s: %s", self._path, error_text(error, with_file=False))
             return False
         return True
 
@@ -53,7 +56,7 @@ class Reserve:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            log.debug("no reserve in %s: %s", self._path, error)
+            log.debug("no reserve in %s: %s", self._path, error_text(error, with_file=False))
             return False
         return True
 
@@ -64,6 +67,14 @@ class Reserve:
         except OSError:
             return False
         return disk.f_bavail * disk.f_frsize < 2 * disk.f_frsize or disk.f_favail == 0 < disk.f_files
+
+    def is_disk_read_only(self) -> bool:
+        """Whether the file system takes no changes, as ext4 after an error: SQLite calls that an error of the disk."""
+        try:
+            os.utime(self._folder)
+        except OSError as error:
+            return error.errno == errno.EROFS
+        return False
 
     def _size(self) -> int:
         try:

@@ -9,6 +9,7 @@ On SQLite there is room again when the reserve could be made whole. On PostgreSQ
 `PROBE_S`. Used by the event loop and by the thread that extends the office.
 """
 
+import errno
 import logging
 from collections.abc import Callable
 from enum import Enum
@@ -21,6 +22,7 @@ from cluster.clock import thread_s
 from cluster.errors import CatalogFault, GodwitError
 from manager.catalog.faults import Fault, as_answer, catalog_fault, fault_of, reason_of
 from manager.catalog.reserve import Reserve
+from manager.catalog.wal import WriteAheadLog
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ class Room:
 
     def __init__(self, writer: Engine) -> None:
         path = writer.url.database if writer.dialect.name == "sqlite" else None
+        # SQLite's log; PostgreSQL syncs each commit itself
+        self.log = WriteAheadLog(writer) if writer.dialect.name == "sqlite" else None
         self._writer = writer  # engine of the transactions, of any process that writes the catalog
         self._reserve = Reserve(path) if path and path != ":memory:" else None  # None for PostgreSQL, whose disk is elsewhere
         self._fault: Fault | None = None  # what stands in the way now; None while changes work
@@ -71,14 +75,23 @@ class Room:
             self._note(fault, reason_of(error))
         return fault
 
+    def not_synced(self, error: OSError) -> CatalogFault:
+        """Takes note that SQLite's log could not be synced; the answer to those who wait for that."""
+        fault = {errno.ENOSPC: Fault.FULL, errno.EROFS: Fault.READ_ONLY}.get(error.errno or 0, Fault.BROKEN)
+        self._note(fault, str(error))
+        return catalog_fault(fault, str(error))
+
     def answer(self, error: SQLAlchemyError) -> GodwitError | None:
         """The answer to a request that failed with *error*; None if Godwit itself is to blame."""
         return as_answer(error, self._fault_of(error))
 
     def _fault_of(self, error: SQLAlchemyError) -> Fault:
         fault = fault_of(error)
-        is_full = fault is Fault.BROKEN and self._reserve is not None and self._reserve.is_disk_full()
-        return Fault.FULL if is_full else fault
+        if fault is not Fault.BROKEN or self._reserve is None:
+            return fault
+        if self._reserve.is_disk_full():
+            return Fault.FULL
+        return Fault.READ_ONLY if self._reserve.is_disk_read_only() else fault
 
     def _note(self, fault: Fault, reason: str) -> None:
         if fault is not self._fault:

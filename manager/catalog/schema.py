@@ -60,7 +60,8 @@ identity = Table(
     _number("first_ino", FIRST_INO),  # the first inode number of this generation: what is below may be older than the catalog
 )
 
-# Named numbers: `next_ino` (first inode number never handed out), `next_volume`, `inodes` (rows of that table).
+# Named numbers: `next_ino` (first inode number never handed out), `next_volume`, `inodes` (rows of that table),
+# `authorities_revision`.
 counters = Table(
     "counters",
     metadata,
@@ -89,7 +90,7 @@ inodes = Table(
     _number("dirty"),  # 1: the home's object may be newer than `version`. Left by a crash: the home's agent commits
     _number("home_volume"),  # 0: no content (not a regular file)
     _number("home_epoch"),  # raised with each change of the home: commits of an earlier one are refused; 0: no home
-    _number("object_ctime_ns"),  # of the home's object at the last commit; 0: never committed
+    _number("object_ctime_ns"),  # of the home's object at the last commit, or as it was made; 0: not known
     _number("marks"),  # which special attributes `xattrs` has for it, and more: see manager.catalog.inodes
 )
 Index("ix_inodes_dirty", inodes.c.home_volume, inodes.c.ino, sqlite_where=text("dirty = 1"), postgresql_where=text("dirty = 1"))
@@ -196,13 +197,48 @@ servers = Table(
     sqlite_with_rowid=False,
 )
 
-# One-time tokens with which a new server may join; a row is deleted when it is used.
+# One-time tokens with which a new server may join; a row is deleted when it is used, and replaced by one for its keys alone.
 invitations = Table(
     "invitations",
     metadata,
-    Column("digest", LargeBinary, primary_key=True),  # BLAKE2b of the token
+    Column("digest", LargeBinary, primary_key=True),  # BLAKE2b of the token's secret
     Column("server", String(63), nullable=False),  # the one that is invited
     _number("expires_ns"),  # by the clock of the manager that made it
+    _number("candidate"),  # 1: it gets what a manager needs
+    _number("epoch", 1),  # of the certificates that it gets
+)
+
+# Servers that were ever let in anew, or revoked. All others have certificates of epoch 1, which are believed.
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("server", String(63), primary_key=True),
+    _number("epoch", 1),  # of the newest certificates that were signed
+    _number("least", 1),  # of those that are believed; more than `epoch`: none is, until it joins again
+    sqlite_with_rowid=False,
+)
+
+# Authorities that are believed (docs/security.md, *Rotation*). The counter `authorities_revision` is raised with each change.
+authorities = Table(
+    "authorities",
+    metadata,
+    Column("number", Number, primary_key=True, autoincrement=False),  # which one of the network's, as its name says
+    Column("certificate", LargeBinary, nullable=False),  # PEM
+    Column("sealed", LargeBinary, nullable=False, server_default=text("''")),  # its key, for who may still sign: trust.sealing
+    Column("state", String(10), nullable=False),  # introduced, signs, leaving: manager.rules.authorities
+)
+
+# The newest certificate that each process has shown to a manager. Rows of authorities that are gone go with them.
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("server", String(63), primary_key=True),
+    Column("role", String(8), primary_key=True),
+    _number("epoch"),  # of the server, when it was signed
+    _number("authority"),  # the one that has signed it
+    _number("ends_s"),  # in seconds since the epoch
+    _number("revision"),  # of the list of authorities that its process believes
+    sqlite_with_rowid=False,
 )
 
 # `free_bytes` is the last value that was worth a transaction; the manager has the newest in memory.
@@ -228,6 +264,7 @@ policies = Table(
     Column("ino", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
     _number("copies"),  # that each file is to have, the home's among them
     _number("sync_copies"),  # of these, how many fsync waits for
+    Column("names", String(8), nullable=False, server_default=""),  # held, through; empty: what a directory above says
 )
 
 # Directories whose files are still to be brought to their policy; worked off in the background, entry by entry.
@@ -342,6 +379,20 @@ caching = Table(
     metadata,
     Column("directory", Number, ForeignKey(inodes.c.ino, ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("server", String(63), primary_key=True),  # whose mount may be caching there
+    _number("held"),  # 1: it may be alone there, and have changed what the catalog does not know yet
+    sqlite_with_rowid=False,
+)
+
+# Journals of mounts (`docs/held-directories.md`): how far each has been applied, written with what is applied. The manager's
+# housekeeping deletes rows some time after the last record.
+journals = Table(
+    "journals",
+    metadata,
+    Column("session", Number, primary_key=True, autoincrement=False),  # the mount's, which names its journal
+    Column("server", String(63), nullable=False),  # of the mount
+    _number("last"),  # the sequence of the last record that was applied or passed over
+    _number("final"),  # 1: the mount is gone, and nothing follows
+    _number("changed_ns"),  # by the manager's clock of file times, when `final` was set; 0: never
     sqlite_with_rowid=False,
 )
 
@@ -352,6 +403,24 @@ ranges = Table(
     Column("first", Number, primary_key=True, autoincrement=False),
     _number("count"),  # the range is `first` to `first + count - 1`
     Column("server", String(63), nullable=False),  # of the mount that it was given to
-    _number("session"),  # ranges of a dead session no longer protect strays
+    _number("session"),  # ranges of a dead session protect only what may be in its journal: see `find_strays`
     Index(None, "server"),  # a new mount of a server deletes those of the one before
+)
+
+# What has happened, for people: `cluster.events` has the kinds. Written in the transaction of what happened, if there is one.
+# `manager.workers.events` deletes the oldest.
+events = Table(
+    "events",
+    metadata,
+    Column("event", Number, primary_key=True),  # ever growing, with gaps; who writes one has locked the office's row: in order
+    _number("time_ns"),  # when it happened, by the manager's clock of file times
+    _number("last_ns"),  # when it happened last, if there is one row for several times
+    _number("count", 1),  # how often, or of how many things
+    Column("severity", String(8), nullable=False),  # info, warning, error
+    Column("kind", String(24), nullable=False),
+    Column("server", String(63), nullable=False, server_default=""),  # which it is about; empty: none
+    _number("volume"),  # the same; 0: none
+    Column("fields", String, nullable=False, server_default="{}"),  # JSON in ASCII: a map of texts and numbers
+    Index(None, "kind", "server", "volume"),  # the newest of its kind
+    sqlite_autoincrement=True,
 )

@@ -24,24 +24,35 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from errno import ENOSPC
 from typing import Any, Generic, TypeVar
 
 import trio
 from sqlalchemy import Connection, Engine, bindparam, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.errors import Fenced, GodwitError, NotManager
+from cluster.clock import thread_s
+from cluster.counters import Histogram, counter, histogram
+from cluster.counters import counters as numbers
+from cluster.errors import Fenced, GodwitError, NotManager, error_text
 from manager.catalog.engines import READ_THREADS, lock_writes, retrying
-from manager.catalog.faults import Fault, answering, catalog_fault, fault_of
+from manager.catalog.faults import Fault, answering, fault_of
 from manager.catalog.hot import Hot
 from manager.catalog.room import Need, Room
 from manager.catalog.schema import counters, office
+from manager.catalog.urls import shown
 from manager.catalog.wal import LOG_LIMITS, LogLimits, WriteAheadLog
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+TRANSACTION_S = histogram("godwit_transaction_seconds", "How long the catalog's transactions took, up to the commit.")
+WRITES = counter("godwit_transaction_writes_total", "Changes in the catalog's transactions: what arrives together shares one.")
+SYNC_S = histogram("godwit_catalog_sync_seconds", "How long it took to sync the catalog's log, where that is SQLite's.")
+READ_S = histogram("godwit_catalog_read_seconds", "How long the catalog took for questions outside of transactions.")
+
+_transactions, _writes = numbers.histogram(TRANSACTION_S), numbers.cell(WRITES)
+_syncs, _reads = numbers.histogram(SYNC_S), numbers.histogram(READ_S)
 
 LOOK_S = 1.0  # how often it is looked whether a full disk has room again
 # As `Connection.begin_nested`, without what SQLAlchemy keeps for each savepoint.
@@ -64,6 +75,21 @@ class StoreLimits:
 
 
 STORE_LIMITS = StoreLimits()
+
+
+class _measuring:  # noqa: N801 - used as `contextmanager`'s are, and cheaper
+    """Counts in a histogram how long what is inside took. In the event loop only."""
+
+    __slots__ = ("_began_s", "_seconds")
+
+    def __init__(self, seconds: Histogram) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._began_s = thread_s()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds.observe(thread_s() - self._began_s)
 
 
 class Transaction:
@@ -151,14 +177,14 @@ class Store:
         self._connection: Connection | None = None  # of the transactions; made anew after a failure
         self._read_connection = reader.connect() if self._inline else None  # for questions in the event loop
         self._threads = trio.CapacityLimiter(READ_THREADS)  # for reads alone: the transactions' thread is none of them
-        self._log = WriteAheadLog(writer, limits.log) if self._inline else None  # PostgreSQL syncs each commit itself
+        self._log = self.room.log  # None on PostgreSQL, which syncs each commit itself
         self._to_sync: list[_Item[Any]] = []  # committed, to be answered when the log is synced
         self._sync_wanted = trio.Event()  # a new one with each sync; set by the first commit that waits for it
 
     @property
     def display_url(self) -> str:
         """The database's URL without its password."""
-        return self._writer.url.render_as_string(hide_password=True)
+        return shown(self._writer.url)
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -172,13 +198,14 @@ class Store:
         if self._closed is not None:
             raise self._ended()
         if self._read_connection is not None:
-            with answering():
+            with _measuring(_reads), answering():
                 return question(self._read_connection)
-        return await trio.to_thread.run_sync(self._ask, question, limiter=self._threads)
+        return await self.read_slowly(question)
 
     async def read_slowly(self, question: Callable[[Connection], T]) -> T:
         """As `read`, for questions that take long enough to hold up the event loop."""
-        return await trio.to_thread.run_sync(self._ask, question, limiter=self._threads)
+        with _measuring(_reads):
+            return await trio.to_thread.run_sync(self._ask, question, limiter=self._threads)
 
     def _ask(self, question: Callable[[Connection], T]) -> T:
         def ask() -> T:
@@ -241,7 +268,9 @@ class Store:
         item = _Item(work, False, Need.MORE if grows else Need.LESS)
         try:
             self._check_office()
-            effects = self._commit([item])
+            _writes.value += 1
+            with _measuring(_transactions):
+                effects = self._commit([item])
         except Fenced as error:
             self._end(error)
             raise self._ended() from error
@@ -293,7 +322,7 @@ class Store:
                 if self._log is not None:
                     nursery.start_soon(self._look_loop)
                     nursery.start_soon(self._sync_loop, self._log)
-                    nursery.start_soon(self._log.checkpoint_loop, self._holding_writes)
+                    nursery.start_soon(self._log.checkpoint_loop, self._limits.log, self._holding_writes)
                 await self._commit_loop()
                 nursery.cancel_scope.cancel()
         finally:
@@ -339,10 +368,12 @@ class Store:
 
     async def _commit_batch(self, batch: list[_Item[Any]]) -> list[Callable[[], None]]:
         self._check_office()
+        _writes.value += len(batch)
         if self._inline:
-            return self._commit(batch)
+            with _measuring(_transactions):
+                return self._commit(batch)
         effects: list[Callable[[], None]] = []
-        with trio.CancelScope(shield=True):  # a batch that was taken is always answered
+        with _measuring(_transactions), trio.CancelScope(shield=True):  # a batch that was taken is always answered
             effects += await trio.to_thread.run_sync(self._commit, batch)
         return effects
 
@@ -361,10 +392,11 @@ class Store:
             failure = None
             with trio.CancelScope(shield=True):
                 try:
-                    await trio.to_thread.run_sync(write_ahead.sync)
+                    with _measuring(_syncs):
+                        await trio.to_thread.run_sync(write_ahead.sync)
                 except OSError as error:
-                    log.error("the log of the catalog could not be synced: %s", error)
-                    failure = catalog_fault(Fault.FULL if error.errno == ENOSPC else Fault.BROKEN, str(error))
+                    log.error("the log of the catalog could not be synced: %s", error_text(error))
+                    failure = self.room.not_synced(error)
             # By number, since more may have come to the end of the list while the thread synced.
             del self._to_sync[: len(waiting)]
             for item in waiting:

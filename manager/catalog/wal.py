@@ -8,6 +8,7 @@ That first write syncs the log's head, and so is made here, too: it changes noth
 import errno
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import trio
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from cluster.errors import error_text
 from manager.catalog.faults import reason_of
 
 log = logging.getLogger(__name__)
@@ -40,38 +42,51 @@ LOG_LIMITS = LogLimits()
 
 
 class WriteAheadLog:
-    """The log of the database that *engine* writes."""
+    """The log of the database that *engine* writes. One for the whole process, since it knows which syncs have failed."""
 
-    def __init__(self, engine: Engine, limits: LogLimits = LOG_LIMITS) -> None:
-        self._limits = limits
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine  # of the writer; checkpoints take a connection of their own from it
         self._path = f"{engine.url.database}-wal"  # SQLite's name for the log
         self._doubtful = False  # a sync has failed, or is under way: the next one must fold the log in first
+        self._syncing = threading.Lock()  # held by the thread that syncs
+        # Kept open: the kernel tells each descriptor once of writes that failed since it was opened, but of what it has told
+        # another process before, a new one hears nothing.
+        self._descriptor = -1
 
     def sync(self) -> None:
         """Makes all commits so far durable. Raises `OSError`. (The log itself carries no locks that closing it could drop.)
 
         After a failure the kernel takes pages that it could not write for written: only folding them in makes them durable.
         """
-        if self._doubtful and not self._checkpoint():
-            raise OSError(errno.EIO, "an earlier write was lost, and the log could not be folded in")
-        # Before the call, so that a sync which raises, or a thread that never comes back, leaves it set.
-        self._doubtful = True
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fdatasync(descriptor)
-        finally:
-            os.close(descriptor)
-        self._doubtful = False
+        with self._syncing:
+            # In this order: of what failed before it was opened nobody tells, so that is folded in.
+            if self._is_opened_anew():
+                self._doubtful = True
+            if self._doubtful and not self._checkpoint():
+                raise OSError(errno.EIO, "an earlier write was lost, and the log could not be folded in")
+            # Before the call, so that a sync which raises, or a thread that never comes back, leaves it set.
+            self._doubtful = True
+            os.fdatasync(self._descriptor)
+            self._doubtful = False
+
+    def _is_opened_anew(self) -> bool:
+        """Opens the log that is there, unless it is open. Raises `OSError`."""
+        found = os.stat(self._path)
+        if self._descriptor >= 0:
+            if os.path.samestat(found, os.fstat(self._descriptor)):
+                return False
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return True
 
     def sync_if_there(self) -> None:
         """As `sync`, for a process that does not write; without a log all commits are in the database."""
         with suppress(FileNotFoundError):
             self.sync()
 
-    async def checkpoint_loop(self, holding_writes: Callable[[], AbstractContextManager[None]]) -> None:
+    async def checkpoint_loop(self, limits: LogLimits, holding_writes: Callable[[], AbstractContextManager[None]]) -> None:
         """Folds the log into the database whenever it has grown. Nobody is held up by that, unless it has become long."""
-        limits = self._limits
         long_bytes = limits.long_bytes
         while True:
             await trio.sleep(limits.look_s)
@@ -93,7 +108,7 @@ class WriteAheadLog:
         try:
             return os.stat(self._path).st_size
         except OSError as error:
-            log.debug("no log of the catalog: %s", error)
+            log.debug("no log of the catalog: %s", error_text(error))
             return 0
 
     def _checkpoint(self) -> bool:

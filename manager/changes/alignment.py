@@ -3,14 +3,17 @@
 What that is, is decided in `manager.rules.alignment`; here its values are read, and its decision is carried out.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict, namedtuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from cluster.clock import file_time_ns, monotonic_s
-from cluster.messages import TaskOperation, TaskState
+from cluster.messages import Stamp, TaskOperation, TaskState
 from manager.catalog.homes import switch_home
-from manager.catalog.hot import Hot
+from manager.catalog.hot import Hot, HotByKeys, HotInsert
 from manager.catalog.inodes import BLOCK_BYTES, InodeRow, blocks_before, find_inode, needed_bytes
 from manager.catalog.schema import replicas, shortfalls, tasks
 from manager.catalog.store import Transaction
@@ -23,17 +26,19 @@ from manager.memory.state import State
 from manager.rules import alignment as rule
 
 # By the primary key (ino, volume): a handful of rows that lie together.
-_REPLICAS = Hot(
-    select(
-        replicas.c.volume,
-        replicas.c.version,
-        replicas.c.stamp_size,
-        replicas.c.stamp_mtime_ns,
-        replicas.c.stamp_ctime_ns,
-        replicas.c.checksum,
-        replicas.c.fault,
-    ).where(replicas.c.ino == bindparam("ino"))
+_REPLICA_COLUMNS = (
+    replicas.c.volume,
+    replicas.c.version,
+    replicas.c.stamp_size,
+    replicas.c.stamp_mtime_ns,
+    replicas.c.stamp_ctime_ns,
+    replicas.c.checksum,
+    replicas.c.fault,
 )
+_REPLICAS = Hot(select(*_REPLICA_COLUMNS).where(replicas.c.ino == bindparam("ino")))
+_REPLICAS_OF_ALL = HotByKeys(lambda keys: select(*_REPLICA_COLUMNS, replicas.c.ino).where(replicas.c.ino.in_(keys)))
+_make_class: Callable[..., Any] = namedtuple
+_Replica = _make_class("_Replica", [*(column.name for column in _REPLICA_COLUMNS), "ino"])
 # Walks the index (volume, ino) and goes on after a number: rows that come and go meanwhile shift nothing.
 _ON_VOLUME = Hot(
     select(replicas.c.ino)
@@ -42,13 +47,10 @@ _ON_VOLUME = Hot(
     .limit(bindparam("n"))
 )
 # By the unique index (ino, volume): at most one task for a volume.
-_TASKS = Hot(
-    select(tasks.c.task, tasks.c.volume, tasks.c.operation, tasks.c.state, tasks.c.version, tasks.c.claim).where(
-        tasks.c.ino == bindparam("ino")
-    )
-)
-_NEW = ("server", "operation", "state", "ino", "volume", "version", "queued_ns")
-_INSERT = Hot(insert(tasks).values({name: bindparam(name) for name in _NEW}))
+_TASK_COLUMNS = (tasks.c.task, tasks.c.volume, tasks.c.operation, tasks.c.state, tasks.c.version, tasks.c.claim)
+_TASKS = Hot(select(*_TASK_COLUMNS).where(tasks.c.ino == bindparam("ino")))
+_TASKS_OF_ALL = HotByKeys(lambda keys: select(*_TASK_COLUMNS, tasks.c.ino).where(tasks.c.ino.in_(keys)))
+_INSERT = HotInsert(tasks, "server", "operation", "state", "ino", "volume", "version", "queued_ns")
 # `claim` stays: a report of an earlier claim is still told apart, and it is remembered that an agent was given the task.
 _RESTART = Hot(
     update(tasks)
@@ -70,23 +72,70 @@ def replicas_of(connection: Connection, ino: int) -> list[InodeRow]:
     return _REPLICAS.all(connection, {"ino": ino})
 
 
+def replicas_of_all(connection: Connection, inos: Collection[int]) -> dict[int, list[InodeRow]]:
+    """As `replicas_of`, by inode."""
+    return _by_inode(_REPLICAS_OF_ALL.all(connection, inos))
+
+
+def replica_row(ino: int, volume: int, version: int, stamp: Stamp, checksum: bytes) -> InodeRow:
+    """A row as of `replicas_of_all`, of an object with nothing wrong."""
+    return _Replica(volume, version, stamp.size, stamp.mtime_ns, stamp.ctime_ns, checksum, "", ino)
+
+
+def tasks_of_all(connection: Connection, inos: Collection[int]) -> dict[int, list[InodeRow]]:
+    """The rows of all tasks for these inodes, by inode, as `Rows` has them."""
+    return _by_inode(_TASKS_OF_ALL.all(connection, inos))
+
+
+def _by_inode(rows: Iterable[InodeRow]) -> dict[int, list[InodeRow]]:
+    found: dict[int, list[InodeRow]] = defaultdict(list)
+    for row in rows:
+        found[row.ino].append(row)
+    return found
+
+
 def inodes_on(connection: Connection, volume: int, after: int, count: int) -> list[int]:
     """The next inodes with a replica on a volume, by number."""
     return [row.ino for row in _ON_VOLUME.all(connection, {"volume": volume, "after": after, "n": count})]
 
 
-def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None = None) -> bool:
+class Rows(NamedTuple):
+    """What the catalog has of one file, when it was read together with that of others."""
+
+    replicas: Sequence[InodeRow]  # as of `replicas_of`
+    tasks: Sequence[InodeRow]
+
+
+def align_all(tx: Transaction, state: State, files: Iterable[tuple[InodeRow, Rows]]) -> None:
+    """As `align` for several files, of which all was read in this transaction: the first copies of all are queued together."""
+    new: list[NewTask] = []
+    for inode, rows in files:
+        policy = state.policies.of_inode(tx.connection, inode.ino)
+        first = _first_copies(state, inode, policy.copies, rows)
+        if first is None:
+            align(tx, state, inode, policy, rows)
+            continue
+        _note_shortfall(tx, state, inode.ino, "")
+        new += [NewTask(inode.ino, volume, TaskOperation.COPY, inode.version) for volume in first]
+    queue_tasks(tx, state, new)
+
+
+def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None = None, rows: Rows | None = None) -> bool:
     """Queues the copies and deletions that a file's policy and moves want, and takes back tasks that are no longer wanted.
 
     Moves the home, too, if it should be elsewhere; returns False if only somebody who uses the file prevents that. Does nothing
-    to a file without content or without a name.
+    to a file without content or without a name. *rows* are the file's, if they were read in this transaction.
     """
     # Not a regular file, never committed, or an orphan: nothing to copy. Objects of orphans go with `discard_objects`.
     if inode.home_volume == 0 or inode.version == 0 or inode.nlink == 0:
         return True
     policy = policy or state.policies.of_inode(tx.connection, inode.ino)
-    replica_rows = {row.volume: row for row in replicas_of(tx.connection, inode.ino)}
-    task_rows = {row.volume: row for row in _TASKS.all(tx.connection, {"ino": inode.ino})}
+    rows = rows or Rows(replicas_of(tx.connection, inode.ino), _TASKS.all(tx.connection, {"ino": inode.ino}))
+    if _is_settled(state, inode, policy.copies, rows):
+        _note_shortfall(tx, state, inode.ino, "")
+        return True
+    replica_rows = {row.volume: row for row in rows.replicas}
+    task_rows = {row.volume: row for row in rows.tasks}
     decision = rule.align(_view(tx, state, inode, policy.copies, replica_rows, task_rows))
     # In the order of `rule.Decision`: a home has moved before any task for its volume changes.
     for move, step in decision.steps:
@@ -100,6 +149,25 @@ def align(tx: Transaction, state: State, inode: InodeRow, policy: Policy | None 
     if decision.ask_back:
         _ask_home_back(tx, state, inode.ino, decision.ask_back)
     return not decision.held_up
+
+
+def _is_settled(state: State, inode: InodeRow, copies: int, rows: Rows) -> bool:
+    return _is_plain(state, rows) and rule.is_settled(
+        inode.version, inode.home_volume, copies, rows.replicas, state.members.places()
+    )
+
+
+def _first_copies(state: State, inode: InodeRow, copies: int, rows: Rows) -> Sequence[int] | None:
+    """Where `align` queues copies, if it certainly does nothing else."""
+    if inode.home_volume == 0 or inode.version == 0 or inode.nlink == 0 or not _is_plain(state, rows):
+        return None
+    file = rule.File(inode.ino, needed_bytes(inode), inode.version, bool(inode.dirty), inode.home_volume, copies)
+    return rule.first_copies(file, rows.replicas, state.members.places())
+
+
+def _is_plain(state: State, rows: Rows) -> bool:
+    """Whether the file has no task, no move, no object that is left alone, and no replica with a fault."""
+    return not (rows.tasks or state.has_moves or state.has_abandoned or any(row.fault for row in rows.replicas))
 
 
 def _view(
@@ -233,25 +301,44 @@ def draw_home(tx: Transaction, state: State, session: Session, ino: int) -> None
         switch_home(tx, inode, min(current, key=lambda row: row.volume))
 
 
+class NewTask(NamedTuple):
+    """A task that is to be queued."""
+
+    ino: int
+    volume: int  # in the queue of its server
+    operation: str  # a `TaskOperation`
+    version: int
+
+
 def queue_task(tx: Transaction, state: State, ino: int, volume: int, operation: str, version: int) -> None:
     """A new task in the queue of the volume's server."""
-    place_of_work = state.members.get(volume)
-    if place_of_work is None:
-        return
-    server = place_of_work.server
-    _INSERT.run(
+    queue_tasks(tx, state, [NewTask(ino, volume, operation, version)])
+
+
+def queue_tasks(tx: Transaction, state: State, new: Collection[NewTask]) -> None:
+    """New tasks in the queues of their volumes' servers."""
+    now_ns = file_time_ns()
+    servers = {
+        volume: "" if (home := state.members.get(volume)) is None else home.server for volume in {one.volume for one in new}
+    }
+    _INSERT.run_many(
         tx.connection,
-        {
-            "server": server,
-            "operation": operation,
-            "state": TaskState.WAITING,
-            "ino": ino,
-            "volume": volume,
-            "version": version,
-            "queued_ns": file_time_ns(),
-        },
+        [
+            {
+                "server": servers[one.volume],
+                "operation": one.operation,
+                "state": TaskState.WAITING,
+                "ino": one.ino,
+                "volume": one.volume,
+                "version": one.version,
+                "queued_ns": now_ns,
+            }
+            for one in new
+            if servers[one.volume]
+        ],
     )
-    tx.after(lambda: state.ring(server))
+    for server in {server for server in servers.values() if server}:
+        tx.after(partial(state.ring, server))
 
 
 def restart_task(tx: Transaction, state: State, task: int, volume: int, operation: str, version: int) -> None:

@@ -1,15 +1,18 @@
 """Mutations, applied once: the reply is stored in the transaction of the effect, and a repeat finds it there."""
 
+from collections.abc import Sequence
+
 import msgspec
 from sqlalchemy import bindparam, delete, func, insert, select
 
 from cluster.clock import monotonic_s
 from cluster.decoding import Decode, from_msgpack
-from cluster.messages import Applied, Apply, Node, Operation
+from cluster.messages import Applied, Apply, Commit, Node, Operation
 from manager.catalog.hot import Hot
 from manager.catalog.inodes import find_inode, node_of
 from manager.catalog.schema import applied
 from manager.catalog.store import Transaction
+from manager.changes.content import commit_all
 from manager.changes.operations import OPERATIONS, directories_of
 from manager.memory.mutations import Mutation
 from manager.memory.sessions import Session
@@ -46,13 +49,8 @@ def apply_operations(tx: Transaction, state: State, mutation: Mutation, request:
         stored = _FIND.one_or_none(tx.connection, {"session": session.number, "request_id": request.request_id})
         if stored is not None:
             return _again(tx, state, session, request, _decode(stored.reply))
-    # A single operation checks before it writes, so that it needs no savepoint to be undone: two statements less.
-    if len(request.operations) == 1:
-        nodes = [_apply(tx, state, mutation, request.operations[0])]
-    else:
-        with tx.savepoint():
-            nodes = [_apply(tx, state, mutation, operation) for operation in request.operations]
-    reply = Applied(nodes, touched=list(mutation.inodes))
+    nodes = _apply_all(tx, state, mutation, request.operations)
+    reply = Applied(list(nodes), touched=list(mutation.inodes))
     # In the transaction of the effect: after a crash a repeat finds both or neither.
     _STORE.run(tx.connection, {"session": session.number, "request_id": request.request_id, "reply": _encode(reply)})
     session.newest = max(session.newest, request.request_id)  # harmless if this is rolled back: it only says where to look
@@ -69,10 +67,23 @@ def apply_operations(tx: Transaction, state: State, mutation: Mutation, request:
     return msgspec.structs.replace(reply, directories=_directories(tx, request.operations))
 
 
-def _apply(tx: Transaction, state: State, mutation: Mutation, operation: Operation) -> Node | None:
+def apply_operation(tx: Transaction, state: State, mutation: Mutation, operation: Operation) -> Node | None:
+    """Applies one operation; see `manager.changes.operations.ApplyOperation`."""
     row = OPERATIONS[type(operation)]
     mutation.recalls = row.recalls
     return row.apply(tx, state, mutation, operation)
+
+
+def _apply_all(tx: Transaction, state: State, mutation: Mutation, operations: Sequence[Operation]) -> Sequence[Node | None]:
+    # A single operation checks before it writes, so that it needs no savepoint to be undone: two statements less.
+    if len(operations) == 1:
+        return [apply_operation(tx, state, mutation, operations[0])]
+    # So do commits, all of them, if no second one depends on a first.
+    commits = [operation for operation in operations if isinstance(operation, Commit)]
+    if len(commits) == len(operations) == len({commit.ino for commit in commits}):
+        return commit_all(tx, state, mutation, commits)
+    with tx.savepoint():
+        return [apply_operation(tx, state, mutation, operation) for operation in operations]
 
 
 def _directories(tx: Transaction, operations: list[Operation]) -> list[Node]:

@@ -10,9 +10,15 @@ import stat
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from cluster.errors import refused
-from cluster.messages import NAME_MAX, XATTR_VALUE_MAX, Node, RemoveXattr, SetAttr, SetXattr
+from cluster.messages import NAME_MAX, XATTR_NAMESPACES, XATTR_VALUE_MAX, Node, RemoveXattr, SetAttr, SetXattr, XattrKind
 from manager.catalog.hot import Hot
-from manager.catalog.inodes import HAS_ACCESS_ACL, HAS_CAPABILITY, HAS_DEFAULT_ACL, InodeRow, get_inode, node_of
+from manager.catalog.inodes import (
+    HAS_ACCESS_ACL,
+    HAS_OTHER_XATTRS,
+    InodeRow,
+    get_inode,
+    node_of,
+)
 from manager.catalog.schema import inodes, xattrs
 from manager.catalog.store import Transaction
 from manager.memory.mutations import Mutation, Part
@@ -25,8 +31,8 @@ XATTR_REPLACE = 2
 NAMES_MAX_BYTES = 65536  # what listxattr(2) can return
 CAPABILITY_XATTR = b"security.capability"
 
-_MARKS = {CAPABILITY_XATTR: HAS_CAPABILITY, acl.ACCESS_XATTR: HAS_ACCESS_ACL, acl.DEFAULT_XATTR: HAS_DEFAULT_ACL}
-_PREFIXES = (b"user.", b"trusted.", b"security.")
+_MARKS = {name: int(XattrKind.of(name)) for name in (CAPABILITY_XATTR, acl.ACCESS_XATTR, acl.DEFAULT_XATTR)}
+"""The marks that go with the attribute; that of all others stays."""
 
 _GET = select(xattrs.c.value).where(xattrs.c.ino == bindparam("ino"), xattrs.c.name == bindparam("name"))
 _LIST = select(xattrs.c.name).where(xattrs.c.ino == bindparam("ino")).order_by(xattrs.c.name)
@@ -53,7 +59,10 @@ _SET_ATTRS = Hot(
 def set_attr(tx: Transaction, state: State, mutation: Mutation, op: SetAttr) -> Node:
     """Changes what is not None."""
     _check_set_attr(op)
-    row = get_inode(tx.connection, op.ino)
+    gathered = mutation.gathered
+    row = None if gathered is None else gathered.inodes.get(op.ino)
+    is_new = row is not None
+    row = row or get_inode(tx.connection, op.ino)
     state.claim(tx, mutation, {Part.INODE: op.ino})
     mode = row.mode
     if op.mode is not None:
@@ -64,17 +73,18 @@ def set_attr(tx: Transaction, state: State, mutation: Mutation, op: SetAttr) -> 
             if access is not None:
                 _put(tx, op.ino, acl.ACCESS_XATTR, acl.pack(acl.chmod(access, mode)), exists=True)
     values = {
-        "b_ino": op.ino,
-        "to_mode": mode,
-        "to_uid": row.uid if op.uid is None else op.uid,
-        "to_gid": row.gid if op.gid is None else op.gid,
-        "to_atime_ns": row.atime_ns if op.atime_ns is None else op.atime_ns,
-        "to_mtime_ns": row.mtime_ns if op.mtime_ns is None else op.mtime_ns,
+        "mode": mode,
+        "uid": row.uid if op.uid is None else op.uid,
+        "gid": row.gid if op.gid is None else op.gid,
+        "atime_ns": row.atime_ns if op.atime_ns is None else op.atime_ns,
+        "mtime_ns": row.mtime_ns if op.mtime_ns is None else op.mtime_ns,
         # Always: a change of nothing at all is still one to local file systems.
-        "to_ctime_ns": op.now_ns,
+        "ctime_ns": op.now_ns,
     }
-    _SET_ATTRS.run(tx.connection, values)
-    return node_of(get_inode(tx.connection, op.ino))
+    if gathered is not None and is_new:
+        return node_of(gathered.change(op.ino, values))
+    _SET_ATTRS.run(tx.connection, {"b_ino": op.ino} | {f"to_{name}": value for name, value in values.items()})
+    return node_of(row._replace(**values))
 
 
 def _check_set_attr(op: SetAttr) -> None:
@@ -92,9 +102,9 @@ def check_xattr_name(name: bytes) -> None:
     """ERANGE, EINVAL or EOPNOTSUPP for an attribute that no inode can have."""
     if not 0 < len(name) <= NAME_MAX:
         raise refused(errno.ERANGE, "name of an extended attribute")
-    if b"\0" in name or name in _PREFIXES:
+    if b"\0" in name or name in XATTR_NAMESPACES:
         raise refused(errno.EINVAL, "name of an extended attribute")
-    if not name.startswith(_PREFIXES) and name not in (acl.ACCESS_XATTR, acl.DEFAULT_XATTR):
+    if not name.startswith(XATTR_NAMESPACES) and name not in (acl.ACCESS_XATTR, acl.DEFAULT_XATTR):
         raise refused(errno.EOPNOTSUPP, "kind of extended attribute")
 
 
@@ -153,7 +163,7 @@ def set_xattr(tx: Transaction, state: State, mutation: Mutation, op: SetXattr) -
         raise refused(errno.ENOSPC, "too many extended attributes")
     state.claim(tx, mutation, {Part.INODE: op.ino})
     _put(tx, op.ino, op.name, op.value, exists=exists)
-    return _changed(tx, row, row.mode, row.marks | _MARKS.get(op.name, 0), op.now_ns)
+    return _changed(tx, row, row.mode, row.marks | _MARKS.get(op.name, HAS_OTHER_XATTRS), op.now_ns)
 
 
 def _check_user_xattr(row: InodeRow, name: bytes) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 from sqlalchemy import Connection, bindparam, func, literal_column, select, update
 
 from cluster.clock import file_time_ns
+from cluster.events import EventKind
 from cluster.messages import MigrationState, MoveState
+from manager.catalog.events import note
 from manager.catalog.hot import Hot
 from manager.catalog.inodes import find_inode, needed_bytes
 from manager.catalog.schema import migrations, moves
@@ -167,3 +169,7 @@ def end_if_over(tx: Transaction, state: State, migration: int) -> None:
 def _set_state(tx: Transaction, order: Order, name: str, *, over: bool = False) -> None:
     values = {"state": name, "ended_ns": file_time_ns() if over else 0}
     tx.execute(update(migrations).where(migrations.c.migration == order.migration).values(**values))
+    # That it is cancelled was told when somebody asked for it.
+    if name != MigrationState.CANCELLED:
+        kind = EventKind.MIGRATION_DONE if name == MigrationState.DONE else EventKind.MIGRATION_FAILED
+        note(tx.connection, kind, server=order.source, migration=order.migration)

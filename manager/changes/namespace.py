@@ -6,8 +6,8 @@ kernels of the mounts.
 
 import errno
 import stat
-from typing import Any
 
+import msgspec
 from sqlalchemy import bindparam, delete, insert, select, update
 
 from cluster.errors import refused
@@ -23,11 +23,14 @@ from cluster.messages import (
     Rmdir,
     Unlink,
 )
-from manager.catalog.hot import Hot
+from cluster.new_inodes import LINK_MAX, inherited, new_node
+from manager.catalog.gathered import Gathered, add_row
+from manager.catalog.hot import Hot, HotInsert
 from manager.catalog.inodes import (
     HAS_ACCESS_ACL,
     HAS_DEFAULT_ACL,
     UNNAMED,
+    XATTR_MARKS,
     InodeRow,
     check_name,
     find_entry,
@@ -44,6 +47,7 @@ from manager.catalog.schema import dentries, inodes, orphans, policies, replicas
 from manager.catalog.store import Transaction
 from manager.changes.alignment import align_inode
 from manager.changes.attributes import read_acl
+from manager.changes.policies import policies_changed
 from manager.memory.mutations import Mutation, Part
 from manager.memory.notes import note_itself, note_new
 from manager.memory.policies import is_below
@@ -51,21 +55,19 @@ from manager.memory.state import SCAN, State
 from manager.rules import acl
 from manager.rules.limits import check_id, check_time
 
-LINK_MAX = 65000  # names of one inode, as in ext4
-DIRECTORY_BYTES = 4096  # what `st_size` of every directory says, as of a small one in ext4
-DIRECTORY_BLOCKS = 8  # of 512 bytes: the same in blocks
 RDEV_MAX = 2**32 - 1  # Linux device numbers have 32 bits
 
 _TYPE_BITS = 0o170000
 """Of a mode, its type; unlike `stat.S_IFMT`, for numbers of any size and sign."""
 _TYPES = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
 
-_ADD_INODE = Hot(insert(inodes))
-_ADD_ENTRY = Hot(insert(dentries))
+_ADD_INODE = HotInsert(inodes, *inodes.c.keys())
+_ADD_ENTRY = HotInsert(dentries, "parent", "name", "cookie", "ino")
+_ADD_SYMLINK = HotInsert(symlinks, "ino", "target")
 # SQLite's default for the checksum would be a text.
-_ADD_REPLICA = Hot(insert(replicas).values(ino=bindparam("ino"), volume=bindparam("volume"), version=0, checksum=b""))
-_ADD_XATTR = insert(xattrs)
-_ADD_ORPHAN = Hot(insert(orphans))
+_ADD_REPLICA = HotInsert(replicas, "ino", "volume", "version", "checksum")
+_ADD_XATTR = HotInsert(xattrs, "ino", "name", "value")
+_ADD_ORPHAN = HotInsert(orphans, "ino")
 _REMOVE_ORPHAN = delete(orphans).where(orphans.c.ino == bindparam("b_ino"))
 _SET_MARKS = update(inodes).where(inodes.c.ino == bindparam("b_ino")).values(marks=bindparam("to_marks"))
 # By the primary key (parent, name), as all statements about entries.
@@ -91,14 +93,26 @@ def create(tx: Transaction, state: State, mutation: Mutation, op: Create) -> Nod
     directory = stat.S_ISDIR(op.mode)
     # The inode before its name: foreign keys of the entry ask for it.
     node = _add_inode(tx, state, mutation, parent, op, links=2 if directory else 1)
-    _ADD_ENTRY.run(tx.connection, {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino})
+    gathered = mutation.gathered
+    entry = {"parent": op.parent, "name": op.name, "cookie": state.cookie(), "ino": op.ino}
+    add_row(tx.connection, gathered, _ADD_ENTRY, entry)
     # A new directory's ".." is a link to its parent.
-    touch_directory(tx.connection, op.parent, op.now_ns, links=int(directory))
+    _touch(tx, gathered, op.parent, op.now_ns, links=int(directory))
     if op.target:
-        tx.execute(insert(symlinks), {"ino": op.ino, "target": op.target})
-    elif directory and mutation.session.watches:
-        note_new(tx, state.notes, mutation.session.server, op.ino)
+        add_row(tx.connection, gathered, _ADD_SYMLINK, {"ino": op.ino, "target": op.target})
+    alone = _is_born_alone(state, mutation, op)
+    if directory and (alone or mutation.session.watches):
+        note_new(tx, state.notes, mutation.session.server, op.ino, gathered, held=alone)
     return node
+
+
+def _is_born_alone(state: State, mutation: Mutation, op: Create) -> bool:
+    """Notes that the session is alone with what it makes in a directory that it holds."""
+    born = mutation.born
+    if born is None or not (op.parent in born or state.leases.is_alone(op.parent, mutation.session.number, mutation.began_s)):
+        return False
+    born.add(op.ino)
+    return True
 
 
 def create_unnamed(tx: Transaction, state: State, mutation: Mutation, op: CreateUnnamed) -> Node:
@@ -106,7 +120,9 @@ def create_unnamed(tx: Transaction, state: State, mutation: Mutation, op: Create
     if op.mode & _TYPE_BITS != stat.S_IFREG:
         raise refused(errno.EINVAL, f"mode {op.mode:o}")
     new = Create(op.directory, b"", op.ino, op.mode, op.uid, op.gid, 0, op.now_ns, op.home_volume, umask=op.umask)
+    new = msgspec.structs.replace(new, object_ctime_ns=op.object_ctime_ns)
     _check_inode(state, mutation, new)
+    state.check_known(tx, mutation, op.directory)
     directory = get_live_directory(tx.connection, op.directory)
     state.claim(tx, mutation, {Part.INODE: op.ino})
     node = _add_inode(tx, state, mutation, directory, new, links=0, marks=UNNAMED)
@@ -119,66 +135,55 @@ def _add_inode(
     tx: Transaction, state: State, mutation: Mutation, parent: InodeRow, op: Create, *, links: int, marks: int = 0
 ) -> Node:
     """An inode with what it gets from its parent; a regular file with its home."""
-    mode, gid = op.mode, op.gid
-    directory = stat.S_ISDIR(mode)
-    # As local file systems do: the group is inherited, and by directories the bit, too.
-    if parent.mode & stat.S_ISGID:
-        gid = parent.gid
-        mode |= stat.S_ISGID if directory else 0
+    mode, gid = inherited(parent.mode, parent.gid, op.mode, op.gid)
     lists: list[tuple[bytes, bytes]] = []
     default = read_acl(tx.connection, op.parent, acl.DEFAULT_XATTR) if parent.marks & HAS_DEFAULT_ACL else None
     # A default list takes the umask's place; symbolic links have no list of their own.
     if default is None or stat.S_ISLNK(mode):
         mode &= ~op.umask
     else:
-        mode, inherited, lists = _inherit(default, mode)
-        marks |= inherited
-    regular = stat.S_ISREG(mode)
-    row = {
-        "ino": op.ino,
-        "mode": mode,
-        "nlink": links,
-        "uid": op.uid,
-        "gid": gid,
-        "rdev": op.rdev if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else 0,
-        "size": DIRECTORY_BYTES if directory else len(op.target),
-        "blocks": DIRECTORY_BLOCKS if directory else 0,
-        "atime_ns": op.now_ns,
-        "mtime_ns": op.now_ns,
-        "ctime_ns": op.now_ns,
-        "btime_ns": op.now_ns,
-        "version": 0,
-        "dirty": int(regular),
-        "home_volume": op.home_volume if regular else 0,
-        "home_epoch": int(regular),
-        "object_ctime_ns": 0,
-        "marks": marks,
-    }
-    _ADD_INODE.run(tx.connection, row)
+        mode, listed, lists = _inherit(default, mode)
+        marks |= listed
+    node = new_node(op, mode, gid, links=links, xattrs=marks & XATTR_MARKS)
+    row = {**msgspec.structs.asdict(node), "dirty": int(node.dirty), "marks": marks}
+    del row["xattrs"]
+    gathered = mutation.gathered
+    if gathered is None:
+        _ADD_INODE.run(tx.connection, row)
+    else:
+        gathered.add_inode(_ADD_INODE, row, op.parent)
     # The store adds these up and writes the counter once for a whole batch.
     tx.inodes_added += 1
-    if regular:
-        _ADD_REPLICA.run(tx.connection, {"ino": op.ino, "volume": op.home_volume})
+    if node.home_volume:
+        add_row(tx.connection, gathered, _ADD_REPLICA, {"ino": op.ino, "volume": op.home_volume, "version": 0, "checksum": b""})
         # Once it is committed: of an inode that was never made nobody is registered as a writer.
         tx.after(lambda: state.register_creator(mutation.session, op.ino))
     for name, value in lists:
-        tx.execute(_ADD_XATTR, {"ino": op.ino, "name": name, "value": value})
-    return _born(row)
-
-
-def _born(row: dict[str, int]) -> Node:
-    values: dict[str, Any] = {name: value for name, value in row.items() if name != "marks"}
-    values["dirty"] = bool(row["dirty"])
-    return Node(**values)
+        add_row(tx.connection, gathered, _ADD_XATTR, {"ino": op.ino, "name": name, "value": value})
+    return node
 
 
 def _check_create(tx: Transaction, state: State, mutation: Mutation, op: Create) -> InodeRow:
     check_name(op.name)
     _check_inode(state, mutation, op)
+    gathered = mutation.gathered
+    # The name is looked for when all is written: EEXIST for all that is gathered, which is then applied one by one.
+    if gathered is not None:
+        return _live_directory(tx, gathered, op.parent)
     parent = get_live_directory(tx.connection, op.parent)
     if find_entry(tx.connection, op.parent, op.name) is not None:
         raise refused(errno.EEXIST)
     return parent
+
+
+def _live_directory(tx: Transaction, gathered: Gathered, ino: int) -> InodeRow:
+    """As `get_live_directory`, for one that may be going to be added; one that is in the database is read once."""
+    row = gathered.row(ino)
+    if row is None:
+        gathered.read(row := get_live_directory(tx.connection, ino))
+    elif not stat.S_ISDIR(row.mode):
+        raise refused(errno.ENOTDIR, f"inode {ino}")
+    return row
 
 
 def _check_inode(state: State, mutation: Mutation, op: Create) -> None:
@@ -195,6 +200,7 @@ def _check_inode(state: State, mutation: Mutation, op: Create) -> None:
     check_id(op.uid)
     check_id(op.gid)
     check_time(op.now_ns)
+    check_time(op.object_ctime_ns)
     if kind == stat.S_IFREG and not state.members.may_get_content(op.home_volume):
         raise refused(errno.EINVAL, f"volume {op.home_volume}")
     if (kind == stat.S_IFLNK) != bool(op.target):
@@ -251,13 +257,25 @@ def unlink(tx: Transaction, state: State, mutation: Mutation, op: Unlink) -> Non
     """Removes a name of something that is not a directory."""
     check_name(op.name)
     check_time(op.now_ns)
-    inode = get_entry(tx.connection, op.parent, op.name)
+    gathered = mutation.gathered
+    inode = get_entry(tx.connection, op.parent, op.name) if gathered is None else gathered.entry(op.parent, op.name)
+    assert inode is not None, "only what is known is gathered"
     if stat.S_ISDIR(inode.mode):
         raise refused(errno.EISDIR)
     state.claim(tx, mutation, {Part.DIRECTORY: op.parent, Part.INODE: inode.ino})
-    _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
-    touch_directory(tx.connection, op.parent, op.now_ns)
+    if gathered is None:
+        _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
+    else:
+        gathered.remove(op.parent, op.name)
+    _touch(tx, gathered, op.parent, op.now_ns)
     _lose_name(tx, state, mutation, op.parent, inode, op.now_ns)
+
+
+def _touch(tx: Transaction, gathered: Gathered | None, directory: int, now_ns: int, links: int = 0) -> None:
+    if gathered is None:
+        touch_directory(tx.connection, directory, now_ns, links=links)
+    else:
+        gathered.touch(directory, now_ns, links)
 
 
 def rmdir(tx: Transaction, state: State, mutation: Mutation, op: Rmdir) -> None:
@@ -267,8 +285,7 @@ def rmdir(tx: Transaction, state: State, mutation: Mutation, op: Rmdir) -> None:
     inode = get_entry(tx.connection, op.parent, op.name)
     if not stat.S_ISDIR(inode.mode):
         raise refused(errno.ENOTDIR)
-    if has_children(tx.connection, inode.ino):
-        raise refused(errno.ENOTEMPTY)
+    _check_empty(tx, state, mutation, inode)
     state.claim(tx, mutation, {Part.DIRECTORY: op.parent, Part.INODE: inode.ino})
     _REMOVE_ENTRY.run(tx.connection, {"b_parent": op.parent, "b_name": op.name})
     touch_directory(tx.connection, op.parent, op.now_ns, links=-1)
@@ -280,15 +297,18 @@ def _lose_name(tx: Transaction, state: State, mutation: Mutation, parent: int, i
     directory = stat.S_ISDIR(inode.mode)
     # An empty directory loses all its links at once: its name's and that of its own ".".
     links = inode.nlink if directory else 1
-    relink(tx.connection, inode.ino, now_ns, -links)
+    gathered = mutation.gathered
+    if gathered is None:
+        relink(tx.connection, inode.ino, now_ns, -links)
+    else:
+        gathered.relink(inode.ino, now_ns, -links)
     if inode.nlink > links:
         _leave(tx, state, mutation, inode.ino, parent)
         return
-    _ADD_ORPHAN.run(tx.connection, {"ino": inode.ino})
+    add_row(tx.connection, gathered, _ADD_ORPHAN, {"ino": inode.ino})
     # The inode's row lives on until it is reaped, so that no CASCADE has removed its policy yet.
     if directory and tx.execute(delete(policies).where(policies.c.ino == inode.ino)).rowcount:
-        state.policies.clear()
-        tx.after(state.policies.clear)
+        policies_changed(tx, state)
     tx.after(lambda: state.lost_name(inode.ino))
 
 
@@ -299,7 +319,8 @@ def rename(tx: Transaction, state: State, mutation: Mutation, op: Rename) -> Nod
     check_name(op.name)
     check_name(op.new_name)
     check_time(op.now_ns)
-    get_directory(tx.connection, op.parent)
+    if op.parent != op.new_parent:
+        get_directory(tx.connection, op.parent)
     get_live_directory(tx.connection, op.new_parent)
     source = get_entry(tx.connection, op.parent, op.name)
     # All reading first; what is claimed and written below depends on all of it.
@@ -314,7 +335,7 @@ def rename(tx: Transaction, state: State, mutation: Mutation, op: Rename) -> Nod
     directory = stat.S_ISDIR(source.mode)
     _check_no_cycle(tx, op.parent, op.new_parent, source)
     if target is not None:
-        _check_replace(tx, source, target)
+        _check_replace(tx, state, mutation, source, target)
     _claim_rename(tx, state, mutation, op, source, target)
     if target is None:
         keys = {"b_parent": op.parent, "b_name": op.name}
@@ -334,7 +355,10 @@ def rename(tx: Transaction, state: State, mutation: Mutation, op: Rename) -> Nod
     if op.new_parent != op.parent:
         _leave(tx, state, mutation, source.ino, op.parent)
     _follow_policy(tx, state, op.parent, op.new_parent, source)
-    return None if target is not None else node_of(get_inode(tx.connection, source.ino))
+    if target is not None:
+        return None
+    # Elsewhere its home may have moved for another policy.
+    return node_of(get_inode(tx.connection, source.ino) if op.new_parent != op.parent else source._replace(ctime_ns=op.now_ns))
 
 
 def _claim_rename(
@@ -357,12 +381,18 @@ def _check_no_cycle(tx: Transaction, old_parent: int, new_parent: int, source: I
         raise refused(errno.EINVAL, "a directory cannot be moved into itself")
 
 
-def _check_replace(tx: Transaction, source: InodeRow, target: InodeRow) -> None:
+def _check_empty(tx: Transaction, state: State, mutation: Mutation, directory: InodeRow) -> None:
+    # Who is alone in it may have emptied it, and not told yet.
+    state.check_known(tx, mutation, directory.ino)
+    if has_children(tx.connection, directory.ino):
+        raise refused(errno.ENOTEMPTY)
+
+
+def _check_replace(tx: Transaction, state: State, mutation: Mutation, source: InodeRow, target: InodeRow) -> None:
     if stat.S_ISDIR(target.mode):
         if not stat.S_ISDIR(source.mode):
             raise refused(errno.EISDIR)
-        if has_children(tx.connection, target.ino):
-            raise refused(errno.ENOTEMPTY)
+        _check_empty(tx, state, mutation, target)
     elif stat.S_ISDIR(source.mode):
         raise refused(errno.ENOTDIR)
 
@@ -401,8 +431,7 @@ def _follow_policy(tx: Transaction, state: State, old_parent: int, new_parent: i
     before = state.policies.of_directory(tx.connection, old_parent)
     after = state.policies.of_directory(tx.connection, new_parent)
     if stat.S_ISDIR(moved.mode):
-        state.policies.clear()
-        tx.after(state.policies.clear)
+        policies_changed(tx, state)
         if before != after:
             queue_scan(tx, state, moved.ino)
     elif before != after:

@@ -50,6 +50,7 @@ class Row:
     fields: Mapping[Part, str]  # the inodes that the message names, by the fields that do; others are found by name
     recalls: Collection[Part]  # what every other session must have stopped caching before the operation takes effect
     creates: bool = False  # it makes an inode; a regular file is open for writing by the session from the start
+    of_agents: bool = False  # agents may ask it, of what they serve: everything else is for mounts alone
     grows: bool = False  # the catalog becomes larger: refused while its disk is full, as on a local file system
     changes_opens: Callable[[Any], bool] = _never  # it may clear `dirty` or add a capability: see `State.changing`
     known: tuple[str, ...] = field(init=False)  # of `fields`, those that are recalled
@@ -72,11 +73,11 @@ OPERATIONS: Mapping[type[Operation], Row] = {
     Unlink: Row(unlink, _IN, {Part.DIRECTORY, Part.INODE}),
     Rmdir: Row(rmdir, _IN, {Part.DIRECTORY, Part.INODE}),
     Rename: Row(rename, _IN | {Part.NEW_DIRECTORY: "new_parent"}, frozenset(Part)),
-    SetAttr: Row(set_attr, _ITSELF, {Part.INODE}),
+    SetAttr: Row(set_attr, _ITSELF, {Part.INODE}, of_agents=True),
     SetXattr: Row(set_xattr, _ITSELF, {Part.INODE}, grows=True, changes_opens=lambda op: op.name == CAPABILITY_XATTR),
     RemoveXattr: Row(remove_xattr, _ITSELF, {Part.INODE}),
     # What anybody may see does not change: whoever has a dirty file open sees what is at its home.
-    Commit: Row(commit, _ITSELF, (), changes_opens=lambda _op: True),
+    Commit: Row(commit, _ITSELF, (), of_agents=True, changes_opens=lambda _op: True),
 }
 
 

@@ -11,8 +11,10 @@ from typing import Any
 from sqlalchemy import insert, select, update
 
 from cluster.clock import file_time_ns, monotonic_s
+from cluster.events import EventKind
 from cluster.membership import MEANINGS, UP, Event, ServerState, Standing, VolumeStanding, standing_of, stored_state, transition
 from cluster.messages import ROOT_INO
+from manager.catalog.events import note
 from manager.catalog.schema import servers, volumes
 from manager.catalog.store import Transaction
 from manager.changes.namespace import queue_scan
@@ -24,6 +26,16 @@ from manager.memory.state import DOWN, State
 log = logging.getLogger(__name__)
 
 AWAY = (ServerState.DOWN, ServerState.LOST)  # whose queues nobody works off
+
+_TOLD = {
+    Event.HEARD: EventKind.SERVER_BACK,
+    Event.SILENT_TOO_LONG: EventKind.SERVER_DOWN,
+    Event.DRAIN: EventKind.SERVER_DRAINING,
+    Event.UNDRAIN: EventKind.SERVER_UNDRAINED,
+    Event.LOSE: EventKind.SERVER_LOST,
+    Event.REMOVE: EventKind.SERVER_LEFT,
+    Event.ADD: EventKind.SERVER_READMITTED,
+}
 
 
 def stored_standing(tx: Transaction, server: str) -> Standing:
@@ -46,6 +58,9 @@ def change_standing(tx: Transaction, state: State, claims: Claims, server: str, 
     since_ns = file_time_ns()
     values: dict[str, Any] = {"state": str(stored_state(new)), "draining": int(new.wanted_empty), "since_ns": since_ns}
     tx.execute(update(servers).where(servers.c.server == server).values(**values))
+    # That it is silent for a moment never comes here.
+    if event in _TOLD:
+        note(tx.connection, _TOLD[event], server=server)
     # Everything below is in the transaction of the change: if the manager dies after it, its successor finds the scans queued.
     before, now = MEANINGS[old.state], MEANINGS[new.state]
     if (before.counts != now.counts and now.belongs) or new.state is ServerState.LOST:
@@ -84,9 +99,28 @@ def change_volume(tx: Transaction, state: State, volume: int, standing: VolumeSt
     """Changes a volume's standing; all files with a replica on it are looked at in the background."""
     tx.execute(update(volumes).where(volumes.c.volume == volume).values(standing=str(standing)))
     queue_volume_scan(tx, state, volume)
+    _note_volume(tx, state, volume, standing)
     if standing is VolumeStanding.IN:
         queue_scan(tx, state, ROOT_INO)  # files that had no place for a copy may have one now
     tx.after(partial(_volume_changed, state, volume, standing))
+
+
+def _note_volume(tx: Transaction, state: State, number: int, standing: VolumeStanding) -> None:
+    kinds = {
+        VolumeStanding.IN: EventKind.VOLUME_BACK,
+        VolumeStanding.OUT: EventKind.VOLUME_OUT,
+        VolumeStanding.LOST: EventKind.VOLUME_LOST,
+    }
+    volume = state.members.find(number)
+    if volume is not None:
+        note(
+            tx.connection,
+            kinds[standing],
+            server=volume.server,
+            volume=number,
+            path=volume.path,
+            condition=volume.condition,
+        )
 
 
 def _volume_changed(state: State, volume: int, standing: VolumeStanding) -> None:

@@ -5,18 +5,19 @@ heeded only while its claim is in force.
 """
 
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, delete, func, select, update
 
-from cluster.messages import Replica, Stamp, Task, TaskOperation, TaskReport, TaskState
-from manager.catalog.hot import Hot
-from manager.catalog.inodes import InodeRow, find_inode, path_of
+from cluster.messages import Replica, Stamp, TaskOperation, TaskReport, TaskState
+from manager.catalog.hot import Hot, HotByKeys, HotDelete, HotInsert, HotUpdate
+from manager.catalog.inodes import InodeRow, find_inode, find_inodes
 from manager.catalog.schema import replicas, tasks
 from manager.catalog.store import Transaction
-from manager.changes.alignment import align, replicas_of, restart_task
+from manager.changes.alignment import Rows, align, replica_row, replicas_of_all, restart_task, tasks_of_all
 from manager.changes.moves import copy_arrived, object_deleted, task_dead
 from manager.memory.state import State
 from manager.rules.limits import ERROR_MAX, check_number, clean_text
@@ -33,48 +34,16 @@ CHANGED = "changed"
 RETRY = "retry"
 FAILED = "failed"
 
-# The index (server, state, task) gives them in this order, so that nothing is sorted however long the queue is.
-_WAITING = Hot(
-    select(tasks)
-    .where(tasks.c.server == bindparam("server"), tasks.c.state == TaskState.WAITING)
-    .order_by(tasks.c.task)
-    .limit(bindparam("n"))
-)
-_OLDEST_WAITING = Hot(
-    select(tasks.c.queued_ns)
-    .where(tasks.c.server == bindparam("server"), tasks.c.state == TaskState.WAITING)
-    .order_by(tasks.c.task)
-    .limit(1)
-)
 _BY_ID = Hot(select(tasks).where(tasks.c.task == bindparam("task")))
+_BY_IDS = HotByKeys(lambda keys: select(tasks).where(tasks.c.task.in_(keys)))
 _SET: dict[str, BindParameter[Any]] = {name: bindparam(f"to_{name}") for name in ("state", "claim", "attempts", "error")}
 _UPDATE = Hot(update(tasks).where(tasks.c.task == bindparam("b_task")).values(_SET))
-_DELETE = Hot(delete(tasks).where(tasks.c.task == bindparam("b_task")))
-_STORE_COPY = {
-    "version": bindparam("to_version"),
-    "stamp_size": bindparam("to_size"),
-    "stamp_mtime_ns": bindparam("to_mtime"),
-    "stamp_ctime_ns": bindparam("to_ctime"),
-    "checksum": bindparam("to_checksum"),
-    "fault": "",
-}
-# An update first: nearly every copy is of a newer version of what is there already.
-_UPDATE_REPLICA = Hot(
-    update(replicas).where(replicas.c.ino == bindparam("b_ino"), replicas.c.volume == bindparam("b_volume")).values(_STORE_COPY)
-)
-_ADD_REPLICA = Hot(insert(replicas).values(_STORE_COPY | {"ino": bindparam("b_ino"), "volume": bindparam("b_volume")}))
-# Whoever copied a version has read all of it, which a commit does not take. Only while the home's object still has that
-# version.
-_LEARN_CHECKSUM = Hot(
-    update(replicas)
-    .where(
-        replicas.c.ino == bindparam("b_ino"),
-        replicas.c.volume == bindparam("b_volume"),
-        replicas.c.version == bindparam("b_version"),
-        replicas.c.checksum == b"",
-    )
-    .values(checksum=bindparam("to_checksum"))
-)
+_DELETE = HotDelete(tasks, "task")
+_COPY = ("version", "stamp_size", "stamp_mtime_ns", "stamp_ctime_ns", "checksum")
+_UPDATE_REPLICA = HotUpdate(replicas, ["ino", "volume"], _COPY, fault="")
+_ADD_REPLICA = HotInsert(replicas, "ino", "volume", *_COPY)
+# Whoever copied a version has read all of it, which a commit does not take.
+_LEARN_CHECKSUM = HotUpdate(replicas, ["ino", "volume"], ["checksum"])
 
 
 def backoff_s(attempts: int, draw: float) -> float:
@@ -106,134 +75,6 @@ def judge(outcome: str, *, attempts: int, newer: bool, max_attempts: int, draw: 
     return Verdict(Event.FAILED, attempts + 1, backoff_s(attempts + 1, draw))
 
 
-def waiting_since(connection: Connection, server: str, missing: Collection[int] = ()) -> int | None:
-    """When the oldest of the waiting tasks was queued, in nanoseconds of that manager's clock; None if there is none.
-
-    Tasks on *missing* volumes wait until these are back.
-    """
-    if missing:
-        found = _waiting_but(connection, server, missing, 1)
-        return int(found[0].queued_ns) if found else None
-    row = _OLDEST_WAITING.one_or_none(connection, {"server": server})
-    return None if row is None else int(row.queued_ns)
-
-
-def _waiting_but(connection: Connection, server: str, missing: Collection[int], limit: int) -> list[InodeRow]:
-    """The oldest waiting tasks, but for those on some volumes. Reads past these, so it is for when there are any."""
-    chosen = select(tasks).where(tasks.c.server == server, tasks.c.state == TaskState.WAITING, tasks.c.volume.not_in(missing))
-    return list(connection.execute(chosen.order_by(tasks.c.task).limit(limit)).all())
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """What a claim did: the tasks for the agent, with the versions they are for, and those that must wait for a source."""
-
-    tasks: list[Task]
-    postponed: list[int]
-
-
-def claim_tasks(tx: Transaction, state: State, server: str, limit: int) -> Claimed:
-    """Hands out waiting tasks of *server*, oldest first."""
-    claimed: list[Task] = []
-    postponed: list[int] = []
-    # Volumes that cannot be read now: their tasks would fail, and be given up in the end.
-    missing = state.members.missing(server)
-    if missing:
-        waiting = _waiting_but(tx.connection, server, missing, limit)
-    else:
-        waiting = _WAITING.all(tx.connection, {"server": server, "n": limit})
-    for row in waiting:
-        inode = find_inode(tx.connection, row.ino)
-        if row.operation == TaskOperation.DELETE:
-            # One that an agent had before may be done already: it cannot be taken back, and its replica is no copy any more.
-            if row.claim or inode is None or inode.nlink == 0 or _is_still_wanted(tx, state, row, inode):
-                claimed.append(_claim_delete(tx, row))
-            continue
-        if inode is None or inode.nlink == 0:
-            _forget_copy(tx, state, row)
-            continue
-        task = _claim_copy(tx, state, row, inode)
-        if task is None:
-            postponed.append(row.task)
-        else:
-            claimed.append(task)
-    return Claimed(claimed, postponed)
-
-
-def _is_still_wanted(tx: Transaction, state: State, row: InodeRow, inode: InodeRow) -> bool:
-    """Looks at the file once more before its replica is given up for good."""
-    # Since it was queued a volume may have failed or the policy may have changed: this deletion may be one too many.
-    align(tx, state, inode)
-    # `align` may have removed the task or turned it into a copy.
-    present = _BY_ID.one_or_none(tx.connection, {"task": row.task})
-    return present is not None and present.operation == TaskOperation.DELETE
-
-
-def _forget_copy(tx: Transaction, state: State, row: InodeRow) -> None:
-    """Ends a copy of a file that is gone; queues the deletion of what an earlier attempt may have left."""
-    # An attempt may have left an object; a task that was never claimed has not.
-    if row.claim > 0:
-        restart_task(tx, state, row.task, row.volume, TaskOperation.DELETE, 0)
-    else:
-        _DELETE.run(tx.connection, {"b_task": row.task})
-
-
-def _claim_delete(tx: Transaction, row: InodeRow) -> Task:
-    _step(tx, row, Event.CLAIM, claim=row.claim + 1)
-    return Task(row.task, row.claim + 1, TaskOperation.DELETE, row.ino, row.volume, row.version, attempts=row.attempts)
-
-
-def _claim_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow) -> Task | None:
-    sources, checksum = _sources(tx, state, inode, row.volume)
-    # Deferred, without an attempt counted: the agent could only fail.
-    if not any(_is_up(state, source.volume) for source in sources):
-        _step(tx, row, Event.NO_SOURCE, error="no server that has a current replica is there")
-        return None
-    # The newest version is copied, whatever it was queued for: one copy instead of two.
-    if row.version != inode.version:
-        tx.execute(update(tasks).where(tasks.c.task == row.task).values(version=inode.version))
-    _step(tx, row, Event.CLAIM, claim=row.claim + 1)
-    return Task(
-        task=row.task,
-        claim=row.claim + 1,
-        operation=TaskOperation.COPY,
-        ino=row.ino,
-        volume=row.volume,
-        version=inode.version,
-        size=inode.size,
-        checksum=checksum,
-        sources=sources,
-        home_epoch=inode.home_epoch,
-        path=path_of(tx.connection, inode.ino),
-        mode=inode.mode,
-        uid=inode.uid,
-        gid=inode.gid,
-        attempts=row.attempts,
-        is_written=bool(inode.dirty),
-    )
-
-
-def _is_up(state: State, volume: int) -> bool:
-    return state.members.is_there(volume)
-
-
-def _sources(tx: Transaction, state: State, inode: InodeRow, target: int) -> tuple[list[Replica], bytes]:
-    """The current replicas, those whose servers are up first, the home before others; faulty ones if there is nothing else."""
-    current = [
-        row
-        for row in replicas_of(tx.connection, inode.ino)
-        if row.version == inode.version and row.stamp_ctime_ns is not None and row.volume != target
-    ]
-    sound = [row for row in current if not row.fault] or current
-    counts = state.members.volume_counts
-    sound.sort(
-        key=lambda row: (not _is_up(state, row.volume), not counts(row.volume), row.volume != inode.home_volume, row.volume)
-    )
-    # All these have the same version, hence the same content: the checksum of any is that of each.
-    checksum = next((row.checksum for row in sound if row.checksum), b"")
-    return [replica_of(row) for row in sound], checksum
-
-
 def replica_of(row: InodeRow) -> Replica:
     """The message for a replica row."""
     stamp = None
@@ -242,7 +83,17 @@ def replica_of(row: InodeRow) -> Replica:
     return Replica(row.volume, row.version, stamp, row.checksum)
 
 
-def _step(
+def find_task(connection: Connection, task: int) -> InodeRow | None:
+    """A task's row, or None."""
+    return _BY_ID.one_or_none(connection, {"task": task})
+
+
+def remove_task(connection: Connection, task: int) -> None:
+    """Nothing is to be done any more."""
+    _DELETE.run(connection, {"b_task": task})
+
+
+def step_task(
     tx: Transaction,
     row: InodeRow,
     event: Event,
@@ -269,22 +120,69 @@ def _step(
 
 @dataclass(frozen=True)
 class Ended:
-    """A task no longer claimed. `delay_s`: its back-off, None if it is not deferred; `settled`: the copied inode, or 0."""
+    """A task no longer claimed. `delay_s`: its back-off, None if it is not deferred; `copy_wanted_ns`: when a copy that was made
+    was queued, else 0."""
 
     task: int
     delay_s: float | None = None
-    settled: int = 0
+    copy_wanted_ns: int = 0
 
 
-def report_task(
+def report_tasks(
+    tx: Transaction,
+    state: State,
+    server: str,
+    reports: Sequence[TaskReport],
+    tried: Callable[[TaskReport], int],
+    max_attempts: int,
+) -> list[Ended]:
+    """Ends attempts, but those whose claims are not in force. *tried* says what a claim was for (0: not known)."""
+    for report in reports:
+        check_number(report.task, "task")
+        check_number(report.version, "version")
+    rows = {row.task: row for row in _BY_IDS.all(tx.connection, {report.task for report in reports})}
+    in_force = {
+        report.task: report
+        for report in reports
+        if (row := rows.get(report.task)) is not None and _is_in_force(row, server, report)
+    }
+    inodes = find_inodes(tx.connection, {rows[task].ino for task in in_force})
+    plain, others = _sorted_out([(rows[task], report) for task, report in in_force.items()], inodes)
+    ended = _end_copies(tx, state, plain, inodes)
+    for report in others:
+        end = _report_task(tx, state, server, report, tried_version=tried(report), max_attempts=max_attempts)
+        if end is not None:
+            ended.append(end)
+    return ended
+
+
+def _is_in_force(row: InodeRow, server: str, report: TaskReport) -> bool:
+    # Else a repeat, or the report of an attempt that was taken for lost: whoever has the task now reports for it.
+    return bool(row.state == TaskState.CLAIMED and row.claim == report.claim and row.server == server)
+
+
+def _sorted_out(
+    reported: Iterable[tuple[InodeRow, TaskReport]], inodes: Mapping[int, InodeRow]
+) -> tuple[list[tuple[InodeRow, TaskReport]], list[TaskReport]]:
+    """The copies that have simply been made, of one file each, and all other reports."""
+    plain: dict[int, tuple[InodeRow, TaskReport]] = {}
+    others: list[TaskReport] = []
+    for row, report in reported:
+        inode = inodes.get(row.ino)
+        is_plain = row.operation == TaskOperation.COPY and report.outcome == DONE and not report.source_error
+        if is_plain and inode is not None and row.ino not in plain and _is_possible(inode, report):
+            plain[row.ino] = row, report
+        else:
+            others.append(report)
+    return list(plain.values()), others
+
+
+def _report_task(
     tx: Transaction, state: State, server: str, report: TaskReport, *, tried_version: int, max_attempts: int
 ) -> Ended | None:
-    """Ends an attempt; None if its claim is not in force. *tried_version* is what the claim was for (0: not known)."""
-    check_number(report.task, "task")
-    check_number(report.version, "version")
+    """Ends an attempt by itself; None if its claim is not in force: an earlier report may have changed that."""
     row = _BY_ID.one_or_none(tx.connection, {"task": report.task})
-    # A repeat, or the report of an attempt that was taken for lost: whoever has the task now reports for it.
-    if row is None or row.state != TaskState.CLAIMED or row.claim != report.claim or row.server != server:
+    if row is None or not _is_in_force(row, server, report):
         return None
     inode = find_inode(tx.connection, row.ino)
     if report.source_error:
@@ -321,7 +219,7 @@ def _end_failed(tx: Transaction, state: State, row: InodeRow, report: TaskReport
         max_attempts=max_attempts,
         draw=random.random(),  # noqa: S311
     )
-    following = _step(tx, row, verdict.event, attempts=verdict.attempts, error=clean_text(report.error, ERROR_MAX))
+    following = step_task(tx, row, verdict.event, attempts=verdict.attempts, error=clean_text(report.error, ERROR_MAX))
     if following == TaskState.DEAD:
         task_dead(tx, state, row.ino, row.operation, row.volume, report.error)
     if following == TaskState.WAITING:
@@ -329,38 +227,80 @@ def _end_failed(tx: Transaction, state: State, row: InodeRow, report: TaskReport
     return Ended(row.task, verdict.delay_s if following == TaskState.DEFERRED else None)
 
 
+def _is_possible(inode: InodeRow, report: TaskReport) -> bool:
+    """Whether a correct agent can say that it has made this copy."""
+    return bool(report.version <= inode.version and report.stamp is not None)
+
+
 def _end_copy(tx: Transaction, state: State, row: InodeRow, inode: InodeRow, report: TaskReport) -> Ended:
-    # No correct agent says so. It is given up at once: trying again would bring the same.
-    if report.version > inode.version or report.stamp is None:
+    # It is given up at once: trying again would bring the same.
+    if not _is_possible(inode, report):
         return _end_failed(
             tx, state, row, TaskReport(row.task, row.claim, FAILED, "impossible report"), newer=False, max_attempts=1
         )
-    # Also of a version that is not the newest any more: `align` below then queues the newer one.
-    _store_replica(tx, row.ino, row.volume, report.version, report.stamp, report.checksum)
-    if report.checksum:
-        values = {"b_ino": row.ino, "b_volume": inode.home_volume, "b_version": report.version, "to_checksum": report.checksum}
-        _LEARN_CHECKSUM.run(tx.connection, values)
-    _DELETE.run(tx.connection, {"b_task": row.task})
-    # Before `align`, which then sees these moves as active ones.
-    copy_arrived(tx, state, row.ino)
-    if inode.nlink:
-        align(tx, state, inode)
-    tx.after(lambda: state.bells.ring(row.ino))
-    return Ended(row.task, settled=row.ino)
+    (ended,) = _end_copies(tx, state, [(row, report)], {row.ino: inode})
+    return ended
 
 
-def _store_replica(tx: Transaction, ino: int, volume: int, version: int, stamp: Stamp, checksum: bytes) -> None:
-    values = {
-        "b_ino": ino,
-        "b_volume": volume,
-        "to_version": version,
-        "to_size": stamp.size,
-        "to_mtime": stamp.mtime_ns,
-        "to_ctime": stamp.ctime_ns,
-        "to_checksum": checksum,
-    }
-    if _UPDATE_REPLICA.run(tx.connection, values) == 0:
-        _ADD_REPLICA.run(tx.connection, values)
+def _end_copies(
+    tx: Transaction, state: State, copied: Sequence[tuple[InodeRow, TaskReport]], inodes: Mapping[int, InodeRow]
+) -> list[Ended]:
+    """Ends the tasks of copies that were made, of one file each: what is read of these, and what is written, goes together."""
+    inos = [row.ino for row, _ in copied]
+    held, queued = replicas_of_all(tx.connection, inos), tasks_of_all(tx.connection, inos)
+    _store_copies(tx, copied, inodes, held)
+    _DELETE.run_many(tx.connection, [{"b_task": row.task} for row, _ in copied])
+    for row, _ in copied:
+        inode = inodes[row.ino]
+        # Before `align`, which then sees these moves as active ones.
+        copy_arrived(tx, state, row.ino)
+        if inode.nlink:
+            # Also if the copy is of a version that is not the newest any more: the newer one is queued then.
+            left = [other for other in queued[row.ino] if other.task != row.task]
+            align(tx, state, inode, rows=Rows(held[row.ino], left))
+    tx.after(partial(_ring_for, state, inos))
+    return [Ended(row.task, copy_wanted_ns=row.queued_ns) for row, _ in copied]
+
+
+def _ring_for(state: State, inos: Iterable[int]) -> None:
+    for ino in inos:
+        state.bells.ring(ino)
+
+
+def _store_copies(
+    tx: Transaction,
+    copied: Sequence[tuple[InodeRow, TaskReport]],
+    inodes: Mapping[int, InodeRow],
+    held: dict[int, list[InodeRow]],
+) -> None:
+    """Writes the replicas; *held*, which was read before, is the files' replicas as they are then."""
+    updated: list[dict[str, Any]] = []
+    added: list[dict[str, Any]] = []
+    learned: list[dict[str, Any]] = []
+    for row, report in copied:
+        stamp, home = report.stamp, inodes[row.ino].home_volume
+        assert stamp is not None, "`_is_possible`"
+        values = {
+            "version": report.version,
+            "stamp_size": stamp.size,
+            "stamp_mtime_ns": stamp.mtime_ns,
+            "stamp_ctime_ns": stamp.ctime_ns,
+            "checksum": report.checksum,
+        }
+        present = held.setdefault(row.ino, [])
+        if any(replica.volume == row.volume for replica in present):
+            updated.append({"b_ino": row.ino, "b_volume": row.volume} | {f"to_{name}": value for name, value in values.items()})
+        else:
+            added.append({"ino": row.ino, "volume": row.volume} | values)
+        at_home = next((replica for replica in present if replica.volume == home), None)
+        if report.checksum and at_home is not None and at_home.version == report.version and not at_home.checksum:
+            # The home's object still has that version.
+            learned.append({"b_ino": row.ino, "b_volume": home, "to_checksum": report.checksum})
+        made = replica_row(row.ino, row.volume, report.version, stamp, report.checksum)
+        held[row.ino] = [made, *(replica for replica in present if replica.volume != row.volume)]
+    _UPDATE_REPLICA.run_many(tx.connection, updated)
+    _ADD_REPLICA.run_many(tx.connection, added)
+    _LEARN_CHECKSUM.run_many(tx.connection, learned)
 
 
 def _end_delete(
@@ -387,7 +327,7 @@ def release_claims(tx: Transaction, state: State, claims: dict[int, int]) -> Non
         row = _BY_ID.one_or_none(tx.connection, {"task": task})
         # Looked at again: the report may have come while this waited for its transaction.
         if row is not None and row.state == TaskState.CLAIMED and row.claim == claim:
-            _step(tx, row, Event.LOST, error="the agent did not report")
+            step_task(tx, row, Event.LOST, error="the agent did not report")
             server = row.server
             tx.after(lambda server=server: state.ring(server))  # type: ignore[misc]
 
@@ -398,7 +338,7 @@ def wake_tasks(tx: Transaction, state: State, due: Iterable[int]) -> None:
         row = _BY_ID.one_or_none(tx.connection, {"task": task})
         # It may have been retried or replaced meanwhile.
         if row is not None and row.state == TaskState.DEFERRED:
-            _step(tx, row, Event.DUE)
+            step_task(tx, row, Event.DUE)
             server = row.server
             tx.after(lambda server=server: state.ring(server))  # type: ignore[misc]
 
@@ -423,6 +363,24 @@ def begin_queue(tx: Transaction) -> list[tuple[int, int, str, int]]:
         tx.execute(update(tasks).where(tasks.c.state == state).values(state=following))
     rows = tx.execute(select(tasks.c.task, tasks.c.claim, tasks.c.server).where(tasks.c.state == TaskState.CLAIMED))
     return [(row.task, row.claim, row.server, 0) for row in rows]
+
+
+_OLDEST = select(tasks.c.server, tasks.c.state, tasks.c.queued_ns).where(
+    tasks.c.task.in_(select(func.min(tasks.c.task)).group_by(tasks.c.server, tasks.c.state))
+)
+
+
+def ages_of_tasks(connection: Connection, now_ns: int) -> dict[str, float]:
+    """How many seconds ago the oldest task of each server was queued: of those that come first."""
+    ages: dict[str, float] = {}
+    for (server, _state), age_s in ages_by_state(connection, now_ns).items():
+        ages[server] = max(ages.get(server, 0.0), age_s)
+    return ages
+
+
+def ages_by_state(connection: Connection, now_ns: int) -> dict[tuple[str, str], float]:
+    """As `ages_of_tasks`, by server and state. Another manager's clock may have queued it: one from the future is new."""
+    return {(server, state): max(0.0, (now_ns - queued_ns) / 1e9) for server, state, queued_ns in connection.execute(_OLDEST)}
 
 
 def count_tasks(connection: Connection) -> dict[tuple[str, str], int]:

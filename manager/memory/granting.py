@@ -34,6 +34,11 @@ def nodes_in(reply: Answered) -> list[Node]:
     return [] if reply.node is None else [reply.node]
 
 
+def inodes_in(reply: Answered) -> list[int]:
+    """The inodes of what the answer brings."""
+    return [node.ino for node in nodes_in(reply)]
+
+
 def directories_in(reply: Answered) -> list[int]:
     """The directories among what the answer brings."""
     return [node.ino for node in nodes_in(reply) if stat.S_ISDIR(node.mode)]
@@ -94,7 +99,7 @@ class Granting:
             # A directory without a note of its own is not granted: a new manager would not find it.
             themselves = [ino for ino in themselves if self._state.notes.has(session.server, ino)]
             if names and directory not in granted and mutations.is_at_rest(directory, session, began_s, now, own):
-                granted.append(directory)
+                granted += [directory] if self._may_be_told(session, directory, now) else []
             if not granted and not themselves:
                 return None
             serial = serial or self._leases.next_serial()
@@ -109,6 +114,15 @@ class Granting:
         """Nobody is changing it, and nobody has since it was read; and nobody else can be writing its content."""
         if not self._state.mutations.is_at_rest(node.ino, session, began_s, now, own) or not node.nlink:
             return False
+        return self._may_be_told(session, node.ino, now) and self._may_cache_content(session, node)
+
+    def _may_be_told(self, session: Session, ino: int, now: float) -> bool:
+        """Nobody else is alone with it; and it was not asked back from the session, whose answer would mean this grant, too."""
+        if self._state.recalls.is_asked(ino, session.number):
+            return False
+        return self._leases.alone_elsewhere(ino, session.number, now) is None
+
+    def _may_cache_content(self, session: Session, node: Node) -> bool:
         if not stat.S_ISREG(node.mode):
             return True
         state = self._state
@@ -125,13 +139,87 @@ class Granting:
         home = self._state.members.get(node.home_volume)
         return home is not None and home.server == session.server
 
-    async def note(self, store: Store, session: Session, directories: Iterable[int]) -> None:
-        """Has it written down that the session's server caches in *directories*, if it is not."""
-        missing = self._missing(session, set(directories))
+    async def note(self, store: Store, session: Session, directories: Iterable[int], *, held: bool = False) -> None:
+        """Has it written down that the session's server caches in *directories* (or holds them), if it is not."""
+        wanted = set(directories)
+        missing = [one for one in wanted if not self._state.notes.holds(session.server, one)] if held else []
+        missing = missing or self._missing(session, wanted)
         if missing and session.watches:
-            work = partial(write_notes, notes=self._state.notes, server=session.server, directories=missing)
+            work = partial(write_notes, notes=self._state.notes, server=session.server, directories=missing, held=held)
             with suppress(CatalogFault):  # then nothing may be cached, which is what `offer` finds
                 await store.write(work, durable=True, grows=True)
+
+    # --------------------------------------------------------------------------------------------- held directories
+
+    def hold(
+        self, session: Session, directory: Node, children: Iterable[Node], mutation: Mutation, began_s: float, now: float
+    ) -> Grant | None:
+        """The session is alone with the directory, which *mutation* has claimed, and with those of *children* that it may be.
+
+        They were read since *began_s*, and have no names but in directories that the session holds. None if somebody else has
+        been there meanwhile.
+        """
+        state, leases, ino = self._state, self._leases, directory.ino
+        chosen = list(children)
+        if not state.notes.holds(session.server, ino) or not leases.has_room(session, len(chosen) + 1):
+            return None
+        with state.mutations.lock:
+            if not self._may_be_alone(session, directory, mutation, began_s, now):
+                return None
+            granted = [ino, *(node.ino for node in chosen if self._may_be_alone(session, node, mutation, began_s, now))]
+            serial = leases.next_serial()
+            leases.let_alone(session, granted, ino, serial, now)
+        state.notes.used(session.server, ino, now)
+        return Grant(serial, leases.granted_s(now), granted, leases.granted_alone_s(now))
+
+    def _may_be_alone(self, session: Session, node: Node, mutation: Mutation, began_s: float, now: float) -> bool:
+        state = self._state
+        if not state.mutations.is_only_claim(node.ino, mutation, began_s) or not self._may_be_told(session, node.ino, now):
+            return False
+        # A directory that others have open is no obstacle: reading it asks the manager, unless they may cache it.
+        if stat.S_ISDIR(node.mode):
+            return bool(node.nlink) and not self._leases.caching(node.ino, now, besides=session)
+        if state.sessions.is_open(node.ino, besides=session) or self._leases.others(node.ino, session, now):
+            return False
+        return bool(node.nlink) and self._may_cache_content(session, node)
+
+    def stay_alone(
+        self,
+        session: Session,
+        named: Iterable[int],
+        born: Iterable[tuple[int, Node]],
+        own: Mutation,
+        now: float,
+        *,
+        renews: bool,
+    ) -> Grant | None:
+        """The session is alone with *born*, made by its own records: each with the directory under which it is noted.
+
+        The grant is for those of them that may be cached and, if it *renews*, for more time with those of *named* with which the
+        session still is alone. Without a grant it is alone, too: so it believes since it made them, and nobody else reached them.
+        """
+        state, leases, made = self._state, self._leases, list(born)
+        serial = leases.next_serial()
+        with state.mutations.lock:
+
+            def may(ino: int) -> bool:
+                return state.mutations.is_at_rest(ino, session, own.began_s, now, own) and self._may_be_told(session, ino, now)
+
+            renews = renews and session.watches and leases.has_room(session, len(made))
+            kept = [ino for ino in named if renews and leases.is_alone(ino, session.number, now) and may(ino)]
+            new = [node.ino for _place, node in made if renews and may(node.ino) and self._may_cache_content(session, node)]
+            for ino in kept:
+                lease = leases.get(ino, session.number)
+                assert lease is not None, "the session is alone with it"
+                leases.let_alone(session, [ino], lease.directory, serial, now)
+            for directory, node in made:
+                leases.let_alone(session, [node.ino], directory, serial, now)
+        places = {lease.directory for ino in kept if (lease := leases.get(ino, session.number))}
+        for directory in places.union(directory for directory, _node in made):
+            if state.notes.has(session.server, directory):
+                state.notes.used(session.server, directory, now)
+        granted = dict.fromkeys([*kept, *new])
+        return Grant(serial, leases.granted_s(now), list(granted), leases.granted_alone_s(now)) if granted else None
 
     # ---------------------------------------------------------------------------------------------------- questions
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from cluster.clock import file_time_ns
 from cluster.errors import Refused, refused
+from cluster.events import EventKind
 from cluster.membership import (
     MEANINGS,
     READABLE,
@@ -32,6 +33,7 @@ from cluster.membership import (
     transition,
 )
 from cluster.messages import Space, Volume, VolumeState
+from manager.catalog.events import note
 from manager.catalog.schema import counters, servers, volumes
 from manager.catalog.store import Transaction
 from manager.rules.disks import Health, after, condition_of, first_health, standing_now
@@ -106,6 +108,11 @@ class Members:
         """A volume of a server that is a member, or was declared lost."""
         known = self._volumes.get(volume)
         return known if known is not None and self._meaning(known.server).holds else None
+
+    def find(self, volume: int) -> Volume | None:
+        """A volume of any server, with how that stands."""
+        known = self._volumes.get(volume)
+        return None if known is None else self._described(known)
 
     def volumes(self) -> list[Volume]:
         """All volumes that may hold what is needed, with how their servers stand."""
@@ -222,6 +229,10 @@ class Members:
                     accepts=meaning.accepts and counts and condition is VolumeCondition.GOOD,
                 )
         return places
+
+    def count_storing(self) -> int:
+        """How many servers have volumes that count."""
+        return len({place.server for place in self.places().values() if place.counts})
 
     def space(self, copies: int, inodes: int) -> Space:
         """The size of the network if everything is kept *copies* times; volumes on one device count once."""
@@ -431,6 +442,7 @@ def _from_state(number: int, server: str, address: str, state: VolumeState, stan
         device=state.device,
         uuid=state.uuid,
         standing=standing,
+        mount=state.mount,
     )
 
 
@@ -451,6 +463,7 @@ def store_volumes(tx: Transaction, server: str, address: str, states: list[Volum
             number = take_number(tx, "next_volume", 1)
             volume = _from_state(number, server, address, state, str(VolumeStanding.IN))
             tx.execute(insert(volumes), _values(volume) | {"volume": number})
+            note(tx.connection, EventKind.VOLUME_ADDED, server=server, volume=number, path=state.path)
         else:
             volume = _from_state(known.volume, server, address, state, known.standing)
             tx.execute(update(volumes).where(volumes.c.volume == known.volume), _values(volume))

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from cluster.errors import GodwitError
+from manager.catalog.gathered import Gathered
 from manager.memory.leases import Leases
 from manager.memory.sessions import Session
 
@@ -45,13 +46,15 @@ class Held(NamedTuple):
 class HeldElsewhere(GodwitError):
     """A mutation cannot go on before others have stopped caching. It never leaves the manager.
 
-    `absent`: servers whose mounts have not presented themselves to this manager yet and may be caching.
+    `absent`: servers whose mounts have not presented themselves to this manager yet and may be caching; `unshown`: those that may
+    be alone with what is only looked at.
     """
 
-    def __init__(self, held: list[Held], absent: frozenset[str] = frozenset()) -> None:
+    def __init__(self, held: list[Held], absent: frozenset[str] = frozenset(), unshown: frozenset[str] = frozenset()) -> None:
         super().__init__(f"cached by {len(held)} others")
         self.held = held
         self.absent = absent
+        self.unshown = unshown
 
 
 class _Stamp(NamedTuple):
@@ -68,8 +71,11 @@ class Mutation:
     session: Session  # that asked for it: what it caches itself need not be called back
     began_s: float  # before its present attempt
     inodes: dict[int, None] = field(default_factory=dict)  # all that it has claimed, in any attempt
+    is_recorded: bool = False  # its mount has told programs of it already, and was alone there then
     recalls: Collection[Part] = ()  # by the operation that is being applied: a row of `manager.changes.operations`
     stamp: _Stamp | None = None  # set once it is done
+    gathered: Gathered | None = None  # records: what the present attempt is going to add; None: it is added at once
+    born: set[int] | None = None  # records: what the present attempt has made where the session is alone; None: of no interest
 
 
 class Mutations:
@@ -122,6 +128,18 @@ class Mutations:
                     del self._claimed[ino]
                 else:
                     self._claimed[ino] -= 1
+
+    def quiet_in_s(self, ino: int, session: int, now: float) -> float:
+        """In how many seconds another session's last change of the inode will have come to rest; 0 if it has."""
+        stamp = self._recent.get(ino)
+        return 0.0 if stamp is None or stamp.session == session else max(0.0, stamp.when_s + QUIET_S - now)
+
+    def is_only_claim(self, ino: int, mutation: Mutation, began_s: float) -> bool:
+        """Whether nobody but *mutation* has claimed the inode, or changed it since *began_s*. To be asked under the lock."""
+        if self._claimed.get(ino, 0) != (ino in mutation.inodes) or began_s <= self._forgotten_s:
+            return False
+        stamp = self._recent.get(ino)
+        return stamp is None or stamp.when_s < began_s
 
     def is_at_rest(self, ino: int, session: Session, began_s: float, now: float, own: Mutation | None = None) -> bool:
         """Whether what was read since *began_s* is the newest, is not being changed, and is not changed by others again and

@@ -14,10 +14,11 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from cluster.clock import monotonic_s
-from manager.catalog.hot import Hot
+from manager.catalog.gathered import Gathered, add_row
+from manager.catalog.hot import Hot, HotInsert
 from manager.catalog.inodes import InodeRow, find_inode
 from manager.catalog.schema import caching, dentries
 from manager.catalog.store import Transaction
@@ -27,10 +28,13 @@ from manager.memory.sessions import Session
 
 SWEEP_BATCH = 500
 
-_FIND = Hot(
-    select(caching.c.server).where(caching.c.server == bindparam("server"), caching.c.directory == bindparam("directory"))
+_FIND = Hot(select(caching.c.held).where(caching.c.server == bindparam("server"), caching.c.directory == bindparam("directory")))
+_SET_HELD = Hot(
+    update(caching)
+    .where(caching.c.server == bindparam("b_server"), caching.c.directory == bindparam("b_directory"))
+    .values(held=1)
 )
-_INSERT = Hot(insert(caching))
+_INSERT = HotInsert(caching, "directory", "server", "held")
 _DELETE = Hot(delete(caching).where(caching.c.server == bindparam("b_server"), caching.c.directory == bindparam("b_directory")))
 _PARENTS = Hot(select(dentries.c.parent).where(dentries.c.ino == bindparam("ino")))
 
@@ -41,13 +45,27 @@ class Notes:
     def __init__(self, connection: Connection, now: float) -> None:
         self._used: OrderedDict[tuple[str, int], float] = OrderedDict()  # in order of the times
         self._at: dict[int, dict[str, None]] = {}  # the same rows: by directory, the servers
+        self._held: set[tuple[str, int]] = set()  # of these, directories in which the server's mount may be alone
         self.kept: set[tuple[str, int]] = set()  # rows that a transaction under way counts on
-        for row in connection.execute(select(caching.c.server, caching.c.directory)):
-            self.noted(row.server, [row.directory], now)
+        for row in connection.execute(select(caching.c.server, caching.c.directory, caching.c.held)):
+            self.noted(row.server, [row.directory], now, held=bool(row.held))
 
     def has(self, server: str, directory: int) -> bool:
         """Whether the server may be granted what is in the directory, and the directory."""
         return (server, directory) in self._used
+
+    def holds(self, server: str, directory: int) -> bool:
+        """Whether the server may be let alone with the directory and what is in it."""
+        return (server, directory) in self._held
+
+    def holding_at(self, directory: int) -> list[str]:
+        """The servers whose mounts may be alone in a directory."""
+        return [server for server in self.at(directory) if (server, directory) in self._held]
+
+    @property
+    def any_held(self) -> bool:
+        """Whether any mount may be alone anywhere."""
+        return bool(self._held)
 
     def servers(self) -> set[str]:
         """All that are noted anywhere."""
@@ -57,9 +75,11 @@ class Notes:
         """The servers that are noted for a directory."""
         return list(self._at.get(directory, ()))
 
-    def noted(self, server: str, directories: Iterable[int], now: float) -> None:
+    def noted(self, server: str, directories: Iterable[int], now: float, *, held: bool = False) -> None:
         """These are in the catalog now."""
         for directory in directories:
+            if held:
+                self._held.add((server, directory))
             self._at.setdefault(directory, {})[server] = None
             self.used(server, directory, now)
 
@@ -73,6 +93,7 @@ class Notes:
         """The directory was removed, and its rows with it."""
         for server in self._at.pop(directory, ()):
             del self._used[server, directory]
+            self._held.discard((server, directory))
 
     def take_unused(self, before: float, limit: int) -> list[tuple[str, int]]:
         """Forgets up to *limit* notes under which nothing was granted since *before*; their rows are to be deleted.
@@ -85,6 +106,7 @@ class Notes:
             if self._used[key] >= before:
                 break
             del self._used[key]
+            self._held.discard(key)
             del self._at[directory][server]
             if not self._at[directory]:
                 del self._at[directory]
@@ -92,20 +114,25 @@ class Notes:
         return taken
 
 
-def write_notes(tx: Transaction, notes: Notes, server: str, directories: Iterable[int]) -> None:
-    """Notes the server for these directories, as far as they exist."""
+def write_notes(tx: Transaction, notes: Notes, server: str, directories: Iterable[int], *, held: bool = False) -> None:
+    """Notes the server for these directories, as far as they exist; *held*: that its mount may be alone there."""
     written = [directory for directory in directories if find_inode(tx.connection, directory) is not None]
     for directory in written:
         row = {"server": server, "directory": directory}
-        if _FIND.one_or_none(tx.connection, row) is None:
-            _INSERT.run(tx.connection, row)
-    tx.after(lambda: notes.noted(server, written, monotonic_s()))
+        known = _FIND.one_or_none(tx.connection, row)
+        if known is None:
+            _INSERT.run(tx.connection, {**row, "held": int(held)})
+        elif held and not known.held:
+            _SET_HELD.run(tx.connection, {"b_server": server, "b_directory": directory})
+    tx.after(lambda: notes.noted(server, written, monotonic_s(), held=held))
 
 
-def note_new(tx: Transaction, notes: Notes, server: str, directory: int) -> None:
+def note_new(
+    tx: Transaction, notes: Notes, server: str, directory: int, gathered: Gathered | None = None, *, held: bool = False
+) -> None:
     """Notes the server for a directory that is made in the same transaction."""
-    _INSERT.run(tx.connection, {"server": server, "directory": directory})
-    tx.after(lambda: notes.noted(server, [directory], monotonic_s()))
+    add_row(tx.connection, gathered, _INSERT, {"server": server, "directory": directory, "held": int(held)})
+    tx.after(lambda: notes.noted(server, [directory], monotonic_s(), held=held))
 
 
 def delete_notes(tx: Transaction, notes: Notes, rows: list[tuple[str, int]]) -> None:
@@ -126,7 +153,7 @@ def note_itself(tx: Transaction, notes: Notes, session: Session, lease: Lease | 
     # Kept first, before its row is looked for: the sweep may have taken the note out of the memory already.
     key = (session.server, lease.ino)
     notes.kept.add(key)
-    write_notes(tx, notes, session.server, [lease.ino])
+    write_notes(tx, notes, session.server, [lease.ino], held=bool(lease.alone_since_s))
 
     def moved() -> None:
         lease.directory = lease.ino
@@ -160,6 +187,18 @@ def looking_at(
         for directory in parents_of(connection, ino):
             looking.update(notes.at(directory))
     return absent & looking
+
+
+def holding(connection: Connection, notes: Notes, inodes: Iterable[int], absent: frozenset[str]) -> frozenset[str]:
+    """Which mounts of the *absent* servers may be alone with one of the inodes, as far as anybody can know."""
+    found: set[str] = set()
+    for ino in inodes:
+        found.update(notes.holding_at(ino))
+        row = find_inode(connection, ino)
+        if row is not None and not stat.S_ISDIR(row.mode):
+            for directory in parents_of(connection, ino):
+                found.update(notes.holding_at(directory))
+    return absent & found
 
 
 def _home_of_dirty(row: InodeRow, members: Members) -> list[str]:

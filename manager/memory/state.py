@@ -9,13 +9,16 @@ from sqlalchemy import Connection
 
 from cluster.clock import monotonic_s
 from cluster.messages import COOKIE_TERM_BITS, Node
+from cluster.trust.identity import Role
 from manager.catalog.store import Transaction
 from manager.memory.bounds import BOUNDS, Bounds
+from manager.memory.holds import Holds
+from manager.memory.journals import Journals
 from manager.memory.leases import Leases
 from manager.memory.locks import Locks
 from manager.memory.members import Members
-from manager.memory.mutations import HeldElsewhere, Mutation, Mutations, Part
-from manager.memory.notes import Notes, looking_at
+from manager.memory.mutations import Held, HeldElsewhere, Mutation, Mutations, Part
+from manager.memory.notes import Notes, holding, looking_at
 from manager.memory.policies import Policies
 from manager.memory.recalls import Recalls
 from manager.memory.sessions import NOT_WRITING, Session, Sessions
@@ -85,9 +88,13 @@ class State:
         self.leases = leases  # who may use and cache which inode
         self.notes = notes  # directories in which servers may be caching, as the catalog has them
         self.mutations = Mutations(leases)  # inodes that are being changed, or were just now
-        self.recalls = Recalls(leases, sessions)  # what was asked back and not answered yet
+        self.holds = Holds(leases, leases.counters)  # how often directories are held and called back
+        self.recalls = Recalls(leases, sessions, self.holds)  # what was asked back and not answered yet
         self.locks = Locks(term, locks_s, lambda: not self.may_lock)  # of processes on files
+        self.journals = Journals()  # how far those of mounts have been applied
+        self.may_hold: frozenset[str] = frozenset()  # those of `absent` whose mounts may be alone with something
         self.absent: frozenset[str] = frozenset()  # servers whose mounts may be caching, but have not presented themselves
+        self.presenting: frozenset[str] = frozenset()  # those of `absent` whose leases are known, and whose records come next
         self.may_lock: frozenset[str] = frozenset()  # the same of those that may have locks
         self.policies = policies  # cache of policies by directory
         self.bells = Bells()  # wakes loops and waiting requests
@@ -180,8 +187,21 @@ class State:
         """The server's mount has said what it caches, or caches nothing any more."""
         if server in self.absent:
             self.absent -= {server}
+            self.presenting -= {server}
+            self.may_hold -= {server}
             self.bells.ring(PRESENT)
         self.presented_locks(server)
+
+    def presents(self, server: str) -> None:
+        """The server's mount has said what it caches; what it has changed by itself comes next."""
+        self.presenting |= self.absent & {server}
+        self.presented_locks(server)
+
+    def holds_ended(self, servers: frozenset[str]) -> None:
+        """These servers' mounts are alone with nothing any more that an earlier manager has let them be alone with."""
+        if servers & self.may_hold:
+            self.may_hold -= servers
+            self.bells.ring(PRESENT)
 
     def presented_locks(self, server: str) -> None:
         """The server's mount has said what it has locked, or has no locks any more."""
@@ -209,9 +229,42 @@ class State:
         """Claims these inodes; raises `HeldElsewhere` if others may be caching one of *recalled*."""
         # Claimed first and then looked: nobody is granted anything in between.
         held = self.mutations.claim(mutation, recalled, others)
-        absent = self.looking_at(tx.connection, recalled) if self.absent else self.absent
+        absent = self.looking_at(tx.connection, recalled) - self._known_to(mutation) if self.absent else self.absent
         if held or absent:
             raise HeldElsewhere(held, absent)
+
+    def check_known(self, tx: Transaction, mutation: Mutation, ino: int) -> None:
+        """Raises `HeldElsewhere` if others are alone with an inode that is only looked at: the catalog may not know all of it."""
+        held = self.alone_elsewhere([ino], mutation.session, mutation.began_s)
+        unshown = self.holding(tx.connection, [ino], mutation.session) - self._known_to(mutation)
+        if held or unshown:
+            raise HeldElsewhere(held, unshown=unshown)
+
+    def _known_to(self, mutation: Mutation) -> frozenset[str]:
+        """The servers for whose mounts it need not wait, although their records are still to come."""
+        known = _own(mutation.session)
+        # What two mounts have recorded touches different inodes, since each was alone there. Were the records of one to wait for
+        # those of the other, these would wait for the first. What they cache, and have said so, is called back as ever.
+        return known | self.presenting if mutation.is_recorded else known
+
+    def alone_elsewhere(self, inodes: Iterable[int], session: Session, now: float) -> list[Held]:
+        """The other sessions that are alone with one of the inodes. Callable from the store's thread."""
+        leases = self.leases
+        if not leases.anybody_alone:
+            return []
+        found = ((ino, leases.alone_elsewhere(ino, session.number, now)) for ino in inodes)
+        return [Held(ino, number) for ino, number in found if number is not None]
+
+    @property
+    def may_hide(self) -> bool:
+        """Whether the catalog may lack what some mount has changed by itself: else nobody need look."""
+        return self.leases.anybody_alone or (bool(self.may_hold) and self.notes.any_held)
+
+    def holding(self, connection: Connection, inodes: Iterable[int], session: Session) -> frozenset[str]:
+        """Which of the absent servers' mounts may be alone with one of the inodes, but that of the *session*."""
+        if not self.may_hold or not self.notes.any_held:
+            return frozenset()
+        return holding(connection, self.notes, inodes, self.may_hold - _own(session))
 
     def looking_at(self, connection: Connection, inodes: Iterable[int]) -> frozenset[str]:
         """Which of the absent servers may be caching one of the inodes, as far as the catalog can tell."""
@@ -281,3 +334,8 @@ class State:
         # It may have ended while its transaction ran: nobody would ever close the inode.
         if self.sessions.is_live(session):
             self.sessions.open(session, ino, write=True, sequence=0)
+
+
+def _own(session: Session) -> frozenset[str]:
+    """The server of a mount, for which it need not wait itself."""
+    return frozenset({session.server}) if session.role == Role.MOUNT else frozenset()

@@ -12,7 +12,7 @@ import trio
 
 from cluster.clock import file_time_ns
 
-RUSH_REQUESTS = 20  # of mounts
+RUSH_REQUESTS = 20  # of mounts; one with several operations counts as so many
 RUSH_S = 0.2  # so many requests of mounts in so short a time are a rush
 RECHECK_S = 0.1  # after so long it is looked again whether the rush is over
 
@@ -27,9 +27,9 @@ class Throttle:
         self._hurry = trio.Event()  # set while anybody waits for copies
         self.migrating = False
 
-    def asked(self, now: float) -> None:
-        """A mount has asked for something."""
-        self._asked.append(now)
+    def asked(self, now: float, things: int = 1) -> None:
+        """A mount has asked for so many things."""
+        self._asked.extend([now] * min(things, RUSH_REQUESTS))
 
     def is_due(self, queued_ns: int, now: float) -> bool:
         """Whether a task that has been in its queue since then is handed out now."""

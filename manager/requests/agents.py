@@ -7,8 +7,10 @@ import msgspec
 import trio
 from sqlalchemy import Connection, bindparam, literal_column, select, union_all
 
-from cluster.clock import monotonic_s
+from cluster.clock import file_time_ns, monotonic_s
+from cluster.counters import SLOW_S, counters, histogram
 from cluster.errors import ProtocolError, refused
+from cluster.events import EventKind
 from cluster.messages import (
     ROOT_INO,
     ClaimTasks,
@@ -27,19 +29,27 @@ from cluster.messages import (
     VolumeState,
 )
 from cluster.rpc.wire import parse_address
+from manager.catalog.events import Again, note
 from manager.catalog.schema import abandoned, inodes, ranges, replicas, tasks
 from manager.catalog.store import Transaction
+from manager.changes.claims import Claimed, claim_tasks, waiting_since
 from manager.changes.namespace import queue_scan
-from manager.changes.tasks import SOURCE_DOWN_BACKOFF_S, Claimed, claim_tasks, report_task, waiting_since
+from manager.changes.tasks import SOURCE_DOWN_BACKOFF_S, Ended, report_tasks
 from manager.memory.members import identify, store_volumes
 from manager.memory.sessions import Session
 from manager.memory.state import QUEUE
 from manager.rules.limits import TEXT_MAX, check_count, check_number, clean_text
 from manager.term import Term
 
+LAG_S = histogram(
+    "godwit_copy_lag_seconds", "How old a change of a file was when a copy of it was made somewhere else.", bounds=SLOW_S
+)
+
+_lags = counters.histogram(LAG_S)
+
 VOLUMES_MAX = 256  # of one server
-CLAIM_MAX = 32  # in one transaction, which others wait for
-REPORTS_TOGETHER = 8  # likewise
+CLAIMS_MAX = 256  # in one request, and one transaction, which others wait for
+REPORTS_TOGETHER = 256  # in one transaction, likewise
 WAIT_MAX_S = 60.0  # for tasks, in one request
 REPORTS_MAX = 1000  # in one request
 UNSETTLED_MAX = 1000  # in one answer
@@ -49,6 +59,7 @@ DEVICE_MAX = 255  # characters of a device or an address, as in `volumes`
 RELEASE_MAX = 32  # characters, as in `servers`
 PROBLEMS_MAX = 256  # in one report
 PROBLEM_MAX = 300  # characters of one
+_AGAIN = Again(60.0)  # a sweep takes many questions
 _PAGE = 500  # rows or numbers in one statement
 
 # The partial index of dirty files; the literal lets the planner see that it fits.
@@ -72,7 +83,7 @@ _KNOWN = union_all(
     select(abandoned.c.conflict).where(abandoned.c.volume == bindparam("volume")),
 )
 _MADE = select(inodes.c.ino).where(inodes.c.ino.in_(bindparam("page", expanding=True)))
-_RANGES = select(ranges.c.first, ranges.c.count, ranges.c.session)
+_RANGES = select(ranges.c.first, ranges.c.count, ranges.c.server, ranges.c.session)
 
 
 async def register_volumes(term: Term, session: Session, request: RegisterVolumes) -> Registered:
@@ -135,7 +146,7 @@ def _is_valid(volume: VolumeState) -> bool:
 
 async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
     """Claims waiting tasks of the sender's server. Waits for the first and those that follow it, and while mounts are busy."""
-    limit = max(1, min(request.limit, CLAIM_MAX))
+    limit = max(1, min(request.limit, CLAIMS_MAX))
     server, members = session.server, term.state.members
 
     def oldest(connection: Connection) -> int | None:
@@ -165,19 +176,23 @@ async def claim(term: Term, session: Session, request: ClaimTasks) -> Tasks:
 
 
 async def _claim(term: Term, session: Session, limit: int) -> list[Task]:
-    def work(tx: Transaction) -> list[Task]:
+    def work(tx: Transaction) -> Claimed:
         claimed = claim_tasks(tx, term.state, session.server, limit)
         tx.after(lambda: _begin_claims(term, session, claimed))
-        return claimed.tasks
+        return claimed
 
     # A claim that was made is handed out even if the waiting time is over meanwhile.
     (claimed,) = await term.store.write_parts([work], durable=True)
     # The pass is made after the commit: it is of this term, and no part of what is stored.
-    return [_with_pass(term, session, task) if task.operation == TaskOperation.COPY else task for task in claimed]
+    return [_with_pass(term, session, task) if task.operation == TaskOperation.COPY else task for task in claimed.tasks]
 
 
 def _with_pass(term: Term, session: Session, task: Task) -> Task:
-    token = term.state.leases.pass_for(session.server, task.ino, task.version, task.home_epoch, monotonic_s())
+    source = term.state.members.get(task.sources[0].volume) if task.sources else None
+    if source is None:
+        return task
+    leases, now = term.state.leases, monotonic_s()
+    token = leases.pass_for(session.server, task.ino, task.version, task.home_epoch, now, checked_by=source.server)
     return msgspec.structs.replace(task, token=token)
 
 
@@ -196,27 +211,28 @@ async def report(term: Term, session: Session, request: ReportTasks) -> Done:
         check_number(item.task, "task")
         check_number(item.version, "version")
 
+    def tried(item: TaskReport) -> int:
+        # What was tried is only in memory: the row may ask for a newer version by now.
+        claim = term.claims.get(item.task)
+        return claim.version if claim is not None and claim.number == item.claim else 0
+
     def work(tx: Transaction, reports: list[TaskReport]) -> None:
-        for item in reports:
-            # What was tried is only in memory: the row may ask for a newer version by now.
-            claim = term.claims.get(item.task)
-            tried = claim.version if claim is not None and claim.number == item.claim else 0
-            ended = report_task(
-                tx, term.state, session.server, item, tried_version=tried, max_attempts=term.config.manager.max_attempts
-            )
-            if ended is not None:
-                # Only for reports that were heeded: a claim that is in force now must keep its deadline.
-                tx.after(partial(_end_claim, term, ended.task, ended.delay_s))
+        for ended in report_tasks(tx, term.state, session.server, reports, tried, term.config.manager.max_attempts):
+            # Only for reports that were heeded: a claim that is in force now must keep its deadline.
+            tx.after(partial(_end_claim, term, ended))
 
     starts = range(0, len(request.reports), REPORTS_TOGETHER)
     await term.store.write_parts(partial(work, reports=request.reports[start : start + REPORTS_TOGETHER]) for start in starts)
     return Done()
 
 
-def _end_claim(term: Term, task: int, delay_s: float | None) -> None:
-    term.claims.end(task)
-    if delay_s is not None:
-        term.claims.defer(task, monotonic_s() + delay_s)
+def _end_claim(term: Term, ended: Ended) -> None:
+    term.claims.end(ended.task)
+    if ended.delay_s is not None:
+        term.claims.defer(ended.task, monotonic_s() + ended.delay_s)
+    if ended.copy_wanted_ns:
+        # Another manager's clock may have queued it.
+        _lags.observe(max(0.0, (file_time_ns() - ended.copy_wanted_ns) / 1e9))
 
 
 async def extend_claims(term: Term, session: Session, request: ExtendClaims) -> Done:
@@ -252,17 +268,24 @@ def _unsettled(connection: Connection, volume: int, after: int) -> list[int]:
 async def find_strays(term: Term, session: Session, request: FindStrays) -> Inodes:
     """Objects that nobody knows. None during the grace time, and none that a mount may have made just now.
 
-    An inode that exists was not made just now: its home has a row since then.
+    An inode that exists was not made just now: its home has a row since then. What a mount of another server has made here may be
+    in its journal, which is sent when that server is there again. The journals of its own server the agent has sent itself.
     """
     check_count(len(request.inodes), STRAYS_MAX, "inodes")
+    check_number(request.set_aside, "objects")
+    check_count(request.set_aside, STRAYS_MAX, "objects")
     volume = term.state.members.get(request.volume)
     if volume is None or volume.server != session.server:
         raise refused(errno.ENOENT, f"volume {request.volume} of {session.server}")
-    if term.state.in_grace:
+    if request.set_aside:
+        await term.store.write(partial(_note_set_aside, server=session.server, request=request))
+    if term.state.in_grace or not request.inodes:
         return Inodes([])
 
     # Copied before the thread begins, which must not walk what the event loop changes.
     live = term.state.sessions.numbers()
+    members = term.state.members.servers()
+    others = {name for name, member in members.items() if member.meaning.belongs and name != session.server}
 
     def ask(connection: Connection) -> list[int]:
         made: set[int] = set()
@@ -272,8 +295,14 @@ async def find_strays(term: Term, session: Session, request: FindStrays) -> Inod
             # In this order: one that is made in between is known, since its row comes with it.
             made |= set(connection.execute(_MADE, {"page": page}).scalars())
             known |= set(connection.execute(_KNOWN, {"page": page, "volume": request.volume}).scalars())
-        kept = [range(row.first, row.first + row.count) for row in connection.execute(_RANGES) if row.session in live]
+        rows = connection.execute(_RANGES)
+        kept = [range(row.first, row.first + row.count) for row in rows if row.session in live or row.server in others]
         known |= {ino for ino in request.inodes if ino not in made and any(ino in numbers for numbers in kept)}
         return [ino for ino in request.inodes if ino not in known]
 
     return Inodes(await term.store.read_slowly(ask))
+
+
+def _note_set_aside(tx: Transaction, *, server: str, request: FindStrays) -> None:
+    kind, volume = EventKind.OBJECTS_SET_ASIDE, request.volume
+    note(tx.connection, kind, server=server, volume=volume, count=request.set_aside, again=_AGAIN)

@@ -15,7 +15,6 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.errors import refused
 from cluster.messages import (
-    NAME_MAX,
     ROOT_INO,
     Content,
     Done,
@@ -33,11 +32,11 @@ from manager.catalog.inodes import InodeRow, find_entry, find_inode, get_inode, 
 from manager.catalog.schema import abandoned, conflicts, dentries, inodes, replicas
 from manager.catalog.store import Transaction
 from manager.changes.alignment import align, align_inode
+from manager.changes.conflict_names import free_name
 from manager.memory.members import take_number
 from manager.memory.mutations import Mutation
 from manager.memory.sessions import Session
 from manager.memory.state import State
-from manager.requests.conflict_names import conflict_name
 from manager.requests.mutations import mutate
 from manager.rules.limits import check_number
 from manager.term import Term
@@ -128,7 +127,7 @@ def _name(tx: Transaction, state: State, mutation: Mutation, request: NameForsak
     tx.after(lambda: state.mutations.done(mutation, monotonic_s()))
     now_ns = file_time_ns()
     parent = parent or _make_lost_and_found(tx, state, now_ns)
-    name = _free_name(tx.connection, parent, name, session.server, request.content.mtime_ns)
+    name = free_name(tx.connection, parent, name, session.server, request.content.mtime_ns)
     _add_file(tx, row, request.content, now_ns)
     _add_entry(tx, state, parent, name, row.conflict, now_ns)
     # All in one transaction: the object is either abandoned or a file with a name.
@@ -174,13 +173,6 @@ def _make_lost_and_found(tx: Transaction, state: State, now_ns: int) -> int:
     tx.inodes_added += 1
     _add_entry(tx, state, ROOT_INO, LOST_AND_FOUND, ino, now_ns, links=1)
     return ino
-
-
-def _free_name(connection: Connection, parent: int, name: bytes, server: str, mtime_ns: int) -> bytes:
-    count = 1
-    while find_entry(connection, parent, candidate := conflict_name(name, server, mtime_ns, count, NAME_MAX)) is not None:
-        count += 1
-    return candidate
 
 
 def _add_file(tx: Transaction, row: InodeRow, content: Content, now_ns: int) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from sqlalchemy import bindparam, delete, select, update
 
 from cluster.errors import refused
+from cluster.events import EventKind
 from cluster.messages import (
     MISSING,
     AcceptContent,
@@ -28,6 +29,7 @@ from cluster.messages import (
     Stamp,
     TaskState,
 )
+from manager.catalog.events import Again, note
 from manager.catalog.inodes import UNSETTLED, InodeRow, find_inode, get_inode, node_of
 from manager.catalog.schema import inodes, replicas, tasks
 from manager.catalog.store import Transaction
@@ -43,6 +45,7 @@ from manager.term import Term
 log = logging.getLogger(__name__)
 
 LIST_MAX = 1000  # replicas in one page, settled or not
+_AGAIN = Again(3600.0, but_for=EventKind.DAMAGE_MENDED)  # a disk that fails damages many objects
 
 # Walks the index (volume, ino).
 _HELD = (
@@ -126,6 +129,9 @@ def _note_damage(tx: Transaction, *, state: State, server: str, request: ReportD
     if row.fault != fault:
         mine = (replicas.c.ino == request.ino) & (replicas.c.volume == request.volume)
         tx.execute(update(replicas).where(mine).values(fault=fault))
+        if not row.fault:
+            kind, volume = EventKind.DAMAGE_FOUND, request.volume
+            note(tx.connection, kind, server=server, volume=volume, again=_AGAIN, ino=request.ino, fault=fault)
         tx.after(lambda: log.error("inode %d is damaged on %s, volume %d: %s", request.ino, server, request.volume, fault))
     return align_damaged(tx, state, request.ino)
 

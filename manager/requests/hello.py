@@ -9,15 +9,18 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.config import is_name
 from cluster.errors import ProtocolError, refused
+from cluster.events import EventKind
 from cluster.membership import UP, ServerState
 from cluster.messages import PROTOCOL, Greeting, Hello, Welcome
+from cluster.trust.identity import Role
+from manager.catalog.events import note
 from manager.catalog.schema import applied, inodes, ranges, servers
 from manager.catalog.store import Transaction
 from manager.changes.apply import newest_reply
 from manager.changes.content import mark_dirty
 from manager.changes.tasks import release_claims
 from manager.memory.locks import believed_s
-from manager.memory.sessions import Role, Session
+from manager.memory.sessions import Session
 from manager.requests.locks import check_presented
 from manager.rules.limits import check_count
 from manager.term import Term
@@ -30,7 +33,7 @@ _EXISTING = select(inodes.c.ino).where(inodes.c.ino.in_(bindparam("inodes", expa
 def check_hello(hello: Hello, cluster: str) -> None:
     """`ProtocolError` for a peer of another cluster or another version of the protocol."""
     check_greeting(hello, cluster)
-    if not is_name(hello.server) or hello.role not in (Role.MOUNT, Role.AGENT, Role.CLI) or not 0 <= hello.session < 2**63:
+    if not is_name(hello.server) or hello.role not in (Role.MOUNT, Role.AGENT, Role.ADMIN) or not 0 <= hello.session < 2**63:
         raise ProtocolError("malformed introduction")
     check_count(len(hello.opens), OPENS_MAX, "open inodes")
     check_count(len(hello.tokens), OPENS_MAX, "lease tokens")
@@ -51,7 +54,7 @@ def check_greeting(greeting: Greeting | Hello, cluster: str) -> None:
 async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     """Makes the sender a live session. Raises `Fenced` for one that a newer one has replaced."""
     state = term.state
-    if hello.role != Role.CLI:
+    if hello.role != Role.ADMIN:
         term.check_catalog(hello.seen, f"the {hello.role} of {hello.server}")
         _admit(term, hello.server)
     # No `await` from here to the transaction: nobody sees a session that has not presented what it holds.
@@ -72,7 +75,14 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     unlocked: list[int] = []
     if session.role == Role.MOUNT:
         unlocked = state.locks.introduced(session, hello.locks, adopt=session.server in state.may_lock)
-    work = partial(_introduce, term=term, session=session, replaced=[other.number for other in replaced], opens=presented)
+    work = partial(
+        _introduce,
+        term=term,
+        session=session,
+        replaced=[other.number for other in replaced],
+        opens=presented,
+        unsent=hello.unsent,
+    )
     known = await term.store.write(work)
     # Requests of this session over an older connection may have been stored meanwhile: never smaller.
     session.newest = max(session.newest, known.newest)
@@ -83,7 +93,12 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
     if session.role == Role.MOUNT:
         # Only now: what it writes is marked dirty in the catalog, so that the grace time may end.
         term.awaited.pop(session.server, None)
-        state.presented(session.server)
+        # What it has recorded comes next: until then nobody may be told what the catalog says there.
+        if hello.unsent:
+            state.presents(session.server)
+        else:
+            state.presented(session.server)
+    session.told, session.told_revision = term.revocations, term.believed.revision
     config, managers = term.config, state.members.managers()
     return session, Welcome(
         term.number,
@@ -95,6 +110,9 @@ async def introduce(term: Term, hello: Hello) -> tuple[Session, Welcome]:
         unlocked,
         believed_s(config.manager),
         term.point,
+        term.lease_keys.key_of(session.server) if session.role == Role.AGENT else b"",
+        term.revoked,
+        term.believed.text,
     )
 
 
@@ -114,14 +132,17 @@ class _Known:
     numbers: list[range]
 
 
-def _introduce(tx: Transaction, term: Term, session: Session, replaced: list[int], opens: list[tuple[int, bool]]) -> _Known:
+def _introduce(
+    tx: Transaction, term: Term, session: Session, replaced: list[int], opens: list[tuple[int, bool]], *, unsent: bool
+) -> _Known:
     # Another process of the agent has none of the tasks that the one before had claimed.
-    if session.role != Role.CLI and _note_server(tx, term, session) and session.role == Role.AGENT:
+    if session.role != Role.ADMIN and _note_server(tx, term, session) and session.role == Role.AGENT:
         claims = term.claims.of_server(session.server)
         release_claims(tx, term.state, claims)
         tx.after(lambda: term.claims.end_all(claims))
-    if session.role == Role.MOUNT:
+    if session.role == Role.MOUNT and not unsent:
         # A new process makes nothing with the numbers of the one before: what they left on disks may be found to be strays.
+        # (A journal that it left is sent with `final`, which does the same.)
         tx.execute(delete(ranges).where(ranges.c.server == session.server, ranges.c.session != session.number))
     # Their processes are gone, so nobody will repeat a request.
     for number in replaced:
@@ -154,6 +175,7 @@ def _note_server(tx: Transaction, term: Term, session: Session) -> bool:
     if known is None:
         joined_ns = file_time_ns()
         tx.execute(insert(servers), {"server": session.server, "joined_ns": joined_ns, "since_ns": joined_ns})
+        note(tx.connection, EventKind.SERVER_JOINED, server=session.server)
         tx.after(lambda: term.state.members.changed(session.server, UP, joined_ns, monotonic_s()))
     tx.execute(update(servers).where(servers.c.server == session.server).values({column: session.number}))
     return True

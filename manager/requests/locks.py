@@ -21,8 +21,9 @@ from cluster.messages import (
     Unlock,
     WokenLocks,
 )
+from cluster.trust.identity import Role
 from manager.catalog.inodes import path_of
-from manager.memory.sessions import Role, Session
+from manager.memory.sessions import Session
 from manager.memory.state import PRESENT
 from manager.rules.limits import check_count, check_number
 from manager.rules.locks import Owner

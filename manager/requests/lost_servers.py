@@ -16,11 +16,12 @@ from cluster.messages import LosePlan, LoseServer
 from manager.catalog.inodes import path_of
 from manager.catalog.schema import inodes, replicas, servers
 from manager.catalog.store import Transaction
+from manager.changes.epochs import revoke
 from manager.changes.standing import change_standing, stored_standing
 from manager.memory.members import Members
 from manager.memory.sessions import Session
 from manager.requests.migrations import cancel_drains
-from manager.requests.servers import end_sessions
+from manager.requests.servers import end_sessions, require_another
 from manager.term import Term
 
 SHOWN_MAX = 100  # paths of files that would be gone
@@ -51,10 +52,11 @@ _COUNT = select(_KIND.label("kind"), func.count().label("files"), func.coalesce(
 _ONLY = select(_HOMES.c.ino).where(_HOMES.c.best.is_(None)).order_by(_HOMES.c.ino).limit(SHOWN_MAX)
 
 
-async def lose_server(term: Term, _session: Session, request: LoseServer) -> LosePlan:
+async def lose_server(term: Term, session: Session, request: LoseServer) -> LosePlan:
     """Declares the server lost, unless it is a dry run; what that means for its files, as they were before."""
     members, server = term.state.members, request.server
     member = members.require(server)
+    require_another(session, server)
     if server == term.config.server:
         raise refused(errno.EBUSY, f"{server} is the manager")
     if member.state not in (ServerState.DOWN, ServerState.LOST) and not (request.force and not members.is_up(server)):
@@ -87,4 +89,6 @@ def _lose(tx: Transaction, term: Term, server: str) -> None:
     change_standing(tx, term.state, term.claims, server, Event.LOSE)
     tx.execute(update(servers).where(servers.c.server == server).values(mount_session=0, agent_session=0))
     cancel_drains(tx, term, server)
+    # Who finds its disks, keys and all, is not let in by them.
+    revoke(tx, server, term.have_revoked)
     tx.after(lambda: end_sessions(term, server))

@@ -10,8 +10,10 @@ from functools import partial
 from sqlalchemy import delete, select
 
 from cluster.errors import Refused, refused
+from cluster.events import EventKind
 from cluster.membership import VolumeStanding
 from cluster.messages import Count, LosePlan, LoseVolume, RemoveVolume, Volume
+from manager.catalog.events import note
 from manager.catalog.schema import tasks, volume_scans, volumes
 from manager.catalog.store import Transaction
 from manager.changes.alignment import align_inode
@@ -97,4 +99,5 @@ def _forget(tx: Transaction, state: State, volume: Volume) -> None:
         raise refused(errno.EBUSY, f"volume {volume.volume} holds files again")
     tx.execute(delete(volume_scans).where(volume_scans.c.volume == volume.volume))
     tx.execute(delete(volumes).where(volumes.c.volume == volume.volume))
+    note(tx.connection, EventKind.VOLUME_REMOVED, server=volume.server, volume=volume.volume, path=volume.path)
     tx.after(lambda: state.members.forget_volume(volume.volume))

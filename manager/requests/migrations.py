@@ -13,6 +13,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from cluster.clock import file_time_ns
 from cluster.decoding import from_json
 from cluster.errors import Malformed, Refused, refused
+from cluster.events import EventKind
 from cluster.membership import Event as ServerEvent
 from cluster.messages import (
     ChangeMigration,
@@ -29,6 +30,7 @@ from cluster.messages import (
     MoveState,
     StartMigration,
 )
+from manager.catalog.events import note
 from manager.catalog.inodes import find_inode, path_of
 from manager.catalog.schema import migrations, moves
 from manager.catalog.store import Transaction
@@ -48,6 +50,11 @@ _subject_of = from_json(list[str])
 
 PATHS_MAX = 1000  # chosen in one order
 LIST_MAX = 10_000  # rows for people
+_TOLD = {
+    MigrationState.PAUSED: EventKind.MIGRATION_PAUSED,
+    MigrationState.RUNNING: EventKind.MIGRATION_RESUMED,
+    MigrationState.CANCELLED: EventKind.MIGRATION_CANCELLED,
+}
 TOKEN_BITS = 62  # of the random numbers of drains, whose negatives clash with no client's token
 
 
@@ -105,6 +112,7 @@ def _insert(tx: Transaction, kind: str, source: str, target: str, paths: list[by
         "token": token,
     }
     (number,) = tx.execute(insert(migrations).returning(migrations.c.migration), values).one()
+    note(tx.connection, EventKind.MIGRATION_STARTED, server=source, migration=number, order=kind, source=source, target=target)
     return tx.execute(select(migrations).where(migrations.c.migration == number)).one()
 
 
@@ -157,8 +165,9 @@ def _require_open(order: Order, action: str) -> None:
         raise Refused(f"migration {order.migration} is {order.state}: it cannot {action} any more")
 
 
-def _set_state(tx: Transaction, term: Term, number: int, name: str) -> None:
+def _set_state(tx: Transaction, term: Term, number: int, name: MigrationState) -> None:
     tx.execute(update(migrations).where(migrations.c.migration == number).values(state=name))
+    note(tx.connection, _TOLD[name], server=_order(tx, number).source, migration=number)
     tx.after(term.state.begin_moves)
 
 

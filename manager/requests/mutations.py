@@ -46,6 +46,7 @@ async def mutate(
             # Nothing was written. Others may change the catalog meanwhile: the transaction runs again as a whole.
             await term.state.recalls.take_back(conflict.held)
             await await_present(term, conflict.absent)
+            await await_shown(term, conflict.unshown)
 
 
 def mutate_at_once(
@@ -64,15 +65,27 @@ async def await_present(term: Term, absent: frozenset[str]) -> None:
     """Waits until these servers' mounts have presented themselves, or until what earlier terms let them cache has ended."""
     state = term.state
     # By then all that was granted in earlier terms has ended, whoever holds it.
-    with trio.move_on_at(term.caches_until) as waiting:
-        while absent & state.absent:
-            # One of them may have come while another was waited for: the set is looked at each time.
-            with state.bells.listening(PRESENT) as bell:
-                await bell.wait()
-                term.check_in_office()
-    if waiting.cancelled_caught:
+    if not await _await_bell(term, lambda: bool(absent & state.absent), term.caches_until):
         for server in absent & state.absent:
             state.presented(server)
+
+
+async def await_shown(term: Term, absent: frozenset[str]) -> None:
+    """As `await_present`, for whoever only wants to look: until what earlier terms let them be alone with has ended."""
+    state = term.state
+    if not await _await_bell(term, lambda: bool(absent & state.may_hold), term.holds_until):
+        state.holds_ended(absent)
+
+
+async def _await_bell(term: Term, waits: Callable[[], bool], until_s: float) -> bool:
+    """False if it *waits* still when the time is over."""
+    with trio.move_on_at(until_s):
+        # One of them may have come while another was waited for: it is asked each time.
+        while waits():
+            with term.state.bells.listening(PRESENT) as bell:
+                await bell.wait()
+                term.check_in_office()
+    return not waits()
 
 
 async def sync(term: Term, _session: Session, _request: Sync) -> Done:

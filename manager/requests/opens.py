@@ -18,6 +18,7 @@ from cluster.messages import (
     Apply,
     AwaitCopies,
     Close,
+    Commit,
     Done,
     Grant,
     InodeRange,
@@ -25,6 +26,7 @@ from cluster.messages import (
     Opened,
     TakeInodes,
 )
+from cluster.trust.identity import Role
 from manager.catalog.inodes import get_inode, parent_of
 from manager.catalog.schema import ranges, replicas
 from manager.catalog.store import Transaction
@@ -90,6 +92,9 @@ def _check_apply(session: Session, request: Apply) -> None:
         raise refused(errno.EINVAL, "empty list of operations, or acknowledged too much")
     if request.request_id < session.floor:
         raise Refused(f"request {request.request_id} has been acknowledged already", errno.ESTALE)
+    if session.role != Role.MOUNT and not all(OPERATIONS[type(operation)].of_agents for operation in request.operations):
+        kinds = ", ".join(sorted({type(operation).__name__ for operation in request.operations}))
+        raise refused(errno.EPERM, f"the {session.role} of {session.server} asked {kinds}, which is for: mount")
     # The client has these replies: from now on none of them is stored for it.
     session.floor = max(session.floor, request.acknowledged)
 
@@ -126,7 +131,12 @@ def _with_leases(term: Term, mutation: Mutation, request: Apply, reply: Applied)
         if OPERATIONS[type(operation)].creates and node is not None and node.home_volume
     ]
     grant = None
-    if session.watches and mutation.stamp is not None:
+    # What is committed, the mount knows no more of than it did.
+    if (
+        session.watches
+        and mutation.stamp is not None
+        and not all(isinstance(operation, Commit) for operation in request.operations)
+    ):
         grant = _grant_own(term, mutation, request, reply, now)
     if not tokens and grant is None:
         return reply
@@ -161,7 +171,7 @@ async def open_inode(term: Term, session: Session, request: Open) -> Opened:
     check_number(request.sequence, "sequence")
     state = term.state
     if request.ino in state.reaping:
-        raise refused(errno.ESTALE, f"inode {request.ino}")
+        raise refused(errno.ESTALE, f"there is no inode {request.ino}")
     new = state.sessions.open(session, request.ino, write=request.write, sequence=request.sequence)
     try:
         # It is registered already: whoever reaps or settles in between sees that it is open.
@@ -196,6 +206,8 @@ async def _be_only_writer(term: Term, session: Session, ino: int) -> None:
         await state.recalls.take_back(held)
         # Mounts that have not presented themselves cannot be asked; the catalog's notes tell whether they may be caching it.
         looking = await term.store.read(partial(state.looking_at, inodes=[ino])) if state.absent else frozenset()
+        # Its own records are still to come, perhaps: they do not concern what it opens, or it would have sent them before.
+        looking -= {session.server}
         if not looking:
             return
         await await_present(term, looking)

@@ -77,8 +77,9 @@ def get_attr(connection: Connection, _term: Term, request: GetAttr) -> Described
 
 
 def begin_commit(connection: Connection, term: Term, request: BeginCommit) -> Begun:
-    sessions = term.state.sessions
-    return Begun(node_of(get_inode(connection, request.ino)), sessions.writers_ended, sessions.is_orderly(request.ino))
+    sessions, ino = term.state.sessions, request.ino
+    node = node_of(get_inode(connection, ino))
+    return Begun(node, sessions.writers_ended, sessions.is_orderly(ino), sessions.is_written(ino))
 
 
 def get_parent(connection: Connection, _term: Term, request: GetParent) -> Parent:

@@ -1,6 +1,8 @@
 """What people ask about servers: who they are, that one leaves, that one comes. May take milliseconds."""
 
 import errno
+import time
+from collections.abc import Mapping
 from functools import partial
 
 import msgspec
@@ -9,19 +11,37 @@ from sqlalchemy import Connection, delete, insert, select, update
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.config import is_name
 from cluster.counters import Numbers, counters
-from cluster.errors import refused
-from cluster.invitations import digest_of, new_token
+from cluster.errors import Unavailable, refused
+from cluster.events import EventKind
 from cluster.membership import Event, ServerState
-from cluster.messages import Added, AddServer, Count, GetServer, Holdings, RemoveServer, ServerDetails, ServerInfo, TaskState
+from cluster.messages import (
+    Added,
+    AddServer,
+    Count,
+    Done,
+    GetServer,
+    Holdings,
+    RemoveServer,
+    RevokeServer,
+    ServerDetails,
+    ServerInfo,
+    TaskState,
+)
+from cluster.trust.identity import Role
+from cluster.trust.tokens import JoinToken, digest_of, new_secret
+from manager.catalog.events import note
 from manager.catalog.schema import invitations, servers
 from manager.catalog.store import Transaction
+from manager.changes.authorities import has_shown, read_authorities
+from manager.changes.epochs import is_certified, is_revoked, next_epoch, revoke
 from manager.changes.fallback import count_abandoned
 from manager.changes.holdings import count_holdings, forget_some, forget_tasks, holds_anything
 from manager.changes.standing import AWAY, change_standing, stored_standing
-from manager.changes.tasks import count_tasks
+from manager.changes.tasks import ages_of_tasks, count_tasks
 from manager.memory.members import Member, Members
-from manager.memory.sessions import Role, Session
+from manager.memory.sessions import Session
 from manager.requests.conflicts import conflict_paths
+from manager.requests.join import check_shared
 from manager.requests.migrations import cancel_drains
 from manager.term import Term
 
@@ -29,16 +49,17 @@ EXPIRES_MIN_S = 1.0  # for how long a token is good, at least
 EXPIRES_MAX_S = 30 * 86400.0  # and at most: who has it gets in
 
 INVITED = "invited"  # outcomes of `add_server`: a new server gets a token
-READMITTED = "readmitted"  # one that had left or was lost gets a token
+READMITTED = "readmitted"  # one that had left, was lost or was revoked gets a token
 UNDRAINED = "undrained"  # a member that was being drained stays
 
 Counts = dict[tuple[str, str], int]
 
 
-def server_info(term: Term, server: str, counts: Counts, now: float) -> ServerInfo:
-    """A server as it is seen now; *counts* are the tasks by server and state."""
+def server_info(term: Term, server: str, counts: Counts, ages: Mapping[str, float], now: float) -> ServerInfo:
+    """A server as it is seen now; *counts* are the tasks by server and state, *ages* those of the oldest by server."""
     members = term.state.members
-    sessions = [session for session in term.state.sessions.all() if session.server == server]
+    # Of its processes: people who type commands there say nothing about it.
+    sessions = [session for session in term.state.sessions.all() if session.server == server and session.role != Role.ADMIN]
     member = members.member(server)
     info = ServerInfo(
         server=server,
@@ -47,6 +68,7 @@ def server_info(term: Term, server: str, counts: Counts, now: float) -> ServerIn
         waiting_tasks=counts.get((server, TaskState.WAITING), 0) + counts.get((server, TaskState.DEFERRED), 0),
         dead_tasks=counts.get((server, TaskState.DEAD), 0),
         last_seen_s=min((max(0.0, now - session.heard_s) for session in sessions), default=-1.0),
+        oldest_task_s=ages.get(server, -1.0),
     )
     if member is None:
         return info
@@ -60,8 +82,27 @@ def server_info(term: Term, server: str, counts: Counts, now: float) -> ServerIn
         wanted_empty=member.standing.wanted_empty,
         manager=member.manager,
         release=member.release,
-        problems=[*member.problems, *members.troubles(server), *of_mount],
+        problems=[*member.problems, *members.troubles(server), *of_mount, *_certificate_problems(term, server, sessions)],
     )
+
+
+def _certificate_problems(term: Term, server: str, sessions: list[Session]) -> list[str]:
+    """What is wrong with the certificates that a server's processes have shown, or have not."""
+    unrenewed = _unrenewed(term, server, sessions)
+    if server not in term.late:
+        return unrenewed
+    return [*unrenewed, "holds up the replacement of the certificate authority: see godwit certs rotate-ca --status"]
+
+
+def _unrenewed(term: Term, server: str, sessions: list[Session]) -> list[str]:
+    now_s = time.time()
+    shown = [(session.role, session.peer) for session in sessions]
+    return [
+        f"the certificate of its {role} ends in {max(0.0, peer.ends_s - now_s) / 86400:.1f} days, and was not renewed: "
+        "its log says why"
+        for role, peer in [*shown, (Role.MANAGER.value, term.candidates.get(server))]
+        if peer is not None and peer.missed_s <= now_s
+    ]
 
 
 async def get_server(term: Term, _session: Session, request: GetServer) -> ServerDetails:
@@ -74,7 +115,7 @@ async def get_server(term: Term, _session: Session, request: GetServer) -> Serve
     def ask(connection: Connection) -> ServerDetails:
         counts = count_tasks(connection)
         return ServerDetails(
-            info=server_info(term, request.server, counts, now),
+            info=server_info(term, request.server, counts, ages_of_tasks(connection, file_time_ns()), now),
             holdings=_holdings(connection, term.state.members, request.server),
             tasks={
                 state: counts.get((request.server, state), 0)
@@ -111,12 +152,13 @@ def _safe_volumes(members: Members, but: str) -> list[int]:
 # ---------------------------------------------------------------------------------------------------------- leaving
 
 
-async def remove_server(term: Term, _session: Session, request: RemoveServer) -> Count:
+async def remove_server(term: Term, session: Session, request: RemoveServer) -> Count:
     """Removes a server that no file needs; that is checked before anything is changed, and again in each transaction."""
     members, server = term.state.members, request.server
     member = members.require(server)
     if member.state is ServerState.LEFT:
         return Count(0)
+    require_another(session, server)
     if server == term.config.server:
         raise refused(errno.EBUSY, f"{server} is the manager: godwit manager step-down first")
     if members.is_closed(server):
@@ -187,14 +229,43 @@ def _leave(tx: Transaction, term: Term, server: str) -> None:
     tx.execute(update(servers).where(servers.c.server == server).values(mount_session=0, agent_session=0))
     tx.execute(delete(invitations).where(invitations.c.server == server))
     cancel_drains(tx, term, server)
+    revoke(tx, server, term.have_revoked)
     tx.after(lambda: end_sessions(term, server))
+
+
+async def revoke_server(term: Term, session: Session, request: RevokeServer) -> Done:
+    """Makes the server's certificates void: its processes are cut off, and let in again with others."""
+    server = request.server
+    require_another(session, server)
+    if server == term.config.server:
+        raise refused(errno.EBUSY, f"{server} is the manager: godwit manager step-down first")
+    await term.store.write(partial(_revoke, term=term, server=server), durable=True, grows=True)
+    return Done()
+
+
+def _revoke(tx: Transaction, term: Term, server: str) -> None:
+    known = tx.execute(select(servers.c.server).where(servers.c.server == server)).first()
+    # One that has joined, and has not come yet, is no member; nor is a workstation with commands.
+    if known is None and not is_certified(tx, server) and not has_shown(tx, server):
+        term.state.members.require(server)
+    tx.execute(delete(invitations).where(invitations.c.server == server))
+    if revoke(tx, server, term.have_revoked):
+        note(tx.connection, EventKind.SERVER_REVOKED, server=server)
+        tx.after(lambda: end_sessions(term, server))
+
+
+def require_another(session: Session, server: str) -> None:
+    """Raises `Refused` if *server*'s own command asks: with its certificates the connection would end before the answer."""
+    if session.server == server:
+        raise refused(errno.EBUSY, f"{server} would make its own certificates void: type it on another server")
 
 
 def end_sessions(term: Term, server: str) -> None:
     """Its processes are no members any more. The leases of its mount last until they end."""
     term.awaited.pop(server, None)
+    term.candidates.pop(server, None)
     for session in term.state.sessions.all():
-        if session.server == server and session.role != Role.CLI:
+        if session.server == server and session.role != Role.ADMIN:
             term.end_session(session)
 
 
@@ -209,27 +280,33 @@ async def add_server(term: Term, _session: Session, request: AddServer) -> Added
     if not EXPIRES_MIN_S <= request.expires_s <= EXPIRES_MAX_S:
         raise refused(errno.EINVAL, f"a token expires after {EXPIRES_MIN_S:g} to {EXPIRES_MAX_S:g} seconds")
     # Outside of the transaction, whose body may run again.
-    token = new_token()
-    outcome = await term.store.write(
-        partial(_add, term=term, server=server, digest=digest_of(token), expires_s=request.expires_s),
-        durable=True,
-        grows=True,
-    )
+    authority, secret = term.authority, new_secret()
+    work = partial(_add, term=term, request=request, digest=digest_of(secret), authority=authority.number)
+    outcome = await term.store.write(work, durable=True, grows=True)
+    token = JoinToken(authority.pin, secret)
     managers = list(dict.fromkeys([term.config.manager.listen, *term.state.members.managers()]))
     if outcome == UNDRAINED:
-        token = ""
-    return Added(server, outcome, term.config.cluster, managers, token, request.expires_s if token else 0.0)
+        return Added(server, outcome, term.config.cluster, managers)
+    return Added(server, outcome, term.config.cluster, managers, str(token), request.expires_s)
 
 
-def _add(tx: Transaction, term: Term, server: str, digest: bytes, expires_s: float) -> str:
+def _add(tx: Transaction, term: Term, request: AddServer, digest: bytes, authority: int) -> str:
+    server = request.server
+    if read_authorities(tx.connection).signing.number != authority:
+        raise Unavailable("another authority signs since a moment ago: ask again")  # the token would name the one before
     # Its row is written when it introduces itself: an invitation alone makes no member.
     if tx.execute(select(servers.c.server).where(servers.c.server == server)).first() is None:
-        _invite(tx, server, digest, expires_s)
+        if request.candidate:
+            check_shared(term.config.manager.database)
+        _invite(tx, request, digest)
         return INVITED
     standing = stored_standing(tx, server)
     if standing.state in (ServerState.LEFT, ServerState.LOST):
         change_standing(tx, term.state, term.claims, server, Event.ADD)
-        _invite(tx, server, digest, expires_s)
+        _invite(tx, request, digest)
+        return READMITTED
+    if is_revoked(tx, server):
+        _invite(tx, request, digest)
         return READMITTED
     if not standing.wanted_empty:
         raise refused(errno.EEXIST, f"{server} is a member already, it is {standing}")
@@ -238,9 +315,15 @@ def _add(tx: Transaction, term: Term, server: str, digest: bytes, expires_s: flo
     return UNDRAINED
 
 
-def _invite(tx: Transaction, server: str, digest: bytes, expires_s: float) -> None:
+def _invite(tx: Transaction, request: AddServer, digest: bytes) -> None:
     """Only the newest token for a name is good."""
-    now_ns = file_time_ns()
+    now_ns, server = file_time_ns(), request.server
     tx.execute(delete(invitations).where((invitations.c.server == server) | (invitations.c.expires_ns <= now_ns)))
-    values = {"digest": digest, "server": server, "expires_ns": now_ns + int(expires_s * 1e9)}
+    values = {
+        "digest": digest,
+        "server": server,
+        "expires_ns": now_ns + int(request.expires_s * 1e9),
+        "candidate": int(request.candidate),
+        "epoch": next_epoch(tx, server),
+    }
     tx.execute(insert(invitations), values)

@@ -1,14 +1,16 @@
 """What people ask through the command line: status, tasks, policies, where a file is. May take milliseconds."""
 
 import errno
+import os
 import stat
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, true, update
 
-from cluster.clock import monotonic_s
+from cluster.clock import file_time_ns, monotonic_s
 from cluster.counters import METRICS_MAX, NAME_MAX
 from cluster.errors import refused
+from cluster.events import EventKind
 from cluster.membership import ServerState
 from cluster.messages import (
     ROOT_INO,
@@ -35,6 +37,7 @@ from cluster.messages import (
     Volume,
     Where,
 )
+from manager.catalog.events import note
 from manager.catalog.inodes import get_directory, get_inode, node_of, path_of
 from manager.catalog.schema import inodes, policies, servers, shortfalls, tasks
 from manager.catalog.store import Transaction
@@ -42,11 +45,13 @@ from manager.changes.alignment import replicas_of
 from manager.changes.damage import count_damaged
 from manager.changes.fallback import abandoned_volumes, count_abandoned
 from manager.changes.namespace import queue_scan
-from manager.changes.tasks import count_tasks, retry_tasks
+from manager.changes.policies import policies_changed
+from manager.changes.tasks import ages_of_tasks, count_tasks, retry_tasks
 from manager.memory.members import Members
-from manager.memory.policies import COPIES_MAX, Policy
+from manager.memory.policies import COPIES_MAX, Policy, count_differing, own_policies
 from manager.memory.sessions import Session
 from manager.requests.conflicts import count_conflicts
+from manager.requests.held import call_back_below
 from manager.requests.reads import get_space
 from manager.requests.servers import server_info
 from manager.requests.shortfalls import count_below_policy
@@ -75,9 +80,10 @@ async def get_status(term: Term, _session: Session, _request: GetStatus) -> Stat
     catalog = term.store.display_url
 
     def ask(connection: Connection) -> Status:
-        counts = count_tasks(connection)
+        counts, ages = count_tasks(connection), ages_of_tasks(connection, file_time_ns())
         names = list(connection.execute(select(servers.c.server).order_by(servers.c.server)).scalars())
         space = get_space(connection, term, GetSpace())
+        policy = term.state.policies.root(connection).names
 
         def total(*states: str) -> int:
             return sum(n for (_name, s), n in counts.items() if s in states)
@@ -87,7 +93,7 @@ async def get_status(term: Term, _session: Session, _request: GetStatus) -> Stat
             manager=term.config.server,
             term=term.number,
             catalog=catalog,
-            servers=[server_info(term, name, counts, now) for name in names],
+            servers=[server_info(term, name, counts, ages, now) for name in names],
             inodes=space.inodes,
             waiting_tasks=total(TaskState.WAITING, TaskState.DEFERRED),
             claimed_tasks=total(TaskState.CLAIMED),
@@ -98,6 +104,9 @@ async def get_status(term: Term, _session: Session, _request: GetStatus) -> Stat
             damaged=count_damaged(connection),
             catalog_fault=str(term.store.room.fault or ""),
             below_policy=count_below_policy(connection),
+            names=policy,
+            names_differing=count_differing(connection, policy),
+            holds=term.state.holds.message(),
         )
 
     return await term.store.read_slowly(ask)
@@ -144,16 +153,18 @@ async def retry(term: Term, _session: Session, request: RetryTasks) -> Count:
     return Count(await term.store.write(lambda tx: retry_tasks(tx, term.state, request.task)))
 
 
-def _policy_row(connection: Connection, policy: Policy) -> PolicyRow:
-    return PolicyRow(policy.ino, path_of(connection, policy.ino), policy.copies, policy.sync_copies)
+def _policy_row(connection: Connection, policy: Policy, servers: int) -> PolicyRow:
+    path = path_of(connection, policy.ino)
+    names_path = path if policy.names_ino == policy.ino else path_of(connection, policy.names_ino) if policy.names_ino else b""
+    return PolicyRow(policy.ino, path, policy.copies, policy.sync_copies, policy.names, names_path, servers)
 
 
 def _policy_of(term: Term, connection: Connection, ino: int) -> PolicyRow:
     row = get_inode(connection, ino)
     cache = term.state.policies
     if stat.S_ISDIR(row.mode):
-        return _policy_row(connection, cache.of_directory(connection, ino))
-    return _policy_row(connection, cache.of_inode(connection, ino))
+        return _policy_row(connection, cache.of_directory(connection, ino), term.state.members.count_storing())
+    return _policy_row(connection, cache.of_inode(connection, ino), term.state.members.count_storing())
 
 
 async def get_policy(term: Term, _session: Session, request: GetPolicy) -> PolicyRow:
@@ -162,35 +173,50 @@ async def get_policy(term: Term, _session: Session, request: GetPolicy) -> Polic
 
 async def set_policy(term: Term, _session: Session, request: SetPolicy) -> PolicyRow:
     """Changes a directory's policy; the files below follow in the background."""
-    if not request.clear and not (1 <= request.copies <= COPIES_MAX and 0 <= request.sync_copies <= request.copies):
-        raise refused(errno.EINVAL, f"copies 1 to {COPIES_MAX}, sync_copies 0 to copies")
-    if request.clear and request.ino == ROOT_INO:
-        raise refused(errno.EINVAL, "the root must have a policy")
-    cache = term.state.policies
+    _check_policy(request)
 
     def work(tx: Transaction) -> PolicyRow:
         directory = get_directory(tx.connection, request.ino)
         if directory.nlink == 0:
             raise refused(errno.ENOENT, "the directory has been removed")
+        before = term.state.policies.of_directory(tx.connection, request.ino)
         mine = policies.c.ino == request.ino
         if request.clear:
             tx.execute(delete(policies).where(mine))
         else:
-            values = {"copies": request.copies, "sync_copies": request.sync_copies}
+            values: dict[str, Any] = {"copies": request.copies, "sync_copies": request.sync_copies}
+            if request.names is not None:
+                values["names"] = request.names.value
             if tx.execute(update(policies).where(mine).values(**values)).rowcount == 0:
                 tx.execute(insert(policies), {"ino": request.ino, **values})
-        cache.clear()
-        tx.after(cache.clear)
-        queue_scan(tx, term.state, request.ino)
-        return _policy_of(term, tx.connection, request.ino)
+        policies_changed(tx, term.state)
+        after = term.state.policies.of_directory(tx.connection, request.ino)
+        # How names are changed concerns no copies. Anything else is looked at even if it says the same: people mean it.
+        if after.copies != before.copies or request.names is None:
+            queue_scan(tx, term.state, request.ino)
+        row = _policy_of(term, tx.connection, request.ino)
+        path = os.fsdecode(path_of(tx.connection, request.ino))
+        copies, synced = row.copies, row.sync_copies
+        note(tx.connection, EventKind.POLICY_CHANGED, path=path, copies=copies, sync_copies=synced, names=str(row.names))
+        return row
 
-    return await term.store.write(work, durable=True, grows=not request.clear)
+    row = await term.store.write(work, durable=True, grows=not request.clear)
+    await call_back_below(term)
+    return row
+
+
+def _check_policy(request: SetPolicy) -> None:
+    if not request.clear and not (1 <= request.copies <= COPIES_MAX and 0 <= request.sync_copies <= request.copies):
+        raise refused(errno.EINVAL, f"copies 1 to {COPIES_MAX}, sync_copies 0 to copies")
+    if request.clear and request.ino == ROOT_INO:
+        raise refused(errno.EINVAL, "the root must have a policy")
 
 
 async def list_policies(term: Term, _session: Session, _request: ListPolicies) -> PolicyRows:
+    servers = term.state.members.count_storing()
+
     def ask(connection: Connection) -> PolicyRows:
-        rows = connection.execute(select(policies.c.ino, policies.c.copies, policies.c.sync_copies).order_by(policies.c.ino))
-        return PolicyRows([_policy_row(connection, Policy(*row)) for row in rows.all()])
+        return PolicyRows([_policy_row(connection, policy, servers) for policy in own_policies(connection)])
 
     return await term.store.read_slowly(ask)
 
@@ -251,4 +277,7 @@ async def heartbeat(term: Term, session: Session, request: Heartbeat) -> Beat:
     if len(request.metrics) > METRICS_MAX or any(len(key) > NAME_MAX for key in request.metrics):
         raise refused(errno.E2BIG, "too many metrics")
     session.counts, session.metrics = request.counts, request.metrics
-    return Beat(term.number, monotonic_s())
+    revoked = None if session.told == term.revocations else term.revoked
+    believed = b"" if session.told_revision == term.believed.revision else term.believed.text
+    session.told, session.told_revision = term.revocations, term.believed.revision
+    return Beat(term.number, monotonic_s(), revoked, believed)

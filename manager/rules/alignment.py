@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from cluster.messages import MoveState, TaskOperation, TaskState
 from manager.rules.moves import NOT_COMMITTED, Event, Move, Step, choose_home, decide, look_at_target
-from manager.rules.placement import Action, Copy, Drop, Holding, Layout, Place, lay_out, why_short
+from manager.rules.placement import Action, Copy, Drop, Holding, Layout, Place, first_places, lay_out, why_short
 
 
 class File(NamedTuple):
@@ -144,6 +144,45 @@ def newest_replica(replicas: Mapping[int, Replica], places: Mapping[int, Place],
 
     best = max(fit, key=rank, default=None)
     return 0 if best is None else best.volume
+
+
+class Held(Protocol):
+    """A replica, as a value of this rule or as a row."""
+
+    @property
+    def volume(self) -> int:
+        """That has the object."""
+
+    @property
+    def version(self) -> int:
+        """Of its content."""
+
+
+def is_settled(file_version: int, home: int, copies: int, sound: Sequence[Held], places: Mapping[int, Place]) -> bool:
+    """Whether `align` certainly decides nothing: as many copies as are wanted, all good, each on a server of its own.
+
+    *sound* are all replicas of a file that has none with a fault, no task, no move and no object that is left alone. It is so
+    after nearly every copy, and takes a tenth of the time that the decision takes. False says nothing.
+    """
+    if len(sound) != copies:
+        return False
+    servers = set()
+    for replica in sound:
+        place = places.get(replica.volume)
+        if place is None or not place.counts or replica.version != file_version:
+            return False
+        servers.add(place.server)
+    return len(servers) == copies and any(replica.volume == home for replica in sound)
+
+
+def first_copies(file: File, sound: Sequence[Held], places: Mapping[int, Place]) -> Sequence[int] | None:
+    """The volumes for which `align` certainly adds copies, and decides nothing else: the home has the only object.
+
+    *sound* as for `is_settled`. It is so after nearly every first commit. None says nothing.
+    """
+    if len(sound) != 1 or sound[0].volume != file.home or sound[0].version != file.version:
+        return None
+    return first_places(ino=file.ino, size=file.size, home=file.home, copies=file.copies, places=places)
 
 
 def align(view: View) -> Decision:

@@ -36,6 +36,12 @@ def check_number(value: int, what: str) -> None:
         raise ProtocolError(f"{what} is out of range: {value}")
 
 
+def check_session(value: int) -> None:
+    """`ProtocolError` for what cannot be the number of a session: those are drawn from all that 63 bits hold."""
+    if value < 0:
+        raise ProtocolError(f"session is out of range: {value}")
+
+
 def check_count(length: int, limit: int, what: str) -> None:
     """`ProtocolError` for a list that is longer than any correct program sends."""
     if length > limit:

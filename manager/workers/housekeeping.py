@@ -7,16 +7,17 @@ from functools import partial
 import trio
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from cluster.clock import monotonic_s
+from cluster.clock import file_time_ns, monotonic_s
 from cluster.errors import CatalogFault, NotManager
+from cluster.trust.identity import Role
 from manager.catalog.inodes import children
-from manager.catalog.schema import applied, scans
+from manager.catalog.schema import applied, journals, scans
 from manager.catalog.store import Transaction
-from manager.changes.alignment import align
+from manager.changes.alignment import Rows, align, replicas_of_all, tasks_of_all
 from manager.changes.mounts import forget_mount
 from manager.changes.tasks import release_claims, wake_tasks
+from manager.memory.mutations import Held
 from manager.memory.notes import SWEEP_BATCH, delete_notes
-from manager.memory.sessions import Role
 from manager.memory.state import REAP, SCAN, State
 from manager.rules.liveness import TICK_S
 from manager.term import Term, reap
@@ -29,8 +30,10 @@ ORPHAN_S = 1.0  # between looking up a name and opening it, it may have been tak
 SCAN_BATCH = 64  # entries of a directory in one transaction
 SCAN_PAUSE_S = 0.005  # between batches, so that requests go first
 FORGET_REPLIES_S = 3600.0  # a client that is away for less finds its replies
+FORGET_JOURNALS_S = 86400.0  # the last message of a mount may be repeated for as long
 
 _FIRST_SCAN = select(scans.c.ino, scans.c.after).order_by(scans.c.ino).limit(1)
+_OLD_JOURNALS = delete(journals).where(journals.c.final == 1, journals.c.changed_ns < bindparam("b_before"))
 _SCAN_KNOWN = select(scans.c.ino).where(scans.c.ino == bindparam("ino"))
 
 
@@ -48,6 +51,7 @@ async def tick_loop(term: Term) -> None:
             await term.end_grace()
         await _end_claims(term, now)
         term.expire_leases(now)
+        call_back_held(term, now)
         await _sweep_notes(term, now)
         await trio.sleep(TICK_S)
 
@@ -93,6 +97,19 @@ async def _sweep_notes(term: Term, now: float) -> None:
     rows = term.state.notes.take_unused(now - term.state.leases.lasts_s, SWEEP_BATCH)
     if rows:
         await term.store.write(partial(delete_notes, notes=term.state.notes, rows=rows))
+
+
+def call_back_held(term: Term, now: float) -> None:
+    """While the catalog's disk takes nothing more, changes are made there first, so that programs hear of it."""
+    if term.store.room.fault is not None:
+        held = [Held(lease.ino, lease.session) for lease in term.state.leases.held(now)]
+        term.state.recalls.ask_back(held)
+
+
+async def forget_journals(term: Term) -> None:
+    """Deletes rows of journals that were closed long ago."""
+    before_ns = file_time_ns() - int(FORGET_JOURNALS_S * 1e9)
+    await term.store.write(lambda tx: tx.execute(_OLD_JOURNALS, {"b_before": before_ns}))
 
 
 async def reap_loop(term: Term) -> None:
@@ -142,9 +159,13 @@ def scan_some(tx: Transaction, state: State) -> bool:
         return False
     found = children(tx.connection, scan.ino, scan.after, SCAN_BATCH)
     policy = state.policies.of_directory(tx.connection, scan.ino)
-    for child in found:
+    # One with several names there is looked at once: what was read of it is true until then only.
+    different = {child.ino: child for child in found}
+    files = [child.ino for child in different.values() if stat.S_ISREG(child.mode)]
+    held, queued = replicas_of_all(tx.connection, files), tasks_of_all(tx.connection, files)
+    for child in different.values():
         if stat.S_ISREG(child.mode):
-            align(tx, state, child, policy)
+            align(tx, state, child, policy, Rows(held.get(child.ino, ()), queued.get(child.ino, ())))
         elif stat.S_ISDIR(child.mode) and tx.execute(_SCAN_KNOWN, {"ino": child.ino}).first() is None:
             tx.execute(insert(scans), {"ino": child.ino, "after": 0})
     if len(found) < SCAN_BATCH:
@@ -159,6 +180,7 @@ async def forget_replies_loop(term: Term) -> None:
     gone_before: set[int] = set()
     while True:
         await trio.sleep(FORGET_REPLIES_S)
+        await forget_journals(term)
         stored = await term.store.read_slowly(_sessions_with_replies)
         # One look is not enough: the session may be that of a mount which has not introduced itself to this manager yet.
         gone = stored - term.state.sessions.numbers()

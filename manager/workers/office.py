@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.clock import monotonic_s, thread_s
+from cluster.errors import error_text
 from cluster.faults import faults
 from manager.catalog.faults import reason_of
 from manager.catalog.office import extend_office, read_office
@@ -175,4 +176,4 @@ def _hurry() -> None:
         try:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         except OSError as error:
-            log.debug("the office is extended with ordinary priority: %s", error)
+            log.debug("the office is extended with ordinary priority: %s", error_text(error))

@@ -79,11 +79,11 @@ class Postgres:
             connection.exec_driver_sql(statement)
 
     @contextmanager
-    def new_database(self) -> Iterator[str]:
+    def new_database(self, template: str = "migrated STRATEGY file_copy") -> Iterator[str]:
         """The URL of a fresh database, which is gone afterwards."""
         self._count += 1
         name = f"test{self._count}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE migrated STRATEGY file_copy")
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         yield self._url.format(name)
         self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -51,12 +51,14 @@ from manager.workers.migrations import migrate_loop
 from manager.workers.volume_scans import volume_scan_loop
 from tests.manager.databases import make_catalog
 from tests.support.clocks import HURRY, hurried
+from tests.support.trust import MASTER, trust_of
+from tests.support.trust import peer as peer_of
 
 R = TypeVar("R")
 
 NOW = 1_700_000_000_000_000_000
 GIB = 2**30
-SECRET = "5e" * 32
+SECRET = MASTER
 _sessions = itertools.count(1000)
 
 
@@ -65,12 +67,12 @@ def config(url: str, server: str = "s1", state: str = "/nonexistent", **settings
     return ServerConfig(
         "test",
         server,
-        SECRET,
         ["127.0.0.1:7601"],
         ManagerConfig("127.0.0.1:7601", url, **{"max_attempts": 3, **settings}),
         AgentConfig("127.0.0.1:7602"),
         MountConfig("/mnt/godwit"),
         state,
+        trust_of(server),
     )
 
 
@@ -79,14 +81,21 @@ class Peer:
 
     def __init__(self, office: Candidate, server: str, role: str, number: int) -> None:
         self.server, self.role, self.number = server, role, number
-        self.connection = Connection(office, "test")
+        self.connection = self.connected(office)
         self._office = office
         self.ids = itertools.count(1)
         self._outstanding: set[int] = set()
         self._inodes: itertools.count[int] | None = None
 
-    async def hello(self, opens: list[OpenInode] | None = None, caching: list[int] | None = None) -> Welcome:
-        return await self.ask(Hello(PROTOCOL, "test", self.server, self.role, self.number, opens or [], [], caching or []))
+    def connected(self, office: Candidate) -> Connection:
+        """A connection of this process to another manager."""
+        return Connection(office, "test", peer_of(self.server, self.role))
+
+    async def hello(
+        self, opens: list[OpenInode] | None = None, caching: list[int] | None = None, *, unsent: bool = False
+    ) -> Welcome:
+        opened, cached = opens or [], caching or []
+        return await self.ask(Hello(PROTOCOL, "test", self.server, self.role, self.number, opened, [], cached, unsent=unsent))
 
     async def ask(self, request: Request[R]) -> R:
         """As `cluster.rpc.connection` does for a process elsewhere; what only people may ask is asked by a command."""

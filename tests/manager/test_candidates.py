@@ -37,6 +37,7 @@ from cluster.messages import (
 from cluster.rpc.connection import connect
 from cluster.rpc.serving import Handler, SendReply, listen
 from cluster.rpc.session import ManagerSession
+from cluster.rpc.wire import ANYBODY
 from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.identity import read_point
 from manager.catalog.office import extend_office, read_office, take_office
@@ -44,6 +45,7 @@ from manager.catalog.schema import office, servers
 from manager.main import run_manager
 from manager.rules.election import OfficeRow
 from tests.manager.office import config, until
+from tests.support.trust import credentials
 
 TERM_S = 1.0
 NOWHERE = "127.0.0.1:1"
@@ -84,7 +86,7 @@ async def test_another_candidate_follows(url: str, tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             for item in configs:
                 nursery.start_soon(run_until, item, stops[item.server])
-            session = ManagerSession(managers=configs[0].managers, cluster="test", server="s1", role="cli")
+            session = ManagerSession(managers=configs[0].managers, credentials=credentials("s1", "admin"))
             nursery.start_soon(session.run)
             first = await status(session)
             stops[first.manager].set()
@@ -163,7 +165,7 @@ def _read(reader: Engine) -> OfficeRow:
 
 
 async def ask_office(config: ServerConfig, nursery: trio.Nursery) -> OfficeInfo:
-    channel = await connect(config.manager.listen, nursery, timeout_s=5.0)
+    channel = await connect(config.manager.listen, nursery, credentials("s9", "admin"), ANYBODY, timeout_s=5.0)
     try:
         return await channel.call(AskOffice("test"), timeout_s=5.0)
     finally:
@@ -184,7 +186,7 @@ async def test_a_holder_whom_most_members_do_not_reach_is_deposed(url: str, tmp_
 
         await until(is_deposed, 20.0)
         deposed_at = trio.current_time()
-        session = ManagerSession(managers=configs[0].managers, cluster="test", server="s9", role="cli")
+        session = ManagerSession(managers=configs[0].managers, credentials=credentials("s9", "admin"))
         nursery.start_soon(session.run)
         assert (await status(session)).term == ghost + 1
         assert trio.current_time() - deposed_at > TERM_S / 2
@@ -221,12 +223,12 @@ async def test_candidates_answer_their_own_cluster_only(url: str, tmp_path: Path
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_until, only, trio.Event())
-            session = ManagerSession(managers=only.managers, cluster="test", server="s9", role="cli")
+            session = ManagerSession(managers=only.managers, credentials=credentials("s9", "admin"))
             nursery.start_soon(session.run)
             await status(session)
-            channel = await connect(only.manager.listen, nursery, timeout_s=5.0)
+            channel = await connect(only.manager.listen, nursery, credentials("s9", "manager"), ANYBODY, timeout_s=5.0)
             assert await channel.call(AskHearing("test", 1), timeout_s=5.0) == Hearing("s1", True)
-            strangers: list[Request[Any]] = [Ping("other"), AskHearing("other", 1), AskOffice("other")]
+            strangers: list[Request[Any]] = [Ping("other"), AskHearing("other", 1), AskCatalog("other")]
             for request in strangers:
                 with pytest.raises(ProtocolError):
                     await channel.call(request, timeout_s=5.0)
@@ -305,7 +307,9 @@ async def test_a_server_that_has_seen_nothing_asks_the_others_first(url: str, tm
         _roll_back(url)
         async with trio.open_nursery() as nursery:
             decoder: Decode[Any] = from_msgpack(MANAGER_UNION)
-            await nursery.start(partial(listen, configs[1].manager.listen, decoder, lambda _peer: Witness(newer)))
+            await nursery.start(
+                partial(listen, configs[1].manager.listen, decoder, lambda _peer: Witness(newer), credentials("s2", "manager"))
+            )
             assert "older than what s2 has seen" in await _ended_with(configs[0])
             nursery.cancel_scope.cancel()
 
@@ -324,7 +328,11 @@ async def test_another_that_takes_the_office_at_that_moment_makes_no_catalog_old
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             decoder: Decode[Any] = from_msgpack(MANAGER_UNION)
-            await nursery.start(partial(listen, configs[1].manager.listen, decoder, lambda _peer: Witness(take_office)))
+            await nursery.start(
+                partial(
+                    listen, configs[1].manager.listen, decoder, lambda _peer: Witness(take_office), credentials("s2", "manager")
+                )
+            )
             nursery.start_soon(run_manager, configs[0], trio.sleep_forever)
 
             async def goes_on() -> bool:
@@ -371,12 +379,12 @@ async def test_a_member_that_has_seen_more_ends_the_office_and_a_stranger_is_ref
                 outcome.append(await _ended_with(only))
 
             nursery.start_soon(run)
-            session = ManagerSession(managers=only.managers, cluster="test", server="s1", role="cli")
+            session = ManagerSession(managers=only.managers, credentials=credentials("s1", "admin"))
             async with trio.open_nursery() as asking:
                 asking.start_soon(session.run)
                 await status(session)
                 asking.cancel_scope.cancel()
-            channel = await connect(only.manager.listen, nursery, timeout_s=5.0)
+            channel = await connect(only.manager.listen, nursery, credentials("s7", "agent"), ANYBODY, timeout_s=5.0)
             point = remembered(only.state)
             assert point is not None
             stranger = msgspec.structs.replace(point, catalog="another")

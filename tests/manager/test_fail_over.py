@@ -95,7 +95,7 @@ async def send(mount: Peer, sent: list[Apply]) -> list[list[Node | None]]:
 
 async def repeat(mount: Peer, second: Office, sent: list[Apply]) -> list[list[Node | None]]:
     """What a session does that has found another manager."""
-    mount.connection = type(mount.connection)(second, "test")
+    mount.connection = mount.connected(second)
     await mount.hello()
     return await send(mount, sent)
 
@@ -124,7 +124,7 @@ async def test_the_office_was_lost_before_the_commit(url: str) -> None:
                 await mount.ask(request)
     async with in_office(url, "s2") as second:
         await second.three_servers()
-        mount.connection = type(mount.connection)(second, "test")
+        mount.connection = mount.connected(second)
         await mount.hello()
         assert await names(mount) == {b"old", b"doomed", b"empty"}
         await repeat(mount, second, requests(there))

@@ -227,4 +227,9 @@ def test_a_password_is_not_on_the_command_line() -> None:
     database, secret = postgres_place("postgresql+psycopg://godwit:p%40ss@10.0.0.9:5432/catalog?sslmode=require")
     assert database == "postgresql://godwit@10.0.0.9:5432/catalog?sslmode=require"
     assert secret == {"PGPASSWORD": "p@ss"}
+    inner = "postgresql+psycopg://godwit@10.0.0.9/catalog?password=p%40ss&sslmode=require"
+    assert postgres_place(inner) == ("postgresql://godwit@10.0.0.9/catalog?sslmode=require", {"PGPASSWORD": "p@ss"})
+    with pytest.raises(Refused, match="the password of a key") as refused:
+        postgres_place("postgresql+psycopg://godwit@10.0.0.9/catalog?sslkey=/key&sslpassword=hidden")
+    assert "hidden" not in str(refused.value)
     assert postgres_place("postgresql+psycopg://postgres@/x?host=/run/pg") == ("postgresql://postgres@/x?host=%2Frun%2Fpg", {})

@@ -5,11 +5,13 @@ On real file systems: a tmpfs of a few MiB, and one statement in the middle that
 
 import errno
 import os
+import shutil
 import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,21 @@ def taken(writer: Engine) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ read-only, failing
+
+
+def test_a_log_of_which_a_sync_may_have_failed_before_is_folded_in_first(sqlite_url: str, tmp_path: Path) -> None:
+    """The kernel takes pages that it could not write for written: a sync that succeeds afterwards says nothing of them."""
+    writer, reader = make_engines(sqlite_url)
+    upgrade(writer)
+    assert taken(writer)
+    log = Room(writer).log
+    assert log is not None
+    log.sync_if_there()
+    shutil.copy(str(writer.url.database), tmp_path / "without the log")
+    with closing(sqlite3.connect(tmp_path / "without the log")) as copy:
+        assert copy.execute("SELECT term FROM office").fetchone() == (1,)
+    writer.dispose()
+    reader.dispose()
 
 
 class Held:

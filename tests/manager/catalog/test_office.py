@@ -18,6 +18,7 @@ from manager.catalog.schema import office, servers
 from manager.catalog.store import Store
 from manager.rules.election import OfficeRow
 from tests.manager.office import Peer, config, in_office, until
+from tests.support.trust import credentials
 
 Do = Callable[[Callable[[Connection], object]], object]
 
@@ -101,7 +102,7 @@ async def test_a_store_whose_time_is_over_commits_nothing(url: str) -> None:
 
 async def test_stepping_down_is_for_one_term_only(url: str) -> None:
     async with in_office(url) as held:
-        peer = await held.peer("s9", "cli")
+        peer = await held.peer("s9", "admin")
         await peer.ask(StepDown(held.number + 1))
         await peer.ask(StepDown(held.number - 1))
         assert held.term is not None
@@ -114,7 +115,7 @@ async def test_a_holder_that_leaves_answers_nobody_any_more(url: str, tmp_path: 
     """A question that waits is sent away, too, so that its sender goes to the next manager."""
 
     writer, reader = make_engines(url)
-    candidate = Candidate(config(url, state=str(tmp_path), term_s=1.0), writer, reader)
+    candidate = Candidate(config(url, state=str(tmp_path), term_s=1.0), credentials("s1", "manager"), writer, reader)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(candidate.run)
@@ -123,7 +124,7 @@ async def test_a_holder_that_leaves_answers_nobody_any_more(url: str, tmp_path: 
                 return candidate.term is not None
 
             await until(serves)
-            agent, person = Peer(candidate, "s1", "agent", 1), Peer(candidate, "s9", "cli", 2)
+            agent, person = Peer(candidate, "s1", "agent", 1), Peer(candidate, "s9", "admin", 2)
             for peer in (agent, person):
                 await peer.hello()
             outcomes: list[str] = []
@@ -145,7 +146,7 @@ async def test_a_holder_that_leaves_answers_nobody_any_more(url: str, tmp_path: 
 
             await until(is_over)
             with pytest.raises(NotManager):
-                await person.ask(GetAttr(ROOT_INO))
+                await agent.ask(GetAttr(ROOT_INO))
 
             async def is_vacant() -> bool:
                 with reader.connect() as connection:
@@ -164,7 +165,7 @@ async def test_a_holder_that_leaves_answers_nobody_any_more(url: str, tmp_path: 
 
 async def test_who_lost_its_term_says_that_it_has_stopped(url: str, tmp_path: Path) -> None:
     writer, reader = make_engines(url)
-    candidate = Candidate(config(url, state=str(tmp_path), term_s=1.0), writer, reader)
+    candidate = Candidate(config(url, state=str(tmp_path), term_s=1.0), credentials("s1", "manager"), writer, reader)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(candidate.run)

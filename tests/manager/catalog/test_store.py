@@ -408,7 +408,7 @@ async def test_strangers_are_refused(office: Office) -> None:
             await peer.ask(hello)
     with pytest.raises(ProtocolError):
         await peer.ask(GetAttr(-1))
-    with pytest.raises(ProtocolError):
+    with pytest.raises(Refused, match="ClaimTasks, which is for: agent"):
         await peer.claim()
     newer = await office.peer()
     with pytest.raises(NotManager):

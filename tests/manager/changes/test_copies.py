@@ -3,17 +3,19 @@
 import errno
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from cluster.clock import monotonic_s
-from cluster.errors import CatalogFault, Fenced, Refused, Unavailable
+from cluster.errors import CatalogFault, Refused, Unavailable
+from cluster.membership import ServerState, Standing
 from cluster.messages import (
     RENAME_NOREPLACE,
     ROOT_INO,
+    ApplyRecords,
     AwaitCopies,
-    BeginCommit,
     Close,
     Closing,
     Commit,
@@ -25,6 +27,7 @@ from cluster.messages import (
     GetStatus,
     GetWhere,
     GetXattr,
+    Link,
     ListPolicies,
     ListTasks,
     ListUnsettled,
@@ -38,6 +41,7 @@ from cluster.messages import (
     RetryTasks,
     SetPolicy,
     SetXattr,
+    Stamp,
     TakeInodes,
     Task,
     TaskReport,
@@ -45,6 +49,7 @@ from cluster.messages import (
     Where,
 )
 from manager.memory.bounds import Bounds
+from manager.requests.agents import CLAIMS_MAX, REPORTS_TOGETHER
 from manager.workers.housekeeping import tick_loop
 from tests.manager.office import GIB, NOW, Office, Peer, in_office, small_network, until
 from tests.support.clocks import HURRY, hurried
@@ -96,6 +101,58 @@ async def test_a_commit_makes_the_content_known_and_queues_a_copy(url: str) -> N
             await mount.ask(AwaitCopies(node.ino, 3, 3, 0.05))
 
 
+async def test_the_age_of_the_oldest_task_is_that_of_its_server(url: str) -> None:
+    async with small_network(url) as (office, mount):
+        assert {info.oldest_task_s for info in (await mount.ask(GetStatus())).servers} == {-1.0}
+        for name in (b"first", b"second"):
+            node = await mount.make(name)
+            await mount.commit(node.ino, 1)
+        queued = (await mount.ask(ListTasks())).tasks
+        await office.store.write(lambda tx: tx.connection.exec_driver_sql("UPDATE tasks SET queued_ns = queued_ns - 60000000000"))
+        infos = (await mount.ask(GetStatus())).servers
+        assert {info.server for info in infos if info.oldest_task_s >= 60.0} == {task.server for task in queued}
+        assert all(info.oldest_task_s == -1.0 or 60.0 <= info.oldest_task_s < 120.0 for info in infos)
+
+
+async def test_many_tasks_are_claimed_and_reported_at_once(url: str) -> None:
+    """As many as need several transactions, with files that went meanwhile, and reports of all kinds among them."""
+    async with small_network(url) as (office, mount):
+        agents = await agents_of(office)
+        await mount.ask(SetPolicy(ROOT_INO, copies=3))
+        folder = await mount.mkdir(b"d")
+        nodes = [await mount.make(b"f%d" % number, folder.ino) for number in range(300)]
+        await mount.apply(*[Commit(node.ino, 1, 2, Content(10, 8, NOW, NOW), True) for node in nodes])
+        # One is written again: the newest version is given out, whatever it was queued for.
+        await mount.commit(nodes[9].ino, 5)
+        await mount.apply(Unlink(folder.ino, b"f3", NOW))
+        tasks = await agents["s2"].claim(limit=1000)
+        assert len(tasks) == CLAIMS_MAX - 1, "one was of the file that is gone"
+        tasks += await agents["s2"].claim(limit=1000)
+        assert [task.task for task in tasks] == sorted(task.task for task in tasks)
+        assert {task.ino: (task.path, task.version) for task in tasks} == {
+            node.ino: (b"/d/f%d" % number, 5 if number == 9 else 2) for number, node in enumerate(nodes) if number != 3
+        }
+        assert all([source.volume for source in task.sources] == [1] for task in tasks)
+        assert await agents["s2"].claim(limit=1000) == []
+        reports = [
+            TaskReport(task.task, task.claim, "done", version=task.version, checksum=b"c" * 32, stamp=Stamp(10, 1, 1))
+            for task in tasks
+        ]
+        reports[5] = TaskReport(tasks[5].task, tasks[5].claim, "failed", "for good")
+        reports[6] = msgspec.structs.replace(reports[6], version=99)  # which there is not
+        reports[7] = msgspec.structs.replace(reports[7], claim=99)
+        reports[8] = msgspec.structs.replace(reports[8], source_volume=1, source_error="damaged")
+        assert len(reports) > REPORTS_TOGETHER
+        await agents["s2"].ask(ReportTasks([*reports, reports[0]]))
+        found = [await where(mount, task.ino) for task in tasks]
+        assert [n for n, it in enumerate(found) if it.replicas[1:] == []] == [5, 6, 7]
+        states = {n: [task.state for task in found[n].pending if task.server == "s2"] for n in (5, 6, 7, 8, 9)}
+        assert states == {5: ["dead"], 6: ["dead"], 7: ["claimed"], 8: [], 9: []}
+        # Whoever copied a version has read all of it: then the home's is known as well.
+        assert {replica.checksum for it in found[10:] for replica in it.replicas} == {b"c" * 32}
+        assert [it.replicas[0].fault for it in found[7:10]] == ["", "damaged", ""]
+
+
 async def test_the_first_task_after_a_rest_does_not_wait_for_others(url: str) -> None:
     async with small_network(url, bounds=Bounds(gather_s=1000.0, at_rest_s=1000.0)) as (office, mount):
         agents = await agents_of(office)
@@ -112,80 +169,6 @@ async def test_the_first_task_after_a_rest_does_not_wait_for_others(url: str) ->
                 await trio.testing.wait_all_tasks_blocked()
                 await mount.commit((await mount.make(b"f%d" % count)).ino, 1)
             assert [len(tasks) for tasks in claimed.values()] == [count, count]
-
-
-async def test_versions_epochs_and_stale_commits(url: str) -> None:
-    async with small_network(url) as (_office, mount):
-        node = await mount.make(b"f")
-        await mount.commit(node.ino, 5)
-        for version in (4, 5):
-            with pytest.raises(Refused) as stale:
-                await mount.commit(node.ino, version)
-            assert stale.value.errno == errno.ESTALE
-        with pytest.raises(Fenced):
-            await mount.one(Commit(node.ino, 2, 9, Content(1, 1, 1, 1), True))
-        with pytest.raises(Refused) as gone:
-            await mount.commit(999_999, 9)
-        assert gone.value.errno == errno.ENOENT
-        with pytest.raises(Refused):
-            await mount.one(Commit(node.ino, 1, 9, Content(-1, 1, 1, 1), True))
-        assert (await mount.attr(node.ino)).version == 5
-
-
-async def test_dirty_ends_with_the_last_writer(url: str) -> None:
-    async with small_network(url) as (office, mount):
-        agents = await agents_of(office)
-        other = await office.peer("s2")
-        node = await mount.make(b"f")
-        assert (await other.ask(Open(node.ino, True, 1))).node.dirty
-        assert (await mount.commit(node.ino, 1)).dirty
-        await mount.ask(Close([Closing(node.ino, 9)]))
-        assert (await agents["s1"].ask(ListUnsettled(10))).inodes == []
-        await other.ask(Close([Closing(node.ino, 2, still_open=True)]))
-        assert (await mount.attr(node.ino)).dirty
-        assert (await agents["s1"].ask(ListUnsettled(10))).inodes == [node.ino]
-        assert (await agents["s2"].ask(ListUnsettled(10))).inodes == []
-        answer = await agents["s1"].ask(BeginCommit(node.ino))
-        begun = answer.number
-        assert answer.orderly, "nobody can be writing it still"
-        with pytest.raises(Refused) as refusal:  # a write may have been under way at the commit before
-            await agents["s1"].one(Commit(node.ino, 1, 0, None, True, begun))
-        assert refusal.value.errno == errno.ESTALE
-        assert not (await agents["s1"].one(Commit(node.ino, 1, 2, Content(20, 8, NOW, NOW + 2), True, begun))).dirty
-        assert (await mount.ask(Open(node.ino, False, 10))).node.dirty is False
-        assert (await mount.ask(Open(node.ino, True, 11))).node.dirty is True
-        with pytest.raises(Refused):
-            await mount.ask(Open(ROOT_INO, True, 12))
-        with pytest.raises(Refused):
-            await mount.ask(Open(999_999, False, 13))
-        assert not office.state.sessions.is_open(999_999)
-
-        writer = office.state.sessions.of_server("s1", "mount")
-        assert writer is not None
-        office.state.sessions.end(writer)
-        assert not (await agents["s1"].ask(BeginCommit(node.ino))).orderly, "its mount went away with the file open"
-
-
-async def test_a_commit_that_began_before_a_writer_closed_leaves_the_file_dirty(url: str) -> None:
-    """What that writer wrote may not be in it: another commit is owed, which began after the close."""
-
-    async with small_network(url) as (office, mount):
-        agents = await agents_of(office)
-        home = agents["s1"]
-        node = await mount.make(b"f")
-        writers = [await office.peer("s2"), await office.peer("s3")]
-        for writer in writers:
-            await writer.ask(Open(node.ino, True, 1))
-        assert (await mount.commit(node.ino, 1)).dirty
-        await mount.ask(Close([Closing(node.ino, 9)]))
-        await writers[0].ask(Close([Closing(node.ino, 2)]))
-        early = (await home.ask(BeginCommit(node.ino))).number
-        await writers[1].ask(Close([Closing(node.ino, 2)]))
-        late = (await home.ask(BeginCommit(node.ino))).number
-        assert (await home.one(Commit(node.ino, 1, 2, Content(20, 8, NOW, NOW + 2), True, early))).dirty
-        assert not (await home.one(Commit(node.ino, 1, 3, Content(30, 8, NOW, NOW + 3), True, late))).dirty
-        await mount.ask(Open(node.ino, True, 10))
-        assert not (await mount.commit(node.ino, 4)).dirty
 
 
 async def test_a_hot_file_has_one_task_per_volume(url: str) -> None:
@@ -323,6 +306,42 @@ async def test_unlinked_files_live_until_their_last_close(url: str) -> None:
         assert (await agents["s1"].ask(FindStrays(1, [stray]))).inodes == [stray]
 
 
+async def test_what_another_server_s_mount_has_made_here_is_no_stray_before_its_journal_has_come(url: str) -> None:
+    async with small_network(url) as (office, _mount):
+        agents = await agents_of(office)
+        other = await office.peer("s2")
+        ino = await other.new_ino()
+        office.state.sessions.end(office.state.sessions.of_server("s2", "mount"))  # type: ignore[arg-type]
+        assert (await agents["s1"].ask(FindStrays(1, [ino]))).inodes == []
+        assert (await agents["s2"].ask(FindStrays(2, [ino]))).inodes == [ino], "its own agent has sent the journal before"
+        await agents["s2"].ask(ApplyRecords(other.number, 1, [], final=True))
+        assert (await agents["s1"].ask(FindStrays(1, [ino]))).inodes == [ino]
+
+
+async def test_what_a_mount_of_a_server_that_left_has_made_is_a_stray(url: str) -> None:
+    async with small_network(url) as (office, _mount):
+        agents = await agents_of(office)
+        other = await office.peer("s2")
+        ino = await other.new_ino()
+        office.state.sessions.end(office.state.sessions.of_server("s2", "mount"))  # type: ignore[arg-type]
+        office.state.members.changed("s2", Standing(ServerState.LEFT), 1, monotonic_s())
+        assert (await agents["s1"].ask(FindStrays(1, [ino]))).inodes == [ino]
+
+
+async def test_a_file_with_two_names_in_a_directory_gets_one_task_more(url: str) -> None:
+    async with small_network(url) as (office, mount):
+        node = await mount.make(b"f")
+        await mount.one(Link(node.ino, ROOT_INO, b"again", NOW))
+        await mount.commit(node.ino, 1)
+        await mount.ask(SetPolicy(ROOT_INO, copies=3))
+
+        async def two_tasks() -> bool:
+            return len((await where(mount, node.ino)).pending) == 2
+
+        await office.background(two_tasks)
+        assert len({task.server for task in (await where(mount, node.ino)).pending}) == 2
+
+
 async def test_policies_move_copies(url: str) -> None:
     async with small_network(url) as (office, mount):
         agents = await agents_of(office)
@@ -430,7 +449,7 @@ async def test_a_new_manager_waits_for_the_mounts_it_does_not_know(url: str) -> 
             nursery.start_soon(tick_loop, office.term)
             await trio.sleep(0.6)
             assert office.state.in_grace
-            mount.connection = type(mount.connection)(office, "test")
+            mount.connection = mount.connected(office)
             welcome = await mount.hello([OpenInode(kept.ino, True), OpenInode(clean.ino, True), OpenInode(999_999, True)])
             assert welcome.lost == [999_999]
             assert (await mount.attr(clean.ino)).dirty

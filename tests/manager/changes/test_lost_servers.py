@@ -134,7 +134,7 @@ async def test_nothing_is_put_over_what_was_abandoned_and_nobody_deletes_it(scen
         await scene.write(node, 2)
     await scene.lose()
     await scene.fall()
-    await scene.agents["s2"].apply(Unlink(ROOT_INO, b"removed", NOW))
+    await (await scene.office.peer("s2")).apply(Unlink(ROOT_INO, b"removed", NOW))
     agent = await scene.come_back()
     await scene.fall()
     assert await agent.claim() == []
@@ -186,7 +186,7 @@ async def test_it_is_kept_beside_the_file_as_a_file_of_its_own(scene: Scene) -> 
     assert [task.operation for task in (await scene.where(number)).pending] == ["copy"]
     assert (await agent.ask(GetServer("s1"))).conflicts == [path]
     assert (await agent.ask(GetStatus())).conflicts == 1
-    await agent.apply(Unlink(directory.ino, path.rpartition(b"/")[2], NOW))
+    await (await scene.office.peer("s2")).apply(Unlink(directory.ino, path.rpartition(b"/")[2], NOW))
 
     async def forgotten() -> bool:
         return (await agent.ask(GetStatus())).conflicts == 0
@@ -206,7 +206,7 @@ async def test_it_is_kept_where_the_file_was_or_in_lost_and_found(scene: Scene, 
         await scene.write(node, 2)
     await scene.lose()
     await scene.fall()
-    other = scene.agents["s2"]
+    other = await scene.office.peer("s2")
     await other.apply(Unlink(directory.ino, b"f" * 255 if gone == "file" else b"f", NOW), Unlink(directory.ino, b"g", NOW))
     if gone == "directory":
         await other.apply(Rmdir(ROOT_INO, b"d", NOW))

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -10,7 +11,6 @@ from sqlalchemy import Connection, func, select
 
 from cluster.clock import monotonic_s
 from cluster.errors import NotManager, Refused
-from cluster.invitations import digest_of
 from cluster.membership import DOWN_WANTED_EMPTY, DRAINING, Event, IllegalTransition, ServerState, Standing
 from cluster.messages import (
     AddServer,
@@ -23,17 +23,23 @@ from cluster.messages import (
     ListMigrations,
     ListVolumes,
     Locate,
+    LoseServer,
     RegisterVolumes,
     RemoveServer,
+    Request,
+    RevokeServer,
     ServerInfo,
     VolumeState,
 )
-from manager.catalog.schema import invitations, scans, servers, tasks, volume_scans
+from cluster.trust.tokens import digest_of, parse_token
+from manager.catalog.schema import epochs, invitations, scans, servers, tasks, volume_scans
 from manager.catalog.store import Transaction
+from manager.changes.epochs import note_epoch
 from manager.changes.standing import change_standing
 from manager.workers.members import requeue_loop, tick_members
 from tests.manager.changes.test_copies import agent_of, agents_of, where
 from tests.manager.office import GIB, Office, Peer, in_office, small_network, until
+from tests.support.trust import authority
 
 SUSPECT_S = 7.0
 DOWN_S = 600.0
@@ -280,7 +286,7 @@ async def test_a_server_is_described_by_what_it_holds(url: str) -> None:
 async def test_a_server_that_holds_something_stays(url: str) -> None:
     async with small_network(url) as (office, mount):
         _ino, target = await copied_file(office, mount, b"f")
-        peer = await office.peer("operator", "cli")
+        peer = await office.peer("operator", "admin")
         with pytest.raises(Refused, match=rf"{target} is up and holds 1 replicas.*godwit drain {target}"):
             await peer.ask(RemoveServer(target))
         with pytest.raises(Refused, match="is the manager"):
@@ -298,7 +304,7 @@ async def test_a_server_that_is_down_and_needed_stays(url: str) -> None:
         for server in ("s2", "s3"):
             await office.peer(server, "agent")
         await clock.go_down("s1")
-        peer = await office.peer("operator", "cli")
+        peer = await office.peer("operator", "admin")
         with pytest.raises(Refused, match="1 have their home there"):
             await peer.ask(RemoveServer("s1"))
         assert await stored(office, "s1") == ("down", 0)
@@ -314,7 +320,7 @@ async def test_a_server_that_is_down_and_not_needed_leaves_and_is_forgotten(url:
         waiting = await mount.make(b"planned")
         await mount.commit(waiting.ino, 1)
         await clock.go_down(target)
-        peer = await office.peer("operator", "cli")
+        peer = await office.peer("operator", "admin")
         assert (await peer.ask(RemoveServer(target))).count == expected
         assert await stored(office, target) == ("left", 0)
         assert (await peer.ask(RemoveServer(target))).count == 0
@@ -339,7 +345,7 @@ async def test_who_has_left_is_not_let_in_until_it_is_added_again(url: str) -> N
     async with small_network(url) as (office, mount):
         agent = (await agents_of(office))["s3"]
         other = await office.peer("s3", "mount")
-        operator = await office.peer("operator", "cli")
+        operator = await office.peer("operator", "admin")
         await operator.ask(RemoveServer("s3"))
         assert await stored(office, "s3") == ("left", 0)
         for peer in (agent, other):
@@ -360,7 +366,7 @@ async def test_who_has_left_is_not_let_in_until_it_is_added_again(url: str) -> N
 
 async def test_the_next_manager_does_not_let_in_who_has_left(url: str) -> None:
     async with small_network(url) as (office, _mount):
-        await (await office.peer("operator", "cli")).ask(RemoveServer("s3"))
+        await (await office.peer("operator", "admin")).ask(RemoveServer("s3"))
     async with in_office(url, "s2") as office:
         with pytest.raises(Refused, match="s3 has left"):
             await office.peer("s3", "agent")
@@ -385,10 +391,11 @@ async def test_a_new_server_is_invited_with_one_token_at_a_time(url: str) -> Non
             ["127.0.0.1:7601"],
             60.0,
         )
-        assert await asked(office, invited) == [(digest_of(first.token), "s4")]
+        assert await asked(office, invited) == [(digest_of(parse_token(first.token).secret), "s4")]
+        assert parse_token(first.token).pin == authority().pin
         second = await mount.ask(AddServer("s4"))
         assert second.token != first.token
-        assert await asked(office, invited) == [(digest_of(second.token), "s4")]
+        assert await asked(office, invited) == [(digest_of(parse_token(second.token).secret), "s4")]
         with pytest.raises(Refused, match="s2 is a member already, it is up"):
             await mount.ask(AddServer("s2"))
         for name, expires_s in (("no name", 60.0), ("s5", 0.0), ("s5", float("nan"))):
@@ -445,3 +452,84 @@ async def test_a_replica_that_was_forgotten_is_a_stray_though_its_number_was_giv
         assert (await agents[target].ask(FindStrays(number, [ino, unborn]))).inodes == []
         assert (await agents[f"s{other}"].ask(FindStrays(other, [ino, unborn]))).inodes == [ino]
         assert (await agents["s1"].ask(FindStrays(1, [ino, unborn]))).inodes == []
+
+
+# ----------------------------------------------------------------------------------------------------- certificates
+
+
+async def epochs_of(office: Office, server: str) -> tuple[int, int] | None:
+    """Its newest epoch and the least that is believed, as the catalog has them."""
+    query = select(epochs.c.epoch, epochs.c.least).where(epochs.c.server == server)
+    row = await asked(office, lambda connection: connection.execute(query).one_or_none())
+    return None if row is None else (row.epoch, row.least)
+
+
+async def invited_epoch(office: Office, server: str) -> int:
+    query = select(invitations.c.epoch).where(invitations.c.server == server)
+    epoch: int = await asked(office, lambda connection: connection.execute(query).scalar_one())
+    return epoch
+
+
+async def test_who_is_revoked_is_a_member_without_certificates(url: str) -> None:
+    async with small_network(url) as (office, mount):
+        assert office.term is not None
+        agent = (await agents_of(office))["s3"]
+        other = (await agents_of(office))["s2"]
+        assert (await other.ask(Heartbeat())).revoked is None
+        for _ in range(2):
+            await mount.ask(RevokeServer("s3"))
+            assert await epochs_of(office, "s3") == (1, 2)
+        assert office.term.revoked == {"s3": 2}
+        with pytest.raises(NotManager):
+            await agent.ask(Heartbeat())
+        # Told once.
+        assert (await other.ask(Heartbeat())).revoked == {"s3": 2}
+        assert (await other.ask(Heartbeat())).revoked is None
+        assert (await (await office.peer("s2", "mount")).hello()).revoked == {"s3": 2}
+        assert (await info(mount, "s3")).state in ("up", "suspect")
+        added = await mount.ask(AddServer("s3"))
+        assert (added.outcome, await invited_epoch(office, "s3")) == ("readmitted", 2)
+        # Another token takes the first one back, and a revocation takes back both.
+        await mount.ask(AddServer("s3"))
+        await mount.ask(RevokeServer("s3"))
+        count = select(func.count()).select_from(invitations)
+        assert await asked(office, lambda connection: connection.execute(count).scalar_one()) == 0
+    async with in_office(url, "s2") as office:
+        assert (await (await office.peer("s1", "mount")).hello()).revoked == {"s3": 2}
+
+
+async def test_new_certificates_can_be_revoked_as_the_first(url: str) -> None:
+    async with small_network(url) as (office, mount):
+        for epoch in (1, 2, 3):
+            await mount.ask(RevokeServer("s3"))
+            assert await epochs_of(office, "s3") == (epoch, epoch + 1)
+            await mount.ask(AddServer("s3"))
+            await office.store.write(partial(note_epoch, server="s3", epoch=await invited_epoch(office, "s3")))
+            with pytest.raises(Refused, match="s3 is a member already"):
+                await mount.ask(AddServer("s3"))
+
+
+async def test_who_leaves_is_revoked_and_the_manager_cannot_be(url: str) -> None:
+    async with small_network(url) as (office, mount):
+        await mount.ask(RemoveServer("s3"))
+        assert await epochs_of(office, "s3") == (1, 2)
+        with pytest.raises(Refused, match="step-down first") as refused:
+            await mount.ask(RevokeServer("s1"))
+        assert refused.value.errno == errno.EBUSY
+        with pytest.raises(Refused, match="s9"):
+            await mount.ask(RevokeServer("s9"))
+        assert await epochs_of(office, "s1") is None
+        assert office.term is not None
+        assert office.term.revoked == {"s3": 2}
+
+
+async def test_a_server_does_not_make_its_own_certificates_void(url: str) -> None:
+    """Its command's connection would end before the answer."""
+    async with small_network(url) as (office, _):
+        person = await office.peer("s3", "admin")
+        requests: list[Request[Any]] = [RemoveServer("s3"), RevokeServer("s3"), LoseServer("s3", force=True)]
+        for request in requests:
+            with pytest.raises(Refused, match="type it on another server") as refusal:
+                await person.ask(request)
+            assert refusal.value.errno == errno.EBUSY
+        assert (await person.ask(GetServer("s3"))).info.state == "up"

@@ -142,7 +142,7 @@ async def test_it_outlives_a_manager_if_its_mount_does(url: str) -> None:
         kept, lost = await unnamed(mount), await unnamed(mount)
     async with in_office(url, "s2") as second:
         await second.three_servers()
-        mount.connection = type(mount.connection)(second, "test")
+        mount.connection = mount.connected(second)
         await mount.hello([OpenInode(kept.ino, True)])
         assert second.term is not None
         await second.term.end_grace()

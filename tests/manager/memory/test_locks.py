@@ -20,8 +20,9 @@ from cluster.messages import (
     Unlock,
 )
 from cluster.spans import common, covers, excludes, with_span, within, without
+from cluster.trust.identity import Role
 from manager.memory.locks import SESSION_MAX, TERMS_TO_ELECT, Locks, believed_s, kept_s
-from manager.memory.sessions import Role, Session
+from manager.memory.sessions import Session
 from manager.rules.liveness import TICK_S
 from manager.rules.locks import PATIENCE_S
 

@@ -13,6 +13,7 @@ from manager.workers.housekeeping import tick_loop
 from tests.manager.caching import CachingMount, caching_mount, granted, quiet
 from tests.manager.office import NOW, Office, Peer, in_office, small_network, until
 from tests.support.clocks import hurried, skip
+from tests.support.trust import peer as peer_of
 
 ACCESS_S = 20.0
 
@@ -26,7 +27,7 @@ async def noted(office: Office) -> set[tuple[str, int]]:
 
 async def follow(peer: Peer, office: Office, caching_now: list[int] | None = None) -> None:
     """The peer finds the new manager."""
-    peer.connection = Served(office, "test")
+    peer.connection = Served(office, "test", peer_of(peer.server, peer.role))
     await peer.hello(caching=caching_now)
 
 

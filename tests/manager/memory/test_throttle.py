@@ -5,9 +5,9 @@ import trio
 import trio.testing
 
 from cluster.clock import file_time_ns, monotonic_s
-from cluster.messages import ROOT_INO, AwaitCopies, GetWhere, Heartbeat, StartMigration, Task
+from cluster.messages import ROOT_INO, AwaitCopies, GetWhere, Heartbeat, SetAttr, StartMigration, Task
 from manager.memory.throttle import RUSH_REQUESTS, RUSH_S, Throttle
-from tests.manager.office import Office, Peer, small_network
+from tests.manager.office import NOW, Office, Peer, small_network
 
 NEVER_S = 1000.0
 NOW_S = 5000.0
@@ -29,6 +29,15 @@ def test_tasks_are_due_unless_there_is_a_rush() -> None:
     assert not throttle.is_due(now_ns, NOW_S)
     rush(throttle, NOW_S, 2 * RUSH_S)
     assert throttle.is_due(now_ns, NOW_S)
+
+
+def test_what_is_asked_for_together_counts_as_much() -> None:
+    now_ns, throttle = file_time_ns(), Throttle(NEVER_S)
+    throttle.asked(NOW_S, RUSH_REQUESTS - 1)
+    assert throttle.is_due(now_ns, NOW_S)
+    throttle.asked(NOW_S, 1000)
+    assert not throttle.is_due(now_ns, NOW_S)
+    assert throttle.is_due(now_ns, NOW_S + 2 * RUSH_S)
 
 
 def test_nobody_gives_way_for_long() -> None:
@@ -100,9 +109,11 @@ async def test_requests_of_mounts_make_a_rush_and_those_of_agents_do_not(url: st
         assert not asked, "that comes from every mount, whether it is used or not"
         await mount.attr(ROOT_INO)
         assert len(asked) == 1
-        await mount.mkdir(b"d")
+        made = await mount.mkdir(b"d")
         assert len(asked) == 2
-        assert office.term.state.leases.counts.requests.value == before + 3
+        await mount.apply(*[SetAttr(made.ino, NOW, mode=mode) for mode in (0o700, 0o755, 0o777)])
+        assert len(asked) == 5, "three changes in one request"
+        assert office.term.state.leases.counts.requests.value == before + 4
 
 
 async def test_the_copies_that_somebody_waits_for_are_made_in_a_rush(url: str) -> None:

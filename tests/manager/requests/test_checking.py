@@ -49,7 +49,7 @@ async def test_replicas_are_listed_by_inode_with_what_the_file_is(url: str) -> N
         with pytest.raises(Refused) as refusal:
             await agents["s1"].ask(ListReplicas(2, 0, 3))
         assert refusal.value.errno == errno.ENOENT
-        with pytest.raises(ProtocolError):
+        with pytest.raises(Refused, match="which is for: agent"):
             await mount.ask(ListReplicas(1, 0, 3))
 
 

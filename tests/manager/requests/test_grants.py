@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from cluster.clock import monotonic_s
 from cluster.counters import METRICS_MAX
 from cluster.errors import Refused
-from cluster.leases import READ, WRITE, Sealer
+from cluster.leases import READ, WRITE, LeaseKeys
 from cluster.messages import (
     ROOT_INO,
     AskLeases,
@@ -121,7 +121,7 @@ async def test_who_creates_may_cache_what_it_made_and_where(url: str) -> None:
         assert granted(reply) == {ROOT_INO, ino}
         assert reply.touched == [ROOT_INO, ino]
         (lease,) = leases_of(office).ending_first(ino=ino)
-        assert lease.mode == WRITE
+        assert lease.mode(monotonic_s()) == WRITE
 
 
 async def test_changes_grant_what_they_bring_and_the_directories_that_they_change(url: str) -> None:
@@ -192,7 +192,7 @@ async def test_an_answer_that_was_read_before_a_change_is_not_granted_after_it(p
 
 
 def test_fences_remember_changes_as_long_as_a_reading_may_take() -> None:
-    mutations = Mutations(Leases(1, 15.0, Sealer(SECRET), None, lambda: 0.0))  # type: ignore[arg-type]
+    mutations = Mutations(Leases(1, 15.0, LeaseKeys(SECRET), None, lambda: 0.0))  # type: ignore[arg-type]
     one, other = Session(1, "s1", "mount", 0.0), Session(2, "s2", "mount", 0.0)
     change = Mutation(one, 100.0)
     mutations.claim(change, [7])

@@ -7,6 +7,7 @@ import os
 import random
 import types
 from contextlib import suppress
+from enum import StrEnum
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -63,6 +64,8 @@ def drawn(kind: Any, draw: random.Random) -> Any:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         hints = get_type_hints(kind)
         return kind(*(drawn(hints[name], draw) for name in kind.__struct_fields__))
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return draw.choice(list(kind))
     choices: dict[Any, list[Any]] = {
         bool: [False, True],
         int: NUMBERS,

@@ -22,6 +22,8 @@ from manager.rules.alignment import (
     View,
     abandons,
     align,
+    first_copies,
+    is_settled,
 )
 from manager.rules.moves import (
     ACTIVE,
@@ -123,6 +125,14 @@ class Network:
             Use(may_move_home=not self.in_use),
         )
         decision = align(view)
+        plain = not (view.queued or view.moves or view.left_alone or any(replica.faulty for replica in view.replicas.values()))
+        file = view.file
+        if plain and is_settled(file.version, file.home, file.copies, list(view.replicas.values()), view.places):
+            assert decision == Decision([], [], [], decision.layout, shortfall="", held_up=False, ask_back=0)
+        first = first_copies(file, list(view.replicas.values()), view.places) if plain else None
+        if first is not None:
+            changes = [Change(TaskChange.ADD, volume, TaskOperation.COPY, file.version) for volume in first]
+            assert decision == Decision([], [], changes, decision.layout, shortfall="", held_up=False, ask_back=0)
         for move, step in decision.steps:
             self.record(move, step)
         for home in decision.homes:

@@ -277,8 +277,8 @@ def test_a_newer_session_replaces_the_older_one_except_for_people() -> None:
     with pytest.raises(Fenced):
         sessions.introduce(1, "s1", "mount", 2.0)
     assert sessions.introduce(3, "s1", "agent", 1.0)[1] == []
-    assert sessions.introduce(4, "s1", "cli", 1.0)[1] == []
-    assert sessions.introduce(5, "s1", "cli", 1.0)[1] == []
+    assert sessions.introduce(4, "s1", "admin", 1.0)[1] == []
+    assert sessions.introduce(5, "s1", "admin", 1.0)[1] == []
     assert sessions.introduce(2, "s1", "mount", 3.0) == (new, [])
     assert new.connection == 2
 
