@@ -10,7 +10,7 @@ from typing import Protocol
 
 import trio
 
-from cluster.errors import GodwitError
+from cluster.errors import GodwitError, error_text
 from cluster.faults import faults
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ async def run_worker(worker: Worker, *, interval_s: float) -> None:
             outcome = await worker.run_once()
         except (GodwitError, OSError) as error:
             failures += 1
-            log.warning("%s: %s", worker.name, error)
+            log.warning("%s: %s", worker.name, error_text(error))
         except Exception as error:
             # A defect in one worker must not end the agent: `faults` counts it, the registration reports it.
             failures += 1

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -13,6 +14,7 @@ from agent.checking.repair import Mender
 from agent.checking.review import ObjectReview
 from agent.checking.strays import Arrivals, Grace, StrayScan
 from agent.copying.attempts import Attempts
+from agent.copying.bunches import Bunches
 from agent.copying.peers import PeerChannels, SmallPulls, VolumeDirectory
 from agent.copying.pulls import PullServer
 from agent.copying.receiving import Receiver
@@ -25,27 +27,36 @@ from agent.objects.disk_batches import DiskWork
 from agent.objects.open_objects import OpenObjects
 from agent.objects.quarantine import Generation
 from agent.objects.trash import LOOK_EVERY_S, TrashPurger
+from agent.serving.connection import AgentConnection
 from agent.serving.dataserver import OPEN_OBJECTS, DataServer
+from agent.serving.progress import Progress
 from agent.serving.volumes import Upkeep
 from agent.volumes.health import PATIENCE_S
 from agent.volumes.opening import VolumeKeeper
-from agent.volumes.volume import LocalVolume, VolumeTable
+from agent.volumes.volume import TRASH, LocalVolume, VolumeTable
 from agent.workers.catalog_marks import Marking
 from agent.workers.conflicts import ConflictKeeper
+from agent.workers.dead_journals import LOOK_S as JOURNALS_LOOK_S
+from agent.workers.dead_journals import DeadJournals
 from agent.workers.dead_mount import LOOK_S, DeadMount
 from agent.workers.own_content import Comparer
 from agent.workers.registration import Registration
 from agent.workers.settling import Settler
 from cluster.catalog_point import CatalogMemory
-from cluster.config import ServerConfig
+from cluster.config import ServerConfig, credentials_of
 from cluster.counters import counters
 from cluster.decoding import from_msgpack
 from cluster.errors import own_error
-from cluster.leases import Sealer, TokenGate
+from cluster.exporter import serve_metrics
+from cluster.leases import TokenGate
 from cluster.messages import AGENT_UNION, Welcome
+from cluster.rpc.renewal import renewal_loop, stand_in_loop
 from cluster.rpc.serving import listen
 from cluster.rpc.session import REFUSED_RETRY_S, ManagerSession
+from cluster.service import SERVICE
 from cluster.tending import TendedTasks, tended
+from cluster.trust.credentials import Credentials
+from cluster.trust.identity import Role
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +82,20 @@ class Agent:
     """All parts of one agent, made in the order in which they need each other."""
 
     def __init__(
-        self, config: ServerConfig, memory: CatalogMemory, compared: CatalogMemory, nursery: trio.Nursery, pace: Pace
+        self,
+        config: ServerConfig,
+        credentials: Credentials,
+        memory: CatalogMemory,
+        compared: CatalogMemory,
+        nursery: trio.Nursery,
+        pace: Pace,
     ) -> None:
         self._config = config
+        self._credentials = credentials
         self._pace = pace
         self._nursery = nursery
         self._volumes = volumes = VolumeTable()
+        counters.follow_each(TRASH, lambda: {str(one.layout.root): one.trash.bytes for one in volumes.volumes})
         roots = config.agent.volumes
         # Calls back into parts that are made below: it opens nothing before `start`.
         self._keeper = VolumeKeeper(
@@ -96,14 +115,13 @@ class Agent:
         self._session = ManagerSession(
             managers=config.managers,
             state=config.state,
-            cluster=config.cluster,
-            server=config.server,
-            role="agent",
+            credentials=credentials,
             counters=counters,
             on_welcome=self._welcomed,
             memory=memory,
             refused_retry_s=pace.refused_s,
         )
+        self._journals = DeadJournals(config, self._session)
         self._registration = Registration(
             config=config,
             volumes=volumes,
@@ -111,27 +129,45 @@ class Agent:
             session=self._session,
             on_numbers=self._volumes_numbered,
             on_change=self._standing_changed,
-            alarms=lambda: list(self._strays.alarms.values()),
+            alarms=lambda: [*self._strays.alarms.values(), *self._journals.problems],
             generation=generation,
         )
         self._trash = TrashPurger(volumes, config.agent.trash_keep_s, generation, pace.trash_s)
         self._works: dict[LocalVolume, DiskWork] = {}  # of open volumes; made and ended with them
         self._swept: set[LocalVolume] = set()  # volumes that had a number at the last report: a new one may hold strays
-        gate = TokenGate(Sealer(config.secret), self._session.clock)
-        examiner = Examiner(works=self._work_on, session=self._session, nursery=nursery, on_damage=self._found_damage)
-        pulls = PullServer(volumes, self._session, gate, examiner)
-        self._reporter = Reporter(self._session)
+        self._gate = gate = TokenGate(self._session.clock)
         # One set of locks for tasks, sweeps and repairs: each of them moves objects.
         locks: KeyedLocks[int] = KeyedLocks()
+        mender = Mender(self._work_on, self._session, self._objects)
+        examiner = Examiner(
+            works=self._work_on,
+            session=self._session,
+            locks=locks,
+            mender=mender,
+            nursery=nursery,
+            on_damage=self._found_damage,
+        )
+        pulls = PullServer(volumes, self._session, gate, examiner, plain=config.network.is_plain)
+        self._reporter = Reporter(self._session)
         arrivals = Arrivals()
         tasks = TendedTasks(nursery)
-        channels = PeerChannels(tasks, self._session.greeting)
+        channels = PeerChannels(tasks, credentials)
+        small = SmallPulls(channels, tasks)
+        directory = VolumeDirectory(self._session)
+        bunches = Bunches(
+            works=self._work_on,
+            volumes=volumes,
+            directory=directory,
+            small=small,
+            objects=self._objects,
+            arrivals=arrivals,
+        )
         attempts = Attempts(
             works=self._work_on,
             session=self._session,
             volumes=volumes,
-            directory=VolumeDirectory(self._session),
-            receiver=Receiver(channels, SmallPulls(channels, tasks), pulls, ReadTokens(self._session).renewed),
+            directory=directory,
+            receiver=Receiver(channels, small, pulls, ReadTokens(self._session).renewed, plain=config.network.is_plain),
             objects=self._objects,
             trash=self._trash,
             arrivals=arrivals,
@@ -139,6 +175,7 @@ class Agent:
         self._queue = TaskQueue(
             session=self._session,
             attempts=attempts,
+            bunches=bunches,
             reporter=self._reporter,
             locks=locks,
             copies_at_once=config.agent.copies_at_once,
@@ -154,13 +191,14 @@ class Agent:
             objects=self._objects,
             arrivals=arrivals,
             grace=grace,
+            send_journals=self._journals.send,
         )
         checker = Checker(
             volumes=volumes,
             works=self._work_on,
             session=self._session,
             locks=locks,
-            mender=Mender(self._work_on, self._session, self._objects),
+            mender=mender,
             strays=self._strays,
             arrivals=arrivals,
             grace=grace,
@@ -168,7 +206,20 @@ class Agent:
         self._self_check = SelfCheck(checker, compared)
         self._marking = Marking(volumes, compared)
         upkeep = Upkeep(config, volumes, self._strays, checker, generation, self._trash)
-        self._data = DataServer(volumes, self._session, self._objects, pulls, self._trash, gate, config.cluster, upkeep, examiner)
+        self._progress = Progress()
+        self._data = DataServer(
+            volumes,
+            self._session,
+            self._objects,
+            pulls,
+            self._trash,
+            gate,
+            config.cluster,
+            config.server,
+            upkeep,
+            examiner,
+            self._progress,
+        )
         self._conflicts = ConflictKeeper(
             works=self._work_on,
             session=self._session,
@@ -187,21 +238,31 @@ class Agent:
             lambda task_status: listen(
                 self._config.agent.listen,
                 from_msgpack(AGENT_UNION),
-                lambda _peer: self._data,
+                lambda peer: AgentConnection(self._data, peer),
+                self._credentials,
                 task_status=task_status,
             )
         )
         self._nursery.start_soon(tended, self._session.run)
         self._nursery.start_soon(tended, self._reporter.run)
+        self._nursery.start_soon(tended, self._progress.run)
+        self._nursery.start_soon(tended, partial(serve_metrics, self._config, self._credentials))
+        self._nursery.start_soon(tended, partial(renewal_loop, self._credentials, self._session.certify, self._session.show))
+        # Not for the manager, whose key an agent cannot read (`cli.unit_limits`).
+        for role in (Role.ADMIN, Role.MOUNT):
+            stand_in = partial(stand_in_loop, self._credentials.folder, role, lambda: self._session.manager)
+            self._nursery.start_soon(tended, stand_in)
         self._worker(self._registration, self._config.agent.report_s)
         self._worker(DeadMount(self._config), LOOK_S)
         self._nursery.start_soon(self._start_when_registered)
 
     async def _start_when_registered(self) -> None:
-        # Volumes have no numbers before, and tasks and strays are about numbers.
+        # Volumes have no numbers before, and tasks and strays are about numbers. Nor are they there for the manager, and files
+        # that are still in journals have their homes on them.
         await self._registration.registered.wait()
+        self._worker(self._journals, JOURNALS_LOOK_S)
         self._nursery.start_soon(self._queue.run)
-        self._worker(Settler(self._volumes, self._session), self._pace.idle_s)
+        self._worker(Settler(self._volumes, self._session, self._journals), self._pace.idle_s)
         self._worker(self._strays, self._pace.idle_s)
         self._worker(self._conflicts, self._pace.idle_s)
         self._worker(self._self_check, self._pace.idle_s)
@@ -238,6 +299,7 @@ class Agent:
         self._nursery.start_soon(run, name=worker.name)
 
     def _welcomed(self, welcome: Welcome) -> None:
+        self._gate.take_key(welcome.lease_key)
         self._grace.welcomed(welcome)
         self._self_check.welcomed(welcome.point)
 
@@ -286,6 +348,7 @@ async def serve_agent(
     task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Runs an agent until *until* returns, then stops it in order. Raises the `GodwitError` that ended it otherwise."""
+    credentials = credentials_of(config, Role.AGENT)
     memory, compared = CatalogMemory(config.state, "agent"), CatalogMemory(config.state, "compared")
     # Before the first connection: a manager with an older catalog must be refused.
     for each in (memory, compared):
@@ -293,9 +356,10 @@ async def serve_agent(
     agent: Agent | None = None
     try:
         async with trio.open_nursery() as nursery:
-            agent = Agent(config, memory, compared, nursery, pace)
+            agent = Agent(config, credentials, memory, compared, nursery, pace)
             await agent.start()
             log.info("agent of %s listens on %s, %d volumes", config.server, config.agent.listen, agent.volume_count)
+            SERVICE.ready()
             task_status.started(agent)
             await until()
             await agent.stop()

@@ -70,11 +70,14 @@ def known_digest(row: ReplicaState, observed: Observed) -> bytes:
 
 
 def is_the_content(row: ReplicaState, observed: Observed) -> bool:
-    """Whether a file has the content that the catalog means. With a digest in the catalog, only its own digest says that."""
+    """Whether a file has the content that the catalog means. With a digest in the catalog, only its own digest says that; one
+    that was read must be that of its record, too."""
     if observed.error or row.stamp is None or observed.stamp.size != row.stamp.size or _is_of_another(row, observed):
         return False
     if row.checksum:
         return observed.digest == row.checksum
+    if observed.digest and known_digest(row, observed) not in (b"", observed.digest):
+        return False
     version = None if observed.record is None else observed.record.version
     # The catalog has no digest: a write that kept version and mtime would not be noticed.
     return (version, observed.stamp.mtime_ns) == (row.version, row.stamp.mtime_ns)

@@ -2,23 +2,26 @@
 
 The catalog knows each committed object by its stamp. What shows another one is examined here. It may be in order all the same:
 it is being written, or somebody has only touched it (its mode, a link, a restored backup), as its digest shows where that is
-known; then its new stamp is made known. Else it is damaged, as after a loss of power before its content had reached the disk.
-The manager makes another current replica the home then, and what the damaged object has of its own is kept beside the file
-(`agent/workers/conflicts.py`).
+known; then its new stamp is made known. What is missing is brought back if it was set aside (`agent/checking/repair.py`). Else
+the object is damaged, as after a loss of power before its content had reached the disk. The manager makes another current
+replica the home then, and what the damaged object has of its own is kept beside the file (`agent/workers/conflicts.py`).
 """
 
 import logging
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import trio
 
+from agent.checking.repair import Mender
+from agent.keyed_locks import KeyedLocks
 from agent.objects.disk_batches import DiskWork
 from agent.objects.open_objects import ObjectKey
 from agent.objects.reading import Altered, verify_object
-from cluster.errors import Corrupt, Fenced, GodwitError, Unavailable
+from cluster.errors import Corrupt, Fenced, GodwitError, Unavailable, error_text
 from cluster.faults import faults
 from cluster.leases import LeaseToken
 from cluster.messages import MISSING, GetAttr, HeldObject, ListHeld, ReportDamage, Restamp, Stamp
@@ -34,7 +37,8 @@ V = TypeVar("V")
 
 MANAGER_TIMEOUT_S = 10.0
 WAIT_S = 10.0  # for an examination, which may have to read a large object
-PENDING_S = 1.0  # until it is looked whether another replica has taken over
+PENDING_S = 1.0  # until it is looked whether another replica has taken over, or whoever works on the object has ended
+LOCK_S = 1.0  # for who works on the object; a copy from it to another volume of this server waits for us with the lock
 KNOWN_MAX = 8192  # objects in each memory; what falls out of it is examined once more
 
 
@@ -64,15 +68,20 @@ class Examiner:
         *,
         works: Callable[[int], DiskWork],
         session: ManagerSession,
+        locks: KeyedLocks[int],
+        mender: Mender,
         nursery: trio.Nursery,
         on_damage: Callable[[], None],
     ) -> None:
         self._works = works  # a volume's threads, by its number
         self._session = session  # whom the catalog is asked of, and told what is damaged
+        self._locks = locks  # with an inode's, nobody else in this agent moves its objects
+        self._mender = mender  # brings back what is missing
         self._nursery = nursery  # of the agent: an examination outlives who asked for it
         self._on_damage = on_damage  # has what was lost kept under a conflict name
         self._under_way: dict[ObjectKey, trio.Event] = {}  # by object: set when its examination is over
         self._pending: set[ObjectKey] = set()  # reported, and still the home: another replica is to take over
+        self._locked: set[ObjectKey] = set()  # missing while somebody worked on it, and not reported yet
         self._suspected: set[ObjectKey] = set()  # content is read whatever the stamp says, since a read has shown an error
         self._results: OrderedDict[ObjectKey, Examined | GodwitError] = OrderedDict()  # what was found last, for who waits
         # stamp and fault of content that was read: not read again while it has that stamp
@@ -110,7 +119,7 @@ class Examiner:
         except GodwitError as error:
             result = error
         except OSError as error:
-            result = Unavailable(f"inode {key.ino} on volume {key.volume} cannot be examined: {error}")
+            result = Unavailable(f"inode {key.ino} on volume {key.volume} cannot be examined: {error_text(error)}")
         except Exception as error:  # whose nursery this is must not end for what an object looks like
             faults.unexpected(log, f"while inode {key.ino} on volume {key.volume} was examined", error)
             result = Unavailable(f"inode {key.ino} on volume {key.volume} cannot be examined, see the log of its agent")
@@ -118,7 +127,8 @@ class Examiner:
             # Also when cancelled: who waits must not wait for ever.
             _note(self._results, key, result)
             self._under_way.pop(key).set()
-        if key in self._pending:
+        if key in self._pending or key in self._locked:
+            self._locked.discard(key)
             await trio.sleep(PENDING_S)
             self.suspect(key)
 
@@ -130,8 +140,7 @@ class Examiner:
         node = (await self._session.call(GetAttr(key.ino), timeout_s=MANAGER_TIMEOUT_S)).node
         if node.home_volume == key.volume and node.dirty:
             return Examined(node.home_volume, None)
-        listed = await self._session.call(ListHeld(key.volume, key.ino - 1, 1), timeout_s=MANAGER_TIMEOUT_S)
-        held = next((item for item in listed.objects if item.ino == key.ino), None)
+        held = await self._held(key)
         found = await work.in_thread(_stamp_at, path)
         # What has changed while we asked is being written, or that has just been committed.
         if held is None and key in self._pending:
@@ -140,6 +149,7 @@ class Examiner:
         if held is None or found != before:
             return Examined(node.home_volume, None)
         if found == held.stamp and not held.fault and key not in self._suspected:
+            self._pending.discard(key)
             return Examined(node.home_volume, found)
         # With its disk away every object would look missing, and every file would fall back.
         if found is None and not await work.in_thread(work.volume.is_what_was_opened):
@@ -149,6 +159,9 @@ class Examiner:
         self._suspected.discard(key)
         # The content last: for a large object that is minutes of reading.
         fault = lacking(held, found) or await self._look_at_content(key, work, path, held, found)
+        if found is None and not held.fault:
+            await self._bring_back_or_report(key, work, held)
+            return await self._examine(key)
         if fault:
             await self._report(key, held, fault)
         assert found is not None
@@ -156,6 +169,27 @@ class Examiner:
         await self._session.call(request, timeout_s=MANAGER_TIMEOUT_S)
         log.info("inode %d on volume %d was touched by somebody else; its content is in order", key.ino, key.volume)
         return Examined(node.home_volume, found)
+
+    async def _held(self, key: ObjectKey) -> HeldObject | None:
+        """What the catalog says that the object must be; None if it must be nothing, or may be being written."""
+        listed = await self._session.call(ListHeld(key.volume, key.ino - 1, 1), timeout_s=MANAGER_TIMEOUT_S)
+        return next((item for item in listed.objects if item.ino == key.ino), None)
+
+    async def _bring_back_or_report(self, key: ObjectKey, work: DiskWork, held: HeldObject) -> None:
+        """Returns if the missing object is there by now, or the catalog means another one; else it raises."""
+        with trio.move_on_after(LOCK_S) as waiting:
+            async with self._locks.hold(key.ino):
+                waiting.deadline = math.inf
+                # Whoever had the lock may have brought it back, and told the catalog.
+                found = await work.in_thread(_stamp_at, work.volume.layout.object_path(key.ino))
+                if found is not None or await self._held(key) != held:
+                    return
+                # Before the report: then a copy is queued, or the home leaves, and nobody brings it back any more.
+                if not await self._mender.bring_back(work.volume, key.ino):
+                    await self._report(key, held, MISSING)
+                return
+        self._locked.add(key)
+        raise Unavailable(f"inode {key.ino} on volume {key.volume} is being worked on: {MISSING}")
 
     async def _look_at_content(self, key: ObjectKey, work: DiskWork, path: str, held: HeldObject, found: Stamp | None) -> str:
         """What is wrong with the content, of which only the digest tells; empty if nothing is known to be."""
@@ -172,7 +206,7 @@ class Examiner:
             _note(self._damaged, key, (found, fault))
         return fault
 
-    async def _report(self, key: ObjectKey, held: HeldObject, fault: str) -> None:
+    async def _report(self, key: ObjectKey, held: HeldObject, fault: str) -> NoReturn:
         if held.fault != fault:
             log.error("inode %d on volume %d, version %d, is damaged: %s", key.ino, key.volume, held.version, fault)
         request = ReportDamage(key.volume, key.ino, held.version, held.stamp, fault)

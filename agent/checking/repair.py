@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from agent.checking.comparison import Kind, Observed, best_of, is_newer, is_the_content
+from agent.checking.comparison import Kind, Observed, best_of, is_newer, is_the_content, judge
 from agent.checking.inspection import look_at
 from agent.objects.disk_batches import DiskWork
 from agent.objects.open_objects import ObjectKey, OpenObjects
@@ -27,7 +27,7 @@ from agent.objects.set_aside import parts_of
 from agent.objects.staging import make_object_directory
 from agent.volumes.volume import LocalVolume
 from cluster.durable import sync_directory
-from cluster.errors import GodwitError
+from cluster.errors import GodwitError, error_text
 from cluster.messages import (
     MISSING,
     BeginCommit,
@@ -52,10 +52,14 @@ Result = tuple[FindingOutcome, str]
 
 
 class SetAside:
-    """The files in the trash and in `unknown/` of a volume, by inode; listed once, when they are first asked for."""
+    """The files in the trash and in `unknown/` of a volume, by inode; listed once, when they are first asked for.
 
-    def __init__(self, volume: LocalVolume) -> None:
+    With *only* those of one inode: 0.1 s for 100,000 files, and nothing of it is kept in memory.
+    """
+
+    def __init__(self, volume: LocalVolume, only: int | None = None) -> None:
         self._volume = volume  # whose trash and `unknown/` these are
+        self._prefix = "" if only is None else f"{only}."
         self._paths: dict[int, list[str]] | None = None  # None until somebody asks: most checks find nothing missing
 
     async def of(self, ino: int) -> list[str]:
@@ -67,7 +71,7 @@ class SetAside:
         paths: dict[int, list[str]] = {}
         for folder in (self._volume.layout.trash, self._volume.layout.unknown):
             for name in _names(folder):
-                parts = parts_of(name)
+                parts = parts_of(name) if name.startswith(self._prefix) else None
                 if parts is not None:
                     paths.setdefault(parts.ino, []).append(f"{folder}/{name}")
         return paths
@@ -94,6 +98,20 @@ class Mender:
         found = (await self._session.call(request, timeout_s=MANAGER_TIMEOUT_S)).replicas
         return found[0] if found and found[0].ino == ino else None
 
+    async def bring_back(self, volume: LocalVolume, ino: int) -> bool:
+        """Puts a missing object back if it was set aside, and tells the catalog; whether it was. Raises `OSError` if its disk is
+        away. The caller holds the lock.
+        """
+        await self._works(volume.number).in_thread(volume.require_there)
+        row = await self.row_of(volume.number, ino)
+        if row is None or judge(row, None) is None:
+            return False
+        try:
+            return await self._bring_back(volume, row, SetAside(volume, ino)) is not None
+        except OSError as error:  # of a file that was set aside: other replicas are not to wait for it
+            log.error("inode %d on volume %d is missing and cannot be brought back: %s", ino, volume.number, error_text(error))
+            return False
+
     async def mend(
         self, volume: LocalVolume, row: ReplicaState, observed: Observed | None, kind: Kind, aside: SetAside
     ) -> Result:
@@ -106,11 +124,13 @@ class Mender:
                 return await self._accept(volume, row) or await self._give_up(volume, row, observed, fault)
             return await self._give_up(volume, row, observed, fault)
         except (GodwitError, OSError) as error:
-            return FindingOutcome.LEFT, str(error)
+            return FindingOutcome.LEFT, error_text(error)
 
     async def _bring_back(self, volume: LocalVolume, row: ReplicaState, aside: SetAside) -> Result | None:
         found = [
-            (path, observed) for path in await aside.of(row.ino) if (observed := await self._look(volume, row, path)) is not None
+            (path, observed)
+            for path in await aside.of(row.ino)
+            if (observed := await self._look(volume, path, deep=True)) is not None
         ]
         path = best_of(row, found)
         if path is None:
@@ -125,13 +145,13 @@ class Mender:
             (FindingOutcome.MENDED, what) if accepted is not None else (FindingOutcome.LEFT, f"{what}, but it has changed since")
         )
 
-    async def _look(self, volume: LocalVolume, row: ReplicaState, path: str) -> Observed | None:
-        return await self._works(volume.number).in_thread(partial(look_at, path, deep=bool(row.checksum)))
+    async def _look(self, volume: LocalVolume, path: str, *, deep: bool) -> Observed | None:
+        return await self._works(volume.number).in_thread(partial(look_at, path, deep=deep))
 
     async def _accept(self, volume: LocalVolume, row: ReplicaState) -> Result | None:
         """Tells the catalog the object's stamp if its content is right, commits the object if it is newer; None if neither."""
         path = volume.layout.object_path(row.ino)
-        observed = await self._look(volume, row, path)
+        observed = await self._look(volume, path, deep=bool(row.checksum))
         if observed is None:
             return None
         if is_the_content(row, observed) and not (row.is_home and row.dirty):

@@ -1,8 +1,8 @@
 """Finds objects that the catalog does not know, after the agent's start and after a return, and moves them to `unknown/`.
 
 They stem from mounts that were killed between creating an object and telling the catalog, and from the time in which this server
-was down or had left. A new manager calls nothing a stray until all mounts have had the time to present themselves, so it is not
-asked before.
+was down or had left. Blank ones, which mounts make in advance, are removed. A new manager calls nothing a stray until all mounts
+have had the time to present themselves, so it is not asked before.
 
 If many objects of a volume are unknown at once, it is more likely that the catalog is the wrong one. So all of them are counted
 before the first is moved, and if there are too many, none is: people are told, and one of them may say that it is right.
@@ -11,17 +11,19 @@ before the first is moved, and if there are too many, none is: people are told, 
 import logging
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
 from agent.batches import side_by_side
 from agent.keyed_locks import KeyedLocks
 from agent.loop import Outcome
+from agent.objects.blank import blank_among, remove_blank
 from agent.objects.disk_batches import DiskWork
 from agent.objects.open_objects import ObjectKey, OpenObjects
 from agent.volumes.volume import LocalVolume, VolumeTable
 from cluster.clock import monotonic_s
+from cluster.errors import error_text
 from cluster.messages import FindStrays, Welcome
 from cluster.rpc.session import ManagerSession
 from cluster.volume.layout import OBJECTS_PER_DIRECTORY
@@ -130,6 +132,7 @@ class _Sweep:
         self.is_counted = False  # all were listed; only then is anything moved
         self.objects = 0  # listed so far
         self.unknown = array("Q")  # not known to the catalog, when it was asked
+        self.blank = array("Q")  # likewise, and nothing is in them
 
 
 class StrayScan:
@@ -151,6 +154,7 @@ class StrayScan:
         objects: OpenObjects,
         arrivals: Arrivals,
         grace: Grace,
+        send_journals: Callable[[], Awaitable[int]],
     ) -> None:
         self._server = server
         self._volumes = volumes
@@ -160,6 +164,7 @@ class StrayScan:
         self._objects = objects
         self._arrivals = arrivals
         self._grace = grace
+        self._send_journals = send_journals  # of dead mounts: of what they made the catalog knows nothing before
         self.alarms: dict[str, str] = {}
         self._consents: set[str] = set()  # uuids of volumes on which somebody has said that the catalog is right
         self._moved = 0  # objects, in this sweep of all volumes
@@ -220,20 +225,24 @@ class StrayScan:
             await self._count_some(sweep)
         elif sweep.unknown:
             await self._set_some_aside(sweep)
+        elif sweep.blank:
+            await self._remove_some(sweep)
         else:
             self._left.remove(sweep)
 
     async def _count_some(self, sweep: _Sweep) -> None:
         batch = await trio.to_thread.run_sync(take_some, sweep.numbers)
         if batch:
-            sweep.unknown.extend(await self.unknown(sweep.volume, batch))
+            unknown, blank = await self._unknown(sweep.volume, batch)
+            sweep.unknown.extend(unknown)
+            sweep.blank.extend(blank)
             sweep.objects += len(batch)
             return
         sweep.is_counted = True
         self._consents.discard(sweep.volume.uuid)
         if are_too_many(len(sweep.unknown), sweep.objects) and not sweep.consented:
             self._raise_alarm(sweep)
-            sweep.unknown = array("Q")
+            sweep.unknown, sweep.blank = array("Q"), array("Q")
         else:
             self.alarms.pop(sweep.volume.uuid, None)
 
@@ -248,15 +257,42 @@ class StrayScan:
         self.alarms[sweep.volume.uuid] = text
 
     async def unknown(self, volume: LocalVolume, inodes: list[int]) -> list[int]:
-        """Which of these objects the catalog does not know; the grace must be over."""
-        strays = await self._session.call(FindStrays(volume.number, inodes), timeout_s=MANAGER_TIMEOUT_S)
-        return sorted(set(strays.inodes) & set(inodes))
+        """Which of these objects the catalog does not know, but for blank ones; the grace must be over."""
+        unknown, _blank = await self._unknown(volume, inodes)
+        return unknown
+
+    async def _unknown(self, volume: LocalVolume, inodes: list[int]) -> tuple[list[int], list[int]]:
+        """The objects that the catalog does not know: those with something in them, and blank ones."""
+        unknown = await self._ask(volume, inodes)
+        if not unknown:
+            return [], []
+        blank = await self._works(volume.number).in_thread(blank_among, volume, unknown)
+        return [ino for ino in unknown if ino not in blank], sorted(blank)
+
+    async def _ask(self, volume: LocalVolume, inodes: list[int]) -> list[int]:
+        while True:
+            strays = await self._session.call(FindStrays(volume.number, inodes), timeout_s=MANAGER_TIMEOUT_S)
+            # After the answer: a mount whose numbers it does not cover any more has died before. What is sent is then known.
+            if not await self._send_journals():
+                return sorted(set(strays.inodes) & set(inodes))
 
     async def _set_some_aside(self, sweep: _Sweep) -> None:
         """Sets some unknown objects aside; the manager is asked about them again, since counting may have taken long."""
         batch = list(sweep.unknown[-TOGETHER:])
-        self._moved += sum(await self.set_aside(sweep.volume, await self.unknown(sweep.volume, batch)))
+        moved = sum(await self.set_aside(sweep.volume, await self.unknown(sweep.volume, batch)))
+        self._moved += moved
         del sweep.unknown[-TOGETHER:]
+        if moved:
+            await self._session.call(FindStrays(sweep.volume.number, [], moved), timeout_s=MANAGER_TIMEOUT_S)
+
+    async def _remove_some(self, sweep: _Sweep) -> None:
+        """Removes some blank objects; the manager is asked about them again, as in `_set_some_aside`."""
+        volume, batch = sweep.volume, list(sweep.blank[-TOGETHER:])
+        _unknown, blank = await self._unknown(volume, batch)
+        removed = await self._works(volume.number).in_thread(remove_blank, volume, blank)
+        if removed:
+            log.info("%d blank objects were removed from %s", removed, volume.layout.root)
+        del sweep.blank[-TOGETHER:]
 
     async def set_aside(self, volume: LocalVolume, inodes: list[int]) -> list[bool]:
         """Moves objects that are unknown into `unknown/`; whether each was."""
@@ -275,7 +311,12 @@ class StrayScan:
             try:
                 moved = await self._works(volume.number).quarantine.submit(ino)
             except OSError as error:
-                log.error("inode %d on volume %d is unknown to the catalog and cannot be moved: %s", ino, volume.number, error)
+                log.error(
+                    "inode %d on volume %d is unknown to the catalog and cannot be moved: %s",
+                    ino,
+                    volume.number,
+                    error_text(error),
+                )
                 return False
             self._objects.forget(key)  # an open descriptor would go on serving what is in `unknown/`
         if moved:

@@ -18,7 +18,7 @@ from agent.objects.trash import TrashPurger
 from agent.volumes.volume import VolumeTable
 from cluster.clock import thread_s
 from cluster.durable import sync_directory
-from cluster.errors import Changed, Corrupt, GodwitError, Unavailable
+from cluster.errors import Changed, Corrupt, GodwitError, Unavailable, error_text
 from cluster.faults import faults
 from cluster.messages import GetAttr, PullObject, Replica, Stamp, Task, TaskOperation, TaskReport
 from cluster.rpc.session import ManagerSession
@@ -74,7 +74,7 @@ class Attempts:
             # Only this server's disks raise OSError here; a peer's come as GodwitError.
             if isinstance(error, OSError):
                 self._volumes.met(task.volume, error)  # counts towards taking the disk for failing
-            return retry(task, str(error))
+            return retry(task, error_text(error))
         except Exception as error:
             faults.unexpected(log, f"in task {task.task}, {task.operation} of inode {task.ino}", error)
             return retry(task, f"unexpected error: {error!r}")
@@ -92,7 +92,10 @@ class Attempts:
             # The catalog forgets the object with this report; when the disk is good, the stray scan finds it and sets it aside.
             work.volume.is_unswept = True
             log.warning(
-                "inode %d stays on volume %d, unknown to the catalog, until its disk is good: %s", task.ino, task.volume, error
+                "inode %d stays on volume %d, unknown to the catalog, until its disk is good: %s",
+                task.ino,
+                task.volume,
+                error_text(error),
             )
         # After the move: who opened the path in between is told apart by the count of `forget`.
         self._objects.forget(ObjectKey(task.volume, task.ino))
@@ -156,7 +159,7 @@ class Attempts:
                 problems.append(f"volume {source.volume}: {error}")
             except OSError as error:
                 self._volumes.met(task.volume, error)
-                problems.append(f"volume {task.volume}: {error}")
+                problems.append(f"volume {task.volume}: {error_text(error)}")
                 # The disk of the target: another source changes nothing.
                 break
             else:
@@ -185,11 +188,8 @@ class Attempts:
 
     async def _copy_from(self, task: Task, source: Replica, work: DiskWork, *, stale: bool) -> Copied:
         """Raises what the source answers, and `OSError` for the disks of this server only."""
-        if source.stamp is None:
-            # Without a stamp the source could not tell whether it sends the version that is meant.
-            raise Unavailable("the catalog does not know its stamp")
         peer = None if self._is_here(source.volume) else await self._directory.find(source.volume)
-        request = PullObject(task.ino, source.volume, source.version, source.stamp, task.token, is_written=task.is_written)
+        request = request_of(task, source)
         publication = await self._receiver.receive(task, request, peer, work, stale=stale)
         checksum = bytes.fromhex(publication.record.checksum)
         stamp = await work.publish.submit(publication)
@@ -198,6 +198,16 @@ class Attempts:
         self._objects.forget(key)
         self._arrivals.note(key)
         return Copied(source.version, checksum, stamp)
+
+
+def request_of(task: Task, source: Replica) -> PullObject:
+    """What the source of a copy is asked for."""
+    if source.stamp is None:
+        # Without a stamp the source could not tell whether it sends the version that is meant.
+        raise Unavailable("the catalog does not know its stamp")
+    # Another source's agent does not take the pass for the first: it refuses the request, and a pass for it is asked for.
+    token = task.token if source.volume == task.sources[0].volume else b""
+    return PullObject(task.ino, source.volume, source.version, source.stamp, token, is_written=task.is_written)
 
 
 def done(task: Task, copied: Copied, blamed: int = 0, blame: str = "") -> TaskReport:

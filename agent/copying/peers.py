@@ -22,7 +22,7 @@ from cluster.messages import (
     PULLS_MAX,
     Chunk,
     Failure,
-    Greeting,
+    Hole,
     ListVolumes,
     Pulled,
     PullEnd,
@@ -33,10 +33,11 @@ from cluster.messages import (
     Volume,
 )
 from cluster.rpc.bulk import BulkConnection
-from cluster.rpc.connection import Answer, Channel, connect, greeting_frame
+from cluster.rpc.connection import Answer, Channel, connect
 from cluster.rpc.session import ManagerSession
-from cluster.rpc.wire import connect_wire
+from cluster.rpc.wire import AgentAt, connect_wire
 from cluster.tending import Tasks
+from cluster.trust.credentials import Credentials
 
 T = TypeVar("T")
 
@@ -79,59 +80,70 @@ class VolumeDirectory:
 
 
 class PeerChannels:
-    """Connections to agents by address, which are told *greeting*; their receivers run in *tasks*."""
+    """Connections to agents; their receivers run in *tasks*."""
 
-    def __init__(self, tasks: Tasks, greeting: Greeting) -> None:
+    def __init__(self, tasks: Tasks, credentials: Credentials) -> None:
         self._tasks = tasks  # where receivers of connections run, until the agent ends
-        self._greeting = greeting  # which cluster and protocol this is; a peer of another one refuses it
-        self._failed: dict[str, tuple[float, Unavailable]] = {}  # by address: when the last attempt failed (monotonic), and why
-        self._shared: dict[str, Channel] = {}  # by address; broken ones stay until somebody wants them
-        self._connecting: KeyedLocks[str] = KeyedLocks()  # one attempt at an address at a time
+        self._credentials = credentials  # of this agent
+        self._failed: dict[AgentAt, tuple[float, Unavailable]] = {}  # when the last attempt failed (monotonic), and why
+        self._shared: dict[AgentAt, Channel] = {}  # broken ones stay until somebody wants them
+        self._connecting: KeyedLocks[AgentAt] = KeyedLocks()  # one attempt at a time
 
-    async def shared(self, address: str) -> Channel:
+    async def shared(self, agent: AgentAt) -> Channel:
         """The connection for small requests, made anew if it broke."""
-        async with self._connecting.hold(address):
+        async with self._connecting.hold(agent):
             # Looked up under the lock: who waited for it uses the connection that the first one made.
-            channel = self._shared.get(address)
+            channel = self._shared.get(agent)
+            if channel is not None and channel.is_stale:
+                channel.retire()
+                channel = None
             if channel is None or channel.broken.is_set():
-                channel = self._shared[address] = await self._connect(address)
+                channel = self._shared[agent] = await self._connect(agent)
             return channel
 
     @asynccontextmanager
-    async def own(self, address: str) -> AsyncIterator[BulkConnection]:
+    async def own(self, agent: AgentAt) -> AsyncIterator[BulkConnection]:
         """A connection for one large transfer."""
-        wire = await self._attempt(address, partial(connect_wire, address, timeout_s=CONNECT_TIMEOUT_S))
+        wire = await self._attempt(
+            agent, partial(connect_wire, agent.address, self._credentials, agent.party, timeout_s=CONNECT_TIMEOUT_S)
+        )
         try:
-            # The greeting and the request go without an answer in between: one round trip less for each large copy.
-            await wire.send(greeting_frame(self._greeting))
             yield BulkConnection(wire)
         finally:
             wire.close()
 
-    async def _connect(self, address: str) -> Channel:
-        connect_to_it = partial(connect, address, self._tasks, timeout_s=CONNECT_TIMEOUT_S, greeting=self._greeting)
-        return await self._attempt(address, connect_to_it)
+    async def _connect(self, agent: AgentAt) -> Channel:
+        connect_to_it = partial(
+            connect,
+            agent.address,
+            self._tasks,
+            self._credentials,
+            agent.party,
+            timeout_s=CONNECT_TIMEOUT_S,
+        )
+        return await self._attempt(agent, connect_to_it)
 
-    async def _attempt(self, address: str, connect_to_it: Callable[[], Awaitable[T]]) -> T:
-        """Connects, unless the address failed less than `FAILURE_HOLDS_S` ago: many copies may want the same dead peer."""
-        failed_s, failure = self._failed.get(address, (-1e9, None))
+    async def _attempt(self, agent: AgentAt, connect_to_it: Callable[[], Awaitable[T]]) -> T:
+        """Connects, unless that failed less than `FAILURE_HOLDS_S` ago: many copies may want the same dead peer."""
+        failed_s, failure = self._failed.get(agent, (-1e9, None))
         if failure is not None and monotonic_s() - failed_s < FAILURE_HOLDS_S:
             # A new exception: raising the old one again would add to its traceback each time.
             raise Unavailable(str(failure), failure.errno)
         try:
             connection = await connect_to_it()
         except Unavailable as error:
-            self._failed[address] = (monotonic_s(), error)
+            self._failed[agent] = (monotonic_s(), error)
             raise
-        self._failed.pop(address, None)
+        self._failed.pop(agent, None)
         return connection
 
 
 class _Incoming:
     """What may be answered to a pull: exactly the announced bytes, then the end."""
 
-    def __init__(self, peer: str, size: int) -> None:
+    def __init__(self, peer: str, size: int, *, takes_holes: bool) -> None:
         self._peer = peer
+        self._takes_holes = takes_holes
         self._left = size  # bytes announced that have not come
         self._announced = False  # the header has come, which must be the first
         self.end: PullEnd | None = None  # the source's digest; set exactly once, by the last reply
@@ -148,6 +160,8 @@ class _Incoming:
         elif isinstance(reply, Chunk) and 0 < len(body) <= self._left:
             # More than announced is refused before it reaches the disk.
             self._left -= len(body)
+        elif isinstance(reply, Hole) and self._takes_holes and not body and 0 < reply.size <= self._left:
+            self._left -= reply.size
         else:
             what = f"{type(reply).__name__} with {len(body)} bytes"
             raise ProtocolError(f"{self._peer} sent {what} where {self._left} bytes were left")
@@ -160,25 +174,32 @@ class SmallPulls:
         self._channels = channels
         self._tasks = tasks
         self._stall_s = stall_s  # until the answer to one request
-        # by address and volume; one for each that was ever asked, until the agent ends
-        self._batchers: dict[tuple[str, int], Batcher[PullObject, SmallObject]] = {}
+        # by agent and volume; one for each that was ever asked, until the agent ends
+        self._batchers: dict[tuple[AgentAt, int], Batcher[PullObject, SmallObject]] = {}
 
-    async def pull(self, address: str, request: PullObject) -> SmallObject:
+    async def pull(self, agent: AgentAt, request: PullObject) -> SmallObject:
         """The content, exactly as long as the stamp says, and the digest that the source computed.
 
         Raises what the source answers, `Unavailable` when it stalls, `ProtocolError` (and closes the connection) when it
         sends something else.
         """
-        key = address, request.volume  # a disk that hangs holds up no other
+        key = agent, request.volume  # a disk that hangs holds up no other
         batcher = self._batchers.get(key)
         if batcher is None:
-            batcher = self._batchers[key] = Batcher(partial(self._pull, address), count=_together)
+            batcher = self._batchers[key] = Batcher(partial(self._pull, agent), count=together)
             # No await since the lookup: two tasks never make two batchers for one volume.
             self._tasks.start_soon(batcher.run)
         return await batcher.submit(request)
 
-    async def _pull(self, address: str, requests: Sequence[PullObject]) -> Sequence[SmallObject | Exception]:
-        channel = await self._channels.shared(address)
+    async def pull_together(self, agent: AgentAt, requests: Sequence[PullObject]) -> Sequence[SmallObject | Exception]:
+        """As `pull`, at once, for objects of one volume that fit into one answer (`together`); an exception for each that fails.
+
+        Raises what all of them fail with: nobody asks for them one by one here.
+        """
+        return await self._exchange(await self._channels.shared(agent), requests)
+
+    async def _pull(self, agent: AgentAt, requests: Sequence[PullObject]) -> Sequence[SmallObject | Exception]:
+        channel = await self._channels.shared(agent)
         try:
             return await self._exchange(channel, requests)
         except Unavailable as error:
@@ -207,7 +228,7 @@ class SmallPulls:
             raise
 
 
-def _together(requests: Sequence[PullObject]) -> int:
+def together(requests: Sequence[PullObject]) -> int:
     """How many of the first fit into one answer."""
     sizes = accumulate(request.stamp.size for request in requests[:PULLS_MAX])
     # One at least: a single object beyond the limit is refused by the source, not left waiting here for ever.
@@ -240,17 +261,21 @@ async def pull_bulk(
     sink: Callable[[memoryview], None],
     limiter: trio.CapacityLimiter,
     stall_s: float = STALL_S,
+    skip: Callable[[int], None] | None = None,
 ) -> PullEnd:
-    """Receives *size* bytes into *sink*, which runs in threads of *limiter*, over a connection of its own.
+    """Receives *size* bytes into *sink*, which runs in threads of *limiter*, over a connection of its own. *skip* gets the
+    lengths of holes, where the request takes them.
 
     Raises what the source answers, `Unavailable` when nothing comes for *stall_s*, `ProtocolError` when it sends something else.
     """
-    incoming = _Incoming(connection.peer, size)
+    incoming = _Incoming(connection.peer, size, takes_holes=skip is not None)
 
     def take(reply: Any, body: memoryview) -> bool:
         incoming.accept(reply, body)
         if body:
             sink(body)
+        elif skip is not None and isinstance(reply, Hole):
+            skip(reply.size)
         return incoming.end is not None
 
     with _answers_of(connection.peer):

@@ -4,18 +4,20 @@ Nothing here writes to the object: even setting its record would change the stam
 """
 
 import errno
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import trio
 
+from agent.asking import asking_server
 from agent.batches import side_by_side
 from agent.checking.damage import Examiner
 from agent.objects.blocks import BlockSums
 from agent.objects.open_objects import ObjectKey
 from agent.objects.reading import Altered, ObjectReader, Unreadable
+from agent.objects.small import Read, read_small
 from agent.volumes.volume import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.errors import Changed, Corrupt, GodwitError, Unavailable, refused
@@ -29,6 +31,7 @@ from cluster.messages import (
     Chunk,
     Failure,
     GetAttr,
+    Hole,
     Pulled,
     PullEnd,
     PullHeader,
@@ -39,7 +42,7 @@ from cluster.messages import (
 from cluster.rpc.connection import Answer
 from cluster.rpc.serving import Replies
 from cluster.rpc.session import ManagerSession
-from cluster.volume.extents import start_writeback
+from cluster.volume.layout import ObjectRecord
 
 YOUNG_NS = 50_000_000
 """A younger change may be followed by one that leaves no trace: before Linux 6.13 a file's times move in steps of up to 10 ms."""
@@ -52,10 +55,13 @@ INO_MAX = 2**63  # as in the catalog: a signed 64-bit integer
 class PullServer:
     """Serves `PullObject`, `PullObjects` and `SumBlocks`."""
 
-    def __init__(self, volumes: VolumeTable, session: ManagerSession, gate: TokenGate, examiner: Examiner) -> None:
+    def __init__(
+        self, volumes: VolumeTable, session: ManagerSession, gate: TokenGate, examiner: Examiner, *, plain: bool
+    ) -> None:
         self._volumes = volumes  # those that are open here
         self._session = session  # asked only when an object is not as requested
         self._gate = gate  # checks seal, age and inode of tokens, without asking anybody
+        self._plain = plain  # large contents are sent unencrypted to who takes that
         self._examiner = examiner  # gets every object that cannot be sent as the catalog says
 
     async def serve(self, request: PullObject | SumBlocks, send: Replies) -> PullEnd:
@@ -71,10 +77,11 @@ class PullServer:
                 await send.bodies(Chunk(), sums.next_body, volume.bulk_io)
             else:
                 await send(PullHeader(reader.bytes))
-                await send.bodies(Chunk(), lambda: None if reader.finished else reader.read(), volume.bulk_io)
+                chunk = Chunk(plain=self._plain and request.takes_plain)
+                await send.bodies(chunk, partial(_next_part, reader, takes_holes=request.takes_holes), volume.bulk_io)
             # The record has the digest of the whole, which parts do not show.
             if not ranges:
-                require_recorded(reader, request, reader.digest())
+                require_recorded(reader.record(), request, reader.digest())
             return PullEnd(reader.digest())
 
     def _checked(self, request: PullObject | SumBlocks) -> LocalVolume:
@@ -83,7 +90,7 @@ class PullServer:
         if not 0 < request.ino < INO_MAX or request.stamp.size < 0:
             # Numbers from the wire become a path: checked before.
             raise refused(errno.EINVAL, f"inode {request.ino}, {request.stamp.size} bytes")
-        self._gate.check(request.token, request.ino, monotonic_s())
+        self._gate.check(request.token, request.ino, monotonic_s(), asking_server())
         return volume
 
     async def serve_many(self, request: PullObjects) -> Answer:
@@ -178,6 +185,15 @@ class PullServer:
         return Changed(f"{what}; it was touched, and is in order")
 
 
+def _next_part(reader: ObjectReader, *, takes_holes: bool) -> memoryview | Hole | None:
+    """What is sent next of an object; None at the end. Blocks."""
+    if reader.finished:
+        return None
+    if takes_holes and (length := reader.skip_hole()):
+        return Hole(length)
+    return reader.read()
+
+
 class SmallObject(NamedTuple):
     """The content of a small object, with its digest."""
 
@@ -187,41 +203,22 @@ class SmallObject(NamedTuple):
 
 def _read_all(volume: LocalVolume, pulls: Sequence[PullObject]) -> list[SmallObject | Altered | Corrupt]:
     """Reads small objects; why those cannot be sent that cannot. Blocks."""
-    results: list[SmallObject | Altered | Corrupt] = []
-    # The disk begins with all of them before the first is waited for: so their syncs share few commits of the journal.
-    for pull in pulls:
-        with suppress(OSError):
-            _begin_to_write(volume, pull)
-    for pull in pulls:
-        try:
-            results.append(_read_small(volume, pull))
-        except (Altered, Corrupt) as error:
-            results.append(error)
-        except Unreadable as error:
-            unreadable = _unreadable(pull, error)
-            # `raise … from` without raising: `serve_many` looks there for the disk's error.
-            unreadable.__cause__ = error
-            results.append(unreadable)
-    return results
+    return [_checked_small(pull, found) for pull, found in zip(pulls, read_small(volume.layout, pulls), strict=True)]
 
 
-def _begin_to_write(volume: LocalVolume, pull: PullObject) -> None:
-    descriptor = volume.layout.open_object(pull.ino, os.O_RDONLY)
+def _checked_small(pull: PullObject, found: Read | Altered | Unreadable) -> SmallObject | Altered | Corrupt:
+    if isinstance(found, Altered):
+        return found
+    if isinstance(found, Unreadable):
+        unreadable = _unreadable(pull, found)
+        # `raise … from` without raising: `serve_many` looks there for the disk's error.
+        unreadable.__cause__ = found
+        return unreadable
     try:
-        start_writeback(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_small(volume: LocalVolume, pull: PullObject) -> SmallObject:
-    path = volume.layout.object_path(pull.ino)
-    with closing(ObjectReader(path, pull.stamp, is_written=pull.is_written, durable=True)) as reader:
-        parts = []
-        while not reader.finished:
-            # A copy: the reader's buffer has the next chunk afterwards.
-            parts.append(bytes(reader.read()))
-        require_recorded(reader, pull, reader.digest())
-        return SmallObject(b"".join(parts), reader.digest())
+        require_recorded(found.record, pull, found.checksum)
+    except Corrupt as error:
+        return error
+    return SmallObject(found.content, found.checksum)
 
 
 def _unreadable(request: PullObject | SumBlocks, error: Unreadable) -> Corrupt:
@@ -243,9 +240,8 @@ def sum_bytes(size: int) -> int:
     return -(-size // SUM_BLOCK_BYTES) * SUM_BYTES
 
 
-def require_recorded(reader: ObjectReader, request: PullObject | SumBlocks, digest: bytes) -> None:
-    """Raises `Corrupt` if the object's record says that its content has another digest."""
-    record = reader.record()
+def require_recorded(record: ObjectRecord | None, request: PullObject | SumBlocks, digest: bytes) -> None:
+    """Raises `Corrupt` if the object's *record* says that its content has another digest."""
     # A record of another version says nothing of this content.
     if record and record.version == request.version and record.checksum and record.checksum != digest.hex():
         raise Corrupt(

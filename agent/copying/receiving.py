@@ -20,13 +20,15 @@ import trio
 from blake3 import blake3
 
 from agent.copying.peers import PeerChannels, SmallPulls, pull_bulk
-from agent.copying.pulls import SMALL_BYTES, PullServer, require_recorded, sum_bytes
+from agent.copying.pulls import SMALL_BYTES, PullServer, SmallObject, require_recorded, sum_bytes
 from agent.objects.blocks import Rebuild, Unlike, is_worth_a_look
 from agent.objects.disk_batches import DiskWork
-from agent.objects.reading import ObjectReader, digest_of
+from agent.objects.reading import ObjectReader, add_zeros, digest_of
 from agent.objects.staging import Publication, StagedFile
+from agent.volumes.volume import LocalVolume
 from cluster.errors import Corrupt, ProtocolError, TokenRefused
 from cluster.messages import RANGES_MAX, PullEnd, PullObject, SumBlocks, Task, Volume
+from cluster.rpc.wire import AgentAt
 from cluster.volume.layout import ObjectRecord, display_path
 
 log = logging.getLogger(__name__)
@@ -42,11 +44,12 @@ LONG_BYTES = 8 * 1024 * 1024  # from here on around the page cache; below, waiti
 class Receiver:
     """Brings objects into `staging/`. *new_pass* returns a request as it is, but for a pass that is good again."""
 
-    def __init__(self, channels: PeerChannels, small: SmallPulls, pulls: PullServer, new_pass: NewPass) -> None:
+    def __init__(self, channels: PeerChannels, small: SmallPulls, pulls: PullServer, new_pass: NewPass, *, plain: bool) -> None:
         self._channels = channels  # connections of their own for large transfers
         self._small = small  # those that go together
         self._pulls = pulls  # this agent's own source: the same checks for a copy from disk to disk
         self._new_pass = new_pass  # asks the manager
+        self._plain = plain  # large contents may come unencrypted
 
     async def receive(self, task: Task, request: PullObject, peer: Volume | None, work: DiskWork, *, stale: bool) -> Publication:
         """The version that *request* asks for. *peer* is None for a volume of this server; *stale*: an older version is here.
@@ -73,15 +76,12 @@ class Receiver:
                     await work.in_thread(_append_some, staged, reader)
                 checksum = reader.digest()
             # Within the block: `reading` turns what it raises into an examination of the source.
-            require_recorded(reader, request, checksum)
+            require_recorded(reader.record(), request, checksum)
             return await _finished(task, request, checksum, staged, work)
 
     async def _receive_small(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
-        content, checksum = await self._with_pass(request, partial(self._small.pull, peer.address))
-        # Two questions: did the network bring what was sent, and was that what the catalog means?
-        _require_sent(task, checksum, blake3(content).digest())
-        _require_expected(task, request, checksum)
-        return Publication(work.volume, _record_for(task, request, checksum), content)
+        small = await self._with_pass(request, partial(self._small.pull, AgentAt.of(peer)))
+        return small_publication(task, request, small, work.volume)
 
     async def _receive_large(self, task: Task, request: PullObject, peer: Volume, work: DiskWork) -> Publication:
         hasher = blake3()
@@ -92,12 +92,16 @@ class Receiver:
                 hasher.update(data)
                 staged.append(data)
 
+            def skip(length: int) -> None:
+                add_zeros(hasher, length)
+                staged.append_hole(length)
+
             async def pull(request: PullObject) -> PullEnd:
-                async with self._channels.own(peer.address) as connection:
-                    return await pull_bulk(connection, request, request.stamp.size, take, work.volume.bulk_io)
+                async with self._channels.own(AgentAt.of(peer)) as connection:
+                    return await pull_bulk(connection, request, request.stamp.size, take, work.volume.bulk_io, skip=skip)
 
             # Repeated at most once, and only before the first byte, so `hasher` and `staged` are untouched then.
-            end = await self._with_pass(request, pull)
+            end = await self._with_pass(msgspec.structs.replace(request, takes_holes=True, takes_plain=self._plain), pull)
             _require_sent(task, end.checksum, hasher.digest())
             return await _finished(task, request, end.checksum, staged, work)
 
@@ -111,18 +115,18 @@ class Receiver:
             rebuild = await work.in_thread(Rebuild, stale, staged, size)
 
             async def compare(request: PullObject) -> PullEnd:
-                async with self._channels.own(peer.address) as connection:
+                async with self._channels.own(AgentAt.of(peer)) as connection:
                     return await pull_bulk(connection, sums_of(request), sum_bytes(size), rebuild.compare, limiter)
 
             async def fill(request: PullObject) -> PullEnd:
                 length = sum(length for _, length in request.ranges)
-                async with self._channels.own(peer.address) as connection:
+                async with self._channels.own(AgentAt.of(peer)) as connection:
                     return await pull_bulk(connection, request, length, rebuild.fill, limiter)
 
             whole = await self._with_pass(request, compare)
             missing = rebuild.missing()
             for start in range(0, len(missing), RANGES_MAX):
-                parts = msgspec.structs.replace(request, ranges=missing[start : start + RANGES_MAX])
+                parts = msgspec.structs.replace(request, ranges=missing[start : start + RANGES_MAX], takes_plain=self._plain)
                 await self._with_pass(parts, fill)
             await work.in_thread(rebuild.end)
             # Read back from the file: with a reflink, the stale object may have changed between the clone and the comparison.
@@ -137,9 +141,17 @@ class Receiver:
         try:
             return await ask(request)
         except TokenRefused:
-            # Twice would be an error of clocks or secrets, which a third pass does not cure.
-            # It has waited here for longer than its pass is good, or the manager is a new one.
+            # Twice would be an error of clocks or keys, which a third pass does not cure.
+            # It has waited here for longer than its pass is good, the manager is a new one, or the pass was for another source.
             return await ask(await self._new_pass(request))
+
+
+def small_publication(task: Task, request: PullObject, small: SmallObject, volume: LocalVolume) -> Publication:
+    """A small object that has come, checked. Raises `ProtocolError` or `Corrupt`."""
+    # Two questions: did the network bring what was sent, and was that what the catalog means?
+    _require_sent(task, small.checksum, blake3(small.content).digest())
+    _require_expected(task, request, small.checksum)
+    return Publication(volume, _record_for(task, request, small.checksum), small.content)
 
 
 def sums_of(request: PullObject) -> SumBlocks:
@@ -189,7 +201,10 @@ def _clone_at_rest(staged: StagedFile, reader: ObjectReader) -> bool:
 def _append_some(staged: StagedFile, reader: ObjectReader) -> None:
     end = staged.size + TURN_BYTES
     while staged.size < end and not reader.finished:
-        staged.append(reader.read())
+        if hole := reader.skip_hole():
+            staged.append_hole(hole)
+        else:
+            staged.append(reader.read())
 
 
 async def _finished(task: Task, request: PullObject, checksum: bytes, staged: StagedFile, work: DiskWork) -> Publication:

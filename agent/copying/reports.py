@@ -1,6 +1,7 @@
 """Brings reports of attempts to the manager, many in one request, and keeps them until it has taken them."""
 
 import logging
+from collections.abc import Sequence
 
 import trio
 
@@ -12,7 +13,7 @@ from cluster.rpc.session import ManagerSession
 log = logging.getLogger(__name__)
 
 GATHER_S = 0.1  # that a report may be late, for requests of many
-BATCH = 64  # reports in one request
+BATCH = 256  # reports in one request
 MANAGER_TIMEOUT_S = 15.0  # for one attempt to deliver; there is no limit to their number
 RETRY_S = 0.5  # between attempts while no manager is in office
 
@@ -22,14 +23,19 @@ class Reporter:
 
     def __init__(self, session: ManagerSession) -> None:
         self._session = session
-        self._waiting: list[tuple[TaskReport, trio.Event]] = []  # not yet sent; each with the event that its task waits for
+        # not yet sent; with the last of a call the event that is waited for
+        self._waiting: list[tuple[TaskReport, trio.Event | None]] = []
         self._first = trio.Event()  # there is something to send; made anew when all was taken
         self._full = trio.Event()  # no use in gathering any longer
 
-    async def deliver(self, report: TaskReport, at_most: int) -> None:
+    async def deliver(self, reports: Sequence[TaskReport], at_most: int) -> None:
         """*at_most* reports can be waiting at the moment: when all have come there is nothing to gather."""
+        if not reports:
+            return
         delivered = trio.Event()
-        self._waiting.append((report, delivered))
+        # Sent in their order: who waits for the last has waited for all.
+        self._waiting += [(report, None) for report in reports[:-1]]
+        self._waiting.append((reports[-1], delivered))
         self._first.set()
         # With one task held there is nobody to wait for: a lone copy is not slowed down by GATHER_S.
         if len(self._waiting) >= min(BATCH, at_most):
@@ -51,7 +57,8 @@ class Reporter:
             await self._send([report for report, _ in batch])
             # Also for those that the manager refused: who waits lets go of the claim, which runs out.
             for _, delivered in batch:
-                delivered.set()
+                if delivered is not None:
+                    delivered.set()
 
     async def _send(self, reports: list[TaskReport]) -> None:
         while True:

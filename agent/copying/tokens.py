@@ -1,11 +1,15 @@
 """Lease tokens for copies: the right of this agent to read an inode at its sources, good for an access time."""
 
+from typing import TypeVar
+
 import msgspec
 
-from cluster.messages import AskLeases, PullObject
+from cluster.messages import AskLeases, PullObject, ReadObject
 from cluster.rpc.session import ManagerSession
 
 MANAGER_TIMEOUT_S = 15.0
+
+R = TypeVar("R", PullObject, ReadObject)
 
 
 class ReadTokens:
@@ -14,8 +18,9 @@ class ReadTokens:
     def __init__(self, session: ManagerSession) -> None:
         self._session = session
 
-    async def renewed(self, request: PullObject) -> PullObject:
-        """The request with a new token. Raises `GodwitError`."""
+    async def renewed(self, request: R) -> R:
+        """The request with a new token for the agent that it goes to. Raises `GodwitError`."""
         # One inode, one token: another number is a defect of the manager, and ends this attempt by ValueError.
-        (token,) = (await self._session.call(AskLeases([request.ino]), timeout_s=MANAGER_TIMEOUT_S)).tokens
+        asked = AskLeases([request.ino], request.volume)
+        (token,) = (await self._session.call(asked, timeout_s=MANAGER_TIMEOUT_S)).tokens
         return msgspec.structs.replace(request, token=token)

@@ -6,12 +6,14 @@ same and asks for the rest. The digest of the whole decides in the end, as for a
 
 import mmap
 import os
+from functools import lru_cache
 
 from blake3 import blake3
 
-from agent.objects.reading import ObjectReader, forget_read
+from agent.objects.reading import ObjectReader, forget_read, is_sparse
 from agent.objects.staging import StagedFile
 from cluster.messages import SUM_BLOCK_BYTES, SUM_BYTES
+from cluster.volume.extents import seek
 
 REBUILD_MIN_BYTES = 8 * 1024 * 1024
 """Below that, asking costs about as much as copying."""
@@ -38,10 +40,19 @@ class BlockSums:
         """The digests of the next few blocks; None at the end."""
         sums: list[bytes] = []
         while len(sums) < BLOCKS_AT_ONCE and not self._reader.finished:
-            # A chunk has whole blocks, except for the last one: a block never lies across two chunks.
+            # A chunk has whole blocks, except for the last one, and so has a hole: a block never lies across two of them.
+            if hole := self._reader.skip_hole():
+                sums += (zero_sum(min(SUM_BLOCK_BYTES, hole - start)) for start in range(0, hole, SUM_BLOCK_BYTES))
+                continue
             data = self._reader.read()
             sums += (blake3(data[start : start + SUM_BLOCK_BYTES]).digest() for start in range(0, len(data), SUM_BLOCK_BYTES))
         return b"".join(sums) or None
+
+
+@lru_cache(maxsize=2)  # of whole blocks, and of the last one
+def zero_sum(length: int) -> bytes:
+    """The digest of a block of zeros."""
+    return blake3(bytes(length)).digest()
 
 
 class Rebuild:
@@ -60,11 +71,16 @@ class Rebuild:
         self._part: tuple[int, int] | None = None  # of the run that is being filled, what is left
         self._buffer = memoryview(mmap.mmap(-1, SUM_BLOCK_BYTES))  # one block of the base; overwritten by the next `compare`
         self._cloned = staged.clone(base, size)  # then what is the same is there already
+        self._base_size = os.fstat(base).st_size
+        self._data_at = 0 if is_sparse(base) else -1  # where the base has data again, as far as was looked; -1: everywhere
 
     def compare(self, sums: memoryview) -> None:
         """Takes the digests of the next blocks; raises `Unlike` as soon as it is not worth going on."""
         for start in range(0, len(sums), SUM_BYTES):
             length = min(SUM_BLOCK_BYTES, self._size - self._next)
+            if sums[start : start + SUM_BYTES] == zero_sum(length) and self._is_hole(length):
+                self._next += length  # in the new version, too
+                continue
             data = self._buffer[: self._read(length)]
             if len(data) == length and blake3(data).digest() == sums[start : start + SUM_BYTES]:
                 # With a reflink the block is in place already; writing it would unshare it.
@@ -75,6 +91,18 @@ class Rebuild:
             # The stale object is read once from end to end: it must not push what programs use out of memory.
             forget_read(self._base, self._next, length)
             self._next += length
+
+    def _is_hole(self, length: int) -> bool:
+        """Whether the base has nothing in the next block."""
+        if self._data_at < 0 or self._next + length > self._base_size:
+            return False
+        if self._data_at <= self._next:
+            try:
+                found = seek(self._base, self._next, os.SEEK_DATA)
+            except OSError:
+                return False  # what the disk has lost is missing, see `_read`
+            self._data_at = self._base_size if found is None else found
+        return self._next + length <= self._data_at
 
     def _read(self, length: int) -> int:
         try:

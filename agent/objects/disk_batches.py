@@ -7,11 +7,12 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from agent.batches import Batcher, at_most, in_thread
+from agent.batches import ENDED, Batcher, at_most, in_thread
 from agent.objects.quarantine import quarantine_objects
 from agent.objects.staging import Publication, publish
 from agent.objects.trash import discard_objects
 from agent.volumes.volume import LocalVolume
+from cluster.errors import Undone
 from cluster.messages import Stamp
 from cluster.volume.layout import ObjectRecord, read_record
 
@@ -52,6 +53,7 @@ class DiskWork:
         # Apart from `bulk_io`: a rename does not wait behind eight threads that copy. Each of the four batchers uses one thread
         # at a time.
         limiter = trio.CapacityLimiter(3)
+        self._at_once = trio.CapacityLimiter(2)  # for steps for many objects, which hold up no single one
         count = at_most(BATCH_LIMIT)
         # inode -> what is there; None if nothing is
         self.inspect: Batcher[int, Found | None] = Batcher(in_thread(partial(inspect, volume), limiter), count=count)
@@ -65,6 +67,15 @@ class DiskWork:
     async def in_thread(self, function: Callable[..., R], *arguments: object) -> R:
         """Runs what blocks for a while in one of the volume's threads."""
         return await trio.to_thread.run_sync(function, *arguments, limiter=self.volume.bulk_io)
+
+    async def at_once(self, function: Callable[[], R]) -> R:
+        """Runs a step for many objects in the place of a batch, and waits for it even when cancelled. Raises `Undone`."""
+        if self._running.cancel_called:
+            raise Undone(ENDED)
+        results: list[R] = []
+        with trio.CancelScope(shield=True):
+            results.append(await trio.to_thread.run_sync(function, limiter=self._at_once))
+        return results[0]
 
     def stop(self) -> None:
         """The volume is closed: what waits fails, as does what is submitted from now on."""

@@ -11,13 +11,18 @@ from blake3 import blake3
 from agent.objects.reflinks import snapshot
 from cluster.messages import Stamp
 from cluster.volume.content import stamp_of
+from cluster.volume.extents import seek
 from cluster.volume.layout import ObjectRecord, read_record
 from cluster.volume.regular import open_regular
 
 CHUNK_BYTES = 1024 * 1024
 """Whole blocks of `SumBlocks`; long enough to be written to a disk in one step, without a cache that would gather them."""
+HOLE_MAX_BYTES = 32 * CHUNK_BYTES  # skipped in one step, since zeros have their part in the digest
 CHECK_BYTES = 4 * 1024 * 1024  # read between two comparisons of the stamp: a copy of what has changed ends early
 FORGET_BYTES = 16 * 1024 * 1024  # so much of a file read once stays in the page cache before it is given up
+
+
+_ZEROS = bytes(CHUNK_BYTES)
 
 
 class Altered(Exception):
@@ -85,6 +90,7 @@ class ObjectReader:
             self.check()
             if snapshots:
                 self._take_snapshot(snapshots)
+            self._is_sparse = is_sparse(self.content)
         except BaseException:
             self.close()
             raise
@@ -122,17 +128,41 @@ class ObjectReader:
         # A view of the one buffer: who keeps it beyond the next call has the next chunk's bytes.
         data = self._buffer[: self._read_at(offset, min(CHUNK_BYTES, length - self._within))]
         self._hash.update(data)
-        self._left -= len(data)
-        self._within += len(data)
-        self._unchecked += len(data)
-        if self._within == length and self._range + 1 < len(self._ranges):
-            self._range, self._within = self._range + 1, 0
-        # The last chunk is always checked: `finished` promises that nothing changed up to the end.
-        if self.finished or not data or self._unchecked >= CHECK_BYTES:
-            self.check()
+        self._advance(len(data))
         if not data and not self.finished:
             raise Altered(f"{self._path} ends at {offset} of {self._stamp.size} bytes", self._version())
         return data
+
+    def skip_hole(self) -> int:
+        """The length of the hole that comes next, which counts as read, as zeros; 0 if there is none of at least a chunk.
+
+        Like `read` not to be called when all is `finished`. Chunks that are read behind it begin where they would have without.
+        """
+        if not self._is_sparse:
+            return 0
+        start, length = self._ranges[self._range]
+        offset, left = start + self._within, length - self._within
+        try:
+            data = seek(self.content, offset, os.SEEK_DATA)
+        except OSError as error:
+            raise Unreadable(error.errno, error.strerror) from error
+        hole = left if data is None else min(left, data - offset)
+        hole = min(HOLE_MAX_BYTES, hole if hole == left else hole - hole % CHUNK_BYTES)
+        if hole:
+            add_zeros(self._hash, hole)
+            self._advance(hole)
+        return hole
+
+    def _advance(self, count: int) -> None:
+        """So many bytes more were read; none, if the object ends there."""
+        self._left -= count
+        self._within += count
+        self._unchecked += count
+        if self._within == self._ranges[self._range][1] and self._range + 1 < len(self._ranges):
+            self._range, self._within = self._range + 1, 0
+        # The last chunk is always checked: `finished` promises that nothing changed up to the end.
+        if self.finished or not count or self._unchecked >= CHECK_BYTES:
+            self.check()
 
     def _read_at(self, offset: int, length: int) -> int:
         try:
@@ -154,7 +184,7 @@ class ObjectReader:
             return
         found = stamp_of(os.fstat(self._descriptor))
         if found != self._stamp:
-            raise Altered(f"{self._path} has the stamp {_text(found)} instead of {_text(self._stamp)}", self._version())
+            raise Altered(altered_text(self._path, found, self._stamp), self._version())
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -179,7 +209,8 @@ def verify_object(path: str) -> Verified:
     reader = ObjectReader(path, stamp)
     try:
         while not reader.finished:
-            reader.read()
+            if not reader.skip_hole():
+                reader.read()
         return Verified(reader.digest(), stamp)
     finally:
         reader.close()
@@ -189,13 +220,33 @@ def digest_of(descriptor: int) -> bytes:
     """The digest of a whole file that nobody changes, and that nobody is about to read again."""
     hasher = blake3()
     buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES))
-    offset = 0
+    offset, has_holes = 0, is_sparse(descriptor)
     # Whoever has a file that may be written compares its stamp before and after (`inspection.look_at`).
-    while count := os.preadv(descriptor, [buffer], offset):
+    while True:
+        if has_holes:
+            data = seek(descriptor, offset, os.SEEK_DATA)
+            end = os.fstat(descriptor).st_size if data is None else data
+            add_zeros(hasher, max(0, end - offset))
+            offset = max(offset, end)
+        count = os.preadv(descriptor, [buffer], offset)
+        if not count:
+            return hasher.digest()
         hasher.update(buffer[:count])
         forget_read(descriptor, offset, count)
         offset += count
-    return hasher.digest()
+
+
+def is_sparse(descriptor: int) -> bool:
+    """Whether the file takes less than its length: then it is worth looking for holes."""
+    status = os.fstat(descriptor)
+    return status.st_blocks * 512 < status.st_size
+
+
+def add_zeros(hasher: blake3, length: int) -> None:
+    """As if so many zeros had been read."""
+    while length:
+        hasher.update(_ZEROS[:length] if length < len(_ZEROS) else _ZEROS)
+        length -= min(length, len(_ZEROS))
 
 
 def forget_read(descriptor: int, offset: int, count: int) -> None:
@@ -204,6 +255,11 @@ def forget_read(descriptor: int, offset: int, count: int) -> None:
     # One call for each 16 MiB that was crossed, not one for each chunk.
     if offset // FORGET_BYTES != end // FORGET_BYTES:
         os.posix_fadvise(descriptor, 0, end, os.POSIX_FADV_DONTNEED)
+
+
+def altered_text(path: str, found: Stamp, wanted: Stamp) -> str:
+    """Why an object is not sent that is not the one that was asked for."""
+    return f"{path} has the stamp {_text(found)} instead of {_text(wanted)}"
 
 
 def _text(stamp: Stamp) -> str:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from agent.objects.reflinks import clone
+from agent.objects.syncing import sync_files
 from agent.volumes.volume import LocalVolume
 from cluster.durable import sync_directory
 from cluster.messages import Stamp
@@ -101,6 +102,11 @@ class StagedFile:
         """Adds the next bytes; blocks of zeros stay holes."""
         self.put(data, self.size)
 
+    def append_hole(self, length: int) -> None:
+        """Adds zeros; not after `clone`."""
+        assert not self._cloned
+        self.size += length
+
     def put(self, data: bytes | memoryview, offset: int) -> None:
         """Writes at *offset*, where nothing was written yet but what was cloned; the disk begins with it now and then."""
         view = memoryview(data)
@@ -177,35 +183,35 @@ class Publication(NamedTuple):
 def publish(publications: Sequence[Publication]) -> list[Stamp | Exception]:
     """Makes copies objects, all of one volume, and returns their stamps. Takes over the staged files. Blocks.
 
-    One after the other in stages, so that the many syncs share few commits of the file system's journal.
+    In stages, so that all of them share few commits of the file system's journal.
     """
     # Each entry is replaced below, by a stamp or by what went wrong.
     results: list[Stamp | Exception] = [OSError()] * len(publications)
     staged: dict[int, StagedFile] = {}
     for index, item in enumerate(publications):
         try:
-            # First stage: all small files are written, and their writeback has begun before the first is waited for.
             staged[index] = item.content if isinstance(item.content, StagedFile) else _write_small(item, item.content)
         except OSError as error:
             results[index] = error
-    directories: dict[str, list[int]] = {}
-    for index, file in list(staged.items()):
-        item = publications[index]
-        target = item.volume.layout.object_path(item.record.ino)
-        try:
-            # Second stage: durable one by one; long files were synced as they were finished.
-            if not isinstance(item.content, StagedFile):
-                file.sync()
-        except OSError as error:
-            results[index] = error
+    # Long files were synced as they were finished. fsync: the record is an attribute.
+    written = [index for index in staged if not isinstance(publications[index].content, StagedFile)]
+    failures = sync_files([staged[index].descriptor for index in written])
+    for index, failure in zip(written, failures, strict=True):
+        if failure is not None:
+            results[index] = failure
             # One that is not durable never gets the name of an object; the others go on.
             staged.pop(index).discard()
-        else:
-            # Third stage, by directory: one sync of a directory makes all names in it durable.
-            directories.setdefault(os.path.dirname(target), []).append(index)
+    directories: dict[str, list[int]] = {}
+    for index in staged:
+        # By directory: one sync of a directory makes all names in it durable.
+        directories.setdefault(os.path.dirname(_target(publications[index])), []).append(index)
     for directory, indices in directories.items():
         _rename_all(publications, results, staged, directory, indices)
     return results
+
+
+def _target(item: Publication) -> str:
+    return item.volume.layout.object_path(item.record.ino)
 
 
 def _write_small(item: Publication, data: bytes) -> StagedFile:
@@ -213,8 +219,6 @@ def _write_small(item: Publication, data: bytes) -> StagedFile:
     try:
         file.append(data)
         file.complete(item.record)
-        # Not waited for here: the sync comes when all of the batch have begun.
-        file.start_writeback()
     except BaseException:
         file.discard()
         raise
@@ -228,12 +232,14 @@ def _rename_all(
     directory: str,
     indices: list[int],
 ) -> None:
+    renamed = set()
     try:
         make_object_directory(directory)
         for index in indices:
-            target = f"{directory}/{publications[index].record.ino}"
+            target = _target(publications[index])
             # The content is durable before it gets the name: a crash leaves the old object or the whole new one.
             despite_fence(target, partial(os.rename, staged[index].path, target))
+            renamed.add(index)
             results[index] = stamp_of(os.fstat(staged[index].descriptor))
         # Only now are they reported: a name that a crash could take back would be a copy that is not there.
         sync_directory(directory)
@@ -243,8 +249,10 @@ def _rename_all(
             results[index] = error
     finally:
         for index in indices:
-            # Closes the descriptor; the unlink finds nothing where the rename has succeeded.
-            staged[index].discard()
+            if index in renamed:
+                staged[index].close()
+            else:
+                staged[index].discard()
 
 
 def make_object_directory(directory: str) -> None:

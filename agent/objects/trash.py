@@ -16,6 +16,7 @@ from agent.objects.quarantine import Generation, purge_unknown
 from agent.objects.set_aside import parts_of, set_aside
 from agent.volumes.volume import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns, monotonic_s, thread_s
+from cluster.errors import error_text
 from cluster.volume.fence import despite_fence
 
 log = logging.getLogger(__name__)
@@ -124,9 +125,10 @@ class TrashPurger:
                 self._problems.pop(volume, None)
             except OSError as error:  # of one disk: the others are not to wait for it
                 self._volumes.met(volume.number, error)
-                if self._problems.get(volume) != str(error):
-                    log.warning("the trash of %s is not purged: %s", volume.layout.root, error)
-                self._problems[volume] = str(error)
+                text = error_text(error)
+                if self._problems.get(volume) != text:
+                    log.warning("the trash of %s is not purged: %s", volume.layout.root, text)
+                self._problems[volume] = text
         self._problems = {volume: text for volume, text in self._problems.items() if volume in self._volumes.volumes}
         return Outcome.IDLE
 

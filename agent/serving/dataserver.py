@@ -14,14 +14,28 @@ from typing import Any, TypeVar
 
 import trio
 
+from agent.asking import asking_server
 from agent.checking.damage import Examiner, Trust
 from agent.copying.pulls import PullServer
 from agent.objects.open_objects import ObjectKey, OpenObjects, open_object_file
 from agent.objects.trash import TrashPurger
+from agent.serving.machine import answer_about_machine, line_bytes
+from agent.serving.progress import Progress
 from agent.serving.volumes import Upkeep
 from agent.volumes.volume import LocalVolume, VolumeTable
 from cluster.clock import file_time_ns, monotonic_s, thread_s
-from cluster.errors import Changed, Fenced, GodwitError, ProtocolError, Refused, TokenRefused, Undone, from_os_error, refused
+from cluster.errors import (
+    Changed,
+    Fenced,
+    GodwitError,
+    ProtocolError,
+    Refused,
+    TokenRefused,
+    Undone,
+    error_text,
+    from_os_error,
+    refused,
+)
 from cluster.leases import LeaseToken, TokenGate
 from cluster.messages import (
     PROTOCOL,
@@ -34,11 +48,13 @@ from cluster.messages import (
     CopyObject,
     CreateObject,
     Data,
+    DescribeMachine,
     Done,
     ExamineObject,
     Greeting,
     ListUnknown,
     MakeRoom,
+    MeasureLine,
     Node,
     ObjectStat,
     Operation,
@@ -59,7 +75,7 @@ from cluster.messages import (
     Written,
 )
 from cluster.rpc.connection import Answer
-from cluster.rpc.serving import Handler, Replies
+from cluster.rpc.serving import Replies
 from cluster.rpc.session import ManagerSession
 from cluster.volume.content import commit_object, content_of, object_lock, overlay, set_times, stamp_of
 from cluster.volume.extents import allocate, copy, seek
@@ -94,10 +110,12 @@ HomeRequest = (
     | ExamineObject
 )
 ObjectRequest = HomeRequest | CreateObject
+# What changes an object or makes it durable is waited for as long as the disk works. What reads may find another replica.
+PATIENT = frozenset({WriteObject, TruncateObject, AllocateObject, CopyObject, SyncObject, SetObjectTimes, CommitObject})
 
 
-class DataServer(Handler):
-    """The handler of all connections to this agent."""
+class DataServer:
+    """Answers what comes over all connections to this agent."""
 
     def __init__(
         self,
@@ -108,10 +126,13 @@ class DataServer(Handler):
         trash: TrashPurger,
         gate: TokenGate,
         cluster: str,
+        server: str,
         upkeep: Upkeep,
         examiner: Examiner,
+        progress: Progress,
     ) -> None:
         self._cluster = cluster  # peers of another one are refused by their greeting
+        self._server = server  # whose objects these are
         self._volumes = volumes  # open ones, by number
         self._session = session  # for what only the manager can order: commits and times
         self._objects = objects  # descriptors, kept from request to request
@@ -120,6 +141,7 @@ class DataServer(Handler):
         self._gate = gate  # tokens: sealed, unexpired, of the right inode and mode
         self._upkeep = upkeep  # what operators ask
         self._examiner = examiner  # of objects that are not as the catalog says
+        self._progress = progress  # for who waits long for a disk
         self._trust = Trust(examiner)  # which objects need no examination
         self._under_way = 0  # requests of mounts and agents that are not answered
         self._stopping = False  # set by `drain`, never taken back
@@ -139,27 +161,31 @@ class DataServer(Handler):
             ExamineObject: self._examine,
         }
 
-    def greeted(self, greeting: Greeting) -> None:
+    def check_greeting(self, greeting: Greeting) -> None:
+        """Raises `ProtocolError` for a peer of another cluster, or of another version of the protocol."""
         if (greeting.protocol, greeting.cluster) != (PROTOCOL, self._cluster):
             whose = f"{greeting.cluster[:100]!r}, version {greeting.protocol} of the protocol"
             raise ProtocolError(f"a peer of cluster {whose}; this is an agent of {self._cluster!r}, version {PROTOCOL}")
 
     def reply_bytes(self, request: AgentRequest[Any]) -> int:
+        """See `Handler.reply_bytes`."""
         if isinstance(request, ReadObject):
             # What the connection sets aside for the answer: a peer may name any length.
             return min(max(0, request.length), IO_MAX_BYTES)
         if isinstance(request, PullObjects):
             return PULLED_MAX_BYTES
+        if isinstance(request, MeasureLine):
+            return line_bytes(request)
         return 0
 
-    def at_once(self, request: AgentRequest[Any]) -> None:
-        """Every request here may have to wait for a disk."""
-
     async def handle(self, request: Any, body: bytes, send: Replies) -> Any:
+        """The reply to a request."""
         if self._stopping:
             raise Undone("this agent is stopping")
         if isinstance(request, CheckVolumes | ListUnknown | SweepVolumes | MakeRoom):
             return await self._upkeep.handle(request, send)  # may take long: an agent that stops does not wait for it
+        if isinstance(request, DescribeMachine | MeasureLine):
+            return await answer_about_machine(self._server, request)
         self._under_way += 1
         try:
             if isinstance(request, PullObjects):
@@ -177,18 +203,18 @@ class DataServer(Handler):
                 return await self._pulls.serve(request, send)
             if not 0 < request.ino <= OFFSET_MAX:
                 raise refused(errno.EINVAL, f"inode {request.ino}")
-            self._volumes.require(request.volume)
-            return await self._operations[type(request)](request, body)
+            volume, operation = self._volumes.require(request.volume), self._operations[type(request)]
+            if type(request) not in PATIENT:
+                return await operation(request, body)
+            with self._progress.waited_for(volume, send):
+                return await operation(request, body)
         except PermissionError as error:
             # EPERM is the immutable flag: nothing else refuses root a write to its own object.
             # This agent committed the file for a mount that it took for gone: who is there gets another token and comes back.
-            raise TokenRefused(f"inode {request.ino} on volume {request.volume} is fenced: {error}") from error
+            raise TokenRefused(f"inode {request.ino} on volume {request.volume} is fenced: {error_text(error)}") from error
         except OSError as error:
             self._volumes.met(request.volume, error)
             raise from_os_error(error, f"inode {request.ino} on volume {request.volume}") from error
-
-    def closed(self) -> None:
-        """Nothing is kept for a connection."""
 
     async def drain(self) -> None:
         """Refuses new requests from now on and returns when those under way are answered."""
@@ -400,7 +426,7 @@ class DataServer(Handler):
             yield descriptor
 
     def _token(self, request: HomeRequest, *, to_write: bool = False) -> LeaseToken:
-        return self._gate.check(request.token, request.ino, monotonic_s(), to_write=to_write)
+        return self._gate.check(request.token, request.ino, monotonic_s(), asking_server(), to_write=to_write)
 
 
 def _require_range(what: str, offset: int, length: int, most: int = IO_MAX_BYTES) -> None:

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from cluster.durable import replace_file
+from cluster.errors import error_text
 from cluster.volume.regular import open_regular
 
 log = logging.getLogger(__name__)
@@ -55,4 +56,4 @@ def _write(path: Path, now_ns: int) -> None:
     try:
         replace_file(path, b"%d" % now_ns, synced=False)
     except OSError as error:
-        log.info("%s is not kept: %s", path, error)
+        log.info("%s is not kept: %s", path, error_text(error, with_file=False))

@@ -20,9 +20,10 @@ import trio
 
 from agent.volumes.aging import TrashClock
 from agent.volumes.disk_errors import Troubles
+from agent.volumes.mounts import mount_of
 from cluster.catalog_point import CatalogPoint
 from cluster.clock import monotonic_s
-from cluster.counters import counter, counters
+from cluster.counters import counter, counters, gauge
 from cluster.errors import Refused, Undone
 from cluster.messages import VolumeState
 from cluster.volume.layout import RECORD_XATTR, VolumeIdentity, VolumeLayout
@@ -31,6 +32,8 @@ from cluster.volume.regular import open_regular
 log = logging.getLogger(__name__)
 
 DISK_ERRORS = counter("godwit_disk_errors_total", "Errors of a volume's disk that requests and tasks have met.", "volume")
+
+TRASH = gauge("godwit_trash_bytes", "Size of the deleted objects that a volume keeps for a while.", "volume")
 
 SMALL_IO_THREADS = 16  # reads and writes of mounts on one disk at once
 BULK_IO_THREADS = 8  # copies and checks: fewer, so that they leave the disk to the others
@@ -68,6 +71,7 @@ class LocalVolume:
         self.layout = layout  # its paths
         self.identity = identity  # as in `volume.toml`; replaced by `remember`
         self.number = 0  # of the manager, by which messages name the volume
+        self._lock = lock  # a descriptor of `volume.toml`: the lock on it lasts as long
         self.opened_as = self._state()  # for reports while the disk does not answer
         self.troubles = Troubles()  # changed in the event loop, read by the probe's thread
         self.trash = Trash(layout)  # changed by threads, under a lock of its own
@@ -75,7 +79,6 @@ class LocalVolume:
         # Each volume has threads of its own, so that a disk that hangs stalls no other.
         self.small_io = trio.CapacityLimiter(SMALL_IO_THREADS)
         self.bulk_io = trio.CapacityLimiter(BULK_IO_THREADS)
-        self._lock = lock  # a descriptor of `volume.toml`: the lock on it lasts as long
         self._exchange = threading.Lock()  # held while `volume.toml` and `_lock`, its descriptor, are replaced or compared
 
     @property
@@ -100,7 +103,8 @@ class LocalVolume:
         total_bytes, free_bytes = self.space()
         # With the machine's name: a device number says something on one machine only.
         device = f"{machine_name()}:{os.stat(self.layout.root).st_dev}"
-        return VolumeState(self.uuid, os.fspath(self.layout.root), total_bytes, free_bytes, device)
+        root, mount = os.fspath(self.layout.root), mount_of(self._lock)
+        return VolumeState(self.uuid, root, total_bytes, free_bytes, device, mount=mount)
 
     def is_read_only(self) -> bool:
         """Whether its file system takes no writes. Raises `OSError`."""
@@ -147,6 +151,8 @@ class VolumeTable:
     def set(self, volumes: Sequence[LocalVolume]) -> None:
         """These are open from now on, and no others."""
         self.volumes = list(volumes)
+        for volume in volumes:
+            counters.cell(DISK_ERRORS, str(volume.layout.root))  # 0 from the beginning: so the first error is a rise
         self._index()
 
     def _index(self) -> None:

@@ -32,7 +32,7 @@ from agent.objects.staging import make_object_directory
 from agent.volumes.volume import LocalVolume
 from agent.workers.own_content import Comparer
 from cluster.durable import sync_directory
-from cluster.errors import Refused
+from cluster.errors import Refused, error_text
 from cluster.messages import Content, Done, ForgetForsaken, ForsakenObject, KeepForsaken, ListForsaken, NameForsaken, Request
 from cluster.rpc.session import ManagerSession
 from cluster.volume.content import content_of, object_lock, stamp_of
@@ -98,7 +98,12 @@ class ConflictKeeper:
                 else:
                     await self._tell(ForgetForsaken(item.volume, item.ino))
             except OSError as error:
-                log.error("what this server alone had of inode %d on volume %d is not kept yet: %s", item.ino, item.volume, error)
+                log.error(
+                    "what this server alone had of inode %d on volume %d is not kept yet: %s",
+                    item.ino,
+                    item.volume,
+                    error_text(error),
+                )
                 return False
         return True
 

@@ -15,7 +15,7 @@ import trio
 from agent.loop import Outcome
 from cluster.config import ServerConfig
 from cluster.mounted import uppermost
-from cluster.mountpoint import detach_by_force
+from cluster.mountpoint import abort, detach_by_force
 from cluster.process_table import has_dead_leader
 from cluster.runtime import MOUNT_LOCKS, holder_of, mount_lock
 
@@ -50,6 +50,9 @@ class DeadMount:
         log.error("the process of the mount at %s was killed and cannot end: detaching it", self._mountpoint)
         try:
             detach_by_force(self._mountpoint)
+        except PermissionError:
+            # Its unit keeps it from unmounting (docs/operations.md). The process ends all the same, and its own unit does that.
+            abort(mounted.device)
         except OSError as error:
             if error.errno != errno.EINVAL:  # somebody else was faster
                 raise

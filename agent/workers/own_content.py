@@ -6,14 +6,13 @@ anybody wrote; any other block that the file does not have in the same place may
 
 import os
 
-import msgspec
-
 from agent.copying.peers import PeerChannels, VolumeDirectory
-from agent.copying.tokens import MANAGER_TIMEOUT_S
+from agent.copying.tokens import MANAGER_TIMEOUT_S, ReadTokens
 from agent.objects.disk_batches import DiskWork
 from cluster.errors import GodwitError
-from cluster.messages import AskLeases, Locate, Opened, ReadObject
+from cluster.messages import Locate, Opened, ReadObject
 from cluster.rpc.session import ManagerSession
+from cluster.rpc.wire import AgentAt
 
 STEP_BYTES = 1024 * 1024  # of one read here and there
 BLOCK_BYTES = 4096  # what a loss of power takes: pages, not bytes
@@ -36,6 +35,7 @@ class Comparer:
 
     def __init__(self, session: ManagerSession, directory: VolumeDirectory, channels: PeerChannels) -> None:
         self._session = session
+        self._tokens = ReadTokens(session)
         self._directory = directory
         self._channels = channels
 
@@ -72,8 +72,8 @@ class Comparer:
         raise failure
 
     async def _exchange(self, request: ReadObject) -> bytes:
-        (token,) = (await self._session.call(AskLeases([request.ino]), timeout_s=MANAGER_TIMEOUT_S)).tokens
+        request = await self._tokens.renewed(request)
         volume = await self._directory.find(request.volume)
-        channel = await self._channels.shared(volume.address)
-        answer = await channel.exchange(msgspec.structs.replace(request, token=token), timeout_s=READ_TIMEOUT_S)
+        channel = await self._channels.shared(AgentAt.of(volume))
+        answer = await channel.exchange(request, timeout_s=READ_TIMEOUT_S)
         return bytes(answer.body)

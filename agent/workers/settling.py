@@ -11,11 +11,12 @@ import trio
 
 from agent.loop import Outcome
 from agent.volumes.volume import LocalVolume, VolumeTable
-from cluster.errors import GodwitError, Refused
+from agent.workers.dead_journals import DeadJournals
+from cluster.errors import GodwitError, Refused, error_text
 from cluster.messages import BeginCommit, Begun, GetAttr, ListUnsettled, Node, Operation
 from cluster.rpc.session import ManagerSession
 from cluster.volume.content import commit_object, object_lock
-from cluster.volume.fence import fence, lift
+from cluster.volume.fence import fence, is_fenced, lift
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,17 @@ class Settler:
 
     name = "settler"
 
-    def __init__(self, volumes: VolumeTable, session: ManagerSession) -> None:
+    def __init__(self, volumes: VolumeTable, session: ManagerSession, journals: DeadJournals) -> None:
         self._volumes = volumes
         self._session = session
+        self._journals = journals
         self._known_problems: dict[int, str] = {}  # by inode, of the last pass
         self._unfenced: set[int] = set()  # volumes whose file system has no fence, which is said once
 
     async def run_once(self) -> Outcome:
         unsettled = await self._session.call(ListUnsettled(LIMIT), timeout_s=MANAGER_TIMEOUT_S)
+        # Changes that their mount had made before come first: a commit makes a version that they do not expect.
+        await self._journals.send()
         slots = trio.Semaphore(AT_ONCE)
         problems: dict[int, str] = {}
 
@@ -66,7 +70,8 @@ class Settler:
                 # A mount may have committed while the lock was waited for.
                 begun = await self._session.call(BeginCommit(ino), timeout_s=MANAGER_TIMEOUT_S)
                 node = begun.node
-                if node.dirty and node.home_volume == volume.number:
+                # Somebody may have opened it for writing since it was listed: a fence would stop him.
+                if node.dirty and node.home_volume == volume.number and not begun.written:
                     await self._commit(descriptor, volume, begun)
             return ""
         except FileNotFoundError:
@@ -74,11 +79,12 @@ class Settler:
         except Refused as error:
             return "" if error.errno == errno.ENOENT else str(error)
         except (GodwitError, OSError) as error:
-            return str(error)
+            return error_text(error)
 
     async def _commit(self, descriptor: int, volume: LocalVolume, begun: Begun) -> None:
         # The fence before the commit takes the stamp: it moves the ctime, and ends what a stopped mount could still write.
-        fenced = not begun.orderly and await trio.to_thread.run_sync(fence, descriptor)
+        # One that closed the file in order may have set it, too, when its lease had ended: then its own commit was refused.
+        fenced = is_fenced(descriptor) if begun.orderly else await trio.to_thread.run_sync(fence, descriptor)
         if not begun.orderly and not fenced and volume.number not in self._unfenced:
             self._unfenced.add(volume.number)
             log.warning("%s has no immutable flag: a mount that was stopped while it wrote may write late", volume.layout.root)

@@ -14,10 +14,12 @@ import trio
 from cluster.catalog_point import CatalogPoint
 from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Fenced, NotManager, Refused, refused
+from cluster.leases import LeaseKeys
 from cluster.messages import (
     MANAGER_UNION,
     Applied,
     Apply,
+    ApplyRecords,
     AskLeases,
     Beat,
     BeginCommit,
@@ -25,6 +27,7 @@ from cluster.messages import (
     ClaimTasks,
     Commit,
     Content,
+    Create,
     Damage,
     Described,
     Done,
@@ -56,6 +59,7 @@ from cluster.messages import (
     Operation,
     Ping,
     Pong,
+    RecordsApplied,
     Registered,
     RegisterVolumes,
     Replica,
@@ -74,7 +78,8 @@ from cluster.messages import (
     Welcome,
 )
 from cluster.rpc.serving import Handler, SendReply, listen
-from tests.agent.tokens import token_for
+from tests.agent.tokens import SECRET, token_for
+from tests.support.trust import credentials
 
 
 def regular_file(ino: int, home_volume: int, **changes: Any) -> Node:
@@ -93,6 +98,8 @@ class FakeManager:
         self.address = address
         self.nodes: dict[int, Node] = {}
         self.unsettled: set[int] = set()
+        self.orderly: set[int] = set()  # inodes whose last writer has closed them
+        self.written: set[int] = set()  # inodes that somebody has open for writing
         self.strays: set[int] = set()
         self.abandoned: dict[int, ForsakenObject] = {}
         self.named: dict[int, tuple[int, Content]] = {}
@@ -103,6 +110,8 @@ class FakeManager:
         self.extended: list[int] = []
         self.reports: list[TaskReport] = []
         self.commits: list[Commit] = []
+        self.journals: list[ApplyRecords] = []  # what was sent of dead mounts
+        self.hold_journals = False
         self.stray_questions: list[int] = []
         self.hold_reports = False
         self.hold_stray_answers = False
@@ -125,6 +134,9 @@ class FakeManager:
         self.point = CatalogPoint("fake", 1, 1)
         self.replicas: dict[int, dict[int, ReplicaState]] = {}
         self.listed: list[ListReplicas] = []
+        self.hold_listing: Callable[[ListReplicas], bool] = lambda _request: False
+        self.held_answers: list[ListHeld] = []
+        self.hold_held = False
         self.on_list: Callable[[ListReplicas], None] = lambda _request: None
         self._changed = trio.Event()
         self._claim_numbers = itertools.count(1)
@@ -133,7 +145,14 @@ class FakeManager:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         decoder: Decode[Any] = from_msgpack(MANAGER_UNION)
-        await listen(self.address, decoder, lambda _peer: _Connection(self), task_status=task_status)
+        await listen(
+            self.address, decoder, lambda _peer: _Connection(self), credentials("s1", "manager"), task_status=task_status
+        )
+
+    def pass_for(self, ino: int, volume: int, holder: str) -> bytes:
+        """A token of *holder* for the agent that has the volume."""
+        (server,) = (known.server for known in self.volumes.values() if known.volume == volume)
+        return token_for(ino, term=self.term, access_s=self.access_s, server=server, holder=holder)
 
     def notify(self) -> None:
         """Wakes who waits for something to change."""
@@ -222,34 +241,54 @@ class FakeManager:
             await self._changed.wait()
         return Inodes([ino for ino in request.inodes if ino in self.strays])
 
-    def list_replicas(self, request: ListReplicas) -> ReplicaStates:
+    async def list_replicas(self, request: ListReplicas) -> ReplicaStates:
+        self.listed.append(request)
+        self.on_list(request)
+        while self.hold_listing(request):
+            await self._changed.wait()
         found = sorted(ino for ino in self.replicas.get(request.volume, {}) if ino > request.after)[: request.limit]
         return ReplicaStates([self.replicas[request.volume][ino] for ino in found])
 
     def note_damage(self, request: ReportDamage) -> Damage:
         row = self.replicas[request.volume][request.ino]
-        assert (row.version, row.stamp) == (request.version, request.stamp)
+        # As the real one: what was reported is of another content than the catalog means by now.
+        if (row.version, row.stamp) != (request.version, request.stamp):
+            return Damage(pending=False)
         changes = {"fault": request.fault, "task": "" if row.is_home else "copy", "is_home": row.is_home and not row.others}
         self.replicas[request.volume][request.ino] = msgspec.structs.replace(row, **changes)
         return Damage(pending=False)
 
     def _restamp_row(self, request: Restamp) -> Done:
         row = self.replicas[request.volume][request.ino]
-        assert (row.version, row.stamp) == (request.version, request.stamp)
+        if (row.version, row.stamp) != (request.version, request.stamp):
+            return Done()
         self.replicas[request.volume][request.ino] = msgspec.structs.replace(row, stamp=request.found, fault="")
         return Done()
 
-    def held(self, request: ListHeld) -> HeldObjects:
-        """The homes' objects of files that are clean."""
+    async def list_held(self, request: ListHeld) -> HeldObjects:
+        """Of the files that have a row in `replicas` what that says, and the homes' objects of others that are clean."""
+        answer = self._all_held(request)
+        # Held up when it is known, so that it is out of date when it is sent.
+        while self.hold_held:
+            await self._changed.wait()
+        self.held_answers.append(request)
+        self.notify()
+        return answer
+
+    def _all_held(self, request: ListHeld) -> HeldObjects:
         nodes = [node for ino, node in sorted(self.nodes.items()) if ino > request.after][: request.limit]
-        held = [
-            HeldObject(
-                node.ino, node.version, self.stamp(node.ino), self.checksums.get(node.ino, b""), self.damage.get(node.ino, "")
-            )
-            for node in nodes
-            if node.home_volume == request.volume and node.version and not node.dirty
-        ]
-        return HeldObjects(held, nodes[-1].ino if len(nodes) == request.limit else 0)
+        held = [self._held(node, request.volume) for node in nodes if node.version]
+        return HeldObjects([item for item in held if item is not None], nodes[-1].ino if len(nodes) == request.limit else 0)
+
+    def _held(self, node: Node, volume: int) -> HeldObject | None:
+        ino = node.ino
+        row = self.replicas.get(volume, {}).get(ino)
+        if row is not None:
+            is_committed = row.version == row.wanted and row.stamp is not None and not (row.dirty and row.is_home)
+            return HeldObject(ino, row.version, row.stamp, row.checksum, row.fault) if row.stamp and is_committed else None
+        if node.home_volume != volume or node.dirty:
+            return None
+        return HeldObject(ino, node.version, self.stamp(ino), self.checksums.get(ino, b""), self.damage.get(ino, ""))
 
     def report_damage(self, request: ReportDamage) -> Damage:
         if request.ino in self.replicas.get(request.volume, {}):
@@ -292,6 +331,16 @@ class FakeManager:
             self._replies[key] = Applied([self._apply_one(operation) for operation in request.operations])
             self.notify()
         return self._replies[key]
+
+    async def apply_records(self, request: ApplyRecords) -> RecordsApplied:
+        """What a journal made is no stray any more."""
+        self.journals.append(request)
+        self.notify()
+        while self.hold_journals:
+            await self._changed.wait()
+        made = {record.operation.ino for record in request.records if isinstance(record.operation, Create)}
+        self.strays -= made
+        return RecordsApplied(request.first + len(request.records) - 1)
 
     def _apply_one(self, operation: Operation) -> Node:
         if isinstance(operation, Commit):
@@ -363,13 +412,14 @@ class _Connection(Handler):
                 self._server, self._session = request.server, request.session
                 manager.return_claims(request.server)
                 welcome = Welcome(manager.term, "fake", manager.session_timeout_s, [], time.monotonic())
-                return msgspec.structs.replace(welcome, managers=manager.candidates, point=manager.point)
+                key = LeaseKeys(SECRET).key_of(request.server)
+                return msgspec.structs.replace(welcome, managers=manager.candidates, point=manager.point, lease_key=key)
             case Ping():
                 return Pong("fake", manager.term, True, manager.address)
             case Heartbeat():
                 return Beat(manager.term, time.monotonic())
             case AskLeases():
-                return LeaseTokens([token_for(ino, term=manager.term, access_s=manager.access_s) for ino in request.inodes])
+                return LeaseTokens([manager.pass_for(ino, request.volume, self._server) for ino in request.inodes])
             case RegisterVolumes():
                 return manager.register(self._server, request)
             case ListVolumes():
@@ -384,10 +434,13 @@ class _Connection(Handler):
                 return await manager.report(request)
             case Apply():
                 return manager.apply(self._session, request)
+            case ApplyRecords():
+                return await manager.apply_records(request)
             case GetAttr():
                 return Described(manager.node(request.ino))
             case BeginCommit():
-                return Begun(manager.node(request.ino), 0)
+                written, orderly = request.ino in manager.written, request.ino in manager.orderly
+                return Begun(manager.node(request.ino), 0, written=written, orderly=orderly)
             case ListUnsettled():
                 return Inodes(sorted(manager.unsettled)[: request.limit])
             case ListForsaken():
@@ -395,11 +448,9 @@ class _Connection(Handler):
             case KeepForsaken() | NameForsaken() | ForgetForsaken():
                 return await manager.resolve_abandoned(request)
             case ListReplicas():
-                manager.listed.append(request)
-                manager.on_list(request)
-                return manager.list_replicas(request)
+                return await manager.list_replicas(request)
             case ListHeld():
-                return manager.held(request)
+                return await manager.list_held(request)
             case ReportDamage():
                 return manager.report_damage(request)
             case Restamp():

@@ -5,21 +5,27 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import trio
 from blake3 import blake3
 
 from agent.main import Agent, Pace, serve_agent
+from agent.serving.routes import ROUTES
 from agent.volumes.volume import LocalVolume, open_volume
 from cluster.config import AgentConfig, ManagerConfig, MountConfig, ServerConfig
-from cluster.messages import PROTOCOL, CommitObject, CreateObject, Greeting, Node, Replica, Stamp, TaskOperation, WriteObject
-from cluster.rpc.connection import Channel, connect
+from cluster.messages import CommitObject, CreateObject, Node, Replica, Request, Stamp, TaskOperation, WriteObject
+from cluster.rpc.connection import Answer, Channel, connect
+from cluster.rpc.wire import Party
+from cluster.trust.identity import Role
 from cluster.volume.content import stamp_of
 from cluster.volume.layout import ObjectRecord, VolumeLayout, read_record
 from tests.agent.fakemanager import FakeManager, regular_file
-from tests.agent.tokens import SECRET, token_for
+from tests.agent.tokens import token_for
+from tests.support.trust import credentials, trust_of
+
+R = TypeVar("R")
 
 TIMEOUT_S = 10.0
 QUICK = Pace(idle_s=0.1, room_s=0.1, trash_s=0.1, refused_s=0.1)
@@ -70,6 +76,40 @@ class RunningAgent:
         await self.ended.wait()
 
 
+class Somebody:
+    """Asks an agent: each request as somebody of s9 whose role may ask it."""
+
+    def __init__(self, address: str, nursery: trio.Nursery) -> None:
+        self.peer = address
+        self._nursery = nursery
+        self._channels: dict[Role, Channel] = {}
+
+    async def as_(self, role: Role) -> Channel:
+        channel = self._channels.get(role)
+        if channel is None or channel.broken.is_set():
+            who = credentials("s9", role)
+            channel = self._channels[role] = await connect(self.peer, self._nursery, who, Party(Role.AGENT), timeout_s=TIMEOUT_S)
+        return channel
+
+    async def call(self, request: Request[R], *, timeout_s: float, body: bytes = b"") -> R:
+        return await (await self._for(request)).call(request, timeout_s=timeout_s, body=body)
+
+    async def exchange(self, request: Request[Any], **options: Any) -> Answer:
+        return await (await self._for(request)).exchange(request, **options)
+
+    @asynccontextmanager
+    async def open_stream(self, request: Request[Any]) -> AsyncIterator[AsyncIterator[Answer]]:
+        async with (await self._for(request)).open_stream(request) as replies:
+            yield replies
+
+    async def _for(self, request: Request[Any]) -> Channel:
+        return await self.as_(min(ROUTES[type(request)], key=list(Role).index))  # type: ignore[index]
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+
 class Network:
     """What a test works with."""
 
@@ -85,12 +125,12 @@ class Network:
         return ServerConfig(
             cluster="test",
             server=server,
-            secret=SECRET,
             managers=[self.manager.address],
             manager=ManagerConfig(listen=self.manager.address, database="sqlite://"),
             agent=AgentConfig(listen=free_address(), volumes=roots, **settings),
             mount=MountConfig(mountpoint="/mnt/nowhere"),
             state=str(self.folder / f"{server}.state"),
+            trust=trust_of(server),
         )
 
     async def start(self, server: str, **settings: Any) -> RunningAgent:
@@ -110,9 +150,9 @@ class Network:
         await self.manager.wait_for(registered, "registration")
         return running
 
-    async def channel(self, server: str) -> Channel:
+    async def channel(self, server: str) -> Somebody:
         address = self.agents[server].config.agent.listen
-        return await connect(address, self.nursery, timeout_s=TIMEOUT_S, greeting=Greeting(PROTOCOL, "test", "s9", "mount"))
+        return Somebody(address, self.nursery)
 
     async def file(self, server: str, ino: int, content: bytes, *, dirty: bool = False) -> Node:
         """A committed file whose home is *server*, written through its agent."""
@@ -122,8 +162,10 @@ class Network:
         await channel.call(CreateObject(ino, volume), timeout_s=TIMEOUT_S)
         for offset in range(0, len(content), 1 << 20):
             part = content[offset : offset + (1 << 20)]
-            await channel.call(WriteObject(ino, volume, token_for(ino), offset), body=part, timeout_s=TIMEOUT_S)
-        node = await channel.call(CommitObject(ino, volume, token_for(ino), final=not dirty), timeout_s=TIMEOUT_S)
+            request = WriteObject(ino, volume, token_for(ino, server=server), offset)
+            await channel.call(request, body=part, timeout_s=TIMEOUT_S)
+        token = token_for(ino, server=server)
+        node = await channel.call(CommitObject(ino, volume, token, final=not dirty), timeout_s=TIMEOUT_S)
         channel.close()
         return node
 
@@ -188,3 +230,9 @@ def digest(content: bytes) -> bytes:
 
 def with_epoch(node: Node, epoch: int) -> Node:
     return msgspec.structs.replace(node, home_epoch=epoch)
+
+
+def put_object(layout: VolumeLayout, ino: int, content: bytes = b"content") -> None:
+    """An object that says nothing of itself."""
+    with os.fdopen(layout.create_object(ino), "wb") as file:
+        file.write(content)

@@ -5,16 +5,20 @@ import trio
 from cluster.rpc.wire import parse_address
 from tests.agent.network import Network, free_address
 
+HANDSHAKE = 22  # type of a TLS record
 RELAYED_AT_ONCE = 256 * 1024
 
 
 class Relay:
-    """`sent` is how many bytes came from the agent; what it sends is held up by `delay_s` each time that somebody connects."""
+    """`sent` is how many bytes came from the agent; what it sends first after the handshake is held up by `delay_s`
+    on each connection. `seen` is what went by, `alters` what is changed in it."""
 
     def __init__(self, target: str) -> None:
         self.address = free_address()
         self.sent = 0
         self.delay_s = 0.0
+        self.seen = bytearray()
+        self.alters: tuple[bytes, bytes] = (b"", b"")
         self._target = parse_address(target)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -26,9 +30,15 @@ class Relay:
     async def _relay(self, asker: trio.SocketStream) -> None:
         async with await trio.open_tcp_stream(*self._target) as agent, trio.open_nursery() as nursery:
             nursery.start_soon(_forward, asker, agent)
-            await trio.sleep(self.delay_s)
+            is_held_up = False
             while data := await _received(agent):
                 self.sent += len(data)
+                self.seen += data
+                if self.alters[0]:
+                    data = data.replace(*self.alters)
+                if not is_held_up and data[0] != HANDSHAKE:
+                    is_held_up = True
+                    await trio.sleep(self.delay_s)
                 try:
                     await asker.send_all(data)
                 except trio.BrokenResourceError:

@@ -73,7 +73,8 @@ async def test_writes_take_the_room_of_the_trash_and_then_say_that_it_is_full(ne
     while problem is None:
         assert written <= 8 * MIB
         try:
-            reply = await channel.call(WriteObject(7, volume, token_for(7), written), body=os.urandom(MIB), timeout_s=TIMEOUT_S)
+            request = WriteObject(7, volume, token_for(7, server="s2"), written)
+            reply = await channel.call(request, body=os.urandom(MIB), timeout_s=TIMEOUT_S)
             written += reply.count
         except NoSpace as error:
             problem = error
@@ -87,9 +88,9 @@ async def test_what_cannot_be_allocated_takes_the_room_of_the_trash_or_is_refuse
     channel = await net.channel("s2")
     fill(net, "3.9999999999999999999", 5 * MIB)
     await channel.call(CreateObject(7, volume), timeout_s=TIMEOUT_S)
-    await channel.call(WriteObject(7, volume, token_for(7), 0), body=b"content", timeout_s=TIMEOUT_S)
-    await channel.call(AllocateObject(7, volume, token_for(7), 0, 0, 6 * MIB), timeout_s=TIMEOUT_S)
+    await channel.call(WriteObject(7, volume, token_for(7, server="s2"), 0), body=b"content", timeout_s=TIMEOUT_S)
+    await channel.call(AllocateObject(7, volume, token_for(7, server="s2"), 0, 0, 6 * MIB), timeout_s=TIMEOUT_S)
     with pytest.raises(NoSpace) as problem:
-        await channel.call(AllocateObject(7, volume, token_for(7), 0, 0, 9 * MIB), timeout_s=TIMEOUT_S)
+        await channel.call(AllocateObject(7, volume, token_for(7, server="s2"), 0, 0, 9 * MIB), timeout_s=TIMEOUT_S)
     assert problem.value.errno == 28
     assert net.content("s2", 7) == b"content" + bytes(6 * MIB - 7)

@@ -77,6 +77,32 @@ async def test_holders_of_a_key_follow_one_another_and_leave_no_trace() -> None:
     assert len(locks) == 0
 
 
+@pytest.mark.usefixtures("autojump_clock")
+async def test_keys_that_nobody_holds_are_held_together_and_others_follow() -> None:
+    locks: KeyedLocks[int] = KeyedLocks()
+    order: list[str] = []
+
+    async def hold(key: int, name: str) -> None:
+        async with locks.hold(key):
+            order.append(name)
+            await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, 1, "before")
+        await trio.testing.wait_all_tasks_blocked()
+        with locks.hold_free([1, 2, 3]) as held:
+            assert held == [2, 3]
+            nursery.start_soon(hold, 2, "after")
+            await trio.testing.wait_all_tasks_blocked()
+            with locks.hold_free([2, 3, 4]) as others:
+                assert others == [4]
+            await trio.sleep(5)
+            order.append("together")
+            assert len(locks) == 2
+    assert order == ["before", "together", "after"]
+    assert len(locks) == 0
+
+
 async def test_a_batch_gathers_while_another_is_under_way() -> None:
     sizes: list[int] = []
 
@@ -164,13 +190,13 @@ async def test_reports_go_together_unless_nobody_else_is_coming() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reporter.run)
         began_s = trio.current_time()
-        await reporter.deliver(TaskReport(1, 1, "done"), at_most=1)
+        await reporter.deliver([TaskReport(1, 1, "done")], at_most=1)
         assert trio.current_time() == began_s
         async with trio.open_nursery() as tasks:
             for task in (2, 3):
-                tasks.start_soon(partial(reporter.deliver, TaskReport(task, 1, "done"), at_most=2))
+                tasks.start_soon(partial(reporter.deliver, [TaskReport(task, 1, "done")], at_most=2))
         assert trio.current_time() == began_s
-        await reporter.deliver(TaskReport(4, 1, "done"), at_most=2)
+        await reporter.deliver([TaskReport(4, 1, "done"), TaskReport(5, 1, "done")], at_most=3)
         assert trio.current_time() > began_s
         nursery.cancel_scope.cancel()
-    assert [sorted(tasks) for tasks in sent] == [[1], [2, 3], [4]]
+    assert [sorted(tasks) for tasks in sent] == [[1], [2, 3], [4, 5]]

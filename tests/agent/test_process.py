@@ -13,8 +13,10 @@ import trio
 from cluster.config import ServerConfig, dump_config
 from cluster.messages import StatObject
 from cluster.rpc.connection import connect
+from cluster.rpc.wire import ANYBODY
 from tests.agent.network import TIMEOUT_S, Network, RunningAgent, make_volumes, network
 from tests.agent.tokens import token_for
+from tests.support.trust import credentials
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -92,7 +94,7 @@ async def test_without_a_manager_it_says_so_and_goes_on(net: Network) -> None:
         with trio.fail_after(TIMEOUT_S):
             while "numbers" not in problem:
                 try:
-                    channel = await connect(config.agent.listen, net.nursery, timeout_s=1)
+                    channel = await connect(config.agent.listen, net.nursery, credentials("s9", "mount"), ANYBODY, timeout_s=1)
                     await channel.call(StatObject(7, 1, token_for(7)), timeout_s=TIMEOUT_S)
                 except Exception as error:
                     problem = str(error)

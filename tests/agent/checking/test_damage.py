@@ -8,16 +8,19 @@ import pytest
 import trio
 
 from agent.checking.damage import Examiner, lacking
+from agent.checking.repair import Mender
+from agent.keyed_locks import KeyedLocks
 from agent.objects.disk_batches import DiskWork
-from agent.objects.open_objects import ObjectKey
+from agent.objects.open_objects import ObjectKey, OpenObjects
 from agent.workers.own_content import has_own_block
 from cluster.errors import Corrupt, Fenced, Unavailable
-from cluster.leases import READ, LeaseToken, Sealer
+from cluster.leases import READ, LeaseKeys, LeaseToken
 from cluster.messages import MISSING, Data, ExamineObject, HeldObject, ReadObject, Stamp, StatObject
 from cluster.rpc.session import ManagerSession
 from cluster.volume.fence import despite_fence
 from tests.agent.network import Network, digest
 from tests.agent.tokens import SECRET, token_for
+from tests.support.trust import credentials
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -57,8 +60,8 @@ def clean_token(net: Network, ino: int) -> bytes:
     node = net.manager.nodes[ino]
     volume, epoch, ctime_ns = node.home_volume, node.home_epoch, node.object_ctime_ns
     issued_s = time.monotonic()
-    token = LeaseToken(1, ino, READ, "s9", volume, "h:1", node.version, epoch, 1, 60.0, issued_s, ctime_ns, node.size)
-    return Sealer(SECRET).seal(token)
+    token = LeaseToken(1, ino, READ, "s9", volume, "h:1", node.version, epoch, 1, 60.0, issued_s, ctime_ns, node.size, "s1")
+    return LeaseKeys(SECRET).seal(token)
 
 
 def cut(net: Network, ino: int) -> None:
@@ -120,8 +123,11 @@ async def test_an_examination_that_fails_unexpectedly_ends_nobody_else(caplog: p
         raise ValueError(f"volume {volume} is odd")
 
     async with trio.open_nursery() as nursery:
-        session = ManagerSession(managers=[], cluster="test", server="s1", role="agent")
-        examiner = Examiner(works=broken, session=session, nursery=nursery, on_damage=lambda: None)
+        session = ManagerSession(managers=[], credentials=credentials("s1", "agent"))
+        mender = Mender(broken, session, OpenObjects(1))
+        examiner = Examiner(
+            works=broken, session=session, locks=KeyedLocks(), mender=mender, nursery=nursery, on_damage=lambda: None
+        )
         with pytest.raises(Unavailable, match="see the log of its agent"):
             await examiner.examine(ObjectKey(3, 7))
     assert "volume 3 is odd" in caplog.text

@@ -3,18 +3,31 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from cluster.catalog_point import CatalogPoint
 from cluster.clock import file_time_ns
-from cluster.errors import Refused
-from cluster.messages import CheckProgress, CheckVolumes, Done, Finding, ListReplicas, ReplicaState, Stamp
-from cluster.rpc.connection import Channel
+from cluster.errors import Corrupt, Refused, Unavailable
+from cluster.messages import (
+    MISSING,
+    CheckProgress,
+    CheckVolumes,
+    Done,
+    ExamineObject,
+    Finding,
+    ListReplicas,
+    ReplicaState,
+    Stamp,
+)
 from cluster.volume.content import stamp_of
-from tests.agent.network import TIMEOUT_S, Network, RunningAgent, digest, network
+from cluster.volume.layout import read_record, write_record
+from tests.agent.network import TIMEOUT_S, Network, RunningAgent, Somebody, digest, network, put_object
+from tests.agent.tokens import token_for
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -66,7 +79,7 @@ class Scene:
         return {item.ino: (item.kind, item.outcome) for item in await self.check(repair=repair, deep=deep)}
 
 
-async def findings_of(channel: Channel, request: CheckVolumes) -> list[Finding]:
+async def findings_of(channel: Somebody, request: CheckVolumes) -> list[Finding]:
     found: list[Finding] = []
     async with channel.open_stream(request) as replies:
         async for answer in replies:
@@ -211,7 +224,7 @@ async def test_objects_that_are_unknown_are_set_aside_unless_they_are_many(tmp_p
         assert sorted(path.name.partition(".")[0] for path in here.layout.unknown.iterdir()) == ["2000", "2001"]
         many = set(range(3000, 3040))
         for ino in many:
-            os.close(here.layout.create_object(ino))
+            put_object(here.layout, ino)
         here.net.manager.strays = many
         found = await here.check(repair=True)
         assert {item.ino for item in found} == many
@@ -237,16 +250,74 @@ async def test_one_check_at_a_time_and_only_of_the_server_that_is_meant(tmp_path
                     break
 
 
+@pytest.mark.parametrize("first", ["comparison", "review"])
 async def test_an_agent_repairs_of_its_own_accord_when_the_catalog_was_brought_back(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    first: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Whichever of the two workers that look for what is missing comes first."""
     async with scene(tmp_path) as here:
         path = await here.file(2000)
         here.set_aside(path, "trash")
         compared = Path(here.running.config.state) / "catalog-compared.json"
         await here.net.manager.wait_for(compared.exists, "the generation is remembered")
         await here.running.stop()
-        here.net.manager.point = CatalogPoint("fake", 2, 7)
+        manager = here.net.manager
+        manager.point = CatalogPoint("fake", 2, 7)
+        # A page is for a comparison, one replica for whoever repairs it.
+        manager.hold_listing = lambda request: first == "review" and request.limit > 1
+        manager.hold_held = first == "comparison"
         await here.net.start_with(here.running.config)
-        await here.net.manager.wait_for(path.exists, "it is back")
-        await here.net.manager.wait_for(lambda: "inode 2000 on volume 1 is missing: brought back" in caplog.text, "it says so")
+        await manager.wait_for(path.exists, "it is back")
+        await manager.wait_for(lambda: here.rows[2000].stamp == stamp_of(path.stat()), "the catalog knows its new stamp")
+        answered = len(manager.held_answers)
+        manager.hold_listing, manager.hold_held = lambda _request: False, False
+        manager.notify()
+        await manager.wait_for(lambda: '"generation":2' in compared.read_text(), "it was compared")
+        # Of the list, which shows the object's old stamp if it was held up, and then of this object.
+        await manager.wait_for(lambda: first == "review" or len(manager.held_answers) >= answered + 2, "it was reviewed")
+        assert "inode 2000 on volume 1 was missing and is brought back" in caplog.text
+        assert (here.rows[2000].fault, here.rows[2000].is_home) == ("", True)
+
+
+async def test_damage_is_not_reported_while_a_repair_holds_the_object_and_is_afterwards(tmp_path: Path) -> None:
+    async with scene(tmp_path) as here:
+        manager, path = here.net.manager, await here.file(2000, others=0)
+        path.unlink()
+        manager.hold_listing = lambda request: request.limit == 1
+        held = here.set_aside(await here.file(2001), "trash")
+        channel = await here.net.channel("s1")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(here.check, repair=False))
+            await manager.wait_for(lambda: manager.listed and manager.listed[-1].limit == 1, "the check has the lock")
+            with pytest.raises(Unavailable, match="inode 2000 on volume 1 is being worked on"):
+                await channel.call(ExamineObject(2000, here.volume, token_for(2000)), timeout_s=TIMEOUT_S)
+            assert here.rows[2000].fault == ""
+            manager.hold_listing = lambda _request: False
+            manager.notify()
+            await manager.wait_for(lambda: here.rows[2000].fault == MISSING, "it is looked at again, unasked")
+        assert held.exists(), "nobody has asked for this one"
+        await channel.call(ExamineObject(2001, here.volume, token_for(2001)), timeout_s=TIMEOUT_S)
+        assert (held.exists(), here.rows[2001].fault) == (False, "")
+        channel.close()
+
+
+async def test_what_was_set_aside_since_it_rots_does_not_come_back(tmp_path: Path) -> None:
+    """The catalog has no digest, and the rot has changed neither size nor times: the object's own record tells."""
+    async with scene(tmp_path) as here:
+        kept = [await here.file(ino, home=False) for ino in (2000, 2001)]
+        for number, path in enumerate(kept):
+            times = path.stat()
+            with path.open("r+b") as file:
+                file.write(b"rot")
+                record = read_record(file.fileno())
+                assert record is not None
+                write_record(file.fileno(), msgspec.structs.replace(record, checksum=digest(CONTENT).hex()))
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            kept[number] = here.set_aside(path, "unknown")
+        channel = await here.net.channel("s1")
+        with pytest.raises(Corrupt, match=MISSING):
+            await channel.call(ExamineObject(2000, here.volume, token_for(2000)), timeout_s=TIMEOUT_S)
+        channel.close()
+        assert await here.outcomes() == {2001: ("missing", "mended")}, "a copy of the first is to be made already"
+        assert all(path.exists() for path in kept)
+        assert {row.fault for row in here.rows.values()} == {MISSING}

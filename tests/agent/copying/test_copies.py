@@ -1,17 +1,24 @@
 """The target's side: tasks from the queue become verified, durable objects, or reports that say why not."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
+from blake3 import blake3
 
 from agent.copying.pulls import SMALL_BYTES
 from agent.copying.tasks import is_small
+from agent.objects.reading import CHUNK_BYTES
 from cluster.messages import Replica, Stamp, Task, TaskOperation, WriteObject
+from cluster.volume.extents import allocate
+from cluster.volume.fence import despite_fence
 from tests.agent.network import TIMEOUT_S, Network, digest, free_address, record_of, stamp_at
+from tests.agent.relay import relay_to
 from tests.agent.tokens import token_for
+from tests.support.acting import KEEP_SIZE, PUNCH_HOLE
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -68,6 +75,72 @@ async def test_holes_stay_holes(net: Network) -> None:
     assert report.outcome == "done"
     assert net.content("s2", 7) == net.content("s1", 7)
     assert os.stat(net.path("s2", 7)).st_blocks * 512 < 200_000
+
+
+SPARSE_BYTES = 300 * 1024 * 1024 + 1
+PIECES = {0: b"at the beginning", 70_000_000: os.urandom(3_000_000), SPARSE_BYTES - 5: b"end"}
+
+
+async def sparse_file(net: Network, pieces: dict[int, bytes]) -> None:
+    """A file of s1 with these pieces at their offsets, and holes around them."""
+    await net.file("s1", 7, b"")
+    with open(net.path("s1", 7), "r+b") as file:
+        file.truncate(SPARSE_BYTES)
+        for offset, piece in pieces.items():
+            os.pwrite(file.fileno(), piece, offset)
+    net.manager.nodes[7] = msgspec.structs.replace(net.manager.nodes[7], dirty=True)
+    net.manager.unsettled.add(7)
+    await net.manager.wait_for(lambda: not net.manager.nodes[7].dirty, "settled")
+
+
+def assert_same_and_sparse(path: str, original: str) -> None:
+    subprocess.run(["cmp", path, original], check=True, timeout=60)
+    assert os.stat(path).st_blocks * 512 < 5_000_000
+
+
+@pytest.mark.parametrize("pieces", [PIECES, {}, {1: b"x"}], ids=["pieces", "nothing", "a beginning"])
+async def test_holes_are_not_sent(net: Network, pieces: dict[int, bytes]) -> None:
+    await two(net)
+    await sparse_file(net, pieces)
+    relay = await relay_to(net, "s1")
+    report = await net.manager.report_of(net.copy(7, "s1", "s2"))
+    with open(net.path("s1", 7), "rb") as file:
+        assert (report.outcome, report.checksum) == ("done", blake3(file.read()).digest())
+    assert_same_and_sparse(net.path("s2", 7), net.path("s1", 7))
+    assert relay.sent < 6 * CHUNK_BYTES + 100_000, "chunks with something in them"
+
+
+async def test_holes_that_an_older_version_has_too_are_not_sent(net: Network) -> None:
+    await two(net)
+    await sparse_file(net, PIECES)
+    assert (await net.manager.report_of(net.copy(7, "s1", "s2"))).outcome == "done"
+
+    def change() -> None:
+        """Something where there was a hole, a hole where there was something, and more of it at the end."""
+        with open(net.path("s1", 7), "r+b") as file:
+            os.pwrite(file.fileno(), b"new" * 100_000, 200_000_000)
+            allocate(file.fileno(), PUNCH_HOLE | KEEP_SIZE, 71_000_000, 1_000_000)
+            file.truncate(SPARSE_BYTES + 1_000_000)
+
+    despite_fence(net.path("s1", 7), change)
+    net.manager.nodes[7] = msgspec.structs.replace(net.manager.nodes[7], dirty=True)
+    net.manager.unsettled.add(7)
+    await net.manager.wait_for(lambda: net.manager.nodes[7].size == SPARSE_BYTES + 1_000_000, "settled")
+    relay = await relay_to(net, "s1")
+    assert (await net.manager.report_of(net.copy(7, "s1", "s2"))).outcome == "done"
+    assert_same_and_sparse(net.path("s2", 7), net.path("s1", 7))
+    assert relay.sent < 3_000_000
+
+
+async def test_holes_of_a_copy_on_the_same_server_stay_holes(net: Network) -> None:
+    await net.start_with(net.config("s1", volumes=[str(net.folder / "one"), str(net.folder / "two")]))
+    await sparse_file(net, PIECES)
+    node, other = net.manager.nodes[7], net.manager.volume_of("s1", 1)
+    sources = [Replica(node.home_volume, node.version, net.manager.stamp(7))]
+    task = net.manager.put("s1", TaskOperation.COPY, 7, other, node.version, sources=sources, size=node.size)
+    assert (await net.manager.report_of(task)).outcome == "done"
+    original, copy = (layout.object_path(7) for layout in net.agents["s1"].layouts)
+    assert_same_and_sparse(copy, original)
 
 
 async def test_many_small_copies(net: Network) -> None:

@@ -10,10 +10,9 @@ import pytest
 from cluster.errors import Refused
 from cluster.leases import READ
 from cluster.messages import AllocateObject, CommitObject, CopyObject, CreateObject, ReadObject, Request, SeekObject
-from cluster.rpc.connection import Channel
 from cluster.volume.extents import COPY_MAX_BYTES
 from tests.agent.fakemanager import regular_file
-from tests.agent.network import TIMEOUT_S, Network
+from tests.agent.network import TIMEOUT_S, Network, Somebody
 from tests.agent.tokens import token_for
 
 pytestmark = pytest.mark.deadline(60)
@@ -30,7 +29,7 @@ def copy_of(
     return CopyObject(ino, volume, own, offset, ReadObject(source, source_volume or volume, token, 0, length))
 
 
-async def started(net: Network) -> tuple[Channel, int]:
+async def started(net: Network) -> tuple[Somebody, int]:
     await net.start("s1")
     return await net.channel("s1"), net.manager.volume_of("s1")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,13 +14,12 @@ from cluster.decoding import Decode, from_msgpack
 from cluster.errors import Fenced, GodwitError, NotManager, ProtocolError, Refused, Unavailable
 from cluster.messages import (
     AGENT_UNION,
-    PROTOCOL,
     PULLED_MAX_BYTES,
     PULLS_MAX,
     Chunk,
     Done,
     Failure,
-    Greeting,
+    Hole,
     Pulled,
     PullEnd,
     PullHeader,
@@ -29,12 +29,12 @@ from cluster.messages import (
 from cluster.rpc.bulk import BulkConnection
 from cluster.rpc.connection import Answer, Channel, connect
 from cluster.rpc.serving import Handler, SendReply, listen
-from cluster.rpc.wire import connect_wire
+from cluster.rpc.wire import ANYBODY, AgentAt, connect_wire
 from tests.agent.network import TIMEOUT_S, free_address
+from tests.support.trust import credentials
 
 pytestmark = pytest.mark.deadline(60)
 
-GREETING = Greeting(PROTOCOL, "c", "s1", "agent")
 REQUEST = PullObject(7, 1, 1, Stamp(10, 0, 0), b"")
 END = PullEnd(b"digest")
 
@@ -68,8 +68,12 @@ async def channel_to(script: "Script | Source") -> AsyncIterator[Channel]:
     address = free_address()
     decoder: Decode[Any] = from_msgpack(AGENT_UNION)
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: source, task_status=task_status))
-        yield await connect(address, nursery, timeout_s=TIMEOUT_S)
+        await nursery.start(
+            lambda task_status: listen(
+                address, decoder, lambda _peer: source, credentials("s1", "agent"), task_status=task_status
+            )
+        )
+        yield await connect(address, nursery, credentials("s9", "agent"), ANYBODY, timeout_s=TIMEOUT_S)
         nursery.cancel_scope.cancel()
 
 
@@ -86,6 +90,17 @@ NONSENSE: list[Script] = [
     [HEADER, (Chunk(), b"x" * 10), (Chunk(), b"x")],
     [HEADER, HEADER],
     [HEADER, (Chunk(), b"x" * 9), (END, b"")],
+    [HEADER, (Hole(10), b""), (END, b"")],  # where none are taken
+]
+NONSENSE_WITH_HOLES: list[Script] = [
+    *NONSENSE[:-1],
+    [HEADER, (Hole(11), b""), (END, b"")],
+    [HEADER, (Hole(10), b"x" * 10), (END, b"")],
+    [HEADER, (Hole(0), b""), (Chunk(), b"x" * 10), (END, b"")],
+    [HEADER, (Hole(-1), b""), (Chunk(), b"x" * 10), (END, b"")],
+    [HEADER, (Hole(6), b""), (Chunk(), b"x" * 5), (END, b"")],
+    [HEADER, (Hole(9), b""), (END, b"")],
+    [(Hole(10), b""), (END, b"")],
 ]
 
 
@@ -104,7 +119,9 @@ NONSENSE_OF_MANY: list[tuple[Any, bytes]] = [
 async def received_small(script: Script, stall_s: float = STALL_S) -> SmallObject:
     async with channel_to(script) as channel, trio.open_nursery() as nursery:
         try:
-            return await SmallPulls(PeerChannels(nursery, GREETING), nursery, stall_s=stall_s).pull(channel.peer, REQUEST)
+            return await SmallPulls(PeerChannels(nursery, credentials("s9", "agent")), nursery, stall_s=stall_s).pull(
+                AgentAt("s1", channel.peer), REQUEST
+            )
         finally:
             nursery.cancel_scope.cancel()
 
@@ -112,10 +129,10 @@ async def received_small(script: Script, stall_s: float = STALL_S) -> SmallObjec
 @pytest.mark.parametrize("answer", NONSENSE_OF_MANY, ids=range(len(NONSENSE_OF_MANY)))
 async def test_nonsense_closes_the_connection(answer: tuple[Any, bytes]) -> None:
     async with channel_to([answer]) as source, trio.open_nursery() as nursery:
-        channels = PeerChannels(nursery, GREETING)
-        channel = await channels.shared(source.peer)
+        channels = PeerChannels(nursery, credentials("s9", "agent"))
+        channel = await channels.shared(AgentAt("s1", source.peer))
         with pytest.raises(ProtocolError):
-            await SmallPulls(channels, nursery).pull(source.peer, REQUEST)
+            await SmallPulls(channels, nursery).pull(AgentAt("s1", source.peer), REQUEST)
         assert channel.broken.is_set()
         nursery.cancel_scope.cancel()
 
@@ -133,12 +150,12 @@ async def test_what_is_wanted_meanwhile_is_asked_for_together_as_far_as_it_fits(
             return Answer(Pulled(results), content)
 
     async with channel_to(Counting([])) as source, trio.open_nursery() as nursery:
-        small = SmallPulls(PeerChannels(nursery, GREETING), nursery)
+        small = SmallPulls(PeerChannels(nursery, credentials("s9", "agent")), nursery)
         got: dict[int, SmallObject | GodwitError] = {}
 
         async def pull(ino: int, size: int) -> None:
             try:
-                got[ino] = await small.pull(source.peer, PullObject(ino, 1, 1, Stamp(size, 0, 0), b""))
+                got[ino] = await small.pull(AgentAt("s1", source.peer), PullObject(ino, 1, 1, Stamp(size, 0, 0), b""))
             except GodwitError as error:
                 got[ino] = error
 
@@ -162,12 +179,13 @@ async def test_what_a_disk_does_not_give_holds_up_nothing_else() -> None:
             return Answer(Pulled([PullEnd(b"%d" % pull.ino) for pull in request.pulls]), b"x" * len(request.pulls))
 
     async with channel_to(Stalling([])) as source, trio.open_nursery() as nursery:
-        small = SmallPulls(PeerChannels(nursery, GREETING), nursery, stall_s=0.3)
+        # What a busy machine needs for an answer is less.
+        small = SmallPulls(PeerChannels(nursery, credentials("s9", "agent")), nursery, stall_s=2.0)
         got: list[int] = []
 
         async def pull(ino: int) -> None:
             try:
-                await small.pull(source.peer, PullObject(ino, 1, 1, Stamp(1, 0, 0), b""))
+                await small.pull(AgentAt("s1", source.peer), PullObject(ino, 1, 1, Stamp(1, 0, 0), b""))
             except Unavailable:
                 assert ino == 6
             else:
@@ -180,8 +198,12 @@ async def test_what_a_disk_does_not_give_holds_up_nothing_else() -> None:
     assert sorted(got) == [ino for ino in range(PULLS_MAX + 10) if ino != 6]
 
 
-async def received_in_bulk(script: Script, stall_s: float = STALL_S) -> bytes:
+async def received_in_bulk(script: Script, stall_s: float = STALL_S, *, takes_holes: bool = False) -> bytes:
     content = b""
+
+    def skip(length: int) -> None:
+        nonlocal content
+        content += b"-" * length
 
     def take(data: memoryview) -> None:
         nonlocal content
@@ -189,9 +211,10 @@ async def received_in_bulk(script: Script, stall_s: float = STALL_S) -> bytes:
         assert len(content) <= 10
 
     async with channel_to(script) as channel:
-        wire = await connect_wire(channel.peer, timeout_s=TIMEOUT_S)
+        wire = await connect_wire(channel.peer, credentials("s9", "agent"), ANYBODY, timeout_s=TIMEOUT_S)
         try:
-            assert await pull_bulk(BulkConnection(wire), REQUEST, 10, take, trio.CapacityLimiter(1), stall_s) == END
+            holes = skip if takes_holes else None
+            assert await pull_bulk(BulkConnection(wire), REQUEST, 10, take, trio.CapacityLimiter(1), stall_s, holes) == END
         finally:
             wire.close()
     return content
@@ -202,6 +225,18 @@ async def test_nonsense_is_refused_in_bulk_too(script: Script) -> None:
     with pytest.raises(BaseExceptionGroup) as problem:
         await received_in_bulk(script)
     assert problem.group_contains(ProtocolError)
+
+
+@pytest.mark.parametrize("script", NONSENSE_WITH_HOLES, ids=range(len(NONSENSE_WITH_HOLES)))
+async def test_nonsense_with_holes_is_refused(script: Script) -> None:
+    with pytest.raises(BaseExceptionGroup) as problem:
+        await received_in_bulk(script, takes_holes=True)
+    assert problem.group_contains(ProtocolError)
+
+
+async def test_holes_are_taken_where_they_are() -> None:
+    script: Script = [HEADER, (Hole(2), b""), (Chunk(), b"abc"), (Hole(4), b""), (Hole(1), b""), (END, b"")]
+    assert await received_in_bulk(script, takes_holes=True) == b"--abc-----"
 
 
 async def test_exactly_the_announced_bytes_are_taken() -> None:
@@ -238,22 +273,40 @@ async def test_a_silent_source_is_given_up(receive: Callable[[Script, float], Aw
 async def test_one_failed_connection_speaks_for_many() -> None:
     address = free_address()
     async with trio.open_nursery() as nursery:
-        channels = PeerChannels(nursery, GREETING)
+        channels = PeerChannels(nursery, credentials("s9", "agent"))
         messages = set()
         for _ in range(50):
             with pytest.raises(Unavailable) as problem:
-                await channels.shared(address)
+                await channels.shared(AgentAt("s1", address))
             messages.add(str(problem.value))
         assert len(messages) == 1
         decoder: Decode[Any] = from_msgpack(AGENT_UNION)
-        await nursery.start(lambda task_status: listen(address, decoder, lambda _peer: Source([]), task_status=task_status))
+        await nursery.start(
+            lambda task_status: listen(
+                address, decoder, lambda _peer: Source([]), credentials("s1", "agent"), task_status=task_status
+            )
+        )
         channel = None
         while channel is None:
             try:
-                channel = await channels.shared(address)
+                channel = await channels.shared(AgentAt("s1", address))
             except Unavailable:
                 await trio.sleep(0.02)
-        assert await channels.shared(address) is channel
+        assert await channels.shared(AgentAt("s1", address)) is channel
         channel.close()
-        assert await channels.shared(address) is not channel
+        assert await channels.shared(AgentAt("s1", address)) is not channel
         nursery.cancel_scope.cancel()
+
+
+async def test_the_agent_of_another_server_at_the_address_is_not_asked() -> None:
+    async with channel_to([]) as channel, trio.open_nursery() as nursery:
+        channels = PeerChannels(nursery, credentials("s9", "agent"))
+        for connect_to in (channels.shared, partial(_own, channels)):
+            with pytest.raises(Unavailable, match="it is the agent of s1, not the agent of s2"):
+                await connect_to(AgentAt("s2", channel.peer))
+        nursery.cancel_scope.cancel()
+
+
+async def _own(channels: PeerChannels, agent: AgentAt) -> None:
+    async with channels.own(agent):
+        raise AssertionError("it was connected to")

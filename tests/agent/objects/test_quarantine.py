@@ -15,7 +15,7 @@ from agent.objects.set_aside import parts_of
 from cluster.clock import file_time_ns
 from cluster.errors import Refused
 from cluster.messages import Done, ListUnknown, SweepVolumes, UnknownObject
-from tests.agent.network import TIMEOUT_S, Network, make_volume
+from tests.agent.network import TIMEOUT_S, Network, make_volume, put_object
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -121,7 +121,7 @@ async def test_many_unknown_objects_are_left_until_somebody_says_that_it_is_righ
     await running.stop()
     many = set(range(100, 100 + SHARE_MIN + 1))
     for ino in many:
-        os.close(layout.create_object(ino))
+        put_object(layout, ino)
     net.manager.strays = many
     await net.start_with(config)
 
@@ -147,7 +147,7 @@ async def test_many_unknown_objects_are_left_until_somebody_says_that_it_is_righ
 
     # The consent was for one sweep.
     for ino in many:
-        os.close(layout.create_object(ino))
+        put_object(layout, ino)
     net.manager.settled_ns += 1
     await net.manager.wait_for(problems, "the next alarm")
     assert all(os.path.exists(layout.object_path(ino)) for ino in many)

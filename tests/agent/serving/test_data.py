@@ -28,19 +28,18 @@ from cluster.messages import (
     TruncateObject,
     WriteObject,
 )
-from cluster.rpc.connection import Channel
 from tests.agent.fakemanager import regular_file
-from tests.agent.network import TIMEOUT_S, Network, record_of, stamp_at, with_epoch
+from tests.agent.network import TIMEOUT_S, Network, Somebody, record_of, stamp_at, with_epoch
 from tests.agent.tokens import token_for
 
 pytestmark = pytest.mark.deadline(60)
 
 
-async def read(channel: Channel, ino: int, volume: int, offset: int = 0, length: int = IO_MAX_BYTES) -> bytes:
+async def read(channel: Somebody, ino: int, volume: int, offset: int = 0, length: int = IO_MAX_BYTES) -> bytes:
     return (await channel.exchange(ReadObject(ino, volume, token_for(ino), offset, length), timeout_s=TIMEOUT_S)).body
 
 
-async def started(net: Network) -> tuple[Channel, int]:
+async def started(net: Network) -> tuple[Somebody, int]:
     await net.start("s1")
     return await net.channel("s1"), net.manager.volume_of("s1")
 
@@ -173,14 +172,15 @@ async def test_an_older_home_epoch_is_fenced_off(net: Network) -> None:
 @pytest.mark.parametrize(
     ("token", "why"),
     [
-        (token_for(7, secret="00" * 32), "not made by a manager"),
+        (token_for(7, secret=bytes(32)), "not made by a manager"),
         (token_for(7)[:-1] + b"\x00", "not made by a manager"),
+        (token_for(7, server="s2"), "not made by a manager of this cluster for this server"),
         (b"", "not made by a manager"),
         (token_for(8), "for inode 8"),
         (token_for(7, term=2), "term 2, of which this agent has not heard"),
         (token_for(7, age_s=60.1), "expired"),
     ],
-    ids=["forged", "altered", "none", "another inode", "another term", "expired"],
+    ids=["forged", "altered", "another server's", "none", "another inode", "another term", "expired"],
 )
 async def test_a_token_that_is_not_good_is_refused(net: Network, token: bytes, why: str) -> None:
     channel, volume = await started(net)

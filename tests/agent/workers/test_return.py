@@ -6,7 +6,8 @@ import pytest
 
 from cluster.release import RELEASE
 from cluster.rpc.session import ManagerSession
-from tests.agent.network import QUICK, Network, free_address
+from tests.agent.network import QUICK, Network, free_address, put_object
+from tests.support.trust import credentials
 
 pytestmark = pytest.mark.deadline(60)
 
@@ -22,14 +23,14 @@ async def test_after_a_return_objects_that_nobody_knows_are_set_aside(net: Netwo
     running = await net.start("s1")
     layout = running.layout
     for ino in (5, 6):
-        os.close(layout.create_object(ino))
+        put_object(layout, ino)
     await net.manager.wait_for(lambda: len(net.manager.registrations) > 3, "reports")
     net.manager.strays = {6}
     net.manager.stray_questions = []
     net.manager.settled_ns = 2
     await net.manager.wait_for(lambda: not os.path.exists(layout.object_path(6)), "the stray gone")
     assert set(net.manager.stray_questions) == {5, 6}
-    os.close(layout.create_object(7))
+    put_object(layout, 7)
     net.manager.strays = {7}
     net.manager.settled_ns = 3
     await net.manager.wait_for(lambda: not os.path.exists(layout.object_path(7)), "the next stray gone")
@@ -52,7 +53,7 @@ async def test_a_server_that_has_left_waits_with_one_line_and_goes_on_when_it_is
 async def test_a_process_finds_managers_that_it_was_not_configured_with(net: Network) -> None:
     first, later = net.manager.address, free_address()
     net.manager.candidates = [later]
-    session = ManagerSession(managers=[first], cluster="test", server="s9", role="agent", refused_retry_s=QUICK.refused_s)
+    session = ManagerSession(managers=[first], credentials=credentials("s9", "agent"), refused_retry_s=QUICK.refused_s)
     net.nursery.start_soon(session.run)
     await net.manager.wait_for(lambda: session.term == 1, "a session")
     assert session.candidates == [first, later]

@@ -14,9 +14,10 @@ from agent.main import serve_agent
 from cluster.config import ServerConfig
 from cluster.errors import Fenced, GodwitError, Unavailable
 from cluster.messages import ReadObject, TaskOperation, Welcome, WriteObject
-from cluster.volume.fence import is_fenced
+from cluster.volume.fence import fence, is_fenced
+from cluster.volume.layout import RECORD_XATTR
 from tests.agent.fakemanager import regular_file
-from tests.agent.network import TIMEOUT_S, Network, network, record_of, stamp_at
+from tests.agent.network import TIMEOUT_S, Network, network, put_object, record_of, stamp_at
 from tests.agent.tokens import token_for
 
 pytestmark = pytest.mark.deadline(60)
@@ -68,6 +69,39 @@ async def test_what_a_silent_mount_has_open_is_fenced_until_somebody_writes_with
     assert not os.path.exists(path)
 
 
+async def test_what_a_mount_has_fenced_before_it_closed_it_is_committed(net: Network) -> None:
+    """Its lease had ended while it was stopped: its own commit was refused, but it went on to close the file."""
+    await net.start("s1")
+    await net.file("s1", 7, b"first", dirty=True)
+    path = net.path("s1", 7)
+    Path(path).write_bytes(b"written in time")
+    descriptor = os.open(path, os.O_RDONLY)
+    assert fence(descriptor)
+    net.manager.orderly.add(7)
+    net.manager.unsettled.add(7)
+    await net.manager.wait_for(lambda: not net.manager.unsettled, "settled")
+    assert (net.manager.nodes[7].version, net.manager.nodes[7].size) == (2, 15)
+    assert net.manager.stamp(7) == stamp_at(path)
+    assert is_fenced(descriptor)
+    os.close(descriptor)
+
+
+async def test_what_somebody_has_opened_since_it_was_listed_is_left_to_him(net: Network) -> None:
+    """A fence would stop writes that he has a good right to."""
+    await net.start("s1")
+    await net.file("s1", 7, b"first", dirty=True)
+    await net.file("s1", 8, b"other", dirty=True)
+    net.manager.written.add(7)
+    net.manager.unsettled |= {7, 8}
+    with open(net.path("s1", 7), "r+b", buffering=0) as writing:
+        await net.manager.wait_for(lambda: net.manager.unsettled == {7}, "the other is settled")
+        writing.write(b"FIRST")
+        assert not is_fenced(writing.fileno())
+    assert net.manager.nodes[7].dirty
+    net.manager.written.clear()
+    await net.manager.wait_for(lambda: not net.manager.unsettled, "settled when he has closed it")
+
+
 async def test_a_missing_object_is_never_committed_as_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         async with network(tmp_path) as net:
@@ -91,7 +125,7 @@ async def test_strays_are_set_aside_and_nothing_else_is(net: Network) -> None:
     numbers = [*range(1, 30), *range(5000, 6100)]
     layout = net.agents["s1"].layout
     for ino in numbers:
-        os.close(layout.create_object(ino))
+        put_object(layout, ino)
     (layout.objects / "1" / "notes").touch()
     (layout.objects / "1" / "7").touch()
     config = net.agents["s1"].config
@@ -107,6 +141,23 @@ async def test_strays_are_set_aside_and_nothing_else_is(net: Network) -> None:
     assert all(os.path.exists(layout.object_path(ino)) for ino in numbers if ino not in net.manager.strays)
     assert (layout.objects / "1" / "notes").exists()
     assert (layout.objects / "1" / "7").exists()
+
+
+async def test_blank_strays_are_removed_however_many_they_are(net: Network) -> None:
+    await net.start("s1")
+    layout, config = net.agents["s1"].layout, net.agents["s1"].config
+    blank, unreadable, filled, known = set(range(1, 200)), 300, 301, 302
+    for ino in (*blank, unreadable, known):
+        put_object(layout, ino, b"")
+    os.setxattr(layout.object_path(unreadable), RECORD_XATTR, b"{")
+    put_object(layout, filled)
+    await net.agents["s1"].stop()
+    net.manager.strays = {*blank, unreadable, filled}
+    await net.start_with(config)
+    await net.manager.wait_for(lambda: not any(os.path.exists(layout.object_path(ino)) for ino in blank), "blank ones gone")
+    assert {name.partition(".")[0] for name in os.listdir(layout.unknown)} == {str(unreadable), str(filled)}
+    assert os.listdir(layout.trash) == []
+    assert os.path.exists(layout.object_path(known))
 
 
 @pytest.mark.usefixtures("autojump_clock")
