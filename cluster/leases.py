@@ -1,7 +1,8 @@
 """Lease tokens: the right of one server to use one inode in one mode for an access time.
 
-A token is made by the manager and sealed with the cluster's secret, so that any agent can check it without asking. Time is
-counted thrice, and never compared between machines:
+A token is made by the manager for one agent, and sealed with that server's key, so that the agent can check it without asking.
+Keys are derived from a master that only managers use: who knows one server's key can make tokens for that server's agent, which
+has no need of them, and for no other. Time is counted thrice, and never compared between machines:
 
 - the *holder* counts the access time from before it asked;
 - the *manager* counts it from the grant, and waits `MARGIN` longer before it acts on the end;
@@ -27,12 +28,16 @@ from cluster.errors import Malformed, TokenRefused
 READ = "read"
 WRITE = "write"
 SHARED = "shared"
+ALONE = "alone"  # of no token: as `READ` or `WRITE`, and nobody else is told anything (docs/held-directories.md)
 MAY_WRITE = frozenset({WRITE, SHARED})
 
 SERIAL_TERM_BITS = 40  # serials are `term << SERIAL_TERM_BITS | number`, so that they grow over all terms
 SEAL_BYTES = 32
+KEY_LABEL = b"godwit lease token\0"  # followed by the server's name: sets these keys apart from others of the same master
 MARGIN = 0.05  # of the access time, and at least `MARGIN_MIN_S`: how much longer the manager waits than the holder acts
 MARGIN_MIN_S = 0.25
+ALONE_S = 3.0  # for which a grant lets its holder be alone at most: as long as others may have to wait for one that has died
+ALONE_SHORTEST = 0.0  # of `ALONE_S` that any grant lasts: without one the manager makes the changes, and nothing has to wait
 SHORTEST = 2 / 3  # of the access time that any grant lasts: more than `RENEWALS_PER_ACCESS` leaves between two renewals
 CLOCK_RATE = 0.01  # by which a clock may be faster or slower than another
 CHECKED_MAX = 4096
@@ -55,6 +60,7 @@ class LeaseToken(msgspec.Struct, frozen=True, array_like=True):
     issued_s: Finite  # the manager's monotonic clock at the grant, which means something in `term` only
     object_ctime_ns: Int64 = 0  # what the home's object shows while it has the content of `version`; 0 where that may be newer
     size: Int64 = -1  # the same; -1 where it may have newer content
+    checked_by: str = ""  # the server whose agent checks it, by whose key it is sealed; empty: no agent does
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -62,10 +68,10 @@ _decode: Decode[LeaseToken] = from_msgpack(LeaseToken)
 
 
 class Sealer:
-    """Seals and opens tokens with the cluster's secret (HMAC-SHA-256, RFC 2104)."""
+    """Seals and opens tokens with one server's key (HMAC-SHA-256, RFC 2104)."""
 
-    def __init__(self, secret: str) -> None:
-        self._keyed = hmac.HMAC(bytes.fromhex(secret), hashes.SHA256())
+    def __init__(self, key: bytes) -> None:
+        self._keyed = hmac.HMAC(key, hashes.SHA256())
 
     def seal(self, token: LeaseToken) -> bytes:
         """The token as it travels."""
@@ -75,7 +81,7 @@ class Sealer:
         return keyed.finalize() + body
 
     def open(self, sealed: bytes) -> LeaseToken:
-        """The token that was sealed; raises `TokenRefused` for anything that this cluster's manager did not make."""
+        """The token that was sealed; raises `TokenRefused` for anything that was not sealed with this key."""
         body = sealed[SEAL_BYTES:]
         keyed = self._keyed.copy()
         keyed.update(body)
@@ -83,7 +89,40 @@ class Sealer:
             keyed.verify(sealed[:SEAL_BYTES])
             return _decode(body)
         except (InvalidSignature, Malformed):
-            raise TokenRefused("the lease token was not made by a manager of this cluster") from None
+            raise TokenRefused("the lease token was not made by a manager of this cluster for this server") from None
+
+
+class LeaseKeys:
+    """What managers seal with: a key for each server, derived from the network's master secret."""
+
+    def __init__(self, master: bytes) -> None:
+        self._master = hmac.HMAC(master, hashes.SHA256())
+        self._sealers: dict[str, Sealer] = {}  # of servers for which something was sealed, by name
+
+    def key_of(self, server: str) -> bytes:
+        """The key of a server's agent: HMAC-SHA-256 under the master of the label and the name."""
+        keyed = self._master.copy()
+        keyed.update(KEY_LABEL + server.encode())
+        return keyed.finalize()
+
+    def seal(self, token: LeaseToken) -> bytes:
+        """The token as it travels, for the agent that checks it. No server has an empty name: for "", no agent takes it."""
+        sealer = self._sealers.get(token.checked_by)
+        if sealer is None:
+            sealer = self._sealers[token.checked_by] = Sealer(self.key_of(token.checked_by))
+        return sealer.seal(token)
+
+    def open(self, sealed: bytes) -> LeaseToken:
+        """The token, for whichever agent it was sealed; raises `TokenRefused` for anything that no manager made.
+
+        The token itself says for which: who knows one server's key can make such tokens, of any holder.
+        """
+        server = read_token(sealed).checked_by
+        sealer = self._sealers.get(server) or Sealer(self.key_of(server))
+        token = sealer.open(sealed)
+        # Not before: until the seal is checked, the name is anybody's.
+        self._sealers[server] = sealer
+        return token
 
 
 def read_token(sealed: bytes) -> LeaseToken:
@@ -121,21 +160,21 @@ def mode_for(*, writer: bool, at_home: bool, others: Iterable[bool], in_grace: b
     return WRITE if at_home and not others_write and not in_grace else SHARED
 
 
-def grant_lasts_s(access_s: float, extended_s: float, now: float) -> float:
+def grant_lasts_s(access_s: float, extended_s: float, now: float, shortest: float = SHORTEST) -> float:
     """For how long a manager grants at *now* whose office was last extended by what began at *extended_s*.
 
     Its grants end an access time after that, so that a manager that follows can count from the last beat that was seen, and need
-    not add the time of its election. A manager that has not been able to extend for long grants `SHORTEST` of an access time.
+    not add the time of its election. A manager that has not been able to extend for long grants *shortest* of an access time.
     """
-    return min(access_s, max(extended_s + access_s - now, access_s * SHORTEST))
+    return min(access_s, max(extended_s + access_s - now, access_s * shortest))
 
 
-def all_ended_s(access_s: float, extended_s: float, began_s: float) -> float:
-    """When what was granted in earlier terms has ended.
+def all_ended_s(access_s: float, extended_s: float, began_s: float, shortest: float = SHORTEST) -> float:
+    """When what was granted in earlier terms has ended, as `grant_lasts_s` says how long that lasts.
 
     *extended_s*: the last extension of an earlier term began before that; *began_s*: nobody has acted in one since.
     """
-    return max(extended_s + access_s, began_s + access_s * SHORTEST) + margin_s(access_s)
+    return max(extended_s + access_s, began_s + access_s * shortest) + margin_s(access_s)
 
 
 def margin_s(access_s: float) -> float:
@@ -182,16 +221,31 @@ class ManagerClock:
 
 
 class TokenGate:
-    """Checks the tokens that come with requests for data. Raises `TokenRefused` with what is wrong."""
+    """Checks the tokens that come with requests for data. Raises `TokenRefused` with what is wrong.
 
-    def __init__(self, sealer: Sealer, clock: ManagerClock) -> None:
-        self._sealer = sealer
+    Until a manager has given it the key of its server it refuses all.
+    """
+
+    def __init__(self, clock: ManagerClock) -> None:
         self._clock = clock
-        self._checked: OrderedDict[bytes, LeaseToken] = OrderedDict()
+        self._key = b""
+        self._sealer: Sealer | None = None  # with that key; None before there is one
+        self._checked: OrderedDict[bytes, LeaseToken] = OrderedDict()  # seals that were good with it
 
-    def check(self, sealed: bytes, ino: int, now: float, *, to_write: bool = False) -> LeaseToken:
-        """The token, if it is good for this inode now; with *to_write*, good for changing its content."""
+    def take_key(self, key: bytes) -> None:
+        """The key of this server, as a manager says that it is."""
+        if key != self._key:
+            self._key, self._sealer = key, Sealer(key) if key else None
+            self._checked.clear()
+
+    def check(self, sealed: bytes, ino: int, now: float, holder: str, *, to_write: bool = False) -> LeaseToken:
+        """The token, if it is good for this inode now; with *to_write*, good for changing its content.
+
+        *holder*: the server that the peer has proved to be of.
+        """
         token = self._opened(sealed)
+        if token.holder != holder:
+            raise TokenRefused(f"the lease token is {token.holder}'s, not {holder}'s")
         if token.ino != ino:
             raise TokenRefused(f"the lease token is for inode {token.ino}, not for {ino}")
         if to_write and token.mode not in MAY_WRITE:
@@ -206,6 +260,8 @@ class TokenGate:
     def _opened(self, sealed: bytes) -> LeaseToken:
         token = self._checked.get(sealed)
         if token is None:
+            if self._sealer is None:
+                raise TokenRefused("this agent can check no lease token: no manager has given it its server's key yet")
             token = self._checked[sealed] = self._sealer.open(sealed)
             if len(self._checked) > CHECKED_MAX:
                 self._checked.popitem(last=False)

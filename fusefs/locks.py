@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import trio
 
-from cluster.errors import GodwitError, Unavailable, refused
+from cluster.errors import GodwitError, Unavailable, error_text, refused
 from cluster.messages import LOCK_END, AskConflict, AwaitLocks, HeldLocks, LockOutcome, LockSpan, SetLock, Unlock, Welcome
 from cluster.rpc.session import ManagerSession
 from cluster.spans import with_span, within, without
@@ -276,7 +276,7 @@ class Locks:
                 await trio.to_thread.run_sync(self._kernel.drop_inode, key.ino, limiter=self._threads)
             except OSError as error:
                 self._begin_to_take_back(key, LockSpan(0, LOCK_END, write=False), release=True)
-                raise Unavailable(f"the kernel's pages of inode {key.ino} are not dropped: {error}") from error
+                raise Unavailable(f"the kernel's pages of inode {key.ino} are not dropped: {error_text(error)}") from error
 
     async def _await_closed(self, ino: int) -> None:
         """Waits for the unlocks of files that were closed here before, so that they do not refuse this request."""

@@ -1,6 +1,5 @@
 """The mount process: mounts, answers the kernel, and stops in order."""
 
-import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -11,10 +10,11 @@ import pyfuse3
 import trio
 
 from cluster.config import ServerConfig
-from cluster.errors import GodwitError
+from cluster.errors import GodwitError, error_text
 from cluster.mounted import uppermost
 from cluster.mountpoint import detach_by_force, shield
 from cluster.runtime import MOUNT_LOCKS, mount_lock, only_process
+from cluster.service import SERVICE
 from cluster.tending import tended
 from fusefs.caching.cache import CACHE_LIMITS, CacheLimits
 from fusefs.mount import Mount
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 MIN_TASKS = 8  # of pyfuse3, waiting for requests
 MAX_TASKS = 768  # as long as there is one more, it can be read that a waiting program is to end
 DRAIN_TIMEOUT_S = 10.0  # then what is not committed is left to the home's agent
-GC_THRESHOLD = 50_000  # objects; the interpreter's default is 700
 GIVE_BACK_TIMEOUT_S = 2.0  # a lease that is not given back ends by itself
 READ_AHEAD_KIB = 2048
 
@@ -32,8 +31,6 @@ READ_AHEAD_KIB = 2048
 async def run_mount(config: ServerConfig, until: Callable[[], Awaitable[None]], limits: CacheLimits = CACHE_LIMITS) -> None:
     """Mounts the namespace and serves it until *until* returns or it is unmounted; what was closed is committed before it
     ends."""
-    # What is kept are many small objects without cycles: looking through them again and again would cost more than it frees.
-    gc.set_threshold(GC_THRESHOLD)
     background = trio.CancelScope(shield=True)
     with _only_mount(config):
         await _run(config, until, limits, background)
@@ -53,6 +50,7 @@ async def _run(
                 async with _mounted(mount, config):
                     set_read_ahead = partial(_set_read_ahead, mount, config.mount.mountpoint)
                     tasks.start_soon(partial(tended, set_read_ahead, again=False))
+                    tasks.start_soon(partial(tended, partial(_announce, mount), again=False))
                     try:
                         await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
                     finally:
@@ -63,6 +61,11 @@ async def _run(
         finally:
             background.cancel()
         nursery.cancel_scope.cancel()
+
+
+async def _announce(mount: Mount) -> None:
+    await mount.serving()
+    SERVICE.ready()
 
 
 def _only_mount(config: ServerConfig) -> AbstractContextManager[None]:
@@ -108,19 +111,22 @@ async def _give_back(mount: Mount, background: trio.CancelScope) -> None:
             log.warning("leases were not given back, they end by themselves: %s", error)
 
 
-@asynccontextmanager
-async def _mounted(mount: Mount, config: ServerConfig) -> AsyncIterator[None]:
-    options = {
+def _options(config: ServerConfig) -> set[str]:
+    return {
         "default_permissions",
         "allow_other",
-        "dev",
-        "suid",
+        "suid" if config.mount.suid else "nosuid",
+        "dev" if config.mount.dev else "nodev",
         f"fsname=godwit:{config.cluster}",
         "subtype=godwit",
     }
+
+
+@asynccontextmanager
+async def _mounted(mount: Mount, config: ServerConfig) -> AsyncIterator[None]:
     mountpoint = config.mount.mountpoint
     shield(mountpoint)  # before: what is written while nothing is mounted would be hidden later
-    pyfuse3.init(mount.operations, mountpoint, options)
+    pyfuse3.init(mount.operations, mountpoint, _options(config))
     mount.mounted()
     log.info("mounted %s", mountpoint)
     try:
@@ -145,4 +151,4 @@ async def _set_read_ahead(mount: Mount, mountpoint: str) -> None:
         try:
             Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
         except OSError as error:
-            log.info("read-ahead stays at the kernel's default: %s", error)
+            log.info("read-ahead stays at the kernel's default: %s", error_text(error))

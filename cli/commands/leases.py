@@ -7,6 +7,7 @@ import typer
 
 from cli.display.render import as_age, as_shown, as_text, print_json, print_line, print_table
 from cli.network.ask import talk
+from cli.network.completion import complete_server
 from cli.network.names import find_inode
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.leases import SHARED
@@ -15,7 +16,8 @@ from cluster.rpc.conversation import Asker
 
 app = typer.Typer(
     help="The leases: which server may use or cache which file, how, and for how long.\n\nModes: read; write (alone, at the "
-    "file's home); shared (somebody else uses it, too, and one of both writes: nothing of it is cached).",
+    "file's home); shared (somebody else uses it, too, and one of both writes: nothing of it is cached); "
+    "alone (its holder changes it by itself, and whoever looks waits until it was called back).",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -30,7 +32,10 @@ def leases() -> None:
 def list_leases(
     path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="Only leases of this file.", show_default=False)] = None,
     server: Annotated[
-        str, typer.Option("--server", metavar="NAME", help="Only what this server holds.", show_default=False)
+        str,
+        typer.Option(
+            "--server", metavar="NAME", autocompletion=complete_server, help="Only what this server holds.", show_default=False
+        ),
     ] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many leases.")] = 1000,
     root: RootOption = None,

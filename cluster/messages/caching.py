@@ -17,17 +17,22 @@ class Grant(Value, frozen=True):
     serial: int
     access_s: float
     inodes: list[int]
+    alone_s: float = 0.0  # as `access_s`, for being alone with them (docs/held-directories.md); 0: the session is not
 
 
 class Recall(Reply, frozen=True):
     """The manager wants `inodes` back: nothing of them may be cached any more until it is granted anew.
 
     To be answered by `RecallDone` with `number` as soon as that is so; who does not answer is waited out.
+
+    `to_look`: others only want to look. The session is alone with these no more, and the manager has all that it recorded; it
+    may go on caching them.
     """
 
     number: int
     serial: int
     inodes: list[int]
+    to_look: bool = False
 
 
 class WatchRecalls(ManagerRequest[Recall], frozen=True):
@@ -61,7 +66,7 @@ class LeaseRow(Value, frozen=True):
 
     ino: int
     path: bytes
-    mode: str  # read or write
+    mode: str  # of `cluster.leases`: read, write, shared or alone
     holder: str  # the server whose mount has it
     home: str  # the server of the home
     home_volume: int

@@ -14,8 +14,8 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -25,6 +25,7 @@ from cluster.messages import Grant, Node, Recall
 from fusefs.caching.grants import Permit
 from fusefs.caching.listings import Contents, KeptListing, Listed
 
+PROLONG_S = 1.0  # what lasts nearly as long is left as it is
 SWEEP_S = 1.0  # looking through all names takes tens of milliseconds when there are many: at most so often
 
 
@@ -46,6 +47,11 @@ class EntryReply(NamedTuple):
     node: Node | None  # None: there is nothing of that name
     entry_s: float = 0.0  # for how long the kernel may believe the name
     attr_s: float = 0.0  # for how long the attributes; 0: it asks again before a program gets them
+
+    def to_ask_again(self) -> "EntryReply":
+        """The same to `LINK` and `SETATTR`: attributes in these answers the kernel believes even if it was told to forget them
+        before it took them in (`fuse_do_setattr`, and `fuse_iget` without a version, in fs/fuse)."""
+        return self._replace(attr_s=0.0)
 
 
 class GivenName(NamedTuple):
@@ -81,6 +87,47 @@ class _Floor:
     forget_s: float  # when all that the floor voids has run out by itself
 
 
+class Told(Protocol):
+    """What the kernel may be told without asking here, until the times that are said with it."""
+
+    def know(self, node: Node, until_s: float) -> None:
+        """The attributes of an inode."""
+
+    def tell(self, parent: int, name: bytes, ino: int, until_s: float) -> None:
+        """A name that the kernel is given in this step; inode 0: there is none of that name."""
+
+    def drop(self, ino: int) -> None:
+        """Neither the attributes of an inode nor any name in it may be told any more."""
+
+    def drop_name(self, parent: int, name: bytes) -> None:
+        """Likewise for one name."""
+
+    def drop_names(self) -> None:
+        """Likewise for all names."""
+
+
+class _ToldOnce:
+    """The kernel asks here each time."""
+
+    def know(self, _node: Node, _until_s: float) -> None:
+        return
+
+    def tell(self, _parent: int, _name: bytes, _ino: int, _until_s: float) -> None:
+        return
+
+    def drop(self, _ino: int) -> None:
+        return
+
+    def drop_name(self, _parent: int, _name: bytes) -> None:
+        return
+
+    def drop_names(self) -> None:
+        return
+
+
+_TOLD_ONCE = _ToldOnce()
+
+
 class GivenUp(NamedTuple):
     """What has to be taken from the kernel for one inode: its attributes and pages, and these names in it."""
 
@@ -97,9 +144,11 @@ class Caching:
         now: Callable[[], float] = trio.current_time,
         is_written_past: Callable[[int], bool] = lambda _ino: False,
         limits: CacheLimits = CACHE_LIMITS,
+        told: Told = _TOLD_ONCE,
     ) -> None:
         """*is_written_past* says whether an inode may be written without this mount seeing it: its attributes are not kept."""
         self._now = now
+        self._told = told  # of what is kept here; dropped with it
         self._limits = limits
         self._names_s = math.inf  # for how long at most the kernel is given a name
         self._holdings = itertools.count(1)
@@ -137,6 +186,7 @@ class Caching:
             grant = msgspec.structs.replace(grant, inodes=known)
         for ino in touched:
             self._raise_floor(ino, 0, now)
+            self._told.drop(ino)
             if (cached := self._cached.get(ino)) is not None:
                 cached.node = cached.listing = cached.contents = None
         return self._take(grant, asked_s, now)
@@ -172,10 +222,28 @@ class Caching:
             cached = self._cached.get(ino)
             if (
                 cached is not None
+                and cached.node is not None
                 and cached.node_permit is not None
                 and permit.until_s(ino) > cached.node_permit.until_s(ino) > asked_s
             ):
-                cached.node_permit = cached.node_permit.extended(permit.deadline_s)
+                self.keep_node(cached.node, cached.node_permit.extended(permit.deadline_s))
+
+    def prolonged(self, grant: Grant, asked_s: float) -> None:
+        """This mount is alone with these for longer: what is kept of them, with its own changes in it, is good for longer."""
+        now, deadline_s = self._now(), asked_s + grant.access_s
+        self.newest_serial = max(self.newest_serial, grant.serial)
+        self._access_s = max(self._access_s, grant.access_s)
+        for ino in grant.inodes:
+            cached = self._cached.get(ino)
+            if cached is None or cached.deadline_s <= now or not self.is_in_force(ino, grant.serial, math.inf):
+                continue
+            cached.deadline_s = max(cached.deadline_s, deadline_s)
+            self._cached.move_to_end(ino)
+            # What was made a moment ago lasts as long already.
+            if (kept := self.node(ino)) is not None and kept[1].deadline_s < deadline_s - PROLONG_S:
+                self.keep_node(kept[0], kept[1].extended(deadline_s))
+            if (contents := self.contents(ino)) is not None and contents.permit.deadline_s < deadline_s - PROLONG_S:
+                cached.contents = replace(contents, permit=contents.permit.extended(deadline_s))
 
     def is_in_force(self, ino: int, serial: int, asked_s: float) -> bool:
         """Whether a grant is from after the last recall of the inode, and its answer from after our last change."""
@@ -207,11 +275,15 @@ class Caching:
 
     def keep_node(self, node: Node, permit: Permit) -> None:
         """Keeps the manager's node of an inode, if it may."""
-        if permit.until_s(node.ino) and (cached := self._cached.get(node.ino)) is not None:
+        until_s = permit.until_s(node.ino)
+        if until_s and (cached := self._cached.get(node.ino)) is not None:
             cached.node, cached.node_permit = node, permit
+            if not self._is_written_past(node.ino):
+                self._told.know(node, until_s)
 
     def drop_node(self, ino: int) -> None:
         """What was kept of the inode is out of date by our own doing, though its attributes are what they were."""
+        self._told.drop(ino)
         if (cached := self._cached.get(ino)) is not None:
             cached.node = None
 
@@ -279,6 +351,8 @@ class Caching:
         attr_s = 0.0 if self._is_written_past(ino) else max(0.0, attr_until_s - now)
         if attr_s and parent and (cached := self._cached.get(ino)) is not None:
             cached.parents.add(parent)
+        if entry_s and (attr_s or node is None):
+            self._told.tell(parent, name, ino, until_s)
         return EntryReply(node, entry_s, attr_s)
 
     def _note_name(self, parent: int, name: bytes, until_s: float, ino: int) -> bool:
@@ -323,6 +397,7 @@ class Caching:
 
     def removed_name(self, parent: int, name: bytes) -> GivenName | None:
         """The kernel does not have a name any more; what it had, or may have had if that is just being taken away."""
+        self._told.drop_name(parent, name)
         cached = self._cached.get(parent)
         given = None if cached is None else cached.names.pop(name, None)
         if given is not None:
@@ -362,6 +437,7 @@ class Caching:
                 del self._leaving[item.ino]
 
     def _give_up(self, ino: int) -> GivenUp:
+        self._told.drop(ino)
         cached = self._cached.pop(ino, None)
         if cached is None:
             return GivenUp(ino, {}, set())
@@ -378,6 +454,7 @@ class Caching:
 
     def voided_names(self) -> None:
         """The kernel has forgotten all names."""
+        self._told.drop_names()
         for cached in self._cached.values():
             cached.names.clear()
         self._names = 0

@@ -45,3 +45,8 @@ class Contents:
         if name in self.changes:
             return self.changes[name]
         return 0 if self.listing is None else self.listing.by_name.get(name, 0)
+
+    def is_empty(self) -> bool:
+        """Whether it is known that there are no names."""
+        listed = () if self.listing is None else self.listing.by_name
+        return not any(ino != 0 for ino in self.changes.values()) and all(name in self.changes for name in listed)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import trio
 
 from cluster.errors import GodwitError, Unavailable, refused
-from cluster.leases import Decision, LeaseToken, decide, read_token
-from cluster.messages import AskLeases
+from cluster.leases import WRITE, Decision, LeaseToken, decide, read_token
+from cluster.messages import AskLeases, Node
 from cluster.rpc.session import ManagerSession
 from fusefs.caching.cache import Caching
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 TICKS = 8  # within `renew_s`: how finely the timers are looked at
 RENEW_TOGETHER = 1000  # in one request: the manager looks each of them up
+PASSES_MAX = 1000  # beyond it, the passes that were got first are forgotten
 HELD_MAX = 100_000  # beyond it, the tokens that were got first are forgotten, unless they are in use
 
 
@@ -38,6 +39,14 @@ class Held:
     deadline_s: float  # counts from before it was asked for
     fires_s: float  # when its timer says whether it is renewed
     used: bool = True  # since it was got, or renewed last
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A token to read replicas on one volume, besides the lease: its agent takes none that is sealed for the home's."""
+
+    sealed: bytes
+    deadline_s: float  # as of `Held`
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,11 @@ class Leases:
         self._use_of = use_of
         self.check_content = check
         self._held: OrderedDict[int, Held] = OrderedDict()  # in order of their timers, which all run equally long
+        self._short: set[int] = set()  # inodes whose token, which was long in coming, runs out before its timer fires
+        self._given_up: list[int] = []  # inodes whose token went without another one, since `ended` was asked last
+        self._outdated: set[int] = set()  # inodes of which a token named another version than the one before, see `outdated`
         self._asking: dict[int, trio.Event] = {}  # inodes that somebody asks for; set when there is an answer
+        self._passes: OrderedDict[tuple[int, int], Pass] = OrderedDict()  # by inode and volume, in the order in which they came
 
     # ----------------------------------------------------------------------------------------------------- holding
 
@@ -80,13 +93,28 @@ class Leases:
         known = self._held.get(token.ino)
         if known is not None and known.token.serial > token.serial:
             return  # answers may overtake one another
+        if known is not None and known.token.version != token.version:
+            self._outdated.add(token.ino)
         # A renewal is no use: but what was used since the last one counts until the timer looks at it.
         used = used or (known is not None and known.used)
         self._held.pop(token.ino, None)
-        fires_s = trio.current_time() + self._renew_s
-        self._held[token.ino] = Held(token, sealed, asked_s + token.access_s, fires_s, used)
+        fires_s, deadline_s = trio.current_time() + self._renew_s, asked_s + token.access_s
+        self._held[token.ino] = Held(token, sealed, deadline_s, fires_s, used)
+        if deadline_s < fires_s:
+            self._short.add(token.ino)
         if len(self._held) > HELD_MAX:
             self._forget_one()
+
+    def made_here(self, node: Node, until_s: float) -> None:
+        """This mount has made a file in a directory with which it is alone: it may use it until then, at its home here.
+
+        Agents and other servers know the file only when the manager does, whose token takes the place of this one.
+        """
+        now = trio.current_time()
+        token = LeaseToken(0, node.ino, WRITE, "", node.home_volume, "", node.version, node.home_epoch, 0, until_s - now, now)
+        self._held[node.ino] = Held(token, b"", until_s, now + self._renew_s)
+        if until_s < now + self._renew_s:
+            self._short.add(node.ino)
 
     def _forget_one(self) -> None:
         for ino in self._held:
@@ -133,8 +161,35 @@ class Leases:
         """Another token in the place of one that an agent did not take, or that is older than what is known."""
         ino = refused_one.token.ino
         if self._held.get(ino) is refused_one:
-            del self._held[ino]
+            self._give_up(ino)
         return await self.hold(ino)
+
+    async def hold_pass(self, ino: int, volume: int) -> Pass:
+        """A pass to read the inode's replica on *volume*, at a time at which there is a good lease. Raises as `hold`."""
+        found = self._passes.get((ino, volume))
+        if found is None or trio.current_time() >= found.deadline_s:
+            found = await self._ask_pass(ino, volume)
+        # After the wait above: with a pass alone, a mount that others take for cut off would go on reading.
+        await self.hold(ino)
+        return found
+
+    def forget_pass(self, ino: int, volume: int, refused_one: Pass) -> None:
+        """An agent did not take it: another one is asked for."""
+        if self._passes.get((ino, volume)) is refused_one:
+            del self._passes[ino, volume]
+
+    async def _ask_pass(self, ino: int, volume: int) -> Pass:
+        asked_s = trio.current_time()
+        # One inode, one token.
+        (sealed,) = (await self._session.call(AskLeases([ino], volume), timeout_s=self._timeout_s)).tokens
+        if not sealed:
+            raise refused(errno.ESTALE, f"inode {ino}")
+        got = Pass(sealed, asked_s + read_token(sealed).access_s)
+        self._passes.pop((ino, volume), None)
+        self._passes[ino, volume] = got
+        if len(self._passes) > PASSES_MAX:
+            self._passes.popitem(last=False)
+        return got
 
     async def _ask_once(self, ino: int) -> None:
         """Asks for a token, or waits for the answer to somebody else's question for the same one."""
@@ -161,10 +216,33 @@ class Leases:
             else:
                 self._held.pop(ino, None)
 
+    def _give_up(self, ino: int) -> None:
+        del self._held[ino]
+        self._given_up.append(ino)
+
+    def ended(self) -> list[int]:
+        """The inodes whose tokens have run out, or were not good, since this was asked last: others may change them unseen."""
+        now = trio.current_time()
+        short = [(ino, self._held[ino]) for ino in self._short if ino in self._held]
+        for ino, held in self._first(now) + short:
+            # The same one may be in both.
+            if held.deadline_s <= now and self._held.get(ino) is held:
+                self._give_up(ino)
+        self._short = {ino for ino, held in short if held.deadline_s > now}
+        ended, self._given_up = self._given_up, []
+        return ended
+
+    def outdated(self) -> list[int]:
+        """The inodes that are open here to read, and of which others have finished a version since this was asked last."""
+        outdated, self._outdated = self._outdated, set()
+        uses = {ino: self._use_of(ino) for ino in outdated}
+        return [ino for ino, use in uses.items() if use.is_open and not use.is_dirty]
+
     def presented(self) -> list[bytes]:
         """The good tokens of what is open, for a new manager."""
         now = trio.current_time()
-        return [held.sealed for ino, held in self._held.items() if held.deadline_s > now and self._use_of(ino).is_open]
+        live = ((ino, held.sealed) for ino, held in self._held.items() if held.deadline_s > now and held.sealed)
+        return [sealed for ino, sealed in live if self._use_of(ino).is_open]
 
     # ---------------------------------------------------------------------------------------------------- renewing
 
@@ -186,7 +264,7 @@ class Leases:
             else:
                 decision = decide(is_open=use.is_open, is_dirty=use.is_dirty, used=held.used)
             if decision is Decision.LAPSE:
-                del self._held[ino]
+                self._give_up(ino)
             else:
                 held.used = False
                 renew.append(ino)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from cluster.errors import GodwitError
+from cluster.errors import GodwitError, error_text
 from cluster.volume.cached_open import open_cached
 from cluster.volume.probe import DISK_ERRNOS, probe
 from cluster.volume.regular import open_regular
@@ -152,36 +152,78 @@ class DiskThreads:
         *,
         impatient: bool = True,
     ) -> int:
-        """The descriptor that *function* returns, as `run`. If nobody waits for it any more, it is closed, and *undo* called: in
-        a thread."""
-        # The thread may come back with a descriptor that nobody waits for. Under the lock, either it finds that out, and closes
-        # the descriptor, or whoever gives up finds the descriptor.
+        """The descriptor that *function* returns, as `open_all`."""
+        (descriptor,) = await self.open_all(what, lambda: [function()], timeout_s, undo, impatient=impatient)
+        return descriptor
+
+    async def open_all(
+        self,
+        what: str,
+        function: Callable[[], list[int]],
+        timeout_s: float,
+        undo: Callable[[], None] | None = None,
+        *,
+        impatient: bool = True,
+    ) -> list[int]:
+        """The descriptors that *function* returns, as `run`. If nobody waits for them any more, they are closed, and *undo*
+        called: in a thread."""
+        # The thread may come back with descriptors that nobody waits for. Under the lock, either it finds that out, and closes
+        # them, or whoever gives up finds them.
         lock = threading.Lock()
         is_wanted = True
         opened: list[int] = []
 
-        def drop(descriptor: int) -> None:
-            os.close(descriptor)
+        def drop(descriptors: list[int]) -> None:
+            for descriptor in descriptors:
+                os.close(descriptor)
             if undo is not None:
                 undo()
 
         def work() -> None:
-            descriptor = function()
+            descriptors = function()
             with lock:
                 if is_wanted:
-                    opened.append(descriptor)
+                    opened.extend(descriptors)
                     return
-            drop(descriptor)
+            drop(descriptors)
 
         try:
             await self.run(what, work, _nothing, timeout_s, impatient=impatient)
         except BaseException:
             with lock:
                 is_wanted = False
-            for descriptor in opened:
-                self.later(partial(drop, descriptor))
+            if opened:
+                self.later(partial(drop, opened))
             raise
-        return opened.pop()
+        return opened
+
+    async def open_several(self, what: str, function: Callable[[list[int]], R], timeout_s: float) -> tuple[R, list[int]]:
+        """What *function* returns, and the descriptors that it has added to the list that it was given; as `open`."""
+        lock = threading.Lock()
+        is_wanted = True
+        opened: list[int] = []
+
+        def work() -> R:
+            own: list[int] = []
+            try:
+                result = function(own)
+                with lock:
+                    if is_wanted:
+                        opened.extend(own)
+                        own.clear()
+            finally:
+                for descriptor in own:
+                    os.close(descriptor)
+            return result
+
+        try:
+            return await self.run(what, work, _nothing, timeout_s, impatient=True), opened
+        except BaseException:
+            with lock:
+                is_wanted = False
+            for descriptor in opened:
+                self.later(partial(os.close, descriptor))
+            raise
 
     async def open_existing(
         self, what: str, path: str, flags: int, timeout_s: float, open_at: Callable[[], int] | None = None
@@ -202,6 +244,12 @@ class DiskThreads:
             threading.Thread(target=_call_all, args=(self._later, self.root), name="later", daemon=True).start()
         self._later.put(function)
 
+    async def caught_up(self, timeout_s: float) -> None:
+        """Returns when all has been called that was handed to `later`, or after *timeout_s*."""
+        done = threading.Event()
+        self.later(done.set)
+        await trio.to_thread.run_sync(done.wait, timeout_s, abandon_on_cancel=True)
+
 
 def _nothing() -> None:
     return
@@ -212,7 +260,7 @@ def _call_all(functions: "queue.SimpleQueue[Callable[[], None]]", root: str) -> 
         try:
             functions.get()()
         except OSError as error:
-            log.warning("at %s: %s", root, error)
+            log.warning("at %s: %s", root, error_text(error))
 
 
 _threads: dict[str, DiskThreads] = {}

@@ -35,7 +35,7 @@ class Files:
 
     async def read(self, number: int, offset: int, length: int) -> Buffer:
         """Bytes of the newest content that had been written when the kernel asked for the attributes before this."""
-        state = self._open_files.handle(number).inode
+        state = self._open_files.reader(number)
         return await self._access.reading(state, lambda: self._reader.read(state, offset, length))
 
     async def write(self, number: int, offset: int, data: bytes) -> int:

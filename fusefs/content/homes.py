@@ -124,7 +124,8 @@ class Homes:
             # Reaching the home for the one before may have shown a newer version.
             if replica.version == state.node.version and not await self._has_stamp(volume, replica, state):
                 with suppress(Corrupt):  # the manager knows it then, and leaves the home where it is
-                    await self.remote(state.node, replica).examine()
+                    # Its agent may have died just now: it is back in a moment, as the home's would be.
+                    await self.remote(state.node, replica).examine(patient=True)
                 await self.reach(state)
 
     async def _own_current(self, state: OpenInode) -> list[tuple[Replica, Volume]]:

@@ -29,3 +29,15 @@ class InodeNumbers:
         number = self._next
         self._next += 1
         return number
+
+    def take_known(self) -> int | None:
+        """As `take`; None if the manager has to be asked."""
+        if self._next >= self._end:
+            return None
+        self._next += 1
+        return self._next - 1
+
+    def put_back(self, number: int) -> None:
+        """Nothing came of what `take_known` has returned, in the same step."""
+        assert number == self._next - 1
+        self._next = number

@@ -1,6 +1,7 @@
 """The last known path of an inode, from the names that went through this mount.
 
-It only labels objects for people and for `godwit rebuild`; nothing is decided by it. Bounded, and may be out of date.
+It labels objects for people and for `godwit rebuild`, and says where it may pay to be alone; nothing else is decided by it.
+Bounded, and may be out of date.
 """
 
 from collections import OrderedDict
@@ -24,6 +25,10 @@ class LastKnownPaths:
         self._names.move_to_end(ino)
         if len(self._names) > self._limit:
             self._names.popitem(last=False)
+
+    def parent(self, ino: int) -> int:
+        """The directory in which it had its last name; 0 if that is not known."""
+        return self._names.get(ino, (0, b""))[0]
 
     def path(self, ino: int) -> bytes:
         """The path below the mount, or empty if a part of it is not known any more."""

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -11,19 +11,24 @@ from cluster.errors import Changed, Fenced, GodwitError, from_os_error, refused
 from cluster.messages import Commit, Content, Node, SetAttr, Stamp
 from cluster.rpc.session import ManagerSession
 from cluster.volume.content import (
+    FINE_TIMES,
     ApplyOne,
-    MakeCommit,
+    BegunCommit,
+    begin_commit,
     commit_object,
     content_of,
+    end_commit,
     is_as_committed,
     lock_of,
-    make_commit,
     set_times,
     stamp_of,
+    try_lock,
+    wait_for_next_tick,
 )
 from cluster.volume.extents import allocate, copy, seek
 from cluster.volume.fence import is_writable, open_object_at
 from cluster.volume.layout import VolumeLayout
+from cluster.volume.regular import open_regular
 from fusefs.content.disk_threads import DiskThreads, threads_of
 from fusefs.content.objects import Buffer, Object
 
@@ -91,20 +96,30 @@ class LocalObject:
         cls, volume_path: str, ino: int, session: ManagerSession, timeout_s: float, *, impatient: bool
     ) -> "LocalObject":
         """Makes an empty object; raises `GodwitError`, if *impatient* as soon as the disk is known to be silent."""
+        (made,) = await cls.create_all(volume_path, [ino], session, timeout_s, impatient=impatient)
+        return made
+
+    @classmethod
+    async def create_all(
+        cls, volume_path: str, inodes: Sequence[int], session: ManagerSession, timeout_s: float, *, impatient: bool
+    ) -> list["LocalObject"]:
+        """As `create`, several in one turn of a thread; all of them or none."""
         threads, layout = threads_of(volume_path), VolumeLayout.at(volume_path)
-        path, what = layout.object_path(ino), f"creating object {ino} on {volume_path}"
+        what = f"creating object {inodes[0]} on {volume_path}"
         if impatient:
             threads.require_answers(what)
         threads.changes()
-        make, undo = partial(layout.create_object, ino), partial(os.unlink, path)
+        undo = partial(layout.remove_objects, inodes)
         try:
-            descriptor = await threads.open(what, make, timeout_s, undo, impatient=impatient)
+            made = await threads.open_all(what, partial(layout.create_objects, inodes), timeout_s, undo, impatient=impatient)
         except FileNotFoundError as error:
             raise GodwitError(f"{volume_path} is not there: is its disk mounted?") from error
         except OSError as error:
             threads.met(error)
             raise from_os_error(error, what) from error
-        return cls(path, descriptor, session, timeout_s)
+        return [
+            cls(layout.object_path(ino), descriptor, session, timeout_s) for ino, descriptor in zip(inodes, made, strict=True)
+        ]
 
     @property
     def is_fenced(self) -> bool:
@@ -124,6 +139,19 @@ class LocalObject:
     def is_silent(self) -> bool:
         """Its disk does not answer at present."""
         return self._threads.is_silent
+
+    def stamp_in_place(self) -> Stamp | None:
+        """Its stamp, if it is found where it was opened. If not, its disk has gone away since."""
+        # Without waiting for a disk: the kernel keeps all of the path in its caches while this is open.
+        try:
+            found, own = os.stat(self._path), os.fstat(self._descriptor)
+        except OSError:
+            return None
+        return stamp_of(own) if os.path.samestat(found, own) else None
+
+    def begins_to_change(self) -> None:
+        """The kernel is about to write it: for a while its disk is asked whether it answers."""
+        self._threads.changes()
 
     def stamp(self) -> Stamp:
         return stamp_of(os.fstat(self._descriptor))
@@ -207,24 +235,30 @@ class LocalObject:
 
     @staticmethod
     @asynccontextmanager
-    async def prepared(wanted: Sequence[tuple["LocalObject", Node, bytes]]) -> AsyncIterator[list[Commit]]:
+    async def prepared(wanted: Sequence[tuple["LocalObject", Node, bytes]]) -> AsyncIterator[list[Commit | None]]:
         """The final commits of objects as they are, each with what is known of its inode and its last known path.
 
-        Their locks are held inside, until the catalog has answered. One thread writes to all objects on a disk: on a busy machine
-        each turn by way of a thread costs more than what is done there.
+        None for one that holds up the others: somebody else has its lock, or its disk does not do what it should. The locks of
+        the rest are held inside, until the catalog has answered. One thread does all on a disk: on a busy machine each turn by
+        way of a thread costs more than what is done there.
         """
-        commits: dict[LocalObject, Commit] = {}
-        async with AsyncExitStack() as stack:
-            # No two of them are one object's, and agents hold one at a time: nobody waits in a circle.
-            by_disk: dict[DiskThreads, list[tuple[LocalObject, int, MakeCommit]]] = {}
-            for home, node, path in wanted:
-                descriptor = await stack.enter_async_context(home._locked("committing"))
-                make = partial(make_commit, node=node, path=path, final=True)
-                by_disk.setdefault(home._threads, []).append((home, descriptor, make))
-            for on_disk in by_disk.values():
-                homes, descriptors, makers = zip(*on_disk, strict=True)
-                commits |= dict(zip(homes, await homes[0]._on_copies(descriptors, makers), strict=True))
-            yield [commits[home] for home, _node, _path in wanted]
+        by_disk: dict[DiskThreads, list[int]] = {}
+        for at, (home, _node, _path) in enumerate(wanted):
+            by_disk.setdefault(home._threads, []).append(at)
+        commits: dict[int, Commit | None] = {}
+        locked: list[int] = []
+        try:
+            for threads, places in by_disk.items():
+                what, some = f"committing {len(places)} objects on {threads.root}", [wanted[at] for at in places]
+                with suppress(GodwitError):
+                    threads.require_answers(what)
+                    found, opened = await threads.open_several(what, partial(_prepare, some), some[0][0]._timeout_s)
+                    locked += opened
+                    commits |= zip(places, found, strict=True)
+            yield [commits.get(at) for at in range(len(wanted))]
+        finally:
+            for descriptor in locked:
+                os.close(descriptor)
 
     @asynccontextmanager
     async def _locked(self, what: str) -> AsyncIterator[int]:
@@ -271,22 +305,10 @@ class LocalObject:
 
     async def _on_copy(self, descriptor: int, function: Callable[[int], R]) -> R:
         """Runs it in a thread, with a copy of *descriptor* that lasts until the disk answers, also if nobody waits any more."""
-        (result,) = await self._on_copies([descriptor], [function])
-        return result
-
-    async def _on_copies(self, descriptors: Sequence[int], functions: Sequence[Callable[[int], R]]) -> list[R]:
-        """As `_on_copy`, one after the other, for several objects on this disk."""
         # Whoever waits may be cancelled, and close what it has, while the thread goes on: the number could be another file's.
-        own = [os.dup(descriptor) for descriptor in descriptors]
-
-        def call() -> list[R]:
-            return [function(descriptor) for function, descriptor in zip(functions, own, strict=True)]
-
-        def ended() -> None:
-            for descriptor in own:
-                self._close(descriptor)
-
-        return await self._threads.run(f"changing {self._path}", call, ended, self._timeout_s, impatient=True)
+        own = os.dup(descriptor)
+        ended = partial(self._close, own)
+        return await self._threads.run(f"changing {self._path}", partial(function, own), ended, self._timeout_s, impatient=True)
 
     async def _in_thread(self, what: str, function: Callable[..., R], *args: object) -> R:
         self._users += 1  # until the thread has ended, which may be after whoever waits has given up
@@ -332,3 +354,33 @@ def check_replica(replica: LocalObject, stamp: Stamp | None, ino: int) -> None:
     """Raises `Changed` unless a replica on this server's disk still has the stamp that the catalog knows."""
     if stamp is None or replica.stamp() != stamp:
         raise Changed(f"the replica of inode {ino} on this server is not what the catalog knows")
+
+
+def _prepare(wanted: Sequence[tuple[LocalObject, Node, bytes]], locked: list[int]) -> list[Commit | None]:
+    """Begins and ends the commits of objects, whose descriptors come into *locked*; None where that is not possible. Blocks."""
+    begun = [_begin_locked(home.path, node, path, locked) for home, node, path in wanted]
+    if not FINE_TIMES and locked:
+        # Once for all of them: a tick takes longer than all that is done here.
+        wait_for_next_tick(max(os.fstat(descriptor).st_ctime_ns for descriptor in locked))
+    commits: list[Commit | None] = []
+    for (_home, node, _path), found in zip(wanted, begun, strict=True):
+        commits.append(None if found is None else end_commit(found[0], node, found[1], final=True))
+    return commits
+
+
+def _begin_locked(object_path: str, node: Node, path: bytes, locked: list[int]) -> tuple[int, BegunCommit] | None:
+    """The object's descriptor, whose lock is held, and what its record says now."""
+    try:
+        descriptor = open_regular(object_path, os.O_RDONLY)
+    except OSError:
+        return None  # told by who tries it alone
+    try:
+        if try_lock(descriptor):
+            commit = begin_commit(descriptor, node, path)
+            locked.append(descriptor)
+            return descriptor, commit
+    except OSError:
+        pass
+    # Not kept: whoever has to take the lock would wait for it until the others are committed.
+    os.close(descriptor)
+    return None

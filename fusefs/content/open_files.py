@@ -12,6 +12,7 @@ from collections.abc import Callable
 from cluster.messages import Node
 from cluster.messages import OpenInode as Registration
 from fusefs.caching.tokens import Use
+from fusefs.content.delegations import Delegations
 from fusefs.content.open_inode import Handle, OpenInode
 
 log = logging.getLogger(__name__)
@@ -20,8 +21,9 @@ log = logging.getLogger(__name__)
 class OpenFiles:
     """All open inodes and handles of the mount. *settle* is called with every inode that something is to be settled of."""
 
-    def __init__(self, settle: Callable[[int], None]) -> None:
+    def __init__(self, settle: Callable[[int], None], delegations: Delegations) -> None:
         self._settle = settle
+        self._delegations = delegations  # what else the kernel has open, by handles that are not here
         self._inodes: dict[int, OpenInode] = {}  # by number: the states in force, entered and not left
         self._handles: dict[int, Handle] = {}
         self._handle_numbers = itertools.count(1)  # the kernel's for an open file; never used twice
@@ -38,6 +40,7 @@ class OpenFiles:
     def stale(self, ino: int) -> None:
         """Its lease to cache has ended: what is known of it may change from now on."""
         if (state := self._inodes.get(ino)) is not None:
+            self.take_back(ino)
             state.lease_ended()
 
     def enter(self, node: Node) -> OpenInode:
@@ -70,6 +73,7 @@ class OpenFiles:
         for ino in inodes:
             if state := self._inodes.get(ino):
                 log.error("inode %d was removed while this mount was cut off: its open files fail from now on", ino)
+                self.take_back(ino)
                 state.lost()
 
     def being_written(self) -> list[OpenInode]:
@@ -84,6 +88,10 @@ class OpenFiles:
         """Whether the inode may be written without this mount seeing it."""
         state = self._inodes.get(ino)
         return state is not None and state.is_written_past
+
+    def at_home_on(self, volume: int) -> list[int]:
+        """The inodes whose home is there."""
+        return [state.ino for state in self._inodes.values() if state.node.home_volume == volume]
 
     def leave(self, state: OpenInode) -> None:
         """Forgets an inode that has no handle any more."""
@@ -105,16 +113,41 @@ class OpenFiles:
         return self.open_handle(state, write=False)
 
     def handle(self, number: int) -> Handle:
-        return self._handles[number]
+        known = self._handles.get(number)
+        if known is None:
+            self.take_back(self._delegations.inode_of(number))
+            known = self._handles[number]
+        return known
+
+    def reader(self, number: int) -> OpenInode:
+        """What is read by a handle, which may be one of the extension, and stay that."""
+        known = self._handles.get(number)
+        return known.inode if known is not None else self._inodes[self._delegations.inode_of(number)]
+
+    def take_back(self, ino: int) -> None:
+        """The extension opens the inode no more by itself; what is open becomes handles."""
+        ended = self._delegations.end(ino)
+        if ended is None:
+            return
+        state = self._inodes[ino]
+        for number in ended.handles:
+            handle = self._handles[number] = Handle(state, write=False, append=False)
+            state.handle_opened(write=False)
+            handle.given_to_kernel(ended.mode, ended.backing)
+        if not ended.handles:
+            self._delegations.give_up(ended.backing)
 
     def release_all(self) -> None:
         """Ends every handle, for an orderly stop."""
+        for ino in self._delegations.inodes():
+            self.take_back(ino)
         for number in list(self._handles):
             self.release_handle(number)
 
     def release_handle(self, number: int) -> Handle:
         """Ends a handle, which it returns; what it wrote is committed in the background."""
-        handle = self._handles.pop(number)
+        handle = self.handle(number)
+        del self._handles[number]
         handle.inode.handle_released(write=handle.write)
         self.settle_soon(handle.inode)
         return handle

@@ -193,6 +193,7 @@ class OpenInode:
     replicas: list[Replica] = field(default_factory=list, init=False)  # all copies, as the manager said last
     located_version: int = field(default=-1, init=False)  # of the node when `replicas` was asked for
     replica: OwnReplica | None = field(default=None, init=False)  # the copy on this server's disks that was read last
+    doubted_version: int = field(default=0, init=False)  # of such a copy that its agent was told to look at last
     io: KernelIo = field(default_factory=KernelIo, init=False)
 
     is_stale: bool = field(default=False, init=False)  # its lease has ended: the manager is asked before `node` is relied on
@@ -419,6 +420,12 @@ class OpenInode:
         """In the place of the one that was open, which whoever was faster may have put there meanwhile."""
         self.replica_failed()
         self.replica = replica
+
+    def is_first_doubt(self, version: int) -> bool:
+        """Whether nobody has found yet that the copy here is not of this version, as the catalog has it."""
+        is_first = self.doubted_version != version
+        self.doubted_version = version
+        return is_first
 
     def replica_failed(self) -> None:
         """The copy on this server's disks is not to be read any more."""

@@ -48,6 +48,8 @@ class Opener:
         while True:
             state = self._open_files.get(ino) or await self._enter(ino)
             async with state.lock:
+                # The kernel takes one backing object for all handles, and what is decided here depends on how many there are.
+                self._open_files.take_back(ino)
                 # While the lock was waited for, the last handle may have gone, and the inode with it.
                 if not self._open_files.is_entered(state):
                     continue

@@ -13,7 +13,7 @@ import trio
 from cluster.volume.fence import stops_writers
 from cluster.volume.regular import open_regular
 from fusefs.content.local_object import LocalObject
-from fusefs.content.open_inode import Backing, Handle, IoMode
+from fusefs.content.open_inode import Backing, Handle, IoMode, OpenInode
 from fusefs.kernel.stream import Channel, InitFlag
 
 TRY_AGAIN_S = 1.0  # a volume that may be mounted at any moment
@@ -100,6 +100,13 @@ class Passthrough:
         if io.mode is None and home is not None and (backing := self._open_backing(home)) is not None:
             return IoMode.PASSED, backing
         return (IoMode.DIRECT if self._goes_around(handle, home) else IoMode.CACHED), None
+
+    def backing_for(self, state: OpenInode) -> Backing | None:
+        """A backing object for handles to come of an inode that has none; None if they are not passed through."""
+        home = state.home
+        if state.io.mode is not None or not isinstance(home, LocalObject):
+            return None
+        return self._open_backing(home)
 
     def _open_backing(self, home: LocalObject) -> Backing | None:
         if home.is_silent:

@@ -4,11 +4,12 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import trio
 
-from cluster.errors import Fenced, GodwitError, TokenRefused, Unavailable
+from cluster.errors import Changed, Fenced, GodwitError, TokenRefused, Unavailable
 from cluster.messages import Node, Replica
 from cluster.rpc.session import ManagerSession
 from cluster.rpc.waiters import check_wanted
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
+TELL_S = 1.0  # for this server's own agent, which answers at once
 RETRY_S = 0.25  # what is passing is over when a writer has closed, or an agent is up
 
 
@@ -170,10 +172,21 @@ class Reader:
                     own = OwnReplica(opened, replica.version, replica.volume)
                     state.replica_opened(own)
                 check_replica(own.object, replica.stamp, state.ino)
+            except Changed:
+                await self._doubt(state, replica)
+                continue
             except GodwitError:
                 continue
             return own.object
         return None
+
+    async def _doubt(self, state: OpenInode, replica: Replica) -> None:
+        """Has this server's agent look at a replica of its own that is not what the catalog knows, once for each version."""
+        if replica.stamp is None or not state.is_first_doubt(replica.version):
+            return
+        # It refuses what has another stamp, and examines it afterwards. Not waited for: who reads is served elsewhere.
+        with trio.move_on_after(TELL_S), suppress(GodwitError):
+            await self._homes.remote(state.node, replica).read_once(0, 1)
 
     async def _read_any_replica(self, state: OpenInode, offset: int, length: int, failure: GodwitError | None = None) -> Buffer:
         """From whatever current replica can be had, the home being away or its disk bad, and the file not dirty.

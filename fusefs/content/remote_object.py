@@ -27,7 +27,7 @@ from cluster.messages import (
 )
 from cluster.rpc.connection import Answer
 from cluster.volume.extents import is_repeatable
-from fusefs.caching.tokens import Held, Leases
+from fusefs.caching.tokens import Held, Leases, Pass
 from fusefs.content.objects import Object
 from fusefs.content.peers import Peers
 
@@ -40,8 +40,10 @@ _NO_CONTENT = (StatObject, SyncObject, CommitObject, SetObjectTimes, ExamineObje
 class RemoteObject:
     """The object at its home on another server, or a replica there when `stamp` is given (then for reading only).
 
-    Every request carries a good lease token. Requests that may be repeated are repeated until the deadline when the
-    connection breaks; an append only if it was certainly not done. Raises `Fenced` when the home has moved on.
+    Every request carries a good lease token; for a replica a pass, since its agent takes no token that is for the home's agent.
+    Requests that may be repeated are repeated until the deadline when the connection breaks; an append only if it was certainly
+    not done. The deadline is put off while the agent says that its disk works, as of one of this server
+    (`fusefs.content.disk_threads`). Raises `Fenced` when the home has moved on.
     """
 
     is_remote = True
@@ -57,6 +59,7 @@ class RemoteObject:
         self._epoch = node.home_epoch  # under which the volume was the home: with another token, it is Fenced
         self._stamp = stamp  # of the replica that is meant; None: of the home, whatever it has
         self._timeout_s = timeout_s
+        self._worked_s = float("-inf")  # when the agent last said that it is at work
 
     async def read(self, offset: int, length: int) -> bytes:
         if self._stamp is not None:
@@ -109,7 +112,7 @@ class RemoteObject:
     async def reading(self, offset: int, length: int) -> ReadObject:
         """The request with which the agent there may be asked for these bytes. Refused with EXDEV if the home has moved."""
         try:
-            held = await self._current_lease()
+            held = await self._current_token()
         except Fenced as error:
             raise refused(errno.EXDEV, str(error)) from error
         return ReadObject(self._ino, self._volume, held.sealed, offset, length, self._stamp)
@@ -124,9 +127,14 @@ class RemoteObject:
         """Returns when the home answers; raises `Unavailable` at the deadline."""
         await self._persist(self.stat)
 
-    async def examine(self) -> None:
-        """Has its server find out whether the object has the committed content. Raises `Corrupt` if not, or `Unavailable`."""
-        await self._ask(lambda token: ExamineObject(self._ino, self._volume, token))
+    async def examine(self, *, patient: bool = False) -> None:
+        """Has its server find out whether the object has the committed content. Raises `Corrupt` if not, or `Unavailable`: if
+        *patient*, at the deadline."""
+
+        async def ask() -> None:
+            await self._ask(lambda token: ExamineObject(self._ino, self._volume, token))
+
+        await (self._persist(ask) if patient else ask())
 
     async def commit(self, node: Node, path: bytes, *, final: bool) -> Node:  # noqa: ARG002 - the agent asks for the node
         return await self._persist(lambda: self._ask(lambda token: CommitObject(self._ino, self._volume, token, final)))
@@ -145,7 +153,7 @@ class RemoteObject:
     async def _exchange(self, make: Callable[[bytes], Request[Any]], body: bytes = b"", *, once: bool = False) -> Answer:
         """One exchange with a token that the agent takes: it may not have heard of a new manager as soon as this mount."""
         deadline = trio.current_time() + self._timeout_s
-        held = await self._current_lease()
+        held = await self._current_token()
         pause_s = 0.0
         while True:
             request = make(held.sealed)
@@ -153,22 +161,30 @@ class RemoteObject:
             if not isinstance(request, _NO_CONTENT):
                 self._leases.check_content(self._ino)
             try:
-                return await self._peers.exchange(self._volume, request, body=body, once=once)
+                return await self._peers.exchange(self._volume, request, body=body, once=once, works=self._works)
             except TokenRefused as error:
-                if trio.current_time() + pause_s > deadline:
+                if self._is_over(deadline, pause_s):
                     raise Unavailable(f"the agent with volume {self._volume} took no lease token: {error}") from error
             await trio.sleep(pause_s)  # at once the first time: a newer token is mostly taken
             pause_s = RETRY_S
-            await self._leases.replace(held)
-            held = await self._current_lease()
+            if isinstance(held, Pass):
+                self._leases.forget_pass(self._ino, self._volume, held)
+            else:
+                await self._leases.replace(held)
+            held = await self._current_token()
+
+    async def _current_token(self) -> Held | Pass:
+        # A replica is what its stamp says, wherever the home is by now.
+        if self._stamp is not None:
+            return await self._leases.hold_pass(self._ino, self._volume)
+        return await self._current_lease()
 
     async def _current_lease(self) -> Held:
         held = await self._leases.hold(self._ino)
         # From before the home moved to this volume, whose agent would not take it.
         if held.token.home_epoch < self._epoch:
             held = await self._leases.replace(held)
-        # A replica is what its stamp says, wherever the home is by now.
-        if self._stamp is None and held.token.home_epoch != self._epoch:
+        if held.token.home_epoch != self._epoch:
             raise Fenced(f"the home of inode {self._ino} has moved: its epoch is {held.token.home_epoch}, not {self._epoch}")
         return held
 
@@ -179,6 +195,13 @@ class RemoteObject:
             try:
                 return await attempt()
             except Unavailable as error:
-                if trio.current_time() + RETRY_S > deadline or not (repeatable or isinstance(error, Undone)):
+                if self._is_over(deadline, RETRY_S) or not (repeatable or isinstance(error, Undone)):
                     raise
                 await trio.sleep(RETRY_S)
+
+    def _works(self) -> None:
+        self._worked_s = trio.current_time()
+
+    def _is_over(self, deadline: float, pause_s: float) -> bool:
+        """Whether another attempt after *pause_s* would begin too late."""
+        return trio.current_time() + pause_s > max(deadline, self._worked_s + self._timeout_s)

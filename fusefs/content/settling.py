@@ -6,15 +6,16 @@ transaction. What cannot be committed now stays dirty and is tried again; if thi
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 
 import trio
 
+from cluster.config import MountConfig
 from cluster.errors import Fenced, GodwitError, Refused
 from cluster.faults import faults
 from cluster.messages import Close, Closing, Node
 from cluster.rpc.session import ManagerSession
-from fusefs.caching.cache import Caching
+from fusefs.caching.held import HeldDirectories
 from fusefs.content.last_paths import LastKnownPaths
 from fusefs.content.lingering import Lingering
 from fusefs.content.local_object import LocalObject
@@ -24,8 +25,8 @@ from fusefs.content.open_inode import OpenInode
 log = logging.getLogger(__name__)
 
 GATHER_S = 0.05  # how late a close is heard of: an archive that is unpacked closes dozens of files meanwhile
-GATHER_MAX = 128
-TOGETHER_MAX = 16  # in one transaction, which others wait for
+GATHER_MAX = 1024
+TOGETHER_MAX = 256  # in one transaction, which others wait for
 ONE_BY_ONE_MAX = 32  # at a time: each may wait for another server
 SYNCED_S = 0.5  # from an fsync to the commit: who syncs each record makes no version of each
 RETRY_S = 1.0  # after the first failure, twice as long after each further one
@@ -67,26 +68,27 @@ class Settler:
     def __init__(
         self,
         session: ManagerSession,
-        caching: Caching,
+        held: HeldDirectories,
         open_files: OpenFiles,
         due: DueInodes,
         paths: LastKnownPaths,
-        timeout_s: float,
-        commit_s: float,
+        lingering: Lingering,
+        config: MountConfig,
     ) -> None:
+        """*lingering* adds to *due* what has lingered for long enough."""
         self._session = session
-        self._caching = caching
+        self._held = held
         self._open_files = open_files
         self._due = due
         self._paths = paths
-        self._timeout_s = timeout_s
-        self._commit_s = commit_s
+        self.lingering = lingering
+        self._timeout_s = config.request_timeout_s
+        self._commit_s = config.commit_s
         self._synced: list[OpenInode] = []  # to be committed within `SYNCED_S`
         self._wake_synced = trio.Event()
         self._at_work = 0  # inodes that are being settled, or wait to be tried again
         self._progress = trio.Condition()  # notified when there are fewer
         self._limit = trio.Semaphore(ONE_BY_ONE_MAX)
-        self.lingering = Lingering(caching, due.add)
 
     async def run(self) -> None:
         """Settles closed inodes until cancelled."""
@@ -94,9 +96,8 @@ class Settler:
             while True:
                 gathered = await self._due.gather()
                 # In the step in which they were taken: `drain` finds each inode either due or at work.
-                self._at_work += len(gathered)
                 for start in range(0, len(gathered), TOGETHER_MAX):
-                    nursery.start_soon(self._settle, gathered[start : start + TOGETHER_MAX], nursery)
+                    self._begin(gathered[start : start + TOGETHER_MAX], nursery)
 
     async def drain(self) -> None:
         """Ends all handles and returns when all is settled; for an orderly stop."""
@@ -110,8 +111,14 @@ class Settler:
         try:
             # What was opened again, or settled by others, is looked at under the lock.
             left = await self._settle_together([state for ino in batch if (state := self._open_files.get(ino))])
+        except (Refused, Fenced) as error:
+            log.info("settling %d files in parts, since together they were refused: %s", len(batch), error)
+            left = batch if len(batch) == 1 else []
+            if not left:
+                # One transaction for all: whichever half has none that is refused is through next.
+                self._begin(batch[: len(batch) // 2], nursery)
+                self._begin(batch[len(batch) // 2 :], nursery)
         except GodwitError as error:
-            # One transaction for all: a single file that is refused keeps the others back.
             log.info("settling one by one, since together failed: %s", error)
             left = batch
         except Exception as error:
@@ -122,43 +129,62 @@ class Settler:
             nursery.start_soon(self._settle_alone, ino)
         await self._done(len(batch))
 
+    def _begin(self, batch: list[int], nursery: trio.Nursery) -> None:
+        self._at_work += len(batch)
+        nursery.start_soon(self._settle, batch, nursery)
+
     async def _done(self, count: int) -> None:
         self._at_work -= count
         async with self._progress:
             self._progress.notify_all()
 
     async def _settle_together(self, states: list[OpenInode]) -> list[int]:
-        """Settles what needs only the manager; returns what needs another server. The locks are held until the answer."""
-        left: list[int] = []
-        wanted: list[tuple[OpenInode, tuple[LocalObject, Node, bytes]]] = []
-        closings: list[Closing] = []
-        async with AsyncExitStack() as stack:
-            for state in states:
-                # Several locks at once: whoever else holds one waits for no other, so there is no circle.
-                await stack.enter_async_context(state.lock)
-                # While the lock was waited for, it may have been settled by others, or opened again.
-                if self._open_files.get(state.ino) is not state:
-                    continue
-                if state.owes_last_commit:
-                    if not isinstance(state.home, LocalObject):
-                        left.append(state.ino)
-                        continue
-                    wanted.append((state, (state.home, state.node_to_end_with(), self._paths.path(state.ino))))
-            if wanted:
-                with _committing([state for state, _ in wanted]):
-                    commits = await stack.enter_async_context(LocalObject.prepared([known for _, known in wanted]))
-                    # The objects' locks are held: no agent commits these files, and overtakes this, until the catalog answers.
-                    nodes = [_node(answer) for answer in await self._session.apply(commits, timeout_s=self._timeout_s)]
-                for (state, _), node in zip(wanted, nodes, strict=True):
-                    state.committed(node, final=True)
-                    self._caching.drop_node(state.ino)
+        """Settles what needs only the manager; returns what needs more, or would be waited for. The locks are held until the
+        answer."""
+        locked = [state for state in states if not state.lock.locked()]
+        for state in locked:
+            state.lock.acquire_nowait()
+        try:
+            owing = [state for state in locked if state.owes_last_commit]
+            left = {state.ino for state in states} - {state.ino for state in locked}
+            left.update(state.ino for state in owing if not isinstance(state.home, LocalObject))
+            left.update(await self._commit_together([state for state in owing if state.ino not in left]))
             # After all commits: what is not open any more is left by `_closed`, with its object.
-            for state in states:
-                if state.ino not in left and self._open_files.get(state.ino) is state:
-                    closings += self._closed(state)
+            closings = [
+                closing
+                for state in locked
+                if state.ino not in left and self._open_files.get(state.ino) is state
+                for closing in self._closed(state)
+            ]
+        finally:
+            for state in locked:
+                state.lock.release()
         # Without the locks: what is opened again meanwhile has a higher sequence, so that this does not close it.
         await self._close(closings)
-        return left
+        return list(left)
+
+    async def _commit_together(self, states: list[OpenInode]) -> list[int]:
+        """The last commits of files with their homes here, whose locks the caller holds, in one transaction; what is left."""
+        if not states:
+            return []
+        asked_s = trio.current_time()
+        homes = [state.home for state in states if isinstance(state.home, LocalObject)]
+        known = [(state.node_to_end_with(), self._paths.path(state.ino)) for state in states]
+        pending = list(states)
+        with _committing(pending):
+            async with LocalObject.prepared([(home, *what) for home, what in zip(homes, known, strict=True)]) as prepared:
+                pairs = [(state, commit) for state, commit in zip(states, prepared, strict=True) if commit is not None]
+                pending[:] = [state for state, _ in pairs]
+                left = [state for state, commit in zip(states, prepared, strict=True) if commit is None]
+                for state in left:
+                    state.commit_failed()
+                # The objects' locks are held: no agent commits these files, and overtakes this, until the catalog answers.
+                commits = [commit for _, commit in pairs]
+                nodes = await self._session.apply(commits, timeout_s=self._timeout_s) if commits else []
+        for state, node in zip(pending, map(_node, nodes), strict=True):
+            state.committed(node, final=True)
+            self._held.committed(node, asked_s)
+        return [state.ino for state in left]
 
     async def _settle_alone(self, ino: int) -> None:
         """Settles one inode; when that fails, again after a while, however often: what was written must not stay uncommitted."""
@@ -203,6 +229,8 @@ class Settler:
 
     def _closed(self, state: OpenInode) -> list[Closing]:
         """Ends the registration as far as no handle needs it, and returns what the manager is to be told."""
+        # Before handles are counted: the extension may have given some to the kernel.
+        self._open_files.take_back(state.ino)
         is_known = state.is_registered
         ends_writing = state.is_registered_to_write and state.writers == 0
         if ends_writing:
@@ -218,6 +246,8 @@ class Settler:
     async def let_go(self, inodes: Iterable[int]) -> None:
         """Ends the registrations that only linger; what is being opened again stays. Raises `GodwitError`."""
         lingered = [state for ino in inodes if self.lingering.give_up(ino) and (state := self._open_files.get(ino))]
+        for state in lingered:
+            self._open_files.take_back(state.ino)
         await self._close([closing for state in lingered if state.is_idle for closing in self._closed(state)])
 
     async def _close(self, closings: list[Closing]) -> None:
@@ -228,10 +258,11 @@ class Settler:
         """Commits what was written; the caller holds the inode's lock. Raises `GodwitError`; the file stays dirty then."""
         assert state.home is not None
         known = state.node_to_end_with() if final else state.node
+        asked_s = trio.current_time()
         with _committing([state]):
             node = await state.home.commit(known, self._paths.path(state.ino), final=final)
         state.committed(node, final=final)
-        self._caching.drop_node(state.ino)
+        self._held.committed(node, asked_s)
 
     async def commit_changed(self, state: OpenInode) -> int:
         """Commits what was written, if anything was; the version of the catalog. Raises `GodwitError`."""

@@ -3,7 +3,7 @@
 from cluster.errors import Fenced, Unavailable
 from cluster.messages import AwaitCopies, Sync
 from cluster.rpc.session import ManagerSession
-from fusefs.caching.cache import Caching
+from fusefs.caching.held import HeldDirectories
 from fusefs.content.access import Access
 from fusefs.content.homes import Homes
 from fusefs.content.open_inode import OpenInode
@@ -17,7 +17,7 @@ class Syncer:
     def __init__(
         self,
         session: ManagerSession,
-        caching: Caching,
+        held: HeldDirectories,
         settler: Settler,
         homes: Homes,
         access: Access,
@@ -25,7 +25,7 @@ class Syncer:
         timeout_s: float,
     ) -> None:
         self._session = session
-        self._caching = caching
+        self._held = held
         self._settler = settler
         self._homes = homes
         self._access = access
@@ -38,11 +38,14 @@ class Syncer:
         The catalog need not know the new size and times yet: durably, it knows who does (`home` and `dirty`).
         """
         state.check()
+        self._held.check(state.ino)
         if state.is_registered_to_write:
             await self._access.at_home(state, lambda home: home.sync(data_only=data_only))
         else:
             await self._access.reading(state, lambda: self._sync_read(state, data_only=data_only))
         await self._sync_catalog(state)
+        # Again, as it goes behind the records: it may be now that they are lost.
+        self._held.check(state.ino)
         sync_copies = state.sync_copies
         if sync_copies is None:
             sync_copies = (await self._homes.ask(state.ino)).sync_copies
@@ -69,7 +72,7 @@ class Syncer:
 
     async def _sync_catalog(self, state: OpenInode) -> None:
         """What anybody changed there of this inode, and this mount of any, is durable: nothing is asked if it was already."""
-        known = self._session.changes, self._caching.holding(state.ino)
+        known = self._session.changes, self._held.holding(state.ino)
         # Without a lease anybody may have changed it since.
         if known != state.synced or known[1] is None:
             await self._session.call(Sync(), timeout_s=self._timeout_s)

@@ -9,7 +9,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 
-from cluster.clock import file_time_ns
+from cluster.clock import file_time_ns, thread_s
+from cluster.counters import counters
 from cluster.errors import GodwitError
 from cluster.faults import faults
 from cluster.messages import NAME_MAX, Node, SetAttr
@@ -19,6 +20,7 @@ from fusefs.content.open_inode import IoMode
 from fusefs.handlers.overlay import Overlay
 from fusefs.kernel.interrupts import Interrupts
 from fusefs.kernel.replies import DIRECTORY_BYTES, PREFERRED_IO_BYTES
+from fusefs.kernel.requests import REQUEST_S
 from fusefs.kernel.stream import Channel, OpenFlag
 
 log = logging.getLogger(__name__)
@@ -34,9 +36,11 @@ def guarded(
     handler: Callable[Concatenate["GodwitOperations", P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate["GodwitOperations", P], Coroutine[Any, Any, R]]:
     """Counts the request, and turns every error of its handler into an errno: nothing that goes wrong may end the mount."""
+    seconds = counters.histogram(REQUEST_S, handler.__name__)
 
     @functools.wraps(handler)
     async def wrapper(self: "GodwitOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        began_s = thread_s()
         self.requests += 1  # for `godwit servers show`
         unique = self._channel.passed()  # nothing has been awaited since libfuse got it
         self._interrupts.begin(unique)
@@ -53,6 +57,7 @@ def guarded(
             raise pyfuse3.FUSEError(errno.EIO) from None
         finally:
             self._interrupts.end(unique)
+            seconds.observe(thread_s() - began_s)
 
     return wrapper
 
@@ -278,7 +283,7 @@ class GodwitOperations(pyfuse3.Operations):
 
     @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._overlay.directories.sync()
+        await self._overlay.directories.sync(fh)
 
     # ---------------------------------------------------------- extended attributes and the rest
 

@@ -11,15 +11,12 @@ import trio
 
 from cluster.errors import refused
 from fusefs.content.handles import Handles
-from fusefs.content.open_inode import IoMode
 from fusefs.kernel.interrupts import is_unanswered
 from fusefs.kernel.replies import entry, opened
 from fusefs.kernel.requests import Handler, Opcode, Raw
-from fusefs.kernel.stream import OpenFlag
 from fusefs.names.creating import Creation
 
 _CREATE_IN = struct.Struct("<IIII")  # flags, mode, umask, further flags; a name follows
-_FLAGS = {IoMode.PASSED: OpenFlag.PASSTHROUGH, IoMode.DIRECT: OpenFlag.DIRECT_IO, IoMode.CACHED: OpenFlag(0)}
 
 
 class Unnamed:
@@ -42,4 +39,4 @@ class Unnamed:
             self._handles.release(number)
             raise refused(errno.EINTR)
         reply = self._handles.reply(number)
-        return entry(made) + opened(number, _FLAGS[reply.mode], reply.backing_id)
+        return entry(made) + opened(number, reply.flags, reply.backing_id)

@@ -4,13 +4,22 @@ import errno
 import logging
 import os
 import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 
 import pyfuse3
 
+from cluster.errors import error_text
+from cluster.messages import ROOT_INO
 from fusefs.kernel.stream import Channel
 
 log = logging.getLogger(__name__)
 
+TRIES = 3  # a name may have left the kernel's cache for lack of memory just when it is asked for
+PROBE_S = 30.0  # for how long the kernel is told that a name is absent; also how long looking it up may take
+_LOOK = "import os, sys; os.path.lexists(sys.argv[1])"
 _INC_EPOCH = struct.pack("<IiQ", 16, 8, 0)  # struct fuse_out_header: length, FUSE_NOTIFY_INC_EPOCH (Linux 6.16), no request
 
 
@@ -19,9 +28,11 @@ class KernelCache:
     they say, and run in threads.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, invalidate_entry: Callable[[int, bytes], None] = pyfuse3.invalidate_entry) -> None:
         self._channel = channel
+        self._invalidate_entry = invalidate_entry
         self.can_void_names = False
+        self.drops_absent_names = False  # true once it has been seen to
 
     def mounted(self) -> None:
         """To be called when the channel is mounted."""
@@ -40,14 +51,36 @@ class KernelCache:
             return False  # also if it is being looked up: the caller waits for that under the directory's lock
         return True
 
-    def drop_name(self, parent: int, name: bytes) -> None:
-        """Drops a name, if the kernel has it. Waits for everything that is under way in the directory."""
+    def drop_name(self, parent: int, name: bytes) -> bool:
+        """Drops a name. False if the kernel says that it has none of that name; before that is believed of one that it was told
+        to be absent, see `drops_absent_names`. Waits for everything that is under way in the directory."""
         if self._channel.device < 0:
-            return
+            return False
         try:
-            pyfuse3.invalidate_entry(parent, name)
+            self._invalidate_entry(parent, name)
         except (FileNotFoundError, NotADirectoryError):
-            return
+            return False
+        return True
+
+    def try_absent_names(self, mountpoint: str) -> None:
+        """Finds out whether this kernel drops names that it was told to be absent: Linux 6.19 to 7.1 says ENOENT, and keeps them.
+
+        Another process looks one up: this one would wait for itself if it were killed meanwhile.
+        """
+        for number in range(TRIES):
+            name = f".godwit-absent-{os.getpid()}-{number}".encode()
+            self._channel.put_name(ROOT_INO, name, 0, time.monotonic_ns() + int(PROBE_S * 1e9))
+            command = [sys.executable, "-I", "-S", "-c", _LOOK, f"{mountpoint}/{os.fsdecode(name)}"]
+            try:
+                subprocess.run(command, timeout=PROBE_S, check=False, capture_output=True)
+                self.drops_absent_names = self.drop_name(ROOT_INO, name)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                log.info("whether this kernel forgets absent names is not known: %s", error_text(error))
+            finally:
+                self._channel.drop_name(ROOT_INO, name)
+            if self.drops_absent_names:
+                return
+        log.info("this kernel may not forget single absent names (Linux 6.19 to 7.1 does not): all names are voided instead")
 
     def void_names(self) -> bool:
         """Voids all names of the mount at once and waits for nothing; names that are being looked up at the moment are

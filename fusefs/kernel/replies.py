@@ -39,16 +39,17 @@ def entry(reply: EntryReply) -> bytes:
     attr_s, attr_ns = divmod(int(reply.attr_s * NS), NS)
     if reply.node is None:
         return _ENTRY.pack(0, 0, entry_s, 0, entry_ns, 0) + _NO_ATTRIBUTES
-    return _ENTRY.pack(reply.node.ino, 0, entry_s, attr_s, entry_ns, attr_ns) + _attributes(reply.node)
+    return _ENTRY.pack(reply.node.ino, 0, entry_s, attr_s, entry_ns, attr_ns) + attributes_of(reply.node)
 
 
 def attributes(reply: EntryReply) -> bytes:
     """An inode's attributes."""
     assert reply.node is not None
-    return _VALID.pack(*divmod(int(reply.attr_s * NS), NS)) + _attributes(reply.node)
+    return _VALID.pack(*divmod(int(reply.attr_s * NS), NS)) + attributes_of(reply.node)
 
 
-def _attributes(node: Node) -> bytes:
+def attributes_of(node: Node) -> bytes:
+    """An inode's attributes alone, without for how long they are good."""
     atime_s, atime_ns = divmod(node.atime_ns, NS)
     mtime_s, mtime_ns = divmod(node.mtime_ns, NS)
     ctime_s, ctime_ns = divmod(node.ctime_ns, NS)

@@ -12,12 +12,18 @@ from typing import NamedTuple
 
 import trio
 
+from cluster.clock import thread_s
+from cluster.counters import Histogram, counters, histogram
 from cluster.errors import GodwitError
 from cluster.faults import faults
 from cluster.tending import Tasks
 from fusefs.kernel.interrupts import Interrupts
 
 log = logging.getLogger(__name__)
+
+REQUEST_S = histogram(
+    "godwit_kernel_request_seconds", "How long the mount process took for requests of the kernel, up to the answer.", "operation"
+)
 
 _IN_HEADER = struct.Struct("<IIQQIIIHH")  # length, opcode, unique, inode, uid, gid, pid, length of extensions, padding
 _OUT_HEADER = struct.Struct("<IiQ")  # length, negative errno, unique
@@ -29,6 +35,14 @@ class Opcode(IntEnum):
 
     LOOKUP = 1
     GETATTR = 3
+    SETATTR = 4
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
     RELEASE = 18
     GETXATTR = 22
     FLUSH = 25
@@ -37,8 +51,10 @@ class Opcode(IntEnum):
     GETLK = 31
     SETLK = 32
     SETLKW = 33
+    CREATE = 35
     INTERRUPT = 36
     FALLOCATE = 43
+    RENAME2 = 45
     LSEEK = 46
     COPY_FILE_RANGE = 47
     TMPFILE = 51
@@ -56,6 +72,8 @@ class Raw(NamedTuple):
     pid: int
     body: bytes
 
+
+_SAME = {Opcode.RENAME2: "rename"}  # operations that are not called as their opcodes are
 
 LOCKING = frozenset({Opcode.FLUSH, Opcode.GETLK, Opcode.SETLK, Opcode.SETLKW})
 
@@ -90,6 +108,9 @@ class RawRequests:
         self._reply = reply
         self._interrupts = interrupts
         self._under_way: dict[int, trio.CancelScope] = {}  # requests of `LOCKING`, which any signal ends
+        self._seconds: dict[int, Histogram] = {
+            opcode: counters.histogram(REQUEST_S, _SAME.get(opcode, opcode.name.lower())) for opcode in (*quick, *handlers)
+        }
         self.requests = 0  # so far, for `godwit servers show`
 
     @property
@@ -120,6 +141,7 @@ class RawRequests:
         return True
 
     def _answer_at_once(self, quick: QuickHandler, request: Raw) -> bool:
+        began_s = thread_s()
         code, payload = 0, b""
         try:
             answer = quick(request)
@@ -130,6 +152,7 @@ class RawRequests:
             code = _errno_of(error, request)
         self.requests += 1
         self._send(request, code, payload)
+        self._seconds[request.opcode].observe(thread_s() - began_s)
         return True
 
     async def _answer_locking(self, request: Raw) -> None:
@@ -147,6 +170,7 @@ class RawRequests:
             self._interrupts.end(request.unique)
 
     async def _answer_in(self, scope: trio.CancelScope, request: Raw) -> None:
+        began_s = thread_s()
         code, payload = errno.EINTR, b""  # what it is if the scope was cancelled
         try:
             with scope:
@@ -157,6 +181,7 @@ class RawRequests:
         finally:
             # Whatever happens: a request that is never answered leaves its program in a wait that nothing ends.
             self._send(request, code, payload)
+            self._seconds[request.opcode].observe(thread_s() - began_s)
 
     def _send(self, request: Raw, code: int, payload: bytes) -> None:
         self._reply(_OUT_HEADER.pack(_OUT_HEADER.size + len(payload), -code, request.unique) + payload)

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import trio
 
-from cluster.messages import DataPath
+from cluster.errors import error_text
+from cluster.messages import Answerer, DataPath
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,32 @@ class Whose(NamedTuple):
     opcode: int
     pid: int
     ino: int
+
+
+class Bounds(NamedTuple):
+    """How many inodes may be delegated, and how many attributes and names be kept by the extension."""
+
+    delegated: int
+    nodes: int
+    names: int
+
+
+NO_BOUNDS = Bounds(0, 0, 0)
+
+
+class Delegation(NamedTuple):
+    """How the extension answers the opens of an inode to read, until *until_ns* of CLOCK_MONOTONIC.
+
+    Passed through by *backing_id*, or with its pages from earlier opens; and as long as the object behind *descriptor* (unless
+    that is -1) has this size and change time.
+    """
+
+    descriptor: int
+    flags: OpenFlag
+    backing_id: int
+    size: int
+    ctime_ns: int
+    until_ns: int
 
 
 def load() -> ModuleType | None:
@@ -118,13 +145,15 @@ class Channel:
         taken: Iterable[int],
         on_request: Callable[[bytes], bool],
         on_dropped: Callable[[bool, int], None],
+        bounds: Bounds = NO_BOUNDS,
     ) -> None:
         """*wanted*: what the kernel is asked for; *taken*: the opcodes of requests that go to *on_request* as whole messages. It
         returns False for those that libfuse is to get all the same. *on_dropped* is told of what was opened by an abandoned
-        request: whether it is a directory, and its handle."""
+        request: whether it is a directory, and its handle. *bounds*: of what is answered without asking anybody."""
         self._wanted = wanted
         if self._extension is not None:
-            self._extension.prepare(on_request, on_dropped, int(wanted), sum(1 << opcode for opcode in taken))
+            opcodes = sum(1 << opcode for opcode in taken)
+            self._extension.prepare(on_request, on_dropped, int(wanted), opcodes, tuple(bounds))
 
     def mounted(self) -> None:
         """To be called when pyfuse3 has mounted."""
@@ -166,6 +195,15 @@ class Channel:
         if not reasons:
             return ""
         return DataPath.PARTLY_PASSED if any(reasons) else DataPath.PASSED
+
+    @property
+    def answerer(self) -> str:
+        """`Answerer.EXTENSION` or `Answerer.PYTHON`; empty until FUSE_INIT has been answered."""
+        # Asked for first: that is where a pyfuse3 that the extension does not know is found out.
+        known = self.begun.is_set() and bool(self.granted)
+        if self._why_unchanged:
+            return Answerer.PYTHON
+        return Answerer.EXTENSION if known else ""
 
     @property
     def problems(self) -> list[str]:
@@ -235,7 +273,7 @@ class Channel:
         try:
             fcntl.ioctl(device, _BACKING_CLOSE, _BACKING_ID.pack(backing_id))
         except OSError as error:
-            log.warning("the kernel keeps backing id %d: %s", backing_id, error)
+            log.warning("the kernel keeps backing id %d: %s", backing_id, error_text(error))
 
     def tried(self, root: str, volume: int) -> None:
         """What became of opening a file of this volume is known."""
@@ -245,6 +283,68 @@ class Channel:
         """What to add to the reply that returns *handle*, which follows at once."""
         if self._extension is not None and flags:
             self._extension.will_open(directory, handle, int(flags), backing_id)
+
+    # --------------------------------------------------------------------------------------------- delegated opens
+
+    def delegate(self, ino: int, answer: Delegation) -> bool:
+        """Has opens of an inode to read answered, or answered otherwise, by the extension; False if it cannot be."""
+        if self._extension is None:
+            return False
+        return bool(self._extension.delegate(ino, *answer))
+
+    def suspend(self, ino: int) -> None:
+        """The opens of a delegated inode come here until it is delegated anew; closes of what is open do not."""
+        if self._extension is not None:
+            self._extension.suspend(ino)
+
+    def take_back(self, ino: int) -> list[int]:
+        """Ends a delegation; the handles that the kernel has by it, which are released here from now on."""
+        return [] if self._extension is None else list(self._extension.take_back(ino))
+
+    def delegated_inode(self, handle: int) -> int:
+        """What a handle is of that `take_back` would return; 0 for another."""
+        return 0 if self._extension is None else int(self._extension.delegated_inode(handle))
+
+    def used_inodes(self) -> list[int]:
+        """The delegated inodes that are open, or were since this was asked last."""
+        return [] if self._extension is None else list(self._extension.used_inodes())
+
+    # ------------------------------------------------------------------------------------------ names and attributes
+
+    def put_attributes(self, ino: int, attributes: bytes, xattrs: int, until_ns: int) -> None:
+        """Has `stat` of an inode answered by the extension, until a time of CLOCK_MONOTONIC, and questions for extended
+        attributes of which *xattrs* (as in `Node`) says that there are none."""
+        if self._extension is not None:
+            self._extension.put_attributes(ino, attributes, xattrs, until_ns)
+
+    def put_name(self, parent: int, name: bytes, ino: int, until_ns: int) -> None:
+        """Likewise lookups of a name, with the attributes of its inode; inode 0: there is none of that name."""
+        if self._extension is not None:
+            self._extension.put_name(parent, name, ino, until_ns)
+
+    def drop(self, ino: int) -> None:
+        """The attributes of an inode, and the names in it, are asked for here."""
+        if self._extension is not None:
+            self._extension.drop(ino)
+
+    def drop_name(self, parent: int, name: bytes) -> None:
+        """A name is."""
+        if self._extension is not None:
+            self._extension.drop_name(parent, name)
+
+    def drop_names(self) -> None:
+        """All names are."""
+        if self._extension is not None:
+            self._extension.drop_names()
+
+    def answered_alone(self) -> tuple[int, int]:
+        """How many opens the extension has answered, and how many questions for names and attributes."""
+        if self._extension is None:
+            return 0, 0
+        opens, names = self._extension.answered_alone()
+        return int(opens), int(names)
+
+    # ------------------------------------------------------------------------------------------------------- requests
 
     def watch_flush(self, ino: int, wanted: bool) -> None:
         """Whether closes of this inode's descriptors are handed over."""

@@ -57,6 +57,16 @@ class Creation:
                 else:
                     return number, self._changes.entry_reply(made, parent, name)
 
+    def create_known(
+        self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int, flags: int
+    ) -> tuple[int, EntryReply] | None:
+        """As `create`, without a task (saves 150 µs); None, and nothing has changed, if somebody has to be asked."""
+        created = self._creator.create_known(parent, name, mode, umask, uid, gid, flags)
+        if created is None:
+            return None
+        number, made = created
+        return number, self._changes.entry_reply(made, parent, name)
+
     async def _open_existing(self, parent: int, name: bytes, uid: int, flags: int) -> tuple[int, EntryReply] | None:
         """Opens the file whose name was taken; None if it is gone by now."""
         node = await self._lookups.existing(parent, name)
@@ -84,8 +94,23 @@ class Creation:
     ) -> EntryReply:
         """Makes anything but a regular file: a directory, a symbolic link, a device, a pipe or a socket."""
         ino = await self._numbers.take()
-        now_ns = file_time_ns()
-        create = Create(parent, name, ino, mode, uid, gid, rdev, now_ns, target=target, umask=umask)
+        create = Create(parent, name, ino, mode, uid, gid, rdev, file_time_ns(), target=target, umask=umask)
         made = await self._changes.make(create)
+        self._paths.note(ino, parent, name)
+        return self._changes.entry_reply(made, parent, name)
+
+    def make_known(
+        self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int, *, rdev: int = 0, target: bytes = b""
+    ) -> EntryReply | None:
+        """As `make`, without a task; None, and nothing has changed, if somebody has to be asked."""
+        ino = self._numbers.take_known()
+        if ino is None:
+            return None
+        made = self._changes.make_known(
+            Create(parent, name, ino, mode, uid, gid, rdev, file_time_ns(), target=target, umask=umask)
+        )
+        if made is None:
+            self._numbers.put_back(ino)
+            return None
         self._paths.note(ino, parent, name)
         return self._changes.entry_reply(made, parent, name)

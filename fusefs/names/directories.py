@@ -10,6 +10,7 @@ from cluster.errors import GodwitError, Refused
 from cluster.messages import COOKIE_TERM_BITS, Sync
 from cluster.rpc.session import ManagerSession
 from fusefs.caching.cache import Caching, EntryReply
+from fusefs.caching.held import HeldDirectories
 from fusefs.content.opening import Opener
 from fusefs.kernel.listings import COOKIE_MAX
 from fusefs.kernel.stream import OpenFlag
@@ -29,9 +30,17 @@ class Directories:
     """
 
     def __init__(
-        self, session: ManagerSession, opener: Opener, opens: Opens, caching: Caching, listings: Listings, timeout_s: float
+        self,
+        session: ManagerSession,
+        held: HeldDirectories,
+        opener: Opener,
+        opens: Opens,
+        caching: Caching,
+        listings: Listings,
+        timeout_s: float,
     ) -> None:
         self._session = session
+        self._held = held
         self._opener = opener
         self._opens = opens
         self._caching = caching
@@ -75,6 +84,10 @@ class Directories:
             return None
         return self._opens.open_quietly(kept[0], min(now + QUIET_S, listing.permit.until_s(ino) - REGISTER_S))
 
+    def is_open_quietly(self, ino: int) -> bool:
+        """Whether the manager does not know of some handle of the directory."""
+        return bool(ino and self._opens.quiet(ino))
+
     async def register(self, ino: int) -> None:
         """Has the manager know of all handles of a directory that is about to be removed by ourselves.
 
@@ -101,9 +114,12 @@ class Directories:
                     except GodwitError:
                         continue  # its lease ends by itself, and the next manager is told
 
-    async def sync(self) -> None:
-        """All changes of names so far are on the catalog's disk."""
+    async def sync(self, number: int) -> None:
+        """All changes so far are on the catalog's disk. Raises `Refused` (EIO), once, if one of this directory was lost."""
+        ino = self._open[number].ino
         await self._session.call(Sync(), timeout_s=self._timeout_s)
+        # After it, as it goes behind the records: it may be now that they are lost.
+        self._held.check(ino)
 
     def releasedir(self, number: int) -> None:
         self._opens.close(self._open.pop(number))

@@ -8,16 +8,24 @@ from fusefs.caching.cache import Caching, EntryReply
 from fusefs.caching.grants import NOTHING, Permit
 from fusefs.content.attributes import Attributes
 from fusefs.content.last_paths import LastKnownPaths
+from fusefs.names.whole_directories import WholeDirectories
 
 
 class Lookups:
     """Answers questions. All methods raise `GodwitError`."""
 
     def __init__(
-        self, session: ManagerSession, caching: Caching, attributes: Attributes, paths: LastKnownPaths, timeout_s: float
+        self,
+        session: ManagerSession,
+        caching: Caching,
+        whole_directories: WholeDirectories,
+        attributes: Attributes,
+        paths: LastKnownPaths,
+        timeout_s: float,
     ) -> None:
         self._session = session
         self._caching = caching
+        self._whole_directories = whole_directories
         self._attributes = attributes
         self._paths = paths
         self._timeout_s = timeout_s
@@ -27,6 +35,8 @@ class Lookups:
     async def lookup(self, parent: int, name: bytes) -> EntryReply:
         """What *name* is in *parent*; a node of None if there is no such name."""
         known = self._listed(parent, name)
+        if known is None and await self._whole_directories.missed(parent):
+            known = self._listed(parent, name)
         if known is not None:
             node, permit, names = known
             present, permit = (None, permit) if node is None else await self.glance(node, permit)
@@ -73,11 +83,18 @@ class Lookups:
 
     async def ino_in_kernel(self, parent: int, name: bytes) -> int:
         """The inode of a name that the kernel is about to take away, 0 if there is none: the kernel may hold its lock."""
-        known = self._caching.given_ino(parent, name)
+        known = self.ino_in_kernel_known(parent, name)
         if known is not None:
             return known
         node = await self.existing(parent, name)
         return 0 if node is None else node.ino
+
+    def ino_in_kernel_known(self, parent: int, name: bytes) -> int | None:
+        """As `ino_in_kernel`; None if the manager has to be asked."""
+        known = self._caching.given_ino(parent, name)
+        if known is None and (contents := self._caching.contents(parent)) is not None:
+            known = contents.ino_of(name)
+        return known
 
     # -------------------------------------------------------------------------------------------------- attributes
 
@@ -96,6 +113,10 @@ class Lookups:
         """The node as it is, with its permit; with none if its home is away: the kernel asks before it tells a program."""
         present, current = await self._attributes.glance(node)
         return present, permit if current else NOTHING
+
+    def at_once(self, node: Node) -> Node | None:
+        """As `glance`, without a task; None if somebody has to be asked."""
+        return self._attributes.at_once(node)
 
     async def node(self, ino: int) -> tuple[Node, Permit]:
         """The catalog's node, and whether it may be kept."""

@@ -30,11 +30,13 @@ class SetIdBits:
 
     async def without(self, change: SetAttr, size: int | None, uid: int) -> SetAttr:
         """The change with what Linux does besides: another owner, or a truncation that is not root's, takes the bits."""
-        owner = change.uid is not None or change.gid is not None
-        if change.mode is not None or not (owner or (size is not None and uid != 0)):
+        if not _may_take(change, size, uid):
             return change
-        mode = (await self._lookups.node(change.ino))[0].mode
-        drops = not stat.S_ISDIR(mode) and has_set_id(mode)
+        return self.without_known(change, size, uid, (await self._lookups.node(change.ino))[0].mode)
+
+    def without_known(self, change: SetAttr, size: int | None, uid: int, mode: int) -> SetAttr:
+        """As `without`, where the inode has this mode."""
+        drops = _may_take(change, size, uid) and not stat.S_ISDIR(mode) and has_set_id(mode)
         return msgspec.structs.replace(change, mode=without_set_id(mode)) if drops else change
 
     async def clear(self, ino: int) -> None:
@@ -58,3 +60,9 @@ class SetIdBits:
             if has_set_id(mode):
                 changed = await self._changes.apply(SetAttr(ino, file_time_ns(), mode=without_set_id(mode)), ino)
                 state.answered(changed.made)
+
+
+def _may_take(change: SetAttr, size: int | None, uid: int) -> bool:
+    """Whether a change takes the bits that there are."""
+    owner = change.uid is not None or change.gid is not None
+    return change.mode is None and (owner or (size is not None and uid != 0))

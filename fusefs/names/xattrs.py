@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection
 
 from cluster.clock import file_time_ns
 from cluster.errors import Refused
-from cluster.messages import GetXattr, ListXattr, RemoveXattr, SetXattr
+from cluster.messages import XATTR_NAMESPACES, XATTRS_UNKNOWN, GetXattr, ListXattr, Node, RemoveXattr, SetXattr, XattrKind
 from cluster.rpc.session import ManagerSession
+from fusefs.caching.cache import Caching
 from fusefs.caching.changes import Changes
 from fusefs.content.open_files import OpenFiles
 from fusefs.content.privileges import SECURITY_CAPABILITY
@@ -15,6 +16,13 @@ from fusefs.names.lookups import Lookups
 from fusefs.names.set_id_bits import SetIdBits
 
 ACCESS_LIST = b"system.posix_acl_access"
+
+
+def has_no_xattr(node: Node, name: bytes) -> bool:
+    """Whether the manager has said that the inode has no attribute of that kind; False for a name that no attribute can have."""
+    kind = XattrKind.of(name)
+    can_be = kind is not XattrKind.OTHER or (name.startswith(XATTR_NAMESPACES) and name not in XATTR_NAMESPACES)
+    return can_be and node.xattrs != XATTRS_UNKNOWN and not node.xattrs & kind
 
 
 class Xattrs:
@@ -26,10 +34,12 @@ class Xattrs:
         changes: Changes,
         lookups: Lookups,
         set_id_bits: SetIdBits,
+        caching: Caching,
         open_files: OpenFiles,
         timeout_s: float,
     ) -> None:
         self._session = session
+        self._caching = caching
         self._changes = changes
         self._lookups = lookups
         self._set_id_bits = set_id_bits
@@ -44,6 +54,8 @@ class Xattrs:
         that there are no capabilities: the manager does not let another mount set them meanwhile. After the last close nobody can
         write, although it is open for writing to the manager until it is committed.
         """
+        if self.has_no_xattr(ino, name):
+            raise Refused(os.strerror(errno.ENODATA), errno.ENODATA)
         if name == SECURITY_CAPABILITY:
             state = self._open_files.get(ino)
             if state is not None and state.is_registered_to_write:
@@ -57,7 +69,10 @@ class Xattrs:
     def has_no_xattr(self, ino: int, name: bytes) -> bool:
         """Whether it is known here that `getxattr` would do nothing and find nothing."""
         state = self._open_files.get(ino)
-        if name != SECURITY_CAPABILITY or state is None or not state.is_registered_to_write or state.may_have_capabilities:
+        if state is None or not state.is_registered_to_write:
+            kept = self._caching.node(ino)
+            return kept is not None and has_no_xattr(kept[0], name)
+        if name != SECURITY_CAPABILITY or state.may_have_capabilities:
             return False
         return not self._set_id_bits.are_left_to_us() or self._set_id_bits.are_known_clear(ino)
 

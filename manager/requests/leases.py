@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 from sqlalchemy import Connection, bindparam, select
 
 from cluster.clock import monotonic_s
-from cluster.errors import NotManager, ProtocolError
+from cluster.errors import NotManager, ProtocolError, Unavailable
 from cluster.messages import (
     AskLeases,
     Described,
@@ -23,11 +23,13 @@ from cluster.messages import (
     RecallDone,
 )
 from cluster.rpc.serving import SendReply
+from cluster.trust.identity import Role
 from manager.catalog.inodes import NODE_COLUMNS, find_inode, node_of, parent_of, path_of
 from manager.catalog.schema import inodes
-from manager.memory.granting import Answered, Asked, directories_in
+from manager.memory.granting import Answered, Asked, directories_in, inodes_in
 from manager.memory.leases import Lease
-from manager.memory.sessions import Role, Session
+from manager.memory.sessions import Session
+from manager.requests.held import is_hidden, reveal
 from manager.rules.limits import check_count, check_number
 from manager.term import Term
 
@@ -56,6 +58,8 @@ def answer_at_once(
     """The answer with its grant; None if something must be noted before."""
     began_s = monotonic_s()
     reply: Answered = question(connection, term, request)
+    if term.state.may_hide and is_hidden(term, session, inodes_in(reply)):
+        return None
     if not session.watches:
         return reply
     granting = term.granting
@@ -74,8 +78,12 @@ async def answer(term: Term, session: Session, request: Asked, question: Callabl
     granting = term.granting
     if session.watches and not isinstance(request, GetAttr):
         await granting.note(term.store, session, [request.parent if isinstance(request, Lookup) else request.ino])
-    began_s = monotonic_s()
-    reply: Answered = await term.store.read(lambda connection: question(connection, term, request))
+    while True:
+        began_s = monotonic_s()
+        reply: Answered = await term.store.read(lambda connection: question(connection, term, request))
+        # Who is alone with what was found may have changed it, also what the names mean: all is read again.
+        if not (term.state.may_hide and await reveal(term, session, inodes_in(reply))):
+            break
     if not session.watches:
         return reply
     directory = granting.noted_under(session, request, reply)
@@ -90,28 +98,42 @@ async def answer(term: Term, session: Session, request: Asked, question: Callabl
 
 
 async def ask_leases(term: Term, session: Session, request: AskLeases) -> LeaseTokens:
-    """Grants and renewals. What the session has open for writing it gets a lease to write for."""
+    """Grants and renewals, or passes. What the session has open for writing it gets a lease to write for."""
     check_count(len(request.inodes), ASKED_MAX, "leases")
+    check_number(request.volume, "volume")
     for ino in request.inodes:
         check_number(ino, "inode")
     began_s = monotonic_s()
     nodes = await term.store.read(lambda connection: _nodes(connection, request.inodes))
+    # Somebody may have been let alone with one of them while the catalog was read.
+    while term.state.may_hide and await reveal(term, session, request.inodes):
+        began_s = monotonic_s()
+        nodes = await term.store.read(lambda connection: _nodes(connection, request.inodes))
+    # Agents only read, to copy: they hold no leases that could be recalled.
+    if request.volume or session.role == Role.AGENT:
+        now = monotonic_s()
+        return LeaseTokens(_tokens(term, request, nodes, lambda node: _pass(term, session, node, request.volume, now)))
     # Notes may be written here: leases may end and inodes change meanwhile, so `_renewed` looks at each again.
     places = await _places(term, session, nodes)
     now = monotonic_s()
-    tokens = []
-    for ino in request.inodes:
-        node = nodes.get(ino)
-        # An empty token keeps the answer in the order of the request.
-        if node is None:
-            term.state.leases.counts.refused.value += 1
-            tokens.append(b"")
-        # Agents only read, to copy: they hold no leases that could be recalled.
-        elif session.role == Role.AGENT:
-            tokens.append(term.state.leases.pass_for(session.server, ino, node.version, node.home_epoch, now))
-        else:
-            tokens.append(term.state.grant(session, node, now))
+    tokens = _tokens(term, request, nodes, lambda node: term.state.grant(session, node, now))
     return LeaseTokens(tokens, _renewed(term, session, places, began_s, now))
+
+
+def _tokens(term: Term, request: AskLeases, nodes: dict[int, Node], make: Callable[[Node], bytes]) -> list[bytes]:
+    """In the order of the request: an empty one for what is not there."""
+    found = [nodes.get(ino) for ino in request.inodes]
+    term.state.leases.counts.refused.value += found.count(None)
+    return [b"" if node is None else make(node) for node in found]
+
+
+def _pass(term: Term, session: Session, node: Node, volume: int, now: float) -> bytes:
+    """For the agent that has the volume; 0 means the inode's home."""
+    number = volume or node.home_volume
+    there = term.state.members.get(number)
+    if there is None:
+        raise Unavailable(f"volume {number} is of no server of this network")
+    return term.state.leases.pass_for(session.server, node.ino, node.version, node.home_epoch, now, checked_by=there.server)
 
 
 async def _places(term: Term, session: Session, nodes: dict[int, Node]) -> dict[int, list[Node]]:
@@ -232,7 +254,7 @@ def _row(connection: Connection, term: Term, lease: Lease, now: float) -> LeaseR
     return LeaseRow(
         ino=lease.ino,
         path=path_of(connection, lease.ino),
-        mode=lease.mode,
+        mode=lease.mode(now),
         holder=lease.server,
         home="" if home is None else home.server,
         home_volume=home_volume,

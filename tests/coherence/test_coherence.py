@@ -1,4 +1,4 @@
-"""Three mounts, six processes, 50,000 operations on a few shared names: some order explains everything that was seen.
+"""Three mounts, six processes, 20,000 operations on a few shared names: some order explains everything that was seen.
 
 Files are passed through; with 12,000 operations more they are not.
 
@@ -16,7 +16,7 @@ from tests.coherence.load import Load, chosen_seed
 from tests.coherence.reporting import judge
 from tests.support.modes import FALLBACK, PASSTHROUGH, both_modes
 
-CALLS = {PASSTHROUGH: 50_000, FALLBACK: 12_000}
+CALLS = {PASSTHROUGH: 20_000, FALLBACK: 12_000}
 CALLS_ON_TMPFS = 30_000
 PER_MOUNT = 2
 CALLS_WANTED = int(os.environ.get("GODWIT_COHERENCE_CALLS", "0"))  # in each mode

@@ -11,10 +11,12 @@ import trio.testing
 from cluster.errors import GodwitError, Unavailable
 from cluster.messages import Content, Described, GetAttr, Node
 from cluster.rpc.session import ManagerSession
+from fusefs.caching.cache import Caching
 from fusefs.caching.tokens import Leases
 from fusefs.content.attributes import GLANCE_S, Attributes
 from fusefs.content.open_files import OpenFiles
 from fusefs.content.peers import Peers
+from tests.fusefs.delegating import delegations
 
 INO = 7
 TIMEOUT_S = 5.0
@@ -40,7 +42,7 @@ class Away(Attributes):
 
     def __init__(self, world: World) -> None:
         nothing: Any = None
-        files = OpenFiles(lambda _ino: None)
+        files = OpenFiles(lambda _ino: None, delegations(Caching()))
         super().__init__(cast(ManagerSession, world), cast(Peers, nothing), cast(Leases, nothing), files, TIMEOUT_S)
         self._world = world
 

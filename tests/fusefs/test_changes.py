@@ -14,6 +14,7 @@ from fusefs.caching.cache import Caching
 from fusefs.caching.changes import Changes
 from fusefs.caching.listings import Contents
 from fusefs.caching.recalls import Recalls
+from tests.fusefs.holding import held_on
 
 PARENT, DIRECTORY, FILE = 1, 10, 11
 
@@ -49,7 +50,9 @@ class Mount:
     def __init__(self) -> None:
         self.manager = Manager()
         self.caching = Caching()
-        self.changes = Changes(cast(ManagerSession, self.manager), self.caching, cast(Recalls, NoRecalls()), 1.0)
+        self.changes = Changes(
+            cast(ManagerSession, self.manager), held_on(self.caching), self.caching, cast(Recalls, NoRecalls()), 1.0
+        )
 
     async def make_directory(self) -> None:
         directory = node(DIRECTORY, 0o040755)

@@ -19,6 +19,8 @@ from fusefs.kernel.stream import OpenFlag
 from fusefs.names.directories import TERM_MAX, Directories
 from fusefs.names.listings import LISTED_MAX, Listings
 from fusefs.names.open_directories import Opens
+from tests.fusefs.delegating import delegations
+from tests.fusefs.holding import held_on
 
 DIRECTORY, FILE = 10, 11
 KEEP = OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE
@@ -55,13 +57,13 @@ class Mount:
     def __init__(self, listed_max: int = LISTED_MAX) -> None:
         self.manager, self.caching = Manager(), Caching()
         self.dropped: list[int] = []
-        self.open_files = OpenFiles(lambda _ino: None)
+        self.open_files = OpenFiles(lambda _ino: None, delegations(self.caching))
         session, attributes = cast(ManagerSession, self.manager), cast(Attributes, None)
         paths = LastKnownPaths()
         listings = Listings(session, self.caching, attributes, paths, self.drop_inode, 1.0, listed_max=listed_max)
-        self.directories = Directories(
-            session, cast(Opener, self), Opens(self.open_files, self.let_go), self.caching, listings, 1.0
-        )
+        self.held = held_on(self.caching)
+        opens = Opens(self.open_files, self.let_go)
+        self.directories = Directories(session, self.held, cast(Opener, self), opens, self.caching, listings, 1.0)
 
     def drop_inode(self, ino: int) -> bool:
         """In the place of the kernel."""

@@ -86,6 +86,37 @@ async def test_a_call_that_takes_long_is_waited_for_while_the_disk_answers_other
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("answers", ["in time", "too late", "with an error"])
+async def test_descriptors_that_nobody_waits_for_are_closed(tmp_path: Path, answers: str) -> None:
+    threads, answered = DiskThreads(str(tmp_path)), threading.Event()
+    made: list[int] = []
+
+    def open_two(opened: list[int]) -> str:
+        opened.extend(os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("a", "b"))
+        made.extend(opened)
+        if answers == "with an error":
+            raise OSError(errno.EIO, "broken")
+        if answers == "too late":
+            answered.wait(30)
+        return "found"
+
+    def are_open() -> list[bool]:
+        return [os.path.lexists(f"/proc/self/fd/{descriptor}") for descriptor in made]
+
+    if answers == "in time":
+        assert await threads.open_several("opening", open_two, 10) == ("found", made)
+        assert are_open() == [True, True]
+        for descriptor in made:
+            os.close(descriptor)
+        return
+    with pytest.raises(OSError if answers == "with an error" else GodwitError):
+        await threads.open_several("opening", open_two, 0.1)
+    answered.set()
+    with trio.fail_after(10):
+        while any(are_open()):
+            await trio.sleep(0.01)
+
+
 async def test_what_waits_for_a_thread_is_given_up_without_having_begun() -> None:
     threads, answered, begun = DiskThreads("/disk"), threading.Event(), []
     async with trio.open_nursery() as nursery:

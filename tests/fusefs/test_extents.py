@@ -14,6 +14,7 @@ from cluster.volume.layout import VolumeLayout
 from fusefs.content.local_object import LocalObject
 from fusefs.content.reading import all_data
 from fusefs.handlers.extents import copy_all
+from tests.support.trust import credentials
 
 BLOCK = 4096
 KEEP_SIZE, PUNCH_HOLE = 0x01, 0x02
@@ -86,7 +87,7 @@ def volume(tmp_path: Path) -> VolumeLayout:
 
 
 async def created(volume: VolumeLayout, ino: int) -> LocalObject:
-    session = ManagerSession(managers=[], cluster="test", server="s1", role="mount")
+    session = ManagerSession(managers=[], credentials=credentials("s1", "mount"))
     return await LocalObject.create(os.fspath(volume.root), ino, session, 1.0, impatient=True)
 
 

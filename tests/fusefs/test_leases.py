@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from cluster.errors import Refused, Unavailable
-from cluster.leases import READ, LeaseToken, Sealer
+from cluster.leases import READ, LeaseKeys, LeaseToken
 from cluster.messages import AskLeases, LeaseTokens
 from fusefs.caching.cache import Caching
 from fusefs.caching.tokens import Leases, Use
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("autojump_clock")
 ACCESS_S = 30.0
 RENEW_S = 10.0
 TIMEOUT_S = 20.0
-SEALER = Sealer("5e" * 32)
+KEYS = LeaseKeys(b"\x5e" * 32)
 IDLE = Use(is_open=False, is_dirty=False)
 
 
@@ -32,18 +32,22 @@ class Session:
         self.unknown: set[int] = set()
         self.delay_s = 0.0
         self.serial = 0
+        self.volumes: list[int] = []  # for which passes were asked
 
     async def call(self, request: AskLeases, *, timeout_s: float) -> LeaseTokens:
-        self.asked.append(list(request.inodes))
+        if request.volume:
+            self.volumes.append(request.volume)
+        else:
+            self.asked.append(list(request.inodes))
         if not self.answers:
             await trio.sleep(timeout_s)
             raise Unavailable("no manager")
         await trio.sleep(self.delay_s)
         return LeaseTokens([b"" if ino in self.unknown else self.token(ino) for ino in request.inodes])
 
-    def token(self, ino: int, epoch: int = 1) -> bytes:
+    def token(self, ino: int, epoch: int = 1, version: int = 1) -> bytes:
         self.serial += 1
-        return SEALER.seal(LeaseToken(self.serial, ino, READ, "s1", 1, "h:1", 1, epoch, 1, ACCESS_S, 0.0))
+        return KEYS.seal(LeaseToken(self.serial, ino, READ, "s1", 1, "h:1", version, epoch, 1, ACCESS_S, 0.0))
 
 
 class Holder:
@@ -127,10 +131,78 @@ async def test_a_holder_that_is_cut_off_stops_at_its_deadline_and_fails_in_time(
     assert (await holder.leases.hold(7)).token.ino == 7
 
 
+async def test_the_end_of_each_token_is_told_once(holder: Holder) -> None:
+    holder.uses = {ino: Use(is_open=True, is_dirty=False) for ino in (7, 8, 9)}
+    holder.leases.granted(holder.session.token(7), trio.current_time())
+    await trio.sleep(2 * ACCESS_S)
+    assert holder.leases.ended() == [], "it is renewed"
+    holder.session.answers = False
+    await trio.sleep(2 * ACCESS_S)
+    assert holder.leases.ended() == [7]
+    assert holder.leases.ended() == []
+    asked_s = trio.current_time() - ACCESS_S + RENEW_S / 2
+    holder.leases.granted(holder.session.token(8), asked_s)
+    await trio.sleep(RENEW_S / 2 - 0.01)
+    assert holder.leases.ended() == []
+    await trio.sleep(0.02)
+    assert holder.leases.ended() == [8], "before its timer"
+    holder.session.answers = True
+    await holder.leases.replace(await holder.leases.hold(9))
+    assert holder.leases.ended() == [9], "an agent took it for none"
+    holder.leases.granted(holder.session.token(8), asked_s - ACCESS_S)
+    await holder.leases.hold(8)
+    assert holder.leases.ended() == [], "it was asked for again"
+
+
+async def test_what_others_have_finished_is_told_to_who_reads(holder: Holder) -> None:
+    reads, writes = Use(is_open=True, is_dirty=False), Use(is_open=True, is_dirty=True)
+    holder.uses = {1: reads, 2: reads, 3: writes}
+    for version in (1, 2):
+        for ino in (1, 3, 4):
+            holder.leases.granted(holder.session.token(ino, version=version), trio.current_time())
+        holder.leases.granted(holder.session.token(2), trio.current_time())
+    assert holder.leases.outdated() == [1]
+    assert holder.leases.outdated() == []
+
+
 async def test_an_inode_that_is_gone_is_stale(holder: Holder) -> None:
     holder.session.unknown.add(7)
     with pytest.raises(Refused, match="inode 7"):
         await holder.leases.hold(7)
+
+
+async def test_a_pass_is_kept_for_its_volume_until_it_ends_or_is_refused(holder: Holder) -> None:
+    first = await holder.leases.hold_pass(7, 2)
+    assert await holder.leases.hold_pass(7, 2) is first
+    assert await holder.leases.hold_pass(7, 3) is not first
+    assert holder.session.volumes == [2, 3]
+    assert holder.session.asked == [[7]], "the lease is needed all the same"
+    holder.leases.forget_pass(7, 2, first)
+    second = await holder.leases.hold_pass(7, 2)
+    assert second.sealed != first.sealed
+    holder.leases.forget_pass(7, 2, first)
+    assert await holder.leases.hold_pass(7, 2) is second, "another one was refused"
+    await trio.sleep(ACCESS_S + 0.01)
+    assert await holder.leases.hold_pass(7, 2) is not second
+    assert holder.session.volumes == [2, 3, 2, 2]
+
+
+async def test_a_pass_without_a_lease_is_good_for_nothing(holder: Holder) -> None:
+    held = await holder.leases.hold_pass(7, 2)
+    holder.session.answers = False
+    holder.leases.granted(holder.session.token(7), trio.current_time() - ACCESS_S + 1)
+    await trio.sleep(0.9)
+    assert await holder.leases.hold_pass(7, 2) is held
+    await trio.sleep(0.2)
+    assert held.deadline_s - trio.current_time() > ACCESS_S / 2
+    with pytest.raises(Unavailable):
+        await holder.leases.hold_pass(7, 2)
+
+
+async def test_no_pass_is_given_for_an_inode_that_is_gone(holder: Holder) -> None:
+    holder.session.unknown.add(7)
+    with pytest.raises(Refused, match="inode 7"):
+        await holder.leases.hold_pass(7, 2)
 
 
 async def test_many_who_need_one_token_ask_once(holder: Holder) -> None:
@@ -156,4 +228,4 @@ async def test_a_new_manager_is_shown_what_is_open(holder: Holder) -> None:
     holder.uses[7] = Use(is_open=True, is_dirty=False)
     for ino in (7, 8):
         holder.leases.granted(holder.session.token(ino), trio.current_time())
-    assert [SEALER.open(sealed).ino for sealed in holder.leases.presented()] == [7]
+    assert [KEYS.open(sealed).ino for sealed in holder.leases.presented()] == [7]

@@ -24,11 +24,11 @@ from cluster.messages import (
     Welcome,
     WokenLocks,
 )
+from cluster.trust.identity import Role
 from fusefs.caching.cache import Caching
 from fusefs.kernel.requests import Opcode, Raw
 from fusefs.locks import BY_FLOCK, READ, UNLOCK, WRITE, Locks
 from manager.memory.locks import Locks as Table
-from manager.memory.sessions import Role
 from manager.memory.sessions import Session as ManagersSession
 
 pytestmark = pytest.mark.usefixtures("autojump_clock")
@@ -125,6 +125,7 @@ class Kernel:
     """Notes whose pages are dropped."""
 
     can_void_names = True
+    drops_absent_names = True
 
     def __init__(self) -> None:
         self.dropped: list[int] = []
@@ -136,7 +137,7 @@ class Kernel:
         self.dropped.append(ino)
         return True
 
-    def drop_name(self, parent: int, name: bytes) -> None:
+    def drop_name(self, parent: int, name: bytes) -> bool:
         raise AssertionError
 
     def void_names(self) -> bool:

@@ -19,6 +19,7 @@ from fusefs.content.open_files import OpenFiles
 from fusefs.content.open_inode import OpenInode, Stage
 from fusefs.content.opening import Opener
 from fusefs.content.privileges import Privileges
+from tests.fusefs.delegating import delegations
 
 NODE = Node(7, 0o100644, 1, 0, 0, 0, 10, 8, 1, 1, 1, 1, version=3, home_volume=1, home_epoch=1)
 TIMEOUT_S = 5.0
@@ -52,7 +53,7 @@ class World:
         self.failure: GodwitError | None = None
         self.settled: list[int] = []
         self.caching = Caching()
-        self.open_files = OpenFiles(self.settled.append)
+        self.open_files = OpenFiles(self.settled.append, delegations(self.caching))
         self.opener = Opener(
             cast(ManagerSession, self),
             cast(Leases, self),

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import trio
 
-from cluster.messages import DataPath, Node
+from cluster.messages import Answerer, DataPath, Node
 from cluster.rpc.session import ManagerSession
 from fusefs.content.disk_threads import threads_of
 from fusefs.content.local_object import LocalObject
@@ -365,6 +365,7 @@ def test_what_is_missing_is_said_once(
         assert (made.files, made.why_not) == (DataPath.FALLBACK, why)
     assert told(caplog) == [f"files go through the mount process: {why}", *([f"{LOCAL}: {why}"] if is_local else [])]
     assert len(made.problems) == is_local
+    assert made.answerer == (Answerer.PYTHON if is_local else Answerer.EXTENSION)
     assert kernel.asked == []
 
 
@@ -378,8 +379,24 @@ def test_nothing_is_asked_of_an_extension_that_is_not_there(
     made.watch_flush(1, True)
     assert not made.kills_set_id(1)
     assert (made.files, made.why_not, made.granted) == (DataPath.FALLBACK, why, InitFlag(0))
+    assert made.answerer == Answerer.PYTHON
     assert told(caplog) == [f"files go through the mount process: {why}", f"{LOCAL}: {why}"]
     assert kernel.asked == []
+
+
+def test_who_answers_is_known_when_the_kernel_has_begun(kernel: Kernel) -> None:
+    made = mounted(kernel)
+    assert made.answerer == ""
+    made.begun.set()
+    assert made.answerer == Answerer.EXTENSION
+
+
+def test_a_pyfuse3_that_is_not_known_is_found_out_by_who_asks_who_answers(kernel: Kernel) -> None:
+    lacks_pyfuse3(kernel)
+    made = mounted(kernel)
+    made.begun.set()
+    assert made.answerer == Answerer.PYTHON
+    assert len(made.problems) == 1
 
 
 async def test_volumes_are_tried_once_the_kernel_has_begun_until_they_are_there(kernel: Kernel, tmp_path: Path) -> None:

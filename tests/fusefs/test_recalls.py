@@ -1,7 +1,7 @@
 """Giving way to recalls, with a kernel whose locks the test holds."""
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -9,9 +9,12 @@ import pytest
 import trio
 
 from cluster.errors import Unavailable
-from cluster.messages import Done, GiveBack, Grant, Node, Recall, RecallDone, Request
+from cluster.messages import Done, GiveBack, Grant, Node, Recall, RecallDone, Record, Request, SetAttr
+from fusefs.caching.alone import Alone
 from fusefs.caching.cache import Caching
+from fusefs.caching.held import HeldDirectories
 from fusefs.caching.recalls import LATER_S, Recalls
+from tests.fusefs.holding import HoldingManager, records_of
 
 DIRECTORY, FILE = 10, 11
 ACCESS_S = 15.0
@@ -38,8 +41,9 @@ class Session:
 class Kernel:
     """Knows `inodes`; dropping a name waits for `lock`, as the kernel's does."""
 
-    def __init__(self, *, can_void_names: bool = True) -> None:
+    def __init__(self, *, can_void_names: bool = True, drops_absent_names: bool = True) -> None:
         self.can_void_names = can_void_names
+        self.drops_absent_names = drops_absent_names
         self.inodes = {DIRECTORY, FILE}
         self.lock = threading.Lock()
         self.done: list[tuple[Any, ...]] = []
@@ -48,9 +52,10 @@ class Kernel:
         self.done.append(("inode", ino))
         return ino in self.inodes
 
-    def drop_name(self, parent: int, name: bytes) -> None:
+    def drop_name(self, parent: int, name: bytes) -> bool:
         with self.lock:
             self.done.append(("name", parent, name))
+        return self.drops_absent_names or name != b"absent"
 
     def void_names(self) -> bool:
         self.done.append(("all names",))
@@ -77,11 +82,32 @@ class Opens:
         self.let_go_of = list(inodes)
 
 
+class Tokens:
+    """What there is to tell of tokens, once."""
+
+    def __init__(self, ended: Iterable[int] = (), outdated: Iterable[int] = ()) -> None:
+        self._ended, self._outdated = list(ended), list(outdated)
+
+    def ended(self) -> list[int]:
+        told, self._ended = self._ended, []
+        return told
+
+    def outdated(self) -> list[int]:
+        told, self._outdated = self._outdated, []
+        return told
+
+
 class Mount:
     def __init__(self, nursery: trio.Nursery, kernel: Kernel) -> None:
         self.kernel, self.session, self.opens, self.caching = kernel, Session(), Opens(), Caching()
         session: Any = self.session
-        self.recalls = Recalls(session, self.caching, kernel, self.opens, nursery, 5.0)
+        self.holding = HoldingManager()
+        self.records = records_of(self.holding)
+        self.alone = Alone(self.caching)
+        holding: Any = self.holding
+        self.held = HeldDirectories(holding, self.caching, self.alone, self.records, 5.0)
+        nursery.start_soon(self.records.run)
+        self.recalls = Recalls(session, self.held, self.caching, kernel, self.opens, nursery, 5.0)
         self.serial = 0
 
     def grants(self, *inodes: int) -> None:
@@ -122,6 +148,26 @@ async def test_a_recall_is_answered_when_the_kernel_has_forgotten(mount: Mount) 
     dropped = [("inode", DIRECTORY), ("inode", FILE), ("name", DIRECTORY, b"name"), ("inode", DIRECTORY)]
     assert mount.opens.let_go_of == [DIRECTORY, FILE]
     assert mount.kernel.done == dropped, "the listing again, when who was taking one in has let go of the lock"
+
+
+async def test_who_only_wants_to_look_is_told_what_was_recorded_and_takes_nothing_from_the_kernel(mount: Mount) -> None:
+    mount.grants(DIRECTORY)
+    grant = Grant(mount.serial, ACCESS_S, [DIRECTORY], ACCESS_S)
+    mount.alone.granted(grant, trio.current_time())
+    assert mount.alone.has(DIRECTORY)
+    assert mount.records.add(Record(SetAttr(DIRECTORY, 1, mode=0o700)), [DIRECTORY])
+    mount.serial += 1
+    mount.recalls.obey(Recall(3, mount.serial, [DIRECTORY], to_look=True))
+    assert not mount.alone.has(DIRECTORY), "at once"
+    assert (await mount.answered()) == RecallDone([3])
+    assert [len(batch.records) for batch in mount.holding.batches] == [1]
+    assert mount.kernel.done == []
+    assert mount.opens.doubted == []
+    assert mount.caching.leased() == [DIRECTORY]
+    mount.alone.granted(grant, trio.current_time())
+    assert not mount.alone.has(DIRECTORY), "it was under way before"
+    mount.alone.granted(Grant(mount.serial + 1, ACCESS_S, [DIRECTORY], ACCESS_S), trio.current_time())
+    assert mount.alone.has(DIRECTORY)
 
 
 async def test_it_is_not_answered_before(mount: Mount) -> None:
@@ -165,6 +211,24 @@ async def test_without_that_of_the_kernel_names_are_waited_out() -> None:
         assert trio.current_time() - given_s >= 0.5 + LATER_S
 
 
+@pytest.mark.parametrize("drops", [True, False])
+async def test_a_kernel_that_does_not_drop_absent_names_voids_all(drops: bool) -> None:
+    """As Linux 6.19 to 7.1: it says that it has no such name, and goes on believing that there is none."""
+    async with mount_on(Kernel(drops_absent_names=drops)) as mount:
+        mount.grants(DIRECTORY)
+        mount.caching.entry_reply(None, 0.0, DIRECTORY, b"absent", trio.current_time() + ACCESS_S)
+        mount.recalls_now(DIRECTORY)
+        await mount.answered()
+        assert (("all names",) in mount.kernel.done) is not drops
+        mount.grants(DIRECTORY)
+        mount.kernel.done.clear()
+        mount.recalls_now(DIRECTORY)
+        with trio.fail_after(SOON_S):
+            while len(mount.session.told) < 2:
+                await mount.session.came.wait()
+        assert ("all names",) not in mount.kernel.done, "no name is absent"
+
+
 async def test_attributes_that_are_on_their_way_into_the_kernel_are_dropped_after_they_got_there(mount: Mount) -> None:
     mount.grants(DIRECTORY, FILE)
     mount.kernel.inodes.discard(FILE)
@@ -199,7 +263,7 @@ async def test_pages_of_what_is_open_go_when_its_lease_ends_unrenewed(mount: Mou
     mount.serial += 1
     mount.caching.take(Grant(mount.serial, 0.3, [FILE, DIRECTORY]), trio.current_time())
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(mount.recalls.end_loop)
+        nursery.start_soon(mount.recalls.end_loop, Tokens())
         await trio.sleep(0.2)
         assert mount.kernel.done == []
         with trio.fail_after(SOON_S):
@@ -208,6 +272,31 @@ async def test_pages_of_what_is_open_go_when_its_lease_ends_unrenewed(mount: Mou
         nursery.cancel_scope.cancel()
     assert mount.kernel.done == [("inode", FILE)]
     assert mount.opens.doubted == [FILE]
+
+
+async def test_pages_of_what_is_open_go_when_its_token_ends_and_it_may_not_be_cached(mount: Mount) -> None:
+    mount.opens.open = {FILE, DIRECTORY}
+    mount.serial += 1
+    mount.caching.take(Grant(mount.serial, ACCESS_S, [DIRECTORY]), trio.current_time())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.recalls.end_loop, Tokens(ended=[FILE, DIRECTORY, FILE + 1]))
+        with trio.fail_after(SOON_S):
+            while not mount.kernel.done:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert mount.kernel.done == [("inode", FILE)]
+
+
+async def test_pages_go_when_others_have_finished_another_version(mount: Mount) -> None:
+    mount.serial += 1
+    mount.caching.take(Grant(mount.serial, ACCESS_S, [FILE]), trio.current_time())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.recalls.end_loop, Tokens(outdated=[FILE]))
+        with trio.fail_after(SOON_S):
+            while not mount.kernel.done:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert mount.kernel.done == [("inode", FILE)]
 
 
 @pytest.mark.parametrize("answers", [True, False])

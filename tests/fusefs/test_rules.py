@@ -34,6 +34,15 @@ def test_pages_are_kept_only_for_the_same_clean_version() -> None:
     assert pages.opening(at_version(NODE, 4))
 
 
+def test_pages_from_a_home_are_not_kept_when_that_was_mounted_anew_or_moved() -> None:
+    pages, moved = KernelPages(), msgspec.structs.replace(NODE, home_volume=NODE.home_volume + 1)
+    pages.opening(NODE, "one")
+    assert pages.opening(NODE, "one")
+    assert not pages.opening(NODE, "another")
+    assert not pages.opening(moved, "another")
+    assert pages.opening(moved, "another")
+
+
 def test_pages_read_while_a_file_was_dirty_are_not_kept() -> None:
     pages = KernelPages()
     pages.opening(NODE)

@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "answers.h"
 #include "libfuse.h"
 #include "stream.h"
 
@@ -78,12 +79,23 @@ static void look_into_pipe(int from)
         stream_look_at_write(&stream, beginning, (size_t)count);
 }
 
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 /* Whether a request that was received needs nothing more from pyfuse3. */
 static bool is_done(const struct fuse_buf *buffer)
 {
     if (buffer->flags & FUSE_BUF_IS_FD) {
         look_into_pipe(buffer->descriptor);
         return false;
+    }
+    if (answers_give(device, buffer->memory, buffer->size, now_ns())) {
+        has_answered = true;
+        return true;
     }
     enum stream_verdict verdict = stream_request(&stream, buffer->memory, buffer->size);
     if (verdict == STREAM_TAKE)
@@ -94,13 +106,6 @@ static bool is_done(const struct fuse_buf *buffer)
         has_answered = true;
     }
     return verdict != STREAM_PASS;
-}
-
-static int64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 /* Whether another request has come, or comes at once: taken in the same step it need not wait until pyfuse3 and trio come back here.
@@ -211,8 +216,11 @@ static PyObject *prepare(PyObject *self, PyObject *args)
     (void)self;
     PyObject *requests, *dropped;
     unsigned long long wanted, taken;
-    if (!PyArg_ParseTuple(args, "OOKK", &requests, &dropped, &wanted, &taken))
+    struct answers_bounds bounds;
+    if (!PyArg_ParseTuple(args, "OOKK(nnn)", &requests, &dropped, &wanted, &taken, &bounds.delegated, &bounds.nodes, &bounds.names))
         return NULL;
+    if (!answers_prepare(&bounds))
+        return PyErr_NoMemory();
     stream_destroy(&stream);
     stream_init(&stream, wanted, taken);
     device = -1;
@@ -305,8 +313,8 @@ static PyObject *abandon(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS,
-     "prepare(on_request, on_dropped, wanted, taken): for the next session; flags of FUSE_INIT to ask for, and a bit for each opcode "
-     "to take."},
+     "prepare(on_request, on_dropped, wanted, taken, bounds): for the next session; flags of FUSE_INIT to ask for, a bit for each opcode "
+     "to take, and how many inodes can be delegated, and attributes and names be kept."},
     {"state", get_state, METH_NOARGS,
      "state(): the session's descriptor or -1, the flags that the kernel offered, and those that were added to libfuse's."},
     {"will_open", will_open, METH_VARARGS,
@@ -327,5 +335,8 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__channel(void)
 {
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition);
+    if (module != NULL && PyModule_AddFunctions(module, answers_methods) != 0)
+        Py_CLEAR(module);
+    return module;
 }

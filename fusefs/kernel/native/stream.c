@@ -3,7 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* From include/uapi/linux/fuse.h of Linux 6.9; its structures only ever grow at the end. */
+#include "messages.h"
+
+/* From include/uapi/linux/fuse.h of Linux 6.9, as those in messages.h. */
 
 enum opcode {
     OP_FORGET = 2,
@@ -23,21 +25,6 @@ enum opcode {
 #define WRITEBACK_CACHE (UINT64_C(1) << 16)
 #define WRITE_KILL_SUIDGID (UINT32_C(1) << 2)
 
-struct in_header {
-    uint32_t length;
-    uint32_t opcode;
-    uint64_t unique;
-    uint64_t inode;
-    uint32_t uid, gid, pid;
-    uint16_t extensions, padding;
-};
-
-struct out_header {
-    uint32_t length;
-    int32_t error;
-    uint64_t unique;
-};
-
 struct init_in {
     uint32_t major, minor, max_readahead, flags, flags2;
 };
@@ -48,12 +35,6 @@ struct init_out {
     uint32_t max_write, time_granularity;
     uint16_t max_pages, map_alignment;
     uint32_t flags2, max_stack_depth;
-};
-
-struct open_out {
-    uint64_t handle;
-    uint32_t flags;
-    uint32_t backing_id;
 };
 
 struct write_in {
@@ -68,9 +49,7 @@ enum { ENTRY_OUT_BYTES = 128 }; /* what precedes open_out in the reply to FUSE_C
 /* What is noted of a request that has no answer yet: its opcode, whether it is abandoned, and in the upper half who waits for it. */
 enum { OPCODE_MAX = 255, ABANDONED = 1 << 8 };
 
-_Static_assert(sizeof(struct in_header) == 40 && sizeof(struct out_header) == 16, "headers");
 _Static_assert(sizeof(struct init_in) == 20 && sizeof(struct init_out) == 40, "FUSE_INIT");
-_Static_assert(sizeof(struct open_out) == 16, "FUSE_OPEN");
 _Static_assert(sizeof(struct in_header) + sizeof(struct write_in) == STREAM_WRITE_BYTES, "FUSE_WRITE");
 _Static_assert(sizeof(struct out_header) == STREAM_ANSWER_BYTES, "an answer without a body");
 
@@ -231,13 +210,13 @@ enum stream_verdict stream_request(struct stream *stream, const void *message, s
     case OP_WRITE:
         stream_look_at_write(stream, message, length);
         return pass(stream, &header);
+    case OP_CREATE:
     case OP_OPENDIR:
-        if (is_taken(stream, OP_OPENDIR))
+        if (is_taken(stream, header.opcode))
             break;
         map_put(&stream->asked, header.unique, header.opcode);
         return pass(stream, &header);
     case OP_OPEN:
-    case OP_CREATE:
         map_put(&stream->asked, header.unique, header.opcode); /* without memory the reply is not changed */
         return pass(stream, &header);
     case OP_INTERRUPT:
@@ -317,7 +296,7 @@ void stream_declined(struct stream *stream, const void *message)
     struct in_header header;
     memcpy(&header, message, sizeof header);
     stream->passed = header.unique;
-    if (header.opcode == OP_OPENDIR)
+    if (header.opcode == OP_CREATE || header.opcode == OP_OPENDIR)
         map_put(&stream->asked, header.unique, header.opcode);
 }
 

@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.clock import monotonic_s
-from cluster.leases import Sealer
+from cluster.leases import LeaseKeys
 from cluster.messages import Recall
+from cluster.trust.identity import Role
+from manager.memory.holds import Holds
 from manager.memory.leases import Leases
 from manager.memory.mutations import HeldElsewhere, Mutation, Mutations
 from manager.memory.recalls import Recalls
-from manager.memory.sessions import Role, Session, Sessions
+from manager.memory.sessions import Session, Sessions
 from tests.manager.office import SECRET
 
 ACCESS_S = 10.0
@@ -59,10 +61,10 @@ class World:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
         self.versions = dict.fromkeys(range(1, INODES + 1), 1)
-        self.leases = Leases(1, ACCESS_S, Sealer(SECRET), None, monotonic_s)  # type: ignore[arg-type]
+        self.leases = Leases(1, ACCESS_S, LeaseKeys(SECRET), None, monotonic_s)  # type: ignore[arg-type]
         self.sessions = Sessions(1000.0)
         self.mutations = Mutations(self.leases)
-        self.recalls = Recalls(self.leases, self.sessions)
+        self.recalls = Recalls(self.leases, self.sessions, Holds(self.leases, self.leases.counters))
         self.numbers = iter(range(1, 10_000))
         self.mounts = [self.start(index) for index in range(MOUNTS)]
         self.pending = 0

@@ -31,6 +31,7 @@ FILES_LISTED = 300
 SYNCS = 400
 MADE = 300
 CHANGES = 20
+HOLD_AGAIN_S = 5.0  # where the policy forbids it
 OPENED = 3  # requests to open and close a directory
 MEBIBYTES = 16
 PASSES = 20
@@ -194,6 +195,55 @@ def test_a_second_long_listing_asks_the_manager_nothing(lab: Lab) -> None:
     assert cost.kernel <= PASSES * OPENED, "the kernel has kept the listing, and all that is in it"
 
 
+@pytest.mark.parametrize("change", ["link", "chmod", "utime"])
+def test_what_was_just_changed_here_is_asked_for_again(lab: Lab, change: str) -> None:
+    """Attributes in the answer to the change the kernel would believe even if a recall had come in between."""
+    made = made_by_s1(lab, PASSES)
+    paths = [made / f"{number:04}" for number in range(PASSES)]
+    changes: dict[str, Callable[[Path], None]] = {
+        "link": lambda path: os.link(path, f"{path}.new"),
+        "chmod": lambda path: os.chmod(path, 0o600),
+        "utime": lambda path: os.utime(path, (1, 1)),
+    }
+
+    def told_again() -> float:
+        time.sleep(HEARTBEAT_S)
+        metrics = godwit(lab, "servers", "show", "s1")["server"]["metrics"]["mount"]
+        return float(metrics["godwit_names_told_again_total"] + metrics["godwit_kernel_requests_total"])
+
+    for path in paths:
+        os.stat(path)
+        changes[change](path)
+    before = told_again()
+    for path in paths:
+        os.stat(path)
+    assert PASSES <= told_again() - before <= PASSES + ON_THE_WAY
+
+
+def test_attributes_that_no_file_has_are_asked_of_nobody(lab: Lab) -> None:
+    """As `ls -l` asks of each file whether it has an access list, a label, capabilities."""
+    made = made_by_s1(lab, FILES_LISTED)
+    folder = lab.mount("s3") / made.name
+    names = sorted(os.listdir(folder))
+
+    def ask() -> None:
+        for name in names:
+            assert os.listxattr(folder / name) == []
+            for attribute in ("user.tag", "security.capability", "system.posix_acl_access"):
+                with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
+                    os.getxattr(folder / name, attribute)
+
+    ask()
+    assert Meter(lab, "s3").cost(ask).manager == 0
+    for path in (made / names[0], folder / names[1]):
+        os.setxattr(path, "user.tag", b"value")
+    for name, present in zip(names, (True, True, False), strict=False):
+        for server in ("s1", "s2", "s3"):
+            assert os.listxattr(lab.mount(server) / made.name / name) == ["user.tag"] * present
+    os.removexattr(made / names[1], "user.tag")
+    assert os.listxattr(folder / names[1]) == []
+
+
 def test_a_mount_that_reads_and_writes_itself_is_asked_for_a_mebibyte_at_a_time(fallback: Lab) -> None:
     """By programs that ask for less, too: that is what write-back and read-ahead are for."""
     path, pages = fresh(fallback.mount("s1")) / "large", os.urandom(4096)
@@ -257,7 +307,9 @@ def test_an_fsync_asks_the_manager_only_for_what_is_not_durable_yet(lab: Lab) ->
 
 def test_what_is_made_in_a_directory_of_ones_own_takes_one_question_each(lab: Lab) -> None:
     """Nobody has to be asked whether a name is taken, or what the directory has become."""
-    path = fresh(lab.mount("s1")) / "own"
+    parent = fresh(lab.mount("s1"))
+    godwit(lab, "policy", "set", str(parent), "--names", "through")
+    path = parent / "own"
     path.mkdir()
     meter = Meter(lab, "s1")
 
@@ -275,10 +327,11 @@ def test_what_is_made_in_a_directory_of_ones_own_takes_one_question_each(lab: La
 
     def settling(cost: Cost) -> float:
         """What was closed within a moment is committed in a few transactions, and then said to be closed."""
-        return MADE / TOGETHER_MAX + 2 * (cost.seconds / GATHER_S + 1)
+        asked_to_hold = cost.seconds / HOLD_AGAIN_S + 1
+        return MADE / TOGETHER_MAX + 2 * (cost.seconds / GATHER_S + 1) + asked_to_hold
 
     made = meter.cost(make)
-    assert MADE <= made.manager <= MADE + settling(made)
+    assert MADE <= made.manager <= MADE + settling(made) + ON_THE_WAY
     remade = meter.cost(remake)
     assert remade.manager <= 3 * MADE + settling(remade)
     (lab.mount("s2") / path.parent.name / path.name / "1").unlink()

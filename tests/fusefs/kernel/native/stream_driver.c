@@ -1,6 +1,6 @@
-/* Plays a recorded stream through fusefs/kernel/native/stream.c: see tests/fusefs/test_stream.py.
+/* Plays a recorded stream through fusefs/kernel/native/stream.c: see tests/fusefs/kernel/test_stream.py.
  *
- * Input: records of a letter, a length and so many bytes; output: one line for each.
+ * Input: see records.h; output: one line for each.
  *   R a request, read from a buffer of just its length: pass, take, or answer with its bytes
  *   W a reply: the message as it goes out
  *   P a reply in two parts, header and body, as libfuse sends it
@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "records.h"
 #include "stream.h"
 
 static void print_bytes(const char *what, const unsigned char *bytes, size_t length)
@@ -57,8 +58,9 @@ static void reply(struct stream *stream, unsigned char *message, size_t length, 
     print_bytes(changed ? "changed" : "same", changed ? patched : message, changed ? changed : length);
 }
 
-static void command(struct stream *stream, char letter, unsigned char *bytes, size_t length)
+static void command(void *subject, char letter, unsigned char *bytes, size_t length)
 {
+    struct stream *stream = subject;
     struct { uint32_t kind, flags, backing_id, padding; uint64_t handle; } open;
     struct { uint64_t inode; uint32_t wanted, padding; } flush;
     uint64_t unique;
@@ -107,17 +109,8 @@ int main(int argc, char **argv)
     if (argc != 3)
         return 2;
     stream_init(&stream, strtoull(argv[1], NULL, 0), strtoull(argv[2], NULL, 0));
-    int letter;
-    uint32_t length;
-    while ((letter = getchar()) != EOF) {
-        if (fread(&length, sizeof length, 1, stdin) != 1)
-            return 2;
-        unsigned char *bytes = malloc(length ? length : 1); /* just as long as the message: reading beyond it is found */
-        if (bytes == NULL || (length && fread(bytes, length, 1, stdin) != 1))
-            return 2;
-        command(&stream, (char)letter, bytes, length);
-        free(bytes);
-    }
+    if (!play_records(command, &stream))
+        return 2;
     printf("asked %zu opens %zu under way %zu watched %zu granted %#" PRIx64 " passed %" PRIu64 "\n", stream.asked.count,
            stream.opens.count, stream.under_way.count, stream.watched.count, stream.granted, stream.passed);
     stream_destroy(&stream);

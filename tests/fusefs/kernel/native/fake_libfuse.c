@@ -1,4 +1,4 @@
-/* What the extension looks for in a libfuse, and no more: see tests/fusefs/test_hooking.py. */
+/* What the extension looks for in a libfuse, and no more: see tests/fusefs/kernel/test_hooking.py. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -15,7 +15,7 @@ import pytest
 
 from fusefs.kernel import stream
 
-NATIVE = Path(__file__).parents[2] / "fusefs" / "kernel" / "native"
+NATIVE = Path(__file__).parents[3] / "fusefs" / "kernel" / "native"
 SOURCE = Path(__file__).parent / "native" / "fake_libfuse.c"
 
 # Loads what pyfuse3 would load, and calls what it would call, with a socket for the kernel's messages.

@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 
 from fusefs.kernel.stream import InitFlag, OpenFlag
-
-NATIVE = Path(__file__).parents[2] / "fusefs" / "kernel" / "native"
-DRIVER = Path(__file__).parent / "native" / "stream_driver.c"
-WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
+from tests.fusefs.kernel.drivers import NATIVE, built
 
 OPEN, WRITE, FLUSH, INIT, OPENDIR, SETLKW, CREATE, INTERRUPT, FALLOCATE, LSEEK = 14, 16, 25, 26, 27, 33, 35, 36, 43, 46
 TAKEN = (FLUSH, SETLKW, FALLOCATE, LSEEK)
@@ -28,11 +25,7 @@ Command = tuple[str, bytes]
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stream with its driver, built with the sanitizers."""
-    program = tmp_path_factory.mktemp("stream") / "driver"
-    sanitize = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    sources = [str(DRIVER), str(NATIVE / "stream.c")]
-    subprocess.run(["gcc", "-std=c11", *WARNINGS, *sanitize, "-I", str(NATIVE), *sources, "-o", str(program)], check=True)
-    return program
+    return built(tmp_path_factory.mktemp("stream"), "stream")
 
 
 def play(driver: Path, commands: Iterable[Command], taken_too: int = 0) -> list[str]:
@@ -206,6 +199,26 @@ def test_a_request_that_is_declined_goes_to_libfuse_like_any_other(driver: Path)
     assert lines[-1].startswith("asked 0 opens 0")
 
 
+def test_a_file_that_is_not_made_at_once_is_opened_through_libfuse(driver: Path) -> None:
+    first, second = request(CREATE, 40), request(CREATE, 41)
+    name = bytes(128)
+    lines = play(
+        driver,
+        [
+            first,
+            ("A", struct.pack("<Q", 40)),
+            second,
+            ("D", second[1]),
+            will_open(6, OpenFlag.PASSTHROUGH, 3),
+            reply(41, name + opened(6)),
+        ],
+        taken_too=CREATE,
+    )
+    assert (lines[0], lines[2]) == ("take", "take")
+    assert body_of(lines[5]) == name + struct.pack("<QII", 6, OpenFlag.PASSTHROUGH, 3)
+    assert lines[-1].startswith("asked 0 opens 0 under way 0")
+
+
 def test_a_flush_is_answered_at_once_unless_somebody_wants_it(driver: Path) -> None:
     def watch(wanted: int) -> Command:
         return "F", struct.pack("<QII", 7, wanted, 0)
@@ -253,7 +266,7 @@ def test_truncated_replies_go_out_as_they_are(driver: Path) -> None:
 @pytest.mark.search
 def test_messages_at_random(driver: Path) -> None:
     for seed in range(20):
-        play(driver, random_commands(random.Random(seed)), taken_too=OPENDIR if seed % 2 else 0)
+        play(driver, random_commands(random.Random(seed)), taken_too=(0, OPENDIR, CREATE)[seed % 3])
 
 
 def random_commands(rng: random.Random) -> Iterable[Command]:
