@@ -5,8 +5,9 @@ tried again. Nothing that is there is ever overwritten.
 """
 
 import os
+import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ import typer
 from cluster.catalog_point import remembered
 from cluster.config import DEFAULT_CONFIG, DEFAULT_STATE, ServerConfig, parse_config, write_config
 from cluster.durable import sync_directory
-from cluster.errors import Refused
-from cluster.mountpoint import make_immutable
+from cluster.errors import Refused, error_text
+from cluster.mounted import uppermost
+from cluster.mountpoint import make_immutable, make_mountpoint
+from cluster.trust.folder import DEFAULT_TRUST, TrustFolder, group_number
 from cluster.volume.layout import VolumeLayout
 
 MANAGER_PORT = 7400  # the same default on every server
@@ -39,6 +42,10 @@ VolumeOption = Annotated[
 MountpointOption = Annotated[Path, typer.Option("--mountpoint", metavar="DIR", help="Where the network is mounted.")]
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration to be written.")]
 ManagerPortOption = Annotated[int, typer.Option("--manager-port", min=1, max=65535, help="TCP port of its manager.")]
+AdminGroupOption = Annotated[
+    str,
+    typer.Option("--admin-group", metavar="GROUP", help="Whose members may use godwit here as root may.", show_default=False),
+]
 AgentPortOption = Annotated[int, typer.Option("--agent-port", min=1, max=65535, help="TCP port of its agent.")]
 
 
@@ -53,6 +60,7 @@ class Place:
     config: Path  # where the configuration will be; nothing is there yet
     manager_port: int  # TCP
     agent_port: int  # TCP
+    admin_group: str = ""  # of this machine; empty: only root administers
 
     @property
     def manager(self) -> str:
@@ -68,6 +76,11 @@ class Place:
         return DEFAULT_STATE if self.config == DEFAULT_CONFIG else str(self.config.parent / "state")
 
     @property
+    def trust(self) -> str:
+        """Where its keys and certificates are."""
+        return DEFAULT_TRUST if self.config == DEFAULT_CONFIG else str(self.config.parent / "trust")
+
+    @property
     def _host(self) -> str:
         # IPv6 needs brackets before a port.
         return f"[{self.address}]" if ":" in self.address else self.address
@@ -81,17 +94,22 @@ def make_place(
     config: Path,
     manager_port: int,
     agent_port: int,
+    admin_group: str = "",
 ) -> Place:
     """The place with its defaults filled in; raises `Refused` for what cannot become a server here."""
     absolute = tuple(Path(os.path.abspath(volume)) for volume in volumes or ())
     name = server or socket.gethostname().partition(".")[0]
-    place = Place(name, address, absolute, Path(os.path.abspath(mountpoint)), config.absolute(), manager_port, agent_port)
+    place = Place(
+        name, address, absolute, Path(os.path.abspath(mountpoint)), config.absolute(), manager_port, agent_port, admin_group
+    )
     # Looked at early for the message; `write_new_config` makes sure of it.
     if place.config.exists():
         raise Refused(f"this machine has a configuration already, {place.config}: it is left as it is")
     # What it remembers is of another catalog, which no manager of the new network has.
     if (point := remembered(place.state)) is not None:
         raise Refused(f"this machine has been a server of another network ({point}): remove {place.state} if it is none any more")
+    if admin_group:
+        group_number(admin_group)  # it is there
     _check_address(address)
     check_paths(place.volumes, place.mountpoint)
     for volume in place.volumes:
@@ -103,7 +121,7 @@ def _check_address(address: str) -> None:
     try:
         found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise Refused(f"--address {address}: {error}") from error
+        raise Refused(f"--address {address}: {error_text(error)}") from error
     family, kind, _protocol, _name, where = found[0]
     with socket.socket(family, kind) as probe:
         try:
@@ -123,7 +141,7 @@ def check_paths(volumes: Sequence[Path], mountpoint: Path) -> None:
             # A volume within the mount would store files in itself, and one within another among its objects.
             if path.is_relative_to(other) or other.is_relative_to(path):
                 raise Refused(f"{path} and {other}: volumes and the mount must lie beside each other")
-    if mountpoint.exists() and not os.path.ismount(mountpoint) and not mountpoint.is_dir():
+    if uppermost(mountpoint) is None and mountpoint.exists() and not mountpoint.is_dir():
         raise Refused(f"{mountpoint} is not a directory")
 
 
@@ -135,26 +153,35 @@ def _check_volume(layout: VolumeLayout, server: str) -> None:
 
 
 def make_config(place: Place, common: Mapping[str, Any]) -> ServerConfig:
-    """The configuration: *common* has what all servers share, by section. Raises `Refused` with the key that is wrong."""
+    """The configuration: *common* has what all servers share, by section. Raises `Refused` with the key that is wrong.
+
+    A server for which it has no database is no candidate.
+    """
+    listen = {"listen": place.manager} if common["manager"].get("database") else {}
     plain: dict[str, Any] = {
         **common,
         "server": place.server,
-        "manager": {**common["manager"], "listen": place.manager},
+        "manager": {**common["manager"], **listen},
         "agent": {"listen": place.agent, "volumes": [str(volume) for volume in place.volumes]},
         "mount": {**common.get("mount", {}), "mountpoint": str(place.mountpoint)},
         "state": place.state,
+        "trust": place.trust,
+        "admin_group": place.admin_group,
     }
     return parse_config(msgspec.toml.encode(plain), f"the configuration of {place.server}")
 
 
-def set_up(place: Place, config: ServerConfig, *, new: bool) -> None:
-    """Makes the volumes, the mount point and the configuration, or, if that fails, none of them.
+def set_up(place: Place, config: ServerConfig, certify: Callable[[TrustFolder], None], *, new: bool) -> None:
+    """Makes the volumes, the mount point, the certificates and the configuration, or, if that fails, none of them.
+
+    *certify* writes keys and certificates.
 
     A volume of this server that exists is kept; in a *new* network it must be empty, since a catalog that does not know its
     objects has them thrown away. Nobody can write to the bare mount point from now on, where its file system can see to that;
     the mount does it elsewhere.
     """
-    with _undone_on_failure() as formatted:
+    trust = TrustFolder(config.trust)
+    with _undone_on_failure(trust) as formatted:
         for path in place.volumes:
             layout = VolumeLayout(path)
             there = (path / "volume.toml").exists()
@@ -164,18 +191,20 @@ def set_up(place: Place, config: ServerConfig, *, new: bool) -> None:
                 formatted.append(layout)
             elif new and any(layout.objects.rglob("*")):
                 raise Refused(f"{path} holds files of an older network: choose another directory, or empty it")
-        place.mountpoint.mkdir(parents=True, exist_ok=True)
+        make_mountpoint(place.mountpoint)
+        certify(trust)
         # Last: without it nothing of the above is used by anybody.
         write_new_config(place.config, config)
         # Not every file system has the flag; the mount covers the bare directory there.
         with suppress(OSError):
-            if not os.path.ismount(place.mountpoint):
+            if uppermost(place.mountpoint) is None:
                 make_immutable(str(place.mountpoint))
 
 
 @contextmanager
-def _undone_on_failure() -> Iterator[list[VolumeLayout]]:
+def _undone_on_failure(trust: TrustFolder) -> Iterator[list[VolumeLayout]]:
     formatted: list[VolumeLayout] = []
+    made_trust = not trust.path.exists()
     try:
         yield formatted
     except BaseException:
@@ -183,6 +212,8 @@ def _undone_on_failure() -> Iterator[list[VolumeLayout]]:
         for layout in formatted:
             with suppress(OSError):
                 layout.unformat()
+        if made_trust:
+            shutil.rmtree(trust.path, ignore_errors=True)
         raise
 
 
@@ -205,12 +236,23 @@ def write_new_config(path: Path, config: ServerConfig) -> None:
 def server_facts(place: Place, config: ServerConfig) -> list[tuple[str, object]]:
     """What was set up, for people."""
     return [
-        ("server", f"{config.server}, at {place.address}, ports {place.manager_port} and {place.agent_port}"),
+        ("server", f"{config.server}, at {place.address}, {_ports(place, config)}"),
         ("cluster", config.cluster),
         ("volumes", " ".join(map(str, place.volumes)) or "none: it stores nothing itself"),
         ("mount", place.mountpoint),
-        ("configuration", f"{place.config} (holds the cluster's secret: only root may read it)"),
+        ("configuration", place.config),
+        ("keys", f"{config.trust} (only root may read them{_but_for(config)})"),
     ]
+
+
+def _but_for(config: ServerConfig) -> str:
+    return f", and of people's the group {config.admin_group}" if config.admin_group else ""
+
+
+def _ports(place: Place, config: ServerConfig) -> str:
+    if not config.is_candidate:
+        return f"port {place.agent_port}; no candidate for the office of manager"
+    return f"ports {place.manager_port} and {place.agent_port}"
 
 
 def server_object(place: Place, config: ServerConfig) -> dict[str, object]:
@@ -219,7 +261,7 @@ def server_object(place: Place, config: ServerConfig) -> dict[str, object]:
         "server": config.server,
         "cluster": config.cluster,
         "config": str(place.config),
-        "manager": place.manager,
+        "manager": config.manager.listen or None,
         "agent": place.agent,
         "managers": config.managers,
         "volumes": [str(volume) for volume in place.volumes],

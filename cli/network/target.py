@@ -6,6 +6,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,9 @@ import typer
 from cluster.config import DEFAULT_CONFIG, ServerConfig, load_config
 from cluster.errors import Refused, Unavailable
 from cluster.rpc.candidates import known_candidates
+from cluster.trust.credentials import Credentials
+from cluster.trust.folder import TrustFolder
+from cluster.trust.identity import Role
 from lab.lab import Lab
 from lab.registry import REGISTRY, registered
 
@@ -31,10 +35,16 @@ DEFAULT_TIMEOUT_S = 10.0
 class Target:
     """A network: its candidates' addresses, the mounts of it on this machine, and what to try if nobody answers."""
 
-    cluster: str  # said to whoever answers: an address may be another network's by now
+    trust: Path  # the folder in which the certificate of this command is
     managers: tuple[str, ...]  # all that are known, candidates learned later included
     mounts: tuple[Path, ...]  # of this machine; a lab has one for each server
     advice: str  # appended to the error
+    people: Path | None = None  # the folder with the certificate of commands, if it is another
+
+    @cached_property
+    def credentials(self) -> Credentials:
+        """Who this command is; raises `Refused` if the user may not read that."""
+        return Credentials(TrustFolder(self.people or self.trust), Role.ADMIN)
 
 
 def find_target(root: Path | None, machine: Path = DEFAULT_CONFIG, labs: Path = REGISTRY) -> Target:
@@ -46,10 +56,13 @@ def find_target(root: Path | None, machine: Path = DEFAULT_CONFIG, labs: Path = 
         return lab_target(Lab.load(root), labs)
     # Before labs: on a server the network is meant that it serves.
     if machine.exists():
-        config = load_config(machine)
-        advice = f"is a manager running? (godwit run manager --config {machine})"
-        return _target([config], advice)
+        return machine_target(machine)
     return lab_target(only_lab(labs), labs)
+
+
+def machine_target(path: Path) -> Target:
+    """The network of the server whose configuration is at *path*; raises `Refused`."""
+    return _target([load_config(path)], f"is a manager running? (godwit run manager --config {path})")
 
 
 def only_lab(labs: Path = REGISTRY) -> Lab:
@@ -67,15 +80,16 @@ def lab_target(lab: Lab, labs: Path = REGISTRY) -> Target:
     if lab.root not in registered(labs):
         raise Unavailable(f"the lab at {lab.root} is down (try: godwit lab up --root {lab.root})")
     advice = f"look at godwit lab ls, and start what is missing: godwit lab start s1 --root {lab.root}"
-    return _target([lab.config(server) for server in lab.servers], advice)
+    return _target([lab.config(server) for server in lab.servers], advice, lab.trust.path)
 
 
-def _target(configs: Sequence[ServerConfig], advice: str) -> Target:
+def _target(configs: Sequence[ServerConfig], advice: str, people: Path | None = None) -> Target:
     return Target(
-        cluster=configs[0].cluster,
+        trust=Path(configs[0].trust),
         managers=tuple(known_candidates(configs[0].state, configs[0].managers)),
         mounts=tuple(Path(config.mount.mountpoint) for config in configs),
         advice=advice,
+        people=people,
     )
 
 

@@ -38,6 +38,9 @@ class Welcome(Reply, frozen=True):
     unlocked: list[int] = []  # presented inodes on which it has no locks any more
     locks_s: float = 0.0  # how long after the last exchange it may believe in its locks
     point: CatalogPoint | None = None  # how far the catalog has come
+    lease_key: bytes = b""  # with which lease tokens for this agent are sealed; empty for all but agents
+    revoked: dict[str, int] = {}  # the least epoch that is believed of servers that were revoked
+    authorities: bytes = b""  # that are believed: `cluster.trust.believed`
 
 
 class Hello(ManagerRequest[Welcome], frozen=True):
@@ -57,6 +60,7 @@ class Hello(ManagerRequest[Welcome], frozen=True):
     caching: list[int] = []  # inodes that it or its kernel may still be caching
     locks: list[HeldLocks] = []  # those of its processes
     seen: CatalogPoint | None = None  # how far an agent has seen the catalog come
+    unsent: bool = False  # it has records to send (`ApplyRecords`): until then others must not see what these change
 
 
 class Beat(Reply, frozen=True):
@@ -64,17 +68,23 @@ class Beat(Reply, frozen=True):
 
     term: int
     now_s: float
+    revoked: dict[str, int] | None = None  # as of `Welcome`; None: as this session was told before
+    authorities: bytes = b""  # as of `Welcome`; empty: as this session was told before
 
 
 class Joined(Reply, frozen=True):
-    """What a new server's configuration is made of."""
+    """What a new server's configuration and trust are made of."""
 
     cluster: str
-    secret: str  # with which lease tokens are signed
     managers: list[str]  # addresses of the candidates
-    database: str  # the catalog's URL, with its password
+    certificates: dict[str, bytes]  # PEM, by role
+    authorities: bytes  # their certificates, PEM
     manager: dict[str, int | float]  # settings on which all servers must agree, of this section
     mount: dict[str, int | float]  # and of this one
+    # Of candidates only, else empty:
+    database: str = ""  # the catalog's URL, with its password
+    authority: bytes = b""  # key and certificate of the one that signs, PEM
+    master: bytes = b""  # the master secret
 
 
 class Elsewhere(Reply, frozen=True):
@@ -84,13 +94,37 @@ class Elsewhere(Reply, frozen=True):
 
 
 class Join(ManagerRequest[Joined | Elsewhere], frozen=True):
-    """A machine that is no server yet shows its one-time token. Needs no `Hello`."""
+    """A machine that is no server yet shows the secret of its one-time token. Needs no `Hello`, and no certificate."""
 
     protocol: int
-    token: str  # from `godwit servers add`
+    secret: str  # of the token from `godwit servers add`
     server: str  # its name to be
-    manager: str  # where its candidate will listen
-    machine: bytes  # any bytes, the same in a repeat: a used token is good for it a little longer, as a reply may be lost
+    manager: str  # where its candidate will listen, if it becomes one; empty: it cannot be one
+    requests: dict[str, bytes]  # to sign (PKCS #10, DER), by role; a used token is good for the same keys a little longer
+    again: bool = False  # the server has its configuration, and so knows the database if it is a candidate
+
+
+class Authorities(Reply, frozen=True):
+    """The certificates of the authorities that a manager believes, as PEM."""
+
+    pem: bytes
+
+
+class AskAuthority(ManagerRequest[Authorities], frozen=True):
+    """Asked of any candidate by a machine that has only a token: by its pin it knows the authority, and so its managers."""
+
+
+class Certified(Reply, frozen=True):
+    """A new certificate, as PEM, and those of the authorities that are believed now."""
+
+    certificate: bytes
+    authorities: bytes
+
+
+class RenewCertificate(ManagerRequest[Certified], frozen=True):
+    """Has a certificate signed for whom the connection's names, and nobody else. Needs no `Hello`."""
+
+    request: bytes  # to sign (PKCS #10, DER): of a new key
 
 
 class DataPath(StrEnum):
@@ -99,6 +133,13 @@ class DataPath(StrEnum):
     PASSED = "passthrough"
     PARTLY_PASSED = "partly"
     FALLBACK = "fallback"
+
+
+class Answerer(StrEnum):
+    """Who answers the kernel what a mount knows already: lookups, stats, and opens to read."""
+
+    EXTENSION = "extension"  # the C extension, without the mount process's Python
+    PYTHON = "python"
 
 
 class MountCounts(Value, frozen=True):
@@ -111,6 +152,9 @@ class MountCounts(Value, frozen=True):
     why_not_passed: str = ""  # why files are not passed through
     files: str = ""  # a `DataPath`; empty while nobody knows
     problems: list[str] = []  # sentences for people
+    answerer: str = ""  # an `Answerer`; empty while nobody knows
+    unsent: int = 0  # changes of its own that the manager has not applied yet
+    lost: int = 0  # changes of its own that could not be applied
 
 
 class Heartbeat(ManagerRequest[Beat], frozen=True):

@@ -148,7 +148,7 @@ def inode_of(path: str) -> int:
         (2, b"out"): (6, b"/etc"),
     }
     asker = cast(Asker, Namespace(table))
-    target = Target("lab", ("h:1",), (Path("/m"),), "")
+    target = Target(Path("/nowhere"), ("h:1",), (Path("/m"),), "")
 
     async def find() -> int:
         return await find_inode(asker, target, Path(path), None)
