@@ -7,13 +7,38 @@ import pytest
 
 from cli.commands.leases import as_sentence, lease_object, leases_object, print_leases
 from cli.commands.servers.servers import details_object, print_details, print_servers, server_object
+from cli.commands.status import print_status, status_object
 from cluster.leases import READ, SHARED, WRITE
-from cluster.messages import Holdings, LeaseCounts, LeaseRow, LeaseRows, MountCounts, ServerDetails, ServerInfo
+from cluster.messages import (
+    HoldCounts,
+    Holdings,
+    LeaseCounts,
+    LeaseRow,
+    LeaseRows,
+    MountCounts,
+    NamesPolicy,
+    ServerDetails,
+    ServerInfo,
+    Space,
+    Status,
+)
 
 ROW = LeaseRow(7, b"/a b", READ, "s2", "s1", 1, 2, 3, 4, 5, 6, 62.0, 9.54, is_open=False)
 COUNTS = LeaseCounts(11, 12, 13, 14, recalled=15, waited_out=16, given_back=17, requests=18)
-MOUNT = MountCounts(kernel_requests=21, manager_requests=22, recalls=23, caching=24, why_not_passed="no reason", files="fallback")
+MOUNT = MountCounts(
+    kernel_requests=21,
+    manager_requests=22,
+    recalls=23,
+    caching=24,
+    why_not_passed="no reason",
+    files="fallback",
+    answerer="python",
+    unsent=25,
+    lost=26,
+)
 INFO = ServerInfo("s1", ["mount"], [], 0, 0, 0.4, counts=MOUNT)
+HOLDS = HoldCounts(held=31, granted=32, refused=33, recalled=34, held_s=35.04, applied=36, lost=37)
+STATUS = Status("c", "s1", 1, "sqlite", [INFO], 0, 0, 0, 0, Space(0, 0, 0))
 SILENT = msgspec.structs.replace(INFO, server="s2", counts=None)
 
 
@@ -82,6 +107,9 @@ def test_what_a_mount_has_done(capsys: pytest.CaptureFixture[str]) -> None:
         "caching": 24,
         "files": "fallback",
         "why_not_passed": "no reason",
+        "answerer": "python",
+        "unsent": 25,
+        "lost": 26,
     }
 
 
@@ -99,7 +127,7 @@ def test_how_files_are_read_and_written(
 ) -> None:
     counts = msgspec.structs.replace(MOUNT, files=files, why_not_passed=why_not)
     info = msgspec.structs.replace(INFO, counts=counts)
-    print_servers([info], "s1")
+    print_servers([info], "s1", long=True)
     assert columns(capsys.readouterr().out)["FILES"] == cell
     print_details(ServerDetails(info, Holdings(0, 0, 0, 0, 0, 0), {}, is_manager=False, leases=3))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("files ")]
@@ -107,7 +135,61 @@ def test_how_files_are_read_and_written(
 
 
 def test_servers_say_how_much_their_mounts_cache(capsys: pytest.CaptureFixture[str]) -> None:
-    print_servers([INFO, SILENT], "s1")
+    print_servers([INFO, SILENT], "s1", long=True)
     lines = capsys.readouterr().out.splitlines()
     assert [columns(f"{lines[0]}\n{line}")["CACHED"] for line in lines[1:]] == ["24", "-"]
     assert server_object(SILENT, "")["counts"] is None
+
+
+@pytest.mark.parametrize(
+    ("answerer", "lost", "cell", "fact"),
+    [
+        ("", 0, "-", "-"),
+        ("extension", 0, "extension", "known ones answered by the extension; 25 changes of its own unsent"),
+        ("python", 26, "python", "known ones answered by the mount process; 25 changes of its own unsent, 26 lost"),
+    ],
+)
+def test_who_answers_names(answerer: str, lost: int, cell: str, fact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    info = msgspec.structs.replace(INFO, counts=msgspec.structs.replace(MOUNT, answerer=answerer, lost=lost))
+    print_servers([info], "s1", long=True)
+    assert columns(capsys.readouterr().out)["NAMES"] == cell
+    print_details(ServerDetails(info, Holdings(0, 0, 0, 0, 0, 0), {}, is_manager=False, leases=3))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("names ")]
+    assert line.split(maxsplit=1)[1] == fact
+
+
+QUIET = msgspec.structs.replace(STATUS, servers=[SILENT])
+BUSY = msgspec.structs.replace(STATUS, names=NamesPolicy.HELD, names_differing=2, holds=HOLDS)
+
+
+@pytest.mark.parametrize(
+    ("status", "fact"),
+    [
+        (QUIET, "through"),
+        (msgspec.structs.replace(QUIET, names=NamesPolicy.HELD), "held"),
+        (
+            BUSY,
+            "held (2 policies say otherwise: godwit policy ls), 31 directories held now (32 granted, 34 recalled), "
+            "25 changes unsent, 37 changes lost",
+        ),
+    ],
+)
+def test_how_names_are_changed(status: Status, fact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_status(status)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("names ")]
+    assert line.split(maxsplit=1)[1] == fact
+
+
+def test_what_happened_to_held_directories() -> None:
+    assert status_object(BUSY)["names"] == {
+        "policy": "held",
+        "policies_differing": 2,
+        "held": 31,
+        "granted": 32,
+        "refused": 33,
+        "recalled": 34,
+        "held_s": 35.0,
+        "unsent": 25,
+        "applied": 36,
+        "lost": 37,
+    }

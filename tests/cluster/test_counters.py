@@ -3,13 +3,13 @@
 import msgspec
 import pytest
 
-from cluster.counters import METRICS, METRICS_MAX, Counters, Metric, counter, gauge
+from cluster.counters import METRICS, METRICS_MAX, Counters, Kind, Metric, counter, gauge, histogram
 from cluster.messages import Heartbeat
 
 
 def metric(name: str, *labels: str) -> Metric:
     """A declaration that is not kept: tests share a process."""
-    return Metric(name, "help", only_grows=name.endswith("_total"), labels=labels)
+    return Metric(name, "help", Kind.COUNTER if name.endswith("_total") else Kind.GAUGE, labels)
 
 
 def test_each_name_is_declared_once_and_as_prometheus_wants_it() -> None:
@@ -19,6 +19,9 @@ def test_each_name_is_declared_once_and_as_prometheus_wants_it() -> None:
     for name in ("godwit_requests_total", "other"):
         with pytest.raises(ValueError, match=name):
             gauge(name, "help")
+    for name in ("godwit_took_total", "godwit_took_seconds_count", "godwit_took_bucket", "took_seconds"):
+        with pytest.raises(ValueError, match=name):
+            histogram(name, "help")
     assert all(declared.help.endswith(".") for declared in METRICS.values())
 
 
@@ -46,6 +49,18 @@ def test_numbers_by_name_and_labels() -> None:
         'godwit_faults_total{cause="one"}': 4,
         'godwit_faults_total{cause="two"}': 5,
     }
+
+
+def test_histograms_stay_with_their_process() -> None:
+    counters = Counters()
+    took = counters.histograms(Metric("godwit_took_seconds", "help", Kind.HISTOGRAM, ("what",), (0.1, 1.0)))
+    for seconds in (0.05, 0.1, 0.11, 1.0, 1.1, 7.0):
+        took["read"].observe(seconds)
+    assert took["read"] is took["read"]
+    ((metric, values, total, counts),) = counters.samples()
+    assert (metric.name, values, counts) == ("godwit_took_seconds", ("read",), (2, 2, 2))
+    assert total == pytest.approx(9.36)
+    assert counters.numbers() == {}
 
 
 def test_a_process_tells_a_bounded_number_of_them() -> None:
