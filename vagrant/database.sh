@@ -13,7 +13,8 @@ as_postgres() { runuser -u postgres -- psql -v ON_ERROR_STOP=1 -qAt "$@"; }
 if [ -z "$(as_postgres -c "SELECT 1 FROM pg_roles WHERE rolname = 'godwit'")" ]; then
     as_postgres -c "CREATE ROLE godwit LOGIN"
 fi
-as_postgres -c "ALTER ROLE godwit PASSWORD '$PASSWORD'"
+# Not as an argument, which everybody on the machine sees.
+as_postgres <<<"ALTER ROLE godwit PASSWORD '$PASSWORD'"
 for name in godwit handover; do
     if [ -z "$(as_postgres -c "SELECT 1 FROM pg_database WHERE datname = '$name'")" ]; then
         as_postgres -c "CREATE DATABASE $name OWNER godwit TEMPLATE template0 ENCODING UTF8"

@@ -2,7 +2,8 @@
 # Steps 3 and 4 of docs/operations.md, on s1: the first server, and a join token for each of $OTHERS.
 set -euo pipefail
 
-mailbox() { psql -v ON_ERROR_STOP=1 -qAt "postgresql://godwit:$PASSWORD@$DATABASE/handover" "$@"; }
+# Passwords and tokens are never arguments, which everybody on the machine sees.
+mailbox() { PGPASSWORD=$PASSWORD psql -v ON_ERROR_STOP=1 -qAt "postgresql://godwit@$DATABASE/handover" <<<"$1"; }
 
 wait_for() { # what it is, seconds, command
     local what=$1 deadline=$((SECONDS + $2))
@@ -13,11 +14,11 @@ wait_for() { # what it is, seconds, command
     done
 }
 
-wait_for "the database answers" 900 mailbox -c "SELECT 1 FROM tokens LIMIT 1"
+wait_for "the database answers" 900 mailbox "SELECT 1 FROM tokens LIMIT 1"
 
 if [ ! -e /etc/godwit/godwit.toml ]; then
     godwit init --cluster vagrant --server "$SERVER" --address "$ADDRESS" --volume /srv/godwit --mountpoint /mnt/godwit \
-        --database "postgresql+psycopg://godwit:$PASSWORD@$DATABASE/godwit"
+        --database-file <(echo "postgresql+psycopg://godwit:$PASSWORD@$DATABASE/godwit")
 fi
 godwit units --install
 systemctl enable --now godwit.target
@@ -28,6 +29,6 @@ for other in $OTHERS; do
     if godwit servers show "$other" >/dev/null 2>&1; then
         continue # it is a member already
     fi
-    token=$(godwit servers add "$other" --expires 86400 --json | jq -er .token)
-    mailbox -c "INSERT INTO tokens VALUES ('$other', '$token') ON CONFLICT (server) DO UPDATE SET token = excluded.token"
+    token=$(godwit servers add "$other" --candidate --expires 86400 --json | jq -er .token)
+    mailbox "INSERT INTO tokens VALUES ('$other', '$token') ON CONFLICT (server) DO UPDATE SET token = excluded.token"
 done
