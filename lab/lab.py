@@ -6,6 +6,7 @@ after any crash.
 """
 
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -18,17 +19,24 @@ import msgspec
 
 from cluster.config import ServerConfig, load_config, write_config
 from cluster.errors import Refused
-from cluster.mountpoint import shield
+from cluster.messages import NamesPolicy
+from cluster.mountpoint import make_mountpoint, shield
+from cluster.trust.authority import CERTIFICATE_S, Authority
+from cluster.trust.folder import MASTER_BYTES, TrustFolder
+from cluster.trust.identity import Role
+from cluster.trust.issue import issue, issue_to_candidate
 from cluster.volume.layout import VolumeLayout
 from lab import database, network, processes, teardown
 from lab.database import DATABASE
-from lab.launch import WAKE, create_catalog, launch, launch_supervisor, program_of, wait_for_parts, wait_for_volumes
+from lab.launch import WAKE, create_catalog, launch, launch_supervisor, program_of, set_names, wait_for_parts, wait_for_volumes
 from lab.mounts import detach, is_fuse_mount
 from lab.network import Network
 from lab.processes import ProcessId
 from lab.registry import lab_lock, register, registered, tag_of
 from lab.state import (
     PARTS,
+    PEOPLE,
+    PEOPLE_SERVER,
     SUPERVISOR_LOG,
     LabState,
     Overrides,
@@ -53,7 +61,7 @@ STOP_PATIENCE_S = 15.0
 # PostgreSQL has a process for each connection: those a crash or a stopped machine would hit as well
 WHOLE_HOST_SIGNALS = frozenset({signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT})
 # after these the process is waited for
-ENDING_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT, signal.SIGHUP})
+ENDING_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT})
 
 
 class Lab:
@@ -93,10 +101,14 @@ class Lab:
         path.mkdir(parents=True, exist_ok=True)
         # Only to have wrong overrides refused now, with any network: the real one is known at `up`.
         server_config(path, state, Network(tag_of(path), "10.0.0.0/24"), "s1")
+        authority, master = Authority.make(state.cluster), secrets.token_bytes(MASTER_BYTES)
+        # Who types commands is at none of the servers, which may come and go.
+        issue(TrustFolder(path / PEOPLE), authority, state.cluster, PEOPLE_SERVER, roles=[Role.ADMIN])
         for server in server_names(state):
             (path / server).mkdir(exist_ok=True)
             for number in range(1, volumes + 1):
                 VolumeLayout(path / server / f"vol{number}").format(state.cluster, server)
+            _certify(path, state, server, authority, master)
         # Last: with `lab.json` the folder is a lab.
         write_state(path, state)
         return cls(path, programs)
@@ -148,12 +160,22 @@ class Lab:
             raise Refused(f"{part!r} is not mount, agent, manager or all")
         return PARTS if part == "all" else (part,)
 
+    @property
+    def trust(self) -> TrustFolder:
+        """The certificate of who types commands."""
+        return TrustFolder(self.root / PEOPLE)
+
     def pid(self, host: str, part: str) -> int:
         """The process id of a part; raises `Refused` if it is not running."""
-        process = self._process(host, part)
-        if process is None:
+        pid = self.find_pid(host, part)
+        if pid is None:
             raise Refused(f"{host} {part} is not running")
-        return process.pid
+        return pid
+
+    def find_pid(self, host: str, part: str) -> int | None:
+        """The process id of a part; None if it is not running."""
+        process = self._process(host, part)
+        return None if process is None else process.pid
 
     def is_running(self, host: str, part: str = "all") -> bool:
         """Whether the part (or all of the host's) is alive."""
@@ -178,9 +200,10 @@ class Lab:
 
     # ------------------------------------------------------------------------------------------------ up and down
 
-    def up(self, timeout_s: float = START_TIMEOUT_S) -> None:
+    def up(self, timeout_s: float = START_TIMEOUT_S, names: NamesPolicy | None = None) -> None:
         """Starts everything and returns when every mount answers and every volume is known to the manager.
 
+        *names* is set in the root's policy before any mount starts; None leaves what the catalog has.
         Raises `Refused` if the lab is up, `NotReady` with the log that matters if a part does not come up; then, and when
         interrupted, nothing is left running.
         """
@@ -196,7 +219,7 @@ class Lab:
             teardown.end_everything(self.root)
             try:
                 self._build()
-                self._start_all(time.monotonic() + timeout_s)
+                self._start_all(time.monotonic() + timeout_s, names)
             except BaseException:
                 # Also Ctrl-C: half a lab would be in the way of the next.
                 teardown.end_everything(self.root)
@@ -231,14 +254,14 @@ class Lab:
 
     def _write_configs(self, state: LabState, built: Network) -> None:
         for server in self.servers:
-            for folder in (self.mount(server), self._folder(server) / "log"):
-                folder.mkdir(exist_ok=True)
+            make_mountpoint(self.mount(server))
+            (self._folder(server) / "log").mkdir(exist_ok=True)
             # `add_server` writes all configurations again, while mounts of the others are up.
             if not is_fuse_mount(self.mount(server)):
                 shield(str(self.mount(server)))
             write_config(self.config_path(server), server_config(self.root, state, built, server))
 
-    def _start_all(self, deadline_s: float) -> None:
+    def _start_all(self, deadline_s: float, names: NamesPolicy | None) -> None:
         """The database and the first server's manager come first, so that it takes the office; then the rest at once.
 
         The supervisor is the last: what dies while the lab comes up ends the attempt.
@@ -250,6 +273,8 @@ class Lab:
         self._create_catalog(first, deadline_s)
         self.launch(first, "manager")
         self._wait(first, ["manager"], deadline_s)
+        if names is not None:
+            set_names(self.config(first), self.trust, names, deadline_s)
         for server in self.servers:
             for part in PARTS:
                 if (server, part) != (first, "manager"):
@@ -257,7 +282,7 @@ class Lab:
         for server in self.servers:
             self._wait(server, PARTS, deadline_s)
         expected = {server: self.config(server).agent.volumes for server in self.servers}
-        wait_for_volumes(self.config(first), expected, deadline_s)
+        wait_for_volumes(self.config(first), self.trust, expected, deadline_s)
         self._supervise()
 
     def _create_catalog(self, server: str, deadline_s: float) -> None:
@@ -289,6 +314,8 @@ class Lab:
             (self.root / server).mkdir(exist_ok=True)
             for number in range(1, after.volumes + 1):
                 VolumeLayout(self.root / server / f"vol{number}").prepare(after.cluster, server)
+            first = TrustFolder(self.root / self.servers[0] / "trust")
+            _certify(self.root, after, server, first.read_authority(), first.read_master(), first.read_authorities())
             # Before its processes: the supervisor and `down` look for them by this.
             write_state(self.root, after)
             self.servers = server_names(after)
@@ -306,7 +333,7 @@ class Lab:
             self.launch(server, part)
         self._wait(server, PARTS, deadline_s)
         config = self.config(server)
-        wait_for_volumes(config, {server: config.agent.volumes}, deadline_s)
+        wait_for_volumes(config, self.trust, {server: config.agent.volumes}, deadline_s)
 
     def _undo_added(self, server: str, before: LabState, built: Network) -> None:
         teardown.end_server(self.root, server)
@@ -326,7 +353,7 @@ class Lab:
         continued, but only its first one told anything else. Raises `Refused` if nothing is running.
         """
         require_root()
-        ends = number in ENDING_SIGNALS and (host, number) != (DATABASE, signal.SIGHUP)  # PostgreSQL reads its settings again
+        ends = number in ENDING_SIGNALS
         with self._changing():
             hit = [process for name in self.parts(host, part) if (process := self._process(host, name))]
             state, names = read_state(self.root), {f"{host}/{name}" for name in self.parts(host, part)}
@@ -450,3 +477,10 @@ class Lab:
         if state.network is None or self.root not in registered():
             raise Refused(f"the lab at {self.root} is down (try: godwit lab up --root {self.root})")
         return state.network
+
+
+def _certify(root: Path, state: LabState, server: str, authority: Authority, master: bytes, believed: bytes = b"") -> None:
+    """Gives a server its keys and certificates; all servers of a lab are candidates."""
+    valid_s = state.overrides.get("manager", {}).get("certificate_s", CERTIFICATE_S)
+    folder = TrustFolder(root / server / "trust")
+    issue_to_candidate(folder, state.cluster, server, authority, master, valid_s=valid_s, believed=believed)

@@ -11,9 +11,12 @@ import trio
 
 from cluster.config import ServerConfig
 from cluster.errors import GodwitError, Unavailable
-from cluster.messages import GetStatus, Status
+from cluster.messages import ROOT_INO, GetPolicy, GetStatus, NamesPolicy, SetPolicy, Status
 from cluster.rpc.conversation import Asker, converse
 from cluster.rpc.wire import parse_address
+from cluster.trust.credentials import Credentials
+from cluster.trust.folder import TrustFolder
+from cluster.trust.identity import Role
 from lab.mounts import answers
 from lab.network import enter
 from lab.processes import ProcessId, is_alive, is_listening, spawn
@@ -94,7 +97,19 @@ def _is_ready(part: str, process: ProcessId, config: ServerConfig) -> bool:
     return is_listening(process, parse_address(listen)[1])
 
 
-def wait_for_volumes(config: ServerConfig, expected: Mapping[str, Collection[str]], deadline_s: float) -> None:
+def set_names(config: ServerConfig, trust: TrustFolder, names: NamesPolicy, deadline_s: float) -> None:
+    """Sets how names are changed in the whole network, in the root's policy; raises `Unavailable` when it is too late."""
+
+    async def change(asker: Asker) -> None:
+        present = await asker(GetPolicy(ROOT_INO))
+        await asker(SetPolicy(ROOT_INO, present.copies, present.sync_copies, names=names))
+
+    converse(config.managers, Credentials(trust, Role.ADMIN), max(1.0, deadline_s - time.monotonic()), change)
+
+
+def wait_for_volumes(
+    config: ServerConfig, trust: TrustFolder, expected: Mapping[str, Collection[str]], deadline_s: float
+) -> None:
     """Returns when the manager knows the volumes (paths) of every server; raises `Unavailable` when it is too late."""
 
     async def poll(asker: Asker) -> None:
@@ -103,7 +118,7 @@ def wait_for_volumes(config: ServerConfig, expected: Mapping[str, Collection[str
                 raise Unavailable(f"the manager did not hear in time of the volumes of {', '.join(missing)}")
             await trio.sleep(POLL_S)
 
-    converse(config.managers, config.cluster, max(1.0, deadline_s - time.monotonic()), poll)
+    converse(config.managers, Credentials(trust, Role.ADMIN), max(1.0, deadline_s - time.monotonic()), poll)
 
 
 def _missing_volumes(status: Status, expected: Mapping[str, Collection[str]]) -> list[str]:

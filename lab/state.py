@@ -1,6 +1,7 @@
 """What a lab is: the choices it was made with, where its files are, and `lab.json`, which remembers both.
 
-DIR/lab.json  DIR/catalog/catalog.db (or DIR/db/data)  DIR/s1/godwit.toml  DIR/s1/mnt  DIR/s1/vol1 …  DIR/s1/log/agent.log
+DIR/lab.json  DIR/trust/admin.pem  DIR/catalog/catalog.db (or DIR/db/data)
+DIR/s1/godwit.toml  DIR/s1/trust/agent.pem …  DIR/s1/mnt  DIR/s1/vol1 …  DIR/s1/log/agent.log
 """
 
 import re
@@ -27,6 +28,8 @@ AGENT_PORT = 7401
 VOLUMES_MAX = 16  # bounds what a typing error makes
 STATE_FILE = "lab.json"
 SUPERVISOR_LOG = "supervisor.log"
+PEOPLE = "trust"  # the folder with the certificate of who types commands
+PEOPLE_SERVER = "lab"  # which it names; there is no such server
 
 Overrides = Mapping[str, Mapping[str, Any]]
 
@@ -35,7 +38,6 @@ class LabState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of `lab.json`."""
 
     cluster: str  # random, so that parts of two labs never talk to each other
-    secret: str  # the cluster's
     servers: Annotated[int, msgspec.Meta(ge=1, le=SERVERS_MAX)]  # how many
     volumes: Annotated[int, msgspec.Meta(ge=0, le=VOLUMES_MAX)]  # how many each
     database: str | None = None  # None: the lab's own SQLite file; `POSTGRESQL`: a server of its own; else a URL
@@ -70,12 +72,12 @@ def new_state(servers: int, volumes: int, database: str | None, overrides: Overr
         raise Refused(f"a server has 0 to {VOLUMES_MAX} volumes, not {volumes}")
     if database is not None and database != POSTGRESQL and "://" not in database:
         raise Refused(
-            f"--db {database!r} is neither sqlite nor {POSTGRESQL}, which a lab starts itself, nor the URL of a database that "
-            "runs, like postgresql+psycopg://user@host/name"
+            # Without what was given, which may be a password in the wrong place.
+            f"--db is neither sqlite nor {POSTGRESQL}, which a lab starts itself, nor the URL of a database that runs, like "
+            "postgresql+psycopg://user@host/name"
         )
     return LabState(
         cluster=f"lab-{secrets.token_hex(4)}",
-        secret=secrets.token_hex(32),
         servers=servers,
         volumes=volumes,
         database=database,
@@ -143,7 +145,7 @@ def read_state(root: Path) -> LabState:
 
 
 def write_state(root: Path, state: LabState) -> None:
-    """Replaces `lab.json` as a whole. It holds the cluster's secret: only its owner can read it."""
+    """Replaces `lab.json` as a whole. It may hold a database's password: only its owner can read it."""
     # Not synced: after a loss of power none of the processes that it names runs any more.
     replace_file(root / STATE_FILE, msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n", synced=False)
 
@@ -183,7 +185,6 @@ def server_config(root: Path, state: LabState, network: Network, server: str) ->
     plain: dict[str, Any] = {
         "cluster": state.cluster,
         "server": server,
-        "secret": state.secret,
         "managers": [f"{network.address(number)}:{MANAGER_PORT}" for number in numbers],
         "manager": {
             "listen": f"{address}:{MANAGER_PORT}",
@@ -195,6 +196,7 @@ def server_config(root: Path, state: LabState, network: Network, server: str) ->
         },
         "mount": {"mountpoint": f"{root}/{server}/mnt"},
         "state": f"{root}/{server}/state",
+        "trust": f"{root}/{server}/trust",
     }
     for section, values in state.overrides.items():
         # One level deep: a table within a section is replaced as a whole.

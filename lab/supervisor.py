@@ -18,8 +18,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.errors import GodwitError, Refused, Unavailable
-from cluster.logs import log_to_stderr
+from cluster.errors import GodwitError, Refused, Unavailable, error_text
+from cluster.logs import STAMP, log_to_stderr
 from lab import processes
 from lab.lab import Lab
 from lab.launch import WAKE
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 STEADY_S = 60.0  # a part that lived so long has begun well: its failures count from the beginning again
 FIRST_DELAY_S = 1.0  # doubled with each further failure
 LONGEST_DELAY_S = 60.0  # a part whose cause is mended is back within a minute
-LOG_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s supervisor: %(message)s"
+LOG_FORMAT = STAMP + "supervisor: %(message)s"
 
 
 # ------------------------------------------------------------------------------------------------------------- rules
@@ -85,7 +85,7 @@ class Supervisor:
                 if not self._look():
                     return
             except (OSError, Unavailable) as error:
-                log.error("cannot look after the lab: %s", error)
+                log.error("cannot look after the lab: %s", error_text(error))
                 # The disk may be full or the lock taken for long: neither tells when it is over.
                 time.sleep(FIRST_DELAY_S)
             else:
@@ -117,7 +117,7 @@ class Supervisor:
             return replace(life, process=lab.launch(*name.split("/")), due_s=None)
         except (OSError, GodwitError) as error:
             life = ended(life, 0.0, time.monotonic())
-            log.error("%s cannot be started: %s; %s", name, error, _outlook(life))
+            log.error("%s cannot be started: %s; %s", name, error_text(error), _outlook(life))
             return life
 
     def _sleep(self) -> None:

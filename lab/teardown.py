@@ -12,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.errors import GodwitError, Refused
+from cluster.journal import JOURNALS
 from cluster.volume.fence import lift_below
 from lab import network, processes
 from lab.database import DATABASE
 from lab.mounts import detach, mounts_below, uncover
 from lab.registry import registered, tag_of, unregister
-from lab.state import PARTS, STATE_FILE, SUPERVISOR_LOG, read_state, without_processes, write_state
+from lab.state import PARTS, PEOPLE, STATE_FILE, SUPERVISOR_LOG, read_state, without_processes, write_state
 
 STOP_PATIENCE_S = 15.0  # a mount commits its files and an agent ends its copies first
 
@@ -109,12 +110,17 @@ def delete_data(root: Path) -> None:
     require_no_foreign_mounts(root)
     if mounted := own_mounts(root):
         raise Refused(f"nothing deleted: {mounted[0]} is still mounted")
-    for folder in (root / "catalog", root / DATABASE, *root.glob("s[1-9]*")):
-        if folder.is_dir() and not folder.is_symlink() and re.fullmatch(rf"catalog|{DATABASE}|s[1-9][0-9]*", folder.name):
+    own = re.compile(rf"catalog|{DATABASE}|{PEOPLE}|s[1-9][0-9]*")
+    for folder in root.iterdir():
+        if folder.is_dir() and not folder.is_symlink() and own.fullmatch(folder.name):
             # Fenced objects and shielded mount points are immutable: rmtree would meet EPERM.
             lift_below(str(folder))
             shutil.rmtree(folder)
     (root / SUPERVISOR_LOG).unlink(missing_ok=True)
+    if (root / STATE_FILE).exists():
+        # What mounts that were killed had not told the manager: nobody is left to be told.
+        for journal in JOURNALS.glob(f"{read_state(root).cluster}:*"):
+            journal.unlink(missing_ok=True)
     # Last, so that a deletion that is interrupted can be repeated: without it the folder is no lab.
     (root / STATE_FILE).unlink(missing_ok=True)
     if not any(root.iterdir()):

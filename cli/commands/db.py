@@ -144,10 +144,12 @@ def _print_next(point: CatalogPoint) -> None:
 
 def _find_config(config: Path | None, root: Path | None) -> ServerConfig:
     """The configuration of this machine's server, or of the first of a lab, which may be down."""
-    if config is not None:
-        return load_config(config)
-    if root is None and DEFAULT_CONFIG.exists():
-        return load_config(DEFAULT_CONFIG)
+    path = config if config is not None else DEFAULT_CONFIG if root is None and DEFAULT_CONFIG.exists() else None
+    if path is not None:
+        found = load_config(path)
+        if not found.is_candidate:
+            raise Refused(f"{found.server} is no candidate: it does not know the catalog's database")
+        return found
     lab = Lab.load(root) if root is not None else only_lab()
     # All servers of a lab have the same database.
     return lab.config(lab.servers[0])

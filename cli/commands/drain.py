@@ -7,12 +7,13 @@ import typer
 from cli.commands.migrate import WatchOption
 from cli.commands.migrations import finish
 from cli.network.ask import ask
+from cli.network.completion import complete_server
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.messages import DrainServer
 
 
 def drain(
-    server: Annotated[str, typer.Argument(metavar="SERVER", help="The server to empty.")],
+    server: Annotated[str, typer.Argument(metavar="SERVER", autocompletion=complete_server, help="The server to empty.")],
     watch: WatchOption = False,
     root: RootOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,

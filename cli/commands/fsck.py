@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli import exits
 from cli.display.render import as_shown, as_text, print_json, print_line, print_table
 from cli.network.agents import addresses_of, ask_agents
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, find_target
@@ -14,7 +15,6 @@ from cluster.messages import CheckProgress, CheckVolumes, Done, Finding, Finding
 
 SILENCE_S = 60.0  # agents say something every few seconds (`ALIVE_S`)
 EXIT_FINDINGS = 1  # as fsck(8) of other file systems: not zero while anything is wrong
-EXIT_UNREACHABLE = 3
 
 
 @dataclass
@@ -66,7 +66,7 @@ def fsck(
         if is_watched:
             _show_progress(checks)
 
-    outcomes = ask_agents(addresses, lambda server: CheckVolumes(server, repair, deep), Done, take, timeout)
+    outcomes = ask_agents(target, addresses, lambda server: CheckVolumes(server, repair, deep), Done, take, timeout)
     for server, outcome in outcomes.items():
         checks[server].error = outcome if isinstance(outcome, GodwitError) else None
     if is_watched:
@@ -87,7 +87,7 @@ def exit_code(checks: dict[str, Check]) -> int:
     errors = [check.error for check in checks.values() if check.error is not None]
     if any(not isinstance(error, Unavailable) for error in errors):
         return EXIT_FINDINGS
-    return EXIT_UNREACHABLE if errors else 0
+    return exits.UNREACHABLE if errors else 0
 
 
 def print_report(checks: dict[str, Check]) -> None:

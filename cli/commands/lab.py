@@ -13,8 +13,11 @@ import typer
 
 from cli.display.lab import lab_object, print_labs, print_up, server_object, shown
 from cli.display.render import print_json, print_line
+from cli.network.completion import complete_host
+from cli.network.secrets import LAB_DATABASE_VARIABLE, database_url
 from cli.network.target import JsonOption, RootOption, only_lab
 from cluster.errors import Refused
+from cluster.messages import NamesPolicy
 from lab.lab import DEFAULT_ROOT, START_TIMEOUT_S, Lab
 from lab.registry import lab_lock, registered
 from lab.state import SQLITE, STATE_FILE, read_state
@@ -39,7 +42,12 @@ class Part(StrEnum):
     MANAGER = "manager"
 
 
-HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="s1, s2, …, or db: the lab's PostgreSQL.", show_default=False)]
+HostArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="HOST", autocompletion=complete_host, help="s1, s2, …, or db: the lab's PostgreSQL.", show_default=False
+    ),
+]
 PartArgument = Annotated[Part, typer.Argument(help="Which of its processes.")]
 
 
@@ -49,7 +57,24 @@ def up(
     volumes: Annotated[int | None, typer.Option("--volumes", metavar="K", help="How many volumes each.  [default: 1]")] = None,
     db: Annotated[
         str | None,
-        typer.Option("--db", metavar="DATABASE", help="sqlite; postgresql, started by the lab; or a URL.  [default: sqlite]"),
+        typer.Option(
+            "--db",
+            metavar="DATABASE",
+            help="sqlite; postgresql, started by the lab; or a URL without a password.  [default: sqlite]",
+        ),
+    ] = None,
+    db_file: Annotated[
+        Path | None,
+        typer.Option("--db-file", metavar="FILE", help="A file with the URL, which may have a password.", show_default=False),
+    ] = None,
+    ask_password: Annotated[
+        bool, typer.Option("--ask-password", help="Ask for the password of the database at that URL.")
+    ] = False,
+    names: Annotated[
+        NamesPolicy | None,
+        typer.Option(
+            "--names", help="Sets this in the root's policy, before mounts start: see godwit policy set.", show_default=False
+        ),
     ] = None,
     root: RootOption = None,
     timeout: Annotated[
@@ -59,37 +84,42 @@ def up(
 ) -> None:
     """Start a lab. Returns when every mount answers.
 
-    A lab that was taken down without --purge, or killed, comes up again with its data.
+    A lab that was taken down without --purge, or killed, comes up again with its data. A password of a database is never typed
+    into the command line, where others see it: --db-file, --ask-password, or the URL in the environment, as GODWIT_LAB_DATABASE.
 
     \b
     Examples:
       godwit lab up
       godwit lab up --servers 5 --volumes 2 --root /tmp/five
       godwit lab up --db postgresql
+      godwit lab up --db postgresql+psycopg://godwit@10.0.0.9/lab --ask-password
+      godwit lab up --names through
     """
     require_root()
+    database = database_url(db, db_file, ask_password=ask_password, option="--db", variable=LAB_DATABASE_VARIABLE)
     folder = Path(os.path.realpath(root or DEFAULT_ROOT))
     with _interruptible():
-        lab = _make_or_load(folder, servers, volumes, db)
-        lab.up(timeout)
+        lab = _make_or_load(folder, servers, volumes, database)
+        lab.up(timeout, names)
     if as_json:
         print_json({"lab": lab_object(lab)})
     else:
         print_up(lab)
 
 
-def _make_or_load(root: Path, servers: int | None, volumes: int | None, db: str | None) -> Lab:
+def _make_or_load(root: Path, servers: int | None, volumes: int | None, database: str | None) -> Lab:
     if not (root / STATE_FILE).exists():
-        return Lab.create(root, 3 if servers is None else servers, 1 if volumes is None else volumes, db)
+        return Lab.create(root, 3 if servers is None else servers, 1 if volumes is None else volumes, database)
     state = read_state(root)
     for option, given, made in (
         ("--servers", servers, state.servers),
         ("--volumes", volumes, state.volumes),
-        ("--db", db, state.database or SQLITE),
+        ("--db", database, state.database or SQLITE),
     ):
         # An option that would be ignored is refused; without options a lab is taken as it is.
         if given is not None and given != made:
-            raise Refused(f"{option} {given}: the lab at {root} was made otherwise; take another --root, or purge it first")
+            # Without what was given: a URL may have a password.
+            raise Refused(f"{option}: the lab at {root} was made otherwise; take another --root, or purge it first")
     return Lab.load(root)
 
 

@@ -7,6 +7,7 @@ import typer
 
 from cli.display.render import as_age, as_shown, as_text, print_json, print_line, print_table
 from cli.network.ask import talk
+from cli.network.completion import complete_server
 from cli.network.names import find_inode
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.messages import LOCK_END, ListLocks, LockRow, LockRows
@@ -28,7 +29,14 @@ def locks() -> None:
 def list_locks(
     path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="Only locks of this file.", show_default=False)] = None,
     server: Annotated[
-        str, typer.Option("--server", metavar="NAME", help="Only what processes on this server have or want.", show_default=False)
+        str,
+        typer.Option(
+            "--server",
+            metavar="NAME",
+            autocompletion=complete_server,
+            help="Only what processes on this server have or want.",
+            show_default=False,
+        ),
     ] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many locks.")] = 1000,
     root: RootOption = None,

@@ -6,6 +6,7 @@ Candidates are asked themselves, without a session, so that `show` works when th
 import trio
 import typer
 
+from cli import exits
 from cli.display.render import as_age, print_facts, print_json, print_line, print_table
 from cli.network.ask import talk
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, Target, TimeoutOption, find_target
@@ -13,8 +14,8 @@ from cluster.errors import Unavailable
 from cluster.messages import AskOffice, Heartbeat, OfficeInfo, StepDown
 from cluster.rpc.connection import ask_once
 from cluster.rpc.conversation import Asker
+from cluster.trust.credentials import Credentials
 
-EXIT_UNREACHABLE = 3  # the same as for a manager that does not answer: nobody is in office
 ANSWER_S = 1.0  # candidates only say what they remember
 POLL_S = 0.05  # while an election goes on, which takes seconds
 
@@ -40,7 +41,7 @@ def show(root: RootOption = None, timeout: TimeoutOption = ANSWER_S, as_json: Js
     else:
         print_office(answers)
     if found is None:
-        raise typer.Exit(EXIT_UNREACHABLE)
+        raise typer.Exit(exits.UNREACHABLE)
 
 
 @app.command("step-down")
@@ -50,7 +51,7 @@ def step_down(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_
     Example: godwit manager step-down
     """
     target = find_target(root)
-    before, after = talk(target, timeout, lambda asker: _replace_manager(asker, target.cluster))
+    before, after = talk(target, timeout, lambda asker: _replace_manager(asker, target.credentials.identity.cluster))
     if as_json:
         print_json({"before": holder_object(before), "manager": holder_object(after)})
     else:
@@ -87,7 +88,9 @@ async def _ask_all(target: Target, timeout_s: float) -> dict[str, OfficeInfo | N
     answers: dict[str, OfficeInfo | None] = {}
 
     async def ask(address: str, nursery: trio.Nursery) -> None:
-        info = answers[address] = await _ask_one(address, AskOffice(target.cluster), timeout_s)
+        info = answers[address] = await _ask_one(
+            address, AskOffice(target.credentials.identity.cluster), target.credentials, timeout_s
+        )
         # Servers that joined since this configuration was written.
         for other in info.candidates if info is not None else []:
             start(other, nursery)
@@ -104,10 +107,10 @@ async def _ask_all(target: Target, timeout_s: float) -> dict[str, OfficeInfo | N
     return answers
 
 
-async def _ask_one(address: str, request: AskOffice, timeout_s: float) -> OfficeInfo | None:
+async def _ask_one(address: str, request: AskOffice, credentials: Credentials, timeout_s: float) -> OfficeInfo | None:
     with trio.move_on_after(timeout_s):
         try:
-            return await ask_once(address, request, timeout_s=timeout_s)
+            return await ask_once(address, request, credentials, timeout_s=timeout_s)
         except Unavailable:
             return None
     return None

@@ -9,6 +9,7 @@ import typer
 from cli.commands.migrations import finish
 from cli.display.render import as_bytes, as_shown, as_text, print_facts, print_json, print_line
 from cli.network.ask import talk
+from cli.network.completion import complete_server
 from cli.network.names import find_inode
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, Target, TimeoutOption, find_target, split_at_mount
 from cluster.messages import MigrationPlan, MigrationRow, PlanMigration, StartMigration
@@ -21,8 +22,12 @@ WatchOption = Annotated[bool, typer.Option("--watch", help="Show how far it is, 
 
 def migrate(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and directories on the network's mounts.")],
-    source: Annotated[str, typer.Option("--from", metavar="SERVER", help="The server that the files leave.")],
-    destination: Annotated[str, typer.Option("--to", metavar="SERVER", help="The server that they go to.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="SERVER", autocompletion=complete_server, help="The server that the files leave.")
+    ],
+    destination: Annotated[
+        str, typer.Option("--to", metavar="SERVER", autocompletion=complete_server, help="The server that they go to.")
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be moved, and what cannot be.")] = False,
     watch: WatchOption = False,
     root: RootOption = None,

@@ -1,5 +1,6 @@
-"""`godwit policy …`: how many copies the files below a directory get."""
+"""`godwit policy …`: how many copies the files below a directory get, and how names there may be changed."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -8,12 +9,12 @@ from cli.display.render import as_shown, as_text, print_facts, print_json, print
 from cli.network.ask import ask, talk
 from cli.network.names import InoOption, PathArgument, find_inode, require_one
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
-from cluster.messages import GetPolicy, ListPolicies, PolicyRow, SetPolicy
+from cluster.messages import GetPolicy, ListPolicies, NamesPolicy, PolicyRow, SetPolicy
 from cluster.rpc.conversation import Asker
 
 app = typer.Typer(
-    help="How many copies the files below a directory get.\n\nA policy is set on a directory, and inherited by everything below "
-    "that has none of its own.",
+    help="How many copies the files below a directory get, and how names there may be changed.\n\nA policy is set on a "
+    "directory, and inherited by everything below that has none of its own.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -26,6 +27,16 @@ SyncCopies = Annotated[
     int | None,
     typer.Option("--sync-copies", min=0, max=64, metavar="N", help="fsync waits for so many (0: for none).", show_default=False),
 ]
+Names = Annotated[
+    NamesPolicy | None,
+    typer.Option(
+        "--names",
+        help="held, the default: a mount that is alone in a directory may change names there by itself, and tell the manager "
+        "afterwards. "
+        "through: each change reaches the manager before it is acknowledged.",
+        show_default=False,
+    ),
+]
 
 
 @app.command("set")
@@ -33,6 +44,7 @@ def set_policy(
     path: PathArgument = None,
     copies: Copies = None,
     sync_copies: SyncCopies = None,
+    names: Names = None,
     inherit: Annotated[bool, typer.Option("--inherit", help="Take the directory's own policy away.")] = False,
     ino: InoOption = None,
     root: RootOption = None,
@@ -45,12 +57,13 @@ def set_policy(
     Examples:
       godwit policy set /mnt/godwit/photos --copies 3
       godwit policy set /mnt/godwit/mail --copies 2 --sync-copies 2
+      godwit policy set /mnt/godwit/mail --names through
       godwit policy set /mnt/godwit/scratch --inherit
     """
     require_one(path, ino)
-    # Exactly one of both kinds: what is inherited has no numbers of its own.
-    if inherit == (copies is not None or sync_copies is not None):
-        raise typer.BadParameter("give --copies or --sync-copies, or else --inherit", param_hint="--copies")
+    # Exactly one of both kinds: what is inherited has nothing of its own.
+    if inherit == (copies is not None or sync_copies is not None or names is not None):
+        raise typer.BadParameter("give --copies, --sync-copies or --names, or else --inherit", param_hint="--copies")
     target = find_target(root)
 
     async def change(asker: Asker) -> PolicyRow:
@@ -62,9 +75,11 @@ def set_policy(
         wanted = present.copies if copies is None else copies
         # fsync cannot wait for more copies than there shall be.
         waited = min(present.sync_copies, wanted) if sync_copies is None else sync_copies
-        return await asker(SetPolicy(inode, wanted, waited))
+        return await asker(SetPolicy(inode, wanted, waited, names=names))
 
-    _show(talk(target, timeout, change), as_json)
+    row = talk(target, timeout, change)
+    _warn(row)
+    _show(row, as_json)
 
 
 @app.command("show")
@@ -98,17 +113,49 @@ def list_policies(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIME
     if as_json:
         print_json({"policies": [policy_object(row) for row in answer.policies]})
         return
-    rows = [(as_shown(row.path), row.copies, row.sync_copies) for row in answer.policies]
-    print_table(("DIRECTORY", "COPIES", "SYNC"), rows, right=("COPIES", "SYNC"))
+    rows = [(as_shown(row.path), row.copies, row.sync_copies, names_text(row)) for row in answer.policies]
+    print_table(("DIRECTORY", "COPIES", "SYNC", "NAMES"), rows, right=("COPIES", "SYNC"))
 
 
 def policy_object(row: PolicyRow) -> dict[str, object]:
     """A policy for JSON; see docs/cli.md."""
-    return {"ino": row.ino, "path": as_text(row.path), "copies": row.copies, "sync_copies": row.sync_copies}
+    return {
+        "ino": row.ino,
+        "path": as_text(row.path),
+        "copies": row.copies,
+        "sync_copies": row.sync_copies,
+        "names": row.names,
+        "names_path": as_text(row.names_path) if row.names_path else None,
+        "servers": row.servers,
+    }
+
+
+def names_text(row: PolicyRow) -> str:
+    """How names may be changed, and where that comes from unless it is said where the policy is set."""
+    if not row.names_path:
+        return f"{row.names} (default)"
+    return str(row.names) if row.names_path == row.path else f"{row.names} (from {as_shown(row.names_path)})"
+
+
+def _warn(row: PolicyRow) -> None:
+    if row.copies > row.servers:
+        have = "1 server has volumes" if row.servers == 1 else f"{row.servers} servers have volumes"
+        # On stderr: with --json nothing but JSON belongs on stdout.
+        sys.stderr.write(
+            f"godwit: {row.copies} copies are wanted, and {have}: files below the policy stay at risk "
+            "(godwit files --below-policy), or have copies on one server, until there are more (godwit servers add)\n"
+        )
 
 
 def _show(row: PolicyRow, as_json: bool) -> None:
     if as_json:
         print_json({"policy": policy_object(row)})
         return
-    print_facts([("copies", row.copies), ("sync copies", row.sync_copies), ("set on", as_shown(row.path))])
+    print_facts(
+        [
+            ("copies", row.copies),
+            ("sync copies", row.sync_copies),
+            ("names", names_text(row)),
+            ("set on", as_shown(row.path)),
+        ]
+    )

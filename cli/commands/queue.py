@@ -8,6 +8,7 @@ import typer
 
 from cli.display.render import as_age, as_bytes, as_shown, as_text, print_facts, print_json, print_line, print_table
 from cli.network.ask import ask
+from cli.network.completion import complete_server
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.errors import Refused
 from cluster.messages import ListTasks, RetryTasks, TaskRow, TaskState
@@ -31,7 +32,12 @@ class State(StrEnum):
 
 @app.command("ls")
 def list_tasks(
-    server: Annotated[str, typer.Option("--server", metavar="NAME", help="Only this server's queue.", show_default=False)] = "",
+    server: Annotated[
+        str,
+        typer.Option(
+            "--server", metavar="NAME", autocompletion=complete_server, help="Only this server's queue.", show_default=False
+        ),
+    ] = "",
     state: Annotated[State | None, typer.Option("--state", help="Only tasks in this state.", show_default=False)] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many tasks.")] = 1000,
     root: RootOption = None,

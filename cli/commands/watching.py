@@ -1,20 +1,17 @@
 """Watching a migration until it is over: a display that moves on a terminal, plain lines in a pipe."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import trio
-import typer
-from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cli.display.progress import Meter, Rate, Totals, totals
-from cli.display.render import as_age, as_bytes, print_line
+from cli.display.live import displaying, interruptible
+from cli.display.progress import ENDS, Meter, Rate, describe, totals
+from cli.display.render import print_line
 from cli.network.ask import talk_on
 from cli.network.target import Target
 from cluster.clock import monotonic_s
@@ -24,8 +21,6 @@ from cluster.rpc.conversation import Asker
 
 POLL_S = 0.5  # a question to the manager each time
 LINE_S = 2.0  # in a pipe, at most one line in this time
-ENDS = (MigrationState.DONE, MigrationState.FAILED, MigrationState.CANCELLED)
-EXIT_INTERRUPTED = 130  # 128 and SIGINT
 
 
 class Display(Protocol):
@@ -37,9 +32,11 @@ class Display(Protocol):
 def watch(target: Target, timeout_s: float, number: int, *, quiet: bool = False) -> MigrationRow:
     """Shows the migration until it is over, and returns what it came to. Ctrl-C ends only the watching."""
 
+    nothing: Display = _Nothing()
+
     async def follow(asker: Asker) -> MigrationRow:
         meter = Meter()
-        with _display(quiet) as display:
+        with displaying(nothing, _Bar, _Lines, quiet=quiet) as display:
             while True:
                 row = await find_migration(asker, number)
                 display.show(row, meter.add(monotonic_s(), totals(row)))
@@ -48,12 +45,8 @@ def watch(target: Target, timeout_s: float, number: int, *, quiet: bool = False)
                     return row
                 await trio.sleep(POLL_S)
 
-    try:
+    with interruptible(f"migration {number} goes on; look at it with: godwit migrations watch {number}"):
         return talk_on(target, timeout_s, follow)
-    except* KeyboardInterrupt:
-        # On stderr: with --json nothing but JSON belongs on stdout.
-        sys.stderr.write(f"godwit: migration {number} goes on; look at it with: godwit migrations watch {number}\n")
-    raise typer.Exit(EXIT_INTERRUPTED)
 
 
 async def find_migration(asker: Asker, number: int) -> MigrationRow:
@@ -74,32 +67,6 @@ def require_done(row: MigrationRow) -> None:
         )
     if row.state == MigrationState.CANCELLED:
         raise Refused(f"migration {row.migration} was cancelled")
-
-
-def describe(row: MigrationRow, done: Totals, rate: Rate) -> str:
-    """One line that says how far it is."""
-    parts = [
-        f"{done.done_files} of {done.files} files",
-        f"{as_bytes(done.done_size)} of {as_bytes(done.size)}",
-        f"{as_bytes(int(rate.size))}/s",
-    ]
-    # While it is planned, what is left to do is not known, however fast it goes.
-    if row.state not in ENDS and rate.left_s is not None and row.planned:
-        parts.append(f"{as_age(rate.left_s)} left")
-    if done.failed_files:
-        parts.append(f"{done.failed_files} failed")
-    return ", ".join(parts)
-
-
-@contextmanager
-def _display(quiet: bool) -> Iterator[Display]:
-    if quiet:
-        yield _Nothing()
-    elif sys.stdout.isatty():
-        with Live(console=Console(highlight=False), refresh_per_second=4) as live:
-            yield _Bar(live)
-    else:
-        yield _Lines()
 
 
 class _Nothing:

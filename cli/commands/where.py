@@ -2,13 +2,13 @@
 
 import stat
 
-from cli.commands.policy import policy_object
+from cli.commands.policy import names_text, policy_object
 from cli.commands.queue import print_tasks, task_object
 from cli.display.render import as_bytes, as_shown, as_text, print_facts, print_json, print_line, print_table
 from cli.network.ask import talk
 from cli.network.names import InoOption, PathArgument, find_inode, require_one
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
-from cluster.messages import GetWhere, ReplicaRow, Where
+from cluster.messages import GetWhere, PolicyRow, ReplicaRow, Where
 from cluster.rpc.conversation import Asker
 
 TYPES = {  # by the type bits of a mode
@@ -64,7 +64,7 @@ def _print(answer: Where) -> None:
             ("content", f"version {node.version}, {state}"),
             ("home", f"{home.server}, volume {home.volume} (epoch {node.home_epoch})" if home else "-"),
             ("open for writing", ", ".join(answer.writers) or "nowhere"),
-            ("policy", f"copies {answer.policy.copies}, sync copies {answer.policy.sync_copies}{inherited}"),
+            ("policy", f"{_policy(answer.policy)}{inherited}"),
         ]
     )
     # Directories and links have none.
@@ -84,6 +84,10 @@ def _print(answer: Where) -> None:
     if answer.pending:
         print_line()
         print_tasks(answer.pending)
+
+
+def _policy(policy: PolicyRow) -> str:
+    return f"copies {policy.copies}, sync copies {policy.sync_copies}, names {names_text(policy)}"
 
 
 def _replica_row(row: ReplicaRow, version: int) -> tuple[object, ...]:

@@ -46,7 +46,7 @@ def server_object(lab: Lab, server: str) -> dict[str, object]:
         "address": lab.address(server),
         "mount": str(lab.mount(server)),
         "volumes": lab.config(server).agent.volumes,
-        "pids": {part: lab.pid(server, part) if lab.is_running(server, part) else None for part in PARTS},
+        "pids": {part: lab.find_pid(server, part) for part in PARTS},
         # A lab that was killed is listed, too, when its namespaces may be gone.
         "cut": lab.has_network() and lab.is_cut(server),
     }
@@ -56,7 +56,7 @@ def _database_object(lab: Lab) -> dict[str, object]:
     return {
         "address": lab.address(DATABASE),
         "data": str(lab.root / DATABASE / "data"),
-        "pid": lab.pid(DATABASE, PART) if lab.is_running(DATABASE) else None,
+        "pid": lab.find_pid(DATABASE, PART),
         "cut": lab.has_network() and lab.is_cut(DATABASE),
     }
 

@@ -3,9 +3,11 @@
 from collections import deque
 from dataclasses import dataclass
 
-from cluster.messages import MigrationRow, MoveState
+from cli.display.render import as_age, as_bytes
+from cluster.messages import MigrationRow, MigrationState, MoveState
 
 NOT_TO_DO = (MoveState.CANCELLED, MoveState.SKIPPED)  # moves that nobody is going to make
+ENDS = (MigrationState.DONE, MigrationState.FAILED, MigrationState.CANCELLED)
 WINDOW_S = 15.0  # of the rate while watching: long enough for large files, short enough to see a stop
 
 
@@ -74,11 +76,33 @@ class Meter:
     def __init__(self) -> None:
         self._counted: deque[tuple[float, Totals]] = deque()  # (monotonic, totals); the first one is the beginning of the window
 
+    @property
+    def last(self) -> Rate:
+        """The rate at the last sample."""
+        if not self._counted:
+            return Rate(0.0, 0.0, None)
+        (began, first), (now, last) = self._counted[0], self._counted[-1]
+        return rate_between(first, last, now - began)
+
     def add(self, now: float, totals: Totals) -> Rate:
         """Takes a sample and gives the present rate."""
         self._counted.append((now, totals))
         # Two at least: one sample has no rate.
         while len(self._counted) > 2 and now - self._counted[1][0] >= WINDOW_S:
             self._counted.popleft()
-        began, first = self._counted[0]
-        return rate_between(first, totals, now - began)
+        return self.last
+
+
+def describe(row: MigrationRow, done: Totals, rate: Rate) -> str:
+    """One line that says how far it is."""
+    parts = [
+        f"{done.done_files} of {done.files} files",
+        f"{as_bytes(done.done_size)} of {as_bytes(done.size)}",
+        f"{as_bytes(int(rate.size))}/s",
+    ]
+    # While it is planned, what is left to do is not known, however fast it goes.
+    if row.state not in ENDS and rate.left_s is not None and row.planned:
+        parts.append(f"{as_age(rate.left_s)} left")
+    if done.failed_files:
+        parts.append(f"{done.failed_files} failed")
+    return ", ".join(parts)

@@ -6,15 +6,16 @@ from typing import Any
 import trio
 import typer
 
+from cli import exits
 from cli.display.render import as_shown
 from cli.network.ask import ask
 from cli.network.target import Target
 from cluster.errors import GodwitError, Refused, Unavailable
 from cluster.messages import ListVolumes, Request
 from cluster.rpc.connection import Channel, connect
+from cluster.rpc.wire import AgentAt
 
 CONNECT_TIMEOUT_S = 5.0  # connecting is quick or hopeless; only the answer may take long
-EXIT_INTERRUPTED = 130  # 128 and SIGINT, as shells have it
 
 Take = Callable[[str, Any], None]
 """Takes a reply of a server's agent."""
@@ -34,7 +35,12 @@ def addresses_of(target: Target, timeout_s: float, servers: Sequence[str]) -> di
 
 
 def ask_agents(
-    addresses: Mapping[str, str], request_for: Callable[[str], Request[Any]], end: type, take: Take, timeout_s: float
+    target: Target,
+    addresses: Mapping[str, str],
+    request_for: Callable[[str], Request[Any]],
+    end: type,
+    take: Take,
+    timeout_s: float,
 ) -> dict[str, Any]:
     """Has all these servers' agents answer side by side; hands over their replies, but for the last of each, of type *end*.
 
@@ -43,7 +49,7 @@ def ask_agents(
     outcomes: dict[str, Any] = {}
 
     async def converse(server: str, address: str) -> None:
-        outcomes[server] = await _converse(server, address, request_for(server), end, take, timeout_s)
+        outcomes[server] = await _converse(target, server, address, request_for(server), end, take, timeout_s)
 
     async def all_of_them() -> None:
         async with trio.open_nursery() as nursery:
@@ -56,23 +62,31 @@ def ask_agents(
         # trio wraps it in a group. What was shown so far stays; there is no result.
         outcomes.clear()
     if not outcomes and addresses:
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(exits.INTERRUPTED)
     return outcomes
 
 
-def ask_agent(server: str, address: str, request: Request[Any], end: type, take: Take, timeout_s: float) -> Any:
+def ask_agent(target: Target, server: str, address: str, request: Request[Any], end: type, take: Take, timeout_s: float) -> Any:
     """As `ask_agents`, of one; raises what went wrong."""
-    outcome = ask_agents({server: address}, lambda _server: request, end, take, timeout_s)[server]
+    outcome = ask_agents(target, {server: address}, lambda _server: request, end, take, timeout_s)[server]
     if isinstance(outcome, GodwitError):
         raise outcome
     return outcome
 
 
-async def _converse(server: str, address: str, request: Request[Any], end: type, take: Take, timeout_s: float) -> Any:
+async def _converse(
+    target: Target, server: str, address: str, request: Request[Any], end: type, take: Take, timeout_s: float
+) -> Any:
     outcome: Any
     async with trio.open_nursery() as nursery:
         try:
-            channel = await connect(address, nursery, timeout_s=min(timeout_s, CONNECT_TIMEOUT_S))
+            channel = await connect(
+                address,
+                nursery,
+                target.credentials,
+                AgentAt(server, address).party,
+                timeout_s=min(timeout_s, CONNECT_TIMEOUT_S),
+            )
             outcome = await _replies(server, channel, request, end, take, timeout_s)
         except GodwitError as error:
             outcome = error

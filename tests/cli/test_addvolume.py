@@ -13,7 +13,6 @@ from tests.support.runner import godwit
 CONFIG = """
 cluster = "here"
 server = "s1"
-secret = "{secret}"
 managers = ["127.0.0.1:7400"]
 
 [manager]
@@ -33,7 +32,7 @@ mountpoint = "{root}/mnt"
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "godwit.toml"
-    path.write_text(CONFIG.format(secret="0" * 64, root=tmp_path))
+    path.write_text(CONFIG.format(root=tmp_path))
     path.chmod(0o600)
     VolumeLayout(tmp_path / "vol1").format("here", "s1")
     return path
@@ -87,6 +86,7 @@ def test_comments_are_not_lost(config: Path, tmp_path: Path) -> None:
     done = add(config, tmp_path / "vol2")
     assert done.returncode == 0
     assert f'add "{tmp_path}/vol2" to volumes' in done.stdout
+    assert f"  godwit units --install --config {config}\n  systemctl restart godwit-agent\n" in done.stdout
     assert config.read_bytes() == before
 
 

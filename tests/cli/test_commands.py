@@ -1,11 +1,13 @@
 """What the command line says of itself, and of what is wrong."""
 
 import json
+import os
 import socket
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -13,6 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cli import exits
 from cli.main import app, main
 from cluster.config import write_config
 from cluster.errors import Refused
@@ -65,6 +68,9 @@ def test_every_command_explains_itself(command: tuple[str, ...]) -> None:
         ("policy", "set", "/tmp"),
         ("policy", "set", "/tmp", "--copies", "0"),
         ("policy", "set", "/tmp", "--copies", "2", "--inherit"),
+        ("policy", "set", "/tmp", "--names", "through", "--inherit"),
+        ("policy", "set", "/tmp", "--names", "never"),
+        ("lab", "up", "--names", "never"),
         ("status", "--timeout", "soon"),
         ("lab", "kill", "s1", "everything"),
         ("run",),
@@ -92,6 +98,25 @@ def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
     done = godwit_process("run", "agent", "--config", str(tmp_path / "nowhere.toml"))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"godwit: cannot read the configuration {tmp_path}/nowhere.toml: No such file or directory\n"
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_it_says_which_one_it_is(option: str) -> None:
+    done = godwit(option)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"godwit {version('godwit')}\n", "")
+
+
+def test_a_failed_system_call_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each kind: with a file, with two, with none."""
+    missing = tmp_path / "missing"
+    for work, words in [
+        (missing.read_bytes, f"{missing}: No such file or directory"),
+        (lambda: missing.rename(tmp_path / "other"), f"{missing} -> {tmp_path}/other: No such file or directory"),
+        (lambda: os.write(-1, b""), "Bad file descriptor"),
+    ]:
+        monkeypatch.setattr("cli.main.app", lambda work=work, **_: work())
+        done = godwit("status")
+        assert (done.returncode, done.stderr) == (exits.FAILURE, f"godwit: {words}\n")
 
 
 def fake_lab(root: Path, manager: str) -> Lab:

@@ -1,5 +1,6 @@
 """`godwit init`: everything or nothing, and never twice."""
 
+import grp
 import json
 import os
 import shutil
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from cluster.config import load_config
+from cluster.trust.folder import TrustFolder
 from cluster.volume.layout import VolumeLayout
-from tests.support.runner import godwit, godwit_process
+from tests.support.runner import godwit, godwit_process, heed_interrupts
 
 
 @pytest.fixture
@@ -39,10 +41,13 @@ def test_the_first_server_is_made(arguments: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     path = tmp_path / "etc/godwit/godwit.toml"
     assert f"godwit units --install --config {path}\n" in done.stdout
-    assert "other machines cannot join" in done.stdout
+    assert "no other server can become the manager" in done.stdout
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "catalog.db").stat().st_mode) == 0o600
-    assert left(path.parent) == {"godwit.toml"}
+    assert left(path.parent) == {"godwit.toml", "trust"}
+    modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in (path.parent / "trust").iterdir()}
+    secrets = {"manager.pem", "agent.pem", "mount.pem", "admin.pem", "authority.pem", "master.key"}
+    assert modes == dict.fromkeys(secrets, 384) | {"authorities.pem": 0o644}
     config = load_config(path)
     assert (config.cluster, config.server, config.managers) == ("here", "s1", ["127.0.0.1:7400"])
     assert (config.manager.listen, config.agent.listen) == ("127.0.0.1:7400", "127.0.0.1:7401")
@@ -59,10 +64,12 @@ def test_each_network_has_a_secret_of_its_own_and_no_output_shows_it(arguments: 
         done = godwit(*here, "--json")
         shown = json.loads(done.stdout)
         assert (shown["server"], shown["manager"], shown["managers"]) == ("s1", "127.0.0.1:7400", ["127.0.0.1:7400"])
-        secret = load_config(tmp_path / number / "etc/godwit/godwit.toml").secret
-        assert secret not in done.stdout + done.stderr
-        secrets.add(secret)
-    assert len(secrets) == 2
+        trust = TrustFolder(tmp_path / number / "etc/godwit/trust")
+        master = trust.read_master()
+        assert master.hex() not in done.stdout + done.stderr
+        assert "PRIVATE" not in done.stdout + done.stderr
+        secrets |= {master, trust.read_authority().pin.encode()}
+    assert len(secrets) == 4
 
 
 def test_a_configuration_is_never_overwritten(arguments: list[str], tmp_path: Path) -> None:
@@ -96,7 +103,10 @@ def test_a_failed_attempt_leaves_nothing_and_can_be_repeated(arguments: list[str
         ("--address", "no.such.host.invalid", "--address no.such.host.invalid"),
         ("--database", "what", "is not the URL of a database"),
         ("--database", "sqlite:////proc/nowhere/catalog.db", "cannot open the database"),
-        ("--database", "postgresql+psycopg://godwit:hidden@127.0.0.1:1/godwit", "cannot open the database"),
+        ("--database", "postgresql+psycopg://godwit@127.0.0.1:1/godwit", "cannot open the database"),
+        ("--database", "postgresql+psycopg://godwit:hidden@127.0.0.1:1/godwit", "has a password in it"),
+        ("--database", "postgresql+psycopg://godwit:hid@den@127.0.0.1:1/godwit", "has a password in it"),
+        ("--database", "postgresql+psycopg://godwit@127.0.0.1/godwit?sslmode=x&password=hidden", "has a password in it"),
         ("--mountpoint", "VOLUME/mnt", "must lie beside each other"),
     ],
 )
@@ -110,6 +120,41 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
     assert reason in done.stderr
     assert "hidden" not in done.stderr
     assert left(tmp_path) <= {"catalog.db"}
+
+
+def _without_database(arguments: list[str]) -> list[str]:
+    start = arguments.index("--database")
+    return arguments[:start] + arguments[start + 2 :]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://godwit:hidden@127.0.0.1:1/godwit",
+        "postgresql+psycopg://godwit@127.0.0.1:1/godwit?password=hidden",
+        "postgresql+psycopg://godwit@127.0.0.1:1/godwit?sslkey=/key&sslpassword=hidden",
+    ],
+)
+def test_a_password_may_be_in_a_file_or_in_the_environment(url: str, arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(url + "\n")
+    by_file = godwit_process(*_without_database(arguments), "--database-file", str(tmp_path / "url"))
+    by_environment = godwit_process(*_without_database(arguments), GODWIT_DATABASE=url)
+    for done in (by_file, by_environment):
+        assert done.returncode in (1, 3)
+        # It was asked, at that address.
+        assert "cannot open the database" in done.stderr
+        assert "127.0.0.1" in done.stderr
+        assert "hidden" not in done.stderr
+    assert left(tmp_path) == {"url"}
+
+
+def test_a_url_is_given_once(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("sqlite:////nowhere")
+    done = godwit_process(*arguments, "--database-file", str(tmp_path / "url"))
+    assert done.returncode == 2
+    assert "only one of them" in done.stderr
+    done = godwit_process(*_without_database(arguments), "--ask-password")
+    assert done.returncode == 2
 
 
 def test_a_volume_is_asked_for(arguments: list[str]) -> None:
@@ -166,7 +211,7 @@ def test_ctrl_c_leaves_no_configuration(arguments: list[str], tmp_path: Path) ->
         port = silent.getsockname()[1]
         arguments[arguments.index("--database") + 1] = f"postgresql+psycopg://godwit@127.0.0.1:{port}/godwit?connect_timeout=60"
         command = [sys.executable, "-m", "cli.main", *arguments]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=_heed_interrupts) as process:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heed_interrupts) as process:
             silent.settimeout(30)
             connection, _address = silent.accept()
             started = time.monotonic()
@@ -178,6 +223,22 @@ def test_ctrl_c_leaves_no_configuration(arguments: list[str], tmp_path: Path) ->
     assert left(tmp_path) == set()
 
 
-def _heed_interrupts() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so do their children: not this one."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.mark.skipif(os.geteuid() != 0, reason="to become another user needs root")
+def test_the_members_of_a_group_administer_and_others_do_not(arguments: list[str], tmp_path: Path) -> None:
+    group = grp.getgrgid(65534)
+    done = godwit(*arguments, "--admin-group", group.gr_name)
+    assert done.returncode == 0, done.stderr
+    config, trust = tmp_path / "etc/godwit/godwit.toml", tmp_path / "etc/godwit/trust"
+    readable = [path.name for path in (config, *trust.iterdir()) if path.stat().st_mode & 0o040 and path.stat().st_gid == 65534]
+    assert sorted(readable) == ["admin.pem", "godwit.toml"]
+    read = "credentials_of(msgspec.structs.replace(load_config(Path('godwit.toml')), trust='trust'), Role.ADMIN)\n"
+    # First as root, so that all modules are there: others may have no way to this checkout. Nor to the folder, but from within.
+    script = f"import os, sys; from cluster.config import *\nos.chdir(sys.argv[1])\n{read}"
+    script += f"os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(65533)\n{read}"
+    for number, may in ((65534, True), (65533, False)):
+        command = [sys.executable, "-c", script, str(config.parent), str(number)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == may, done.stderr
+    missing = godwit(*arguments, "--config", str(tmp_path / "other.toml"), "--admin-group", "no-such-group")
+    assert missing.returncode == 1
+    assert "no group 'no-such-group'" in missing.stderr

@@ -14,6 +14,7 @@ from lab.registry import unregister
 from tests.cli.test_commands import fake_lab
 from tests.cluster.test_session import free_address
 from tests.support.runner import godwit
+from tests.support.trust import credentials, trust_of
 
 
 class _Says(Handler):
@@ -44,8 +45,10 @@ async def test_candidates_that_others_name_are_asked_too() -> None:
     async with trio.open_nursery() as nursery:
         for address, info in infos.items():
             decoder: Decode[AskOffice] = from_msgpack(AskOffice)
-            await nursery.start(listen, address, decoder, lambda _peer, info=info: _Says(info))
-        target = Target("test", (one,), (), "")
+            await nursery.start(
+                listen, address, decoder, lambda _peer, info=info: _Says(info), credentials(info.server, "manager")
+            )
+        target = Target(Path(trust_of("s1")), (one,), (), "")
         answers.update(await trio.to_thread.run_sync(ask_candidates, target, 5.0))
         nursery.cancel_scope.cancel()
     assert answers == {**infos, three: None}

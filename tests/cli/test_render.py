@@ -42,6 +42,8 @@ def test_sizes(count: int, text: str) -> None:
     assert as_bytes(count) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (120, "2 min"), (7200, "2.0 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (120, "2 min"), (7200, "2.0 h"), (31536000, "365 days")]
+)
 def test_ages(seconds: float, text: str) -> None:
     assert as_age(seconds) == text

@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cli.new_server import check_paths
 from cluster.errors import GodwitError, Refused
+from cluster.mountpoint import make_mountpoint
 from cluster.volume.layout import VolumeLayout
 from lab import network
 from lab.lab import Lab
@@ -49,10 +51,23 @@ def test_a_server_joins_and_stays(lab: Lab) -> None:
     assert (shown["server"], shown["mount"]) == ("s3", str(lab.mount("s3")))
     assert shown["volumes"] == [str(lab.volume("s3", 1)), str(lab.volume("s3", 2))]
     (lab.mount("s3") / "written").write_bytes(b"by s3")
+    tree = lab.root.parent / "tree"
+    refused = godwit("export", str(lab.volume("s3")), str(tree), "--copy")
+    assert "an agent works with" in refused.stderr
     lab.down()
+    for number in (1, 2):
+        done = godwit("export", str(lab.volume("s3", number)), str(tree))
+        assert done.returncode == 0, done.stderr
+    assert (tree / "written").read_bytes() == b"by s3"
     lab.up()
     assert lab.is_running("s3")
     assert [(lab.mount(server) / "written").read_bytes() for server in lab.servers] == [b"by s3"] * 3
+    # Its mount is dead, and whoever only looks at it gets an error.
+    lab.kill("s3")
+    assert lab.add_server() == "s4"
+    assert (lab.mount("s4") / "before").read_bytes() == b"before"
+    check_paths([lab.volume("s3")], lab.mount("s3"))
+    make_mountpoint(lab.mount("s3"))
 
 
 def test_only_the_next_name_is_taken(lab: Lab) -> None:

@@ -13,18 +13,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from cluster.config import LogConfig, dump_config, parse_config
 from cluster.errors import Refused
+from cluster.journal import JOURNALS, Journal, journal_owner
+from cluster.messages import NamesPolicy
 from cluster.volume.fence import fence, lift
 from lab import network
 from lab.lab import Lab
 from lab.launch import NotReady
 from lab.mounts import answers, is_fuse_mount, mounts_below
 from lab.registry import REGISTRY, register, registered, tag_of, unregister
-from lab.state import PARTS
+from lab.state import PARTS, read_state
 from tests.support.conditions import wait_until
 from tests.support.runner import godwit_process as godwit
+from tests.support.runner import heed_interrupts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and mounts need root")
 
@@ -33,7 +38,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces an
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     made = Lab.create(tmp_path_factory.mktemp("a lab") / "root", servers=2, volumes=2)
     try:
-        made.up()
+        made.up(names=NamesPolicy.THROUGH)
         yield made
     finally:
         made.down(purge=True)
@@ -67,6 +72,19 @@ def test_every_mount_shows_one_namespace(lab: Lab) -> None:
     assert (lab.mount("s2") / "hello").read_bytes() == b"hello from s1"
     assert lab.volume("s1", 2).is_dir()
     assert all(lab.is_running(server, part) for server in lab.servers for part in PARTS)
+
+
+def test_the_roots_policy_says_how_names_are_changed(lab: Lab) -> None:
+    done = godwit("policy", "show", "--root", str(lab.root), "--json", str(lab.mount("s2")))
+    assert json.loads(done.stdout)["policy"] == {
+        "ino": 1,
+        "path": "/",
+        "copies": 2,
+        "sync_copies": 0,
+        "names": "through",
+        "names_path": "/",
+        "servers": 2,
+    }
 
 
 def test_a_running_lab_is_refused_a_second_time(lab: Lab) -> None:
@@ -127,6 +145,56 @@ def test_a_stopped_process_is_still_there(lab: Lab) -> None:
         lab.kill("s2", "agent", signal.SIGCONT)
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_a_process_reads_its_configuration_again(lab: Lab, part: str) -> None:
+    """At SIGHUP: the level of its log is in force at once, what is not is named, and a mistake changes nothing."""
+    path, log = lab.config_path("s2"), lab.log("s2", part)
+    before, pid = path.read_bytes(), lab.pid("s2", part)
+
+    def reload(config: bytes, said: str) -> str:
+        size = log.stat().st_size
+        path.write_bytes(config)
+        lab.kill("s2", part, signal.SIGHUP)
+        wait_until(lambda: said in log.read_text()[size:], said)
+        return log.read_text()[size:]
+
+    config = parse_config(before, "")
+    changed = msgspec.structs.replace(
+        config, log=LogConfig("warning"), mount=msgspec.structs.replace(config.mount, commit_s=config.mount.commit_s + 1)
+    )
+    try:
+        said = reload(dump_config(changed), "in force when this process is started again: mount.commit_s")
+        assert "has read" not in said, "that is no warning"
+        assert "ERROR" in reload(before + b"[colour]\n", "goes on with the configuration of before")
+        assert "in force when" not in reload(before, "has read")
+    finally:
+        path.write_bytes(before)
+    assert lab.pid("s2", part) == pid
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("servers show s", ["s1", "s2"]),
+        ("servers show s1", ["s1"]),
+        ("servers show x", []),
+        ("migrate --from s2 --to s", ["s1", "s2"]),
+        ("queue ls --server ", ["s1", "s2"]),
+        ("lab cut ", ["s1", "s2"]),
+    ],
+)
+def test_names_of_servers_are_completed(lab: Lab, line: str, found: list[str]) -> None:
+    def complete(root: Path) -> list[str]:
+        words = f"godwit {line}"
+        index = str(words.count(" "))
+        done = godwit(_GODWIT_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=index, GODWIT_ROOT=str(root))
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert complete(lab.root) == found
+    assert complete(lab.root / "nothing here") == []
+
+
 def test_commands_run_on_a_servers_network(lab: Lab) -> None:
     script = "ip -brief address; exit 7"
     done = godwit("lab", "exec", "s2", "--root", str(lab.root), "--", "sh", "-c", script)
@@ -146,7 +214,7 @@ def test_logs_are_shown(lab: Lab) -> None:
 
 def test_the_network_answers_the_command_line(lab: Lab) -> None:
     root = str(lab.root)
-    for command in (("status",), ("servers", "ls"), ("queue", "ls"), ("policy", "ls"), ("where", str(lab.mount("s2")))):
+    for command in (("servers", "ls"), ("queue", "ls"), ("policy", "ls"), ("where", str(lab.mount("s2")))):
         done = godwit(*command, "--root", root)
         assert (done.returncode, done.stderr) == (0, ""), command
         done = godwit(*command, "--json", "--root", root)
@@ -160,6 +228,11 @@ def test_a_policy_is_set_shown_and_taken_away(lab: Lab) -> None:
     root = str(lab.root)
     folder = lab.mount("s1") / "policy"
     (folder / "below").mkdir(parents=True)
+    done = godwit("policy", "set", str(folder), "--copies", "1", "--root", root)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = godwit("policy", "set", str(folder), "--copies", "7", "--root", root, "--json")
+    assert done.stderr.startswith("godwit: 7 copies are wanted, and 2 servers have volumes")
+    assert json.loads(done.stdout)["policy"]["servers"] == 2
     assert godwit("policy", "set", str(folder), "--copies", "1", "--root", root).returncode == 0
     shown = godwit("policy", "show", str(folder / "below"), "--root", root).stdout
     assert "copies       1\n" in shown
@@ -252,9 +325,19 @@ def test_a_database_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     lab.down(purge=True)
 
 
-def heed_interrupts() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so do their children: not this one."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def test_a_purged_lab_leaves_no_journal(tmp_path: Path) -> None:
+    lab = Lab.create(tmp_path / "lab", servers=1)
+    owner = journal_owner(read_state(lab.root).cluster, "s1")
+    Journal(owner, 77, str(tmp_path)).close(empty=False)
+    other = Journal(f"not-{owner}", 77, str(tmp_path))
+    try:
+        lab.down()
+        assert (JOURNALS / f"{owner}:77").exists()
+        lab.down(purge=True)
+        assert not (JOURNALS / f"{owner}:77").exists()
+        assert other.path.exists()
+    finally:
+        other.close(empty=True)
 
 
 def test_an_interrupted_up_cleans_up(tmp_path: Path) -> None:

@@ -92,8 +92,9 @@ def test_senseless_sizes_are_refused(servers: int, volumes: int) -> None:
 
 
 def test_a_bare_word_that_is_no_database_is_refused() -> None:
-    with pytest.raises(Refused, match="'postgres' is neither sqlite nor postgresql"):
-        new_state(1, 1, "postgres", {})
+    with pytest.raises(Refused, match="is neither sqlite nor postgresql") as refused:
+        new_state(1, 1, "a-password", {})
+    assert "a-password" not in str(refused.value)
     assert new_state(1, 1, "sqlite", {}).database is None
 
 
@@ -268,7 +269,7 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
 
 def test_the_state_struct_refuses_unknown_keys() -> None:
     with pytest.raises(msgspec.ValidationError):
-        msgspec.json.decode(b'{"cluster": "x", "secret": "00", "servers": 1, "volumes": 1, "colour": "red"}', type=LabState)
+        msgspec.json.decode(b'{"cluster": "x", "servers": 1, "volumes": 1, "colour": "red"}', type=LabState)
 
 
 # --------------------------------------------------------------------------------------------------------- locks

@@ -17,7 +17,7 @@ from cluster.volume.fence import fence, lift
 from lab.lab import Lab
 from lab.launch import program_of
 from lab.mounts import detach, mounts_below
-from lab.processes import ProcessId
+from lab.processes import ProcessId, identify, wait_gone
 from lab.registry import lab_lock
 from lab.state import PARTS, SUPERVISOR_LOG, LabState, left_dead, new_state, supervised, with_process
 from lab.supervisor import STEADY_S, Life, delay_s, ended, followed
@@ -87,15 +87,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def die(lab: Lab, part: str) -> int:
-    """Ends a part of s1 behind the lab's back; returns what its process id was."""
+    """Ends a part of s1 behind the lab's back and waits until it has ended; returns what its process id was."""
     before = lab.pid("s1", part)
+    process = identify(before)
     os.kill(before, signal.SIGKILL)
+    # The kernel takes a killed process apart for a while, in which the lab rightly starts no other.
+    assert process is None or wait_gone(process, BACK_S)
     return before
 
 
 def wait_back(lab: Lab, part: str, before: int) -> None:
     def is_back() -> bool:
-        return lab.is_running("s1", part) and lab.pid("s1", part) != before
+        return lab.find_pid("s1", part) not in (None, before)
 
     wait_until(is_back, f"another {part} is running", BACK_S)
 

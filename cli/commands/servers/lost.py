@@ -6,12 +6,13 @@ import typer
 
 from cli.display.render import as_bytes, as_shown, as_text, print_facts, print_json, print_line
 from cli.network.ask import ask
+from cli.network.completion import NameArgument
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.messages import LosePlan, LoseServer
 
 
 def lost(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The server's name, as in servers ls.", show_default=False)],
+    name: NameArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen to its files.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Also if it is silent only, and not down yet.")] = False,

@@ -1,6 +1,8 @@
 """`godwit servers …`: the member machines, how they stand, and who comes and goes."""
 
 import time
+from collections.abc import Iterator
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -9,17 +11,20 @@ from cli.commands.drain import drain
 from cli.commands.servers.lost import lost
 from cli.display.render import as_age, as_bytes, as_shown, as_text, print_facts, print_json, print_line, print_table
 from cli.network.ask import ask
+from cli.network.completion import NameArgument
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.membership import VolumeCondition, VolumeStanding
 from cluster.messages import (
     Added,
     AddServer,
+    Answerer,
     DataPath,
     GetServer,
     GetStatus,
     Holdings,
     MountCounts,
     RemoveServer,
+    RevokeServer,
     ServerDetails,
     ServerInfo,
     Space,
@@ -37,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The server's name, as in servers ls.", show_default=False)]
+LongOption = Annotated[bool, typer.Option("--long", "-l", help="All columns; more than 80 characters wide.")]
 
 
 app.command("drain")(drain)
@@ -49,16 +54,25 @@ def servers() -> None:
 
 
 @app.command("ls")
-def list_servers(root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, as_json: JsonOption = False) -> None:
+def list_servers(
+    long: LongOption = False, root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, as_json: JsonOption = False
+) -> None:
     """List the servers. How they stand, their volumes, and how many tasks their queues hold; * is the manager's.
 
-    Example: godwit servers ls --json
+    With --long also where volumes are, which processes run, and of which release. FILES says whether the kernel reads and writes
+    the files of a server's volumes itself (passthrough), those of some volumes (partly), or the mount process does (fallback);
+    godwit servers show says why. NAMES says who answers lookups and opens of what a mount knows: its C extension, or its Python.
+
+    \b
+    Examples:
+      godwit servers ls --long
+      godwit servers ls --json
     """
     status = ask(find_target(root), timeout, GetStatus())
     if as_json:
         print_json({"servers": [server_object(info, status.manager) for info in status.servers]})
     else:
-        print_servers(status.servers, status.manager)
+        print_servers(status.servers, status.manager, long=long)
 
 
 @app.command("show")
@@ -116,12 +130,38 @@ def remove_server(
     print_line(f"{name} has left the network; {answer.count} replicas on it were forgotten")
 
 
+@app.command("revoke")
+def revoke_server(
+    name: NameArgument, root: RootOption = None, timeout: TimeoutOption = DEFAULT_TIMEOUT_S, as_json: JsonOption = False
+) -> None:
+    """Make all certificates of a server void. Whoever has its keys is cut off from all others within a second.
+
+    The server stays a member, and its files stay where they are. To let it in again, with new keys: godwit servers add, and
+    godwit rejoin there. A server that comes back no more: godwit servers lost, or remove, which revoke it as well.
+
+    Example: godwit servers revoke s3
+    """
+    ask(find_target(root), timeout, RevokeServer(name))
+    if as_json:
+        print_json({"server": name, "revoked": True})
+        return
+    print_line(f"{name} is not believed any more; to let it in again: godwit servers add {name}, and godwit rejoin there")
+
+
 app.command("lost")(lost)
 
 
 @app.command("add")
 def add_server(
     name: NameArgument,
+    candidate: Annotated[
+        bool,
+        typer.Option(
+            "--candidate",
+            help="It may become the manager: it gets the authority's key, the master secret and the database's URL, with its "
+            "password. Files that the URL names must be made there before.",
+        ),
+    ] = False,
     expires: Annotated[float, typer.Option("--expires", min=1.0, help="For how many seconds the token is good.")] = EXPIRES_S,
     root: RootOption = None,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
@@ -129,12 +169,15 @@ def add_server(
 ) -> None:
     """Invite a new server, take back one that has left, or end a drain.
 
+    The token lets in whoever has it: give it to the new machine over a way that nobody else reads.
+
     \b
     Examples:
       godwit servers add s4              prints what to type on the new machine
+      godwit servers add s4 --candidate  the same, for a server that may become the manager
       godwit servers add s1              s1 was drained, and is to be used again
     """
-    added = ask(find_target(root), timeout, AddServer(name, expires))
+    added = ask(find_target(root), timeout, AddServer(name, expires, candidate))
     if as_json:
         print_json(added_object(added))
         return
@@ -142,46 +185,88 @@ def add_server(
         print_line(line)
 
 
-def print_servers(infos: list[ServerInfo], manager: str) -> None:
+def print_servers(infos: list[ServerInfo], manager: str, *, long: bool = False) -> None:
     """One line for each volume; a server without volumes has one, too."""
-    rows: list[tuple[object, ...]] = []
-    for info in infos:
-        mark = "*" if info.server == manager else ""
-        head = (info.server + mark, _standing(info), _heard(info.last_seen_s), " ".join(sorted(info.roles)) or "-")
+    rows = [row for info in infos for row in _rows(info, is_manager=info.server == manager)]
+    shown = [column for column in Column if long or column in SHORT]
+    right = [column for column in shown if column in NUMBERS]
+    print_table(shown, [[row[column] for column in shown] for row in rows], right=right)
+
+
+class Column(StrEnum):
+    """What is told of a server and volume, in the order of the columns."""
+
+    SERVER = "SERVER"
+    """* marks the manager's."""
+    STATE = "STATE"
+    """See `cluster.membership`."""
+    SEEN = "SEEN"
+    """Age of the last heartbeat that this manager has heard."""
+    ROLES = "ROLES"
+    """Its processes that have a session."""
+    VOLUME = "VOLUME"
+    """The number, by which commands and tasks name it."""
+    FREE = "FREE"
+    """The disk's condition instead, if it is not in use."""
+    SIZE = "SIZE"
+    PATH = "PATH"
+    FILES = "FILES"
+    """passthrough, partly or fallback; - without a mount."""
+    NAMES = "NAMES"
+    """extension or python: who answers what the mount knows."""
+    CACHED = "CACHED"
+    """Inodes that its mount has leases for."""
+    WAITING = "WAITING"
+    """Tasks in its queue; repeated for each volume."""
+    DEAD = "DEAD"
+    """Tasks that were given up: they wait for `queue retry`."""
+    RELEASE = "RELEASE"
+    """As its agent said: servers may differ during an upgrade."""
+    PROBLEMS = "PROBLEMS"
+    """How many; `status` and `servers show` have the sentences."""
+
+
+SHORT = frozenset(
+    {
+        Column.SERVER,
+        Column.STATE,
+        Column.SEEN,
+        Column.VOLUME,
+        Column.FREE,
+        Column.SIZE,
+        Column.WAITING,
+        Column.DEAD,
+        Column.PROBLEMS,
+    }
+)
+"""What fits 80 characters."""
+NUMBERS = frozenset({Column.VOLUME, Column.FREE, Column.SIZE, Column.CACHED, Column.WAITING, Column.DEAD, Column.PROBLEMS})
+
+
+def _rows(info: ServerInfo, *, is_manager: bool) -> Iterator[dict[Column, object]]:
+    common: dict[Column, object] = {
+        Column.SERVER: info.server + ("*" if is_manager else ""),
+        Column.STATE: _standing(info),
+        Column.SEEN: _heard(info.last_seen_s),
+        Column.ROLES: " ".join(sorted(info.roles)) or "-",
+        Column.FILES: _data_path(info.counts),
+        Column.NAMES: _answerer(info.counts),
         # No mount, no numbers: 0 would be a mount that caches nothing.
-        cached = "-" if info.counts is None else info.counts.caching
-        tail = (
-            _data_path(info.counts),
-            cached,
-            info.waiting_tasks,
-            info.dead_tasks,
-            info.release or "-",
-            len(info.problems) or "-",
-        )
-        for volume in info.volumes:
-            space = f"{as_bytes(volume.free_bytes)} of {as_bytes(volume.total_bytes)}"
-            if _is_bad(volume):
-                space = volume.condition
-            rows.append((*head, volume.volume, space, volume.path, *tail))
-        # A server without a disk may still have a mount, a candidate and problems.
-        if not info.volumes:
-            rows.append((*head, "-", "-", "-", *tail))
-    columns = (
-        "SERVER",  # * marks the manager's
-        "STATE",  # see `cluster.membership`
-        "SEEN",  # age of the last heartbeat that this manager has heard
-        "ROLES",  # its processes that have a session
-        "VOLUME",  # the number, by which commands and tasks name it
-        "FREE",  # the disk's condition instead, if it is not in use
-        "PATH",
-        "FILES",  # passthrough, partly or fallback; - without a mount
-        "CACHED",  # inodes that its mount has leases for
-        "WAITING",  # tasks in its queue; repeated for each volume
-        "DEAD",  # tasks that were given up: they wait for `queue retry`
-        "RELEASE",  # as its agent said: servers may differ during an upgrade
-        "PROBLEMS",  # how many; `status` and `servers show` have the sentences
-    )
-    print_table(columns, rows, right=("VOLUME", "FREE", "CACHED", "WAITING", "DEAD", "PROBLEMS"))
+        Column.CACHED: "-" if info.counts is None else info.counts.caching,
+        Column.WAITING: info.waiting_tasks,
+        Column.DEAD: info.dead_tasks,
+        Column.RELEASE: info.release or "-",
+        Column.PROBLEMS: len(info.problems) or "-",
+    }
+    for volume in info.volumes:
+        space = {
+            Column.FREE: volume.condition if _is_bad(volume) else as_bytes(volume.free_bytes),
+            Column.SIZE: "-" if _is_bad(volume) else as_bytes(volume.total_bytes),
+        }
+        yield {**common, Column.VOLUME: volume.volume, **space, Column.PATH: volume.path}
+    # A server without a disk may still have a mount, a candidate and problems.
+    if not info.volumes:
+        yield {**common, **dict.fromkeys((Column.VOLUME, Column.FREE, Column.SIZE, Column.PATH), "-")}
 
 
 def _is_bad(volume: Volume) -> bool:
@@ -204,6 +289,7 @@ def server_object(info: ServerInfo, manager: str) -> dict[str, object]:
         "last_seen_s": _age(info.last_seen_s),
         "waiting_tasks": info.waiting_tasks,
         "dead_tasks": info.dead_tasks,
+        "oldest_task_s": _age(info.oldest_task_s),
         "counts": None if info.counts is None else counts_object(info.counts),
         "volumes": [
             {
@@ -232,6 +318,9 @@ def counts_object(counts: MountCounts) -> dict[str, object]:
         "caching": counts.caching,
         "files": counts.files,
         "why_not_passed": counts.why_not_passed,
+        "answerer": counts.answerer,
+        "unsent": counts.unsent,
+        "lost": counts.lost,
     }
 
 
@@ -276,7 +365,11 @@ def space_object(space: Space) -> dict[str, object]:
 def join_command(added: Added) -> str:
     """What is typed on the machine that joins; its own address and volumes are to be filled in."""
     managers = " ".join(f"--manager {address}" for address in added.managers[:MANAGERS_NAMED])
-    return f"godwit join {added.token} --server {added.server} {managers} --address ADDRESS --volume DIR"
+    return f"godwit join --server {added.server} {managers} --address ADDRESS --volume DIR"
+
+
+def _token_lines(added: Added) -> list[str]:
+    return [f"  {join_command(added)}", "and when you are asked for the token:", f"  {added.token}"]
 
 
 def _facts(details: ServerDetails) -> list[tuple[str, object]]:
@@ -297,6 +390,7 @@ def _facts(details: ServerDetails) -> list[tuple[str, object]]:
         ("leases", f"its mount holds {details.leases}"),
         ("mount", _done_by(info.counts)),
         ("files", _files_of(info.counts)),
+        ("names", _names_of(info.counts)),
         ("queue", ", ".join(f"{count} {state}" for state, count in details.tasks.items())),
     ]
 
@@ -309,6 +403,19 @@ def _held(held: Holdings) -> str:
 
 def _data_path(counts: MountCounts | None) -> str:
     return "-" if counts is None else counts.files or "-"
+
+
+def _answerer(counts: MountCounts | None) -> str:
+    return "-" if counts is None else counts.answerer or "-"
+
+
+def _names_of(counts: MountCounts | None) -> str:
+    """Who answers what the mount knows, and how its own changes get to the manager."""
+    if counts is None or not counts.answerer:
+        return "-"
+    by = "extension" if counts.answerer == Answerer.EXTENSION else "mount process"
+    lost = f", {counts.lost} lost" if counts.lost else ""
+    return f"known ones answered by the {by}; {counts.unsent} changes of its own unsent{lost}"
 
 
 def _files_of(counts: MountCounts | None) -> str:
@@ -338,12 +445,13 @@ def _next_steps(added: Added) -> list[str]:
             return [f"{added.server} is not drained any more"]
         case "readmitted":
             return [
-                f"{added.server} is a member again: its processes are let in when they come",
-                f"if the machine has lost its configuration, type there within {as_age(added.expires_s)}:",
-                f"  {join_command(added)}",
+                f"{added.server} is a member again, with new certificates. Type there, within {as_age(added.expires_s)}:",
+                "  godwit rejoin",
+                "or, if the machine has lost its configuration:",
+                *_token_lines(added),
             ]
         case _:
-            return [f"on {added.server}, within {as_age(added.expires_s)}:", f"  {join_command(added)}"]
+            return [f"on {added.server}, within {as_age(added.expires_s)}:", *_token_lines(added)]
 
 
 def _standing(info: ServerInfo) -> str:
@@ -352,7 +460,7 @@ def _standing(info: ServerInfo) -> str:
 
 
 def _age(seconds: float) -> float | None:
-    return None if seconds < 0 else round(seconds, 1)  # -1: this manager has never heard it
+    return None if seconds < 0 else round(seconds, 1)  # -1: never, or there is none
 
 
 def _heard(seconds: float) -> str:

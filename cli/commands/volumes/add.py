@@ -24,7 +24,7 @@ def add(
 
     An agent never makes a volume by itself: a directory without one means that its disk is not mounted. In a directory that
     the configuration names already, where a new disk is mounted now, a new volume is made, which the agent takes up by itself;
-    for a further directory it must be restarted. A volume of this server that has moved is kept as it is.
+    for a further directory its unit is written anew and it is restarted. A volume of this server that has moved is kept as it is.
 
     \b
     Examples:
@@ -55,6 +55,8 @@ def add(
     if not is_written:
         print_line(f'{config} has comments and is left as it is: add "{path}" to volumes in its section [agent].')
     print_line("Then:" if not is_written else "Next:")
+    option = "" if config == DEFAULT_CONFIG else f" --config {config}"
+    print_line(f"  godwit units --install{option}")  # the agent's unit lets it write to volumes that are named in it
     print_line("  systemctl restart godwit-agent")
 
 

@@ -8,6 +8,7 @@ import typer
 from cli.commands.volumes import add, lost
 from cli.display.render import as_bytes, as_shown, as_text, print_json, print_line, print_table
 from cli.network.agents import addresses_of, ask_agent, ask_agents
+from cli.network.completion import complete_server
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, TimeoutOption, find_target
 from cluster.errors import GodwitError
 from cluster.messages import Count, Done, ListUnknown, SweepVolumes, UnknownObject, UnknownObjects
@@ -55,7 +56,7 @@ def list_unknown(
         found.extend((name, item) for item in reply.objects)
 
     addresses = addresses_of(target, timeout, [server] if server else [])
-    outcomes = ask_agents(addresses, lambda _server: ListUnknown(), Done, take, timeout)
+    outcomes = ask_agents(target, addresses, lambda _server: ListUnknown(), Done, take, timeout)
     # By server only: sort is stable, and each server's came oldest first.
     found.sort(key=lambda pair: pair[0])
     if as_json:
@@ -72,7 +73,12 @@ def list_unknown(
 
 @app.command("sweep")
 def sweep(
-    server: Annotated[str, typer.Argument(metavar="SERVER", help="The server's name, as in servers ls.", show_default=False)],
+    server: Annotated[
+        str,
+        typer.Argument(
+            metavar="SERVER", autocompletion=complete_server, help="The server's name, as in servers ls.", show_default=False
+        ),
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     root: RootOption = None,
     timeout: TimeoutOption = SWEEP_TIMEOUT_S,
@@ -92,7 +98,7 @@ def sweep(
     address = addresses_of(target, min(timeout, DEFAULT_TIMEOUT_S), [server])[server]
     if not yes:
         typer.confirm(f"is the catalog the right one, and may what it does not know on {server} be set aside?", abort=True)
-    swept = ask_agent(server, address, SweepVolumes(server), Count, lambda _server, _reply: None, timeout)
+    swept = ask_agent(target, server, address, SweepVolumes(server), Count, lambda _server, _reply: None, timeout)
     if as_json:
         print_json({"server": server, "set_aside": swept.count})
         return
