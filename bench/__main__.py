@@ -26,7 +26,9 @@ from bench.sample import QUICK, Load
 from bench.sides import Side, lab_side, mounted_side, native_side
 from bench.tables import show_changes, show_report
 from cluster.errors import GodwitError
+from cluster.messages import NamesPolicy
 from lab.lab import Lab
+from lab.state import POSTGRESQL, SQLITE
 
 DEFAULT_PARENT = Path("/var/tmp")  # on a disk, unlike /tmp, which may be memory
 BUDGET_S = 330.0
@@ -47,6 +49,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="where lab and native directory go (default: a new one in /var/tmp)"
     )
+    # No URL, which may have a password.
+    parser.add_argument("--db", choices=[SQLITE, POSTGRESQL], help="the lab's catalog, as for godwit lab up (default: SQLite)")
+    parser.add_argument(
+        "--names",
+        type=NamesPolicy,
+        choices=list(NamesPolicy),
+        help="of the root's policy, as for godwit lab up (default: not set)",
+    )
     parser.add_argument("--mount", type=Path, metavar="DIR", help="measure this mounted file system instead of a lab")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show the difference to an earlier run")
     parser.add_argument("--load", type=Path, metavar="NEW.json", help="show this run instead of measuring")
@@ -58,6 +68,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--rounds must be at least 1")
     if options.only is not None and not wanted_metrics(options.only):
         parser.error(f"--only {options.only} matches none of: " + "; ".join(found.metric for found in measurements()))
+    if options.names is not None and options.mount is not None:
+        parser.error("--names is of a lab: set the policy of what --mount names by godwit policy set")
     if options.quick:
         options.rounds = 1
     return options
@@ -92,7 +104,7 @@ def measure(options: argparse.Namespace) -> Report:
     load = QUICK if options.quick else Load()
     wanted = wanted_metrics(options.only)
     started, begin = datetime.now(UTC), time.monotonic()
-    with workplace(options.root) as root, sides(root, options.mount) as (subject, both):
+    with workplace(options.root) as root, sides(root, options.mount, options.db, options.names) as (subject, both):
         # Outside of both sides: reading it costs both the same.
         make_tar(root / "tree.tar", load.tree_files)
         # Before the first measurement, which would be the load that is noted.
@@ -158,7 +170,9 @@ def workplace(root: Path | None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def sides(root: Path, mount: Path | None) -> Iterator[tuple[str, list[Side]]]:
+def sides(
+    root: Path, mount: Path | None, db: str | None = None, names: NamesPolicy | None = None
+) -> Iterator[tuple[str, list[Side]]]:
     """What is measured, in words, and the native and the mounted side."""
     # A mount that is there already has other people's names.
     name = f"godwit-bench-{os.getpid()}"
@@ -171,19 +185,20 @@ def sides(root: Path, mount: Path | None) -> Iterator[tuple[str, list[Side]]]:
             stack.callback(mounted.remove)
             subject = f"{mount} ({file_system(mount)})"
         else:
-            lab = stack.enter_context(running_lab(root / "lab"))
+            lab = stack.enter_context(running_lab(root / "lab", db, names))
             mounted = lab_side(lab, name)
-            subject = f"a lab of {len(lab.servers)} servers"
+            subject = f"a lab of {len(lab.servers)} servers" + (" on a database of its own" if lab.has_database else "")
+            subject += f", names {names}" if names is not None else ""
         yield subject, [native, mounted]
 
 
 @contextlib.contextmanager
-def running_lab(root: Path) -> Iterator[Lab]:
+def running_lab(root: Path, db: str | None = None, names: NamesPolicy | None = None) -> Iterator[Lab]:
     """A lab that is up. Once it is being taken down, a second Ctrl-C does not stop that, so that nothing is left behind."""
-    lab = Lab.create(root, servers=3)
+    lab = Lab.create(root, servers=3, db=db)
     try:
         _tell(f"bringing up a lab of three servers in {root}")
-        lab.up()
+        lab.up(names=names)
         yield lab
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 
 import msgspec
 
+from bench.processors import Reading
 from bench.sample import Ground, Measure, Sample
 
 KILL_PATIENCE_S = 5.0  # a process in a hung mount may outlive SIGKILL: it is left then
@@ -17,13 +18,21 @@ class MeasurementFailed(Exception):
     """A measurement ended without a figure; the text says why."""
 
 
+class Measured(msgspec.Struct, frozen=True):
+    """A sample, and what the meter of its ground has: seconds by part."""
+
+    sample: Sample
+    used: Reading  # while operations were counted
+    settled_from: Reading  # what is used from here on comes later
+
+
 class _Outcome(msgspec.Struct):
-    sample: Sample | None
+    measured: Measured | None
     error: str = ""
 
 
-def measure_apart(measure: Measure, ground: Ground, timeout_s: float) -> Sample:
-    """The sample; raises `MeasurementFailed`. Whatever happens, the process and those it started are ended."""
+def measure_apart(measure: Measure, ground: Ground, timeout_s: float) -> Measured:
+    """The sample with what it cost; raises `MeasurementFailed`. Whatever happens, the process and those it started are ended."""
     # fork: closures and the lab's objects need not be pickled.
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -47,15 +56,16 @@ def measure_apart(measure: Measure, ground: Ground, timeout_s: float) -> Sample:
             os.killpg(child.pid, signal.SIGKILL)
         child.join(KILL_PATIENCE_S)
         receiver.close()
-    if outcome.sample is None:
+    if outcome.measured is None:
         raise MeasurementFailed(outcome.error)
-    return outcome.sample
+    return outcome.measured
 
 
 def _measure(measure: Measure, ground: Ground, sender: Connection) -> None:
     os.setpgid(0, 0)
     try:
-        outcome = _Outcome(measure(ground))
+        sample = measure(ground)
+        outcome = _Outcome(Measured(sample, ground.meter.used, ground.meter.settled_from))
     except Exception as error:
         # As text: an exception of another process may have no way back.
         outcome = _Outcome(None, f"{type(error).__name__}: {error}")

@@ -18,7 +18,7 @@ def create(ground: Ground) -> Sample:
     """create + write 4 KiB + close."""
     (ground.directory / "files").mkdir()
     work_in(ground, "files")
-    return per_second(create_files, [f"f{index:06}" for index in range(ground.load.files)], ground.load.limit_s)
+    return per_second(create_files, [f"f{index:06}" for index in range(ground.load.files)], ground.load.limit_s, ground.meter)
 
 
 def create_files(paths: Sequence[str]) -> None:
@@ -34,14 +34,14 @@ def stat_first(ground: Ground) -> Sample:
     """stat of each file, with neither name nor attributes in any cache."""
     paths = file_names(ground)
     forget_names()
-    return per_second(_stat, paths, ground.load.limit_s)
+    return per_second(_stat, paths, ground.load.limit_s, ground.meter)
 
 
 def stat_second(ground: Ground) -> Sample:
     paths = file_names(ground)
     # Not counted: it fills the caches.
     per_second(_stat, paths, ground.load.limit_s)
-    return per_second(_stat, paths * ground.load.passes, ground.load.limit_s)
+    return per_second(_stat, paths * ground.load.passes, ground.load.limit_s, ground.meter)
 
 
 def _stat(paths: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ def open_read_close(ground: Ground) -> Sample:
     """open + read 4 KiB + close of files that were read just before."""
     paths = file_names(ground)
     per_second(read_files, paths, ground.load.limit_s)
-    return per_second(read_files, paths, ground.load.limit_s)
+    return per_second(read_files, paths, ground.load.limit_s, ground.meter)
 
 
 def read_files(paths: Sequence[str]) -> None:
@@ -86,7 +86,7 @@ def _list(ground: Ground) -> Sample:
 
     work_in(ground, "files")
     # One listing in all; the rate is made of its files below.
-    once = per_second(listed, ["."], ground.load.limit_s)
+    once = per_second(listed, ["."], ground.load.limit_s, ground.meter)
     count = len(os.listdir("."))
     return Sample(count / once.seconds, count, once.seconds)
 
@@ -98,7 +98,7 @@ def rename(ground: Ground) -> Sample:
         for path in paths:
             os.rename(path, f"{path}.new")
 
-    return per_second(renamed, file_names(ground), ground.load.limit_s)
+    return per_second(renamed, file_names(ground), ground.load.limit_s, ground.meter)
 
 
 def unlink(ground: Ground) -> Sample:
@@ -110,7 +110,7 @@ def unlink(ground: Ground) -> Sample:
 
     paths = file_names(ground)
     per_second(_stat, paths, ground.load.limit_s)
-    return per_second(unlinked, paths, ground.load.limit_s)
+    return per_second(unlinked, paths, ground.load.limit_s, ground.meter)
 
 
 def make_directories(ground: Ground) -> Sample:
@@ -121,7 +121,7 @@ def make_directories(ground: Ground) -> Sample:
         for path in paths:
             os.mkdir(path)
 
-    return per_second(made, [f"d{index:06}" for index in range(ground.load.directories)], ground.load.limit_s)
+    return per_second(made, [f"d{index:06}" for index in range(ground.load.directories)], ground.load.limit_s, ground.meter)
 
 
 def work_in(ground: Ground, name: str) -> None:

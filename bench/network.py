@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.caches import forget_pages_of, ready_memory
@@ -34,7 +35,7 @@ def remote_small_files(ground: Ground) -> Sample:
     create_files([f"{near}/f{index:06}" for index in range(ground.load.remote_files)])
     elsewhere.wait_until_current(near, ground.load.copies_s)
     there = elsewhere.path_there(near)
-    return per_second(read_files, [f"{there}/{name}" for name in sorted(os.listdir(there))], ground.load.limit_s)
+    return per_second(read_files, [f"{there}/{name}" for name in sorted(os.listdir(there))], ground.load.limit_s, ground.meter)
 
 
 def copies_of_small_files(ground: Ground) -> Sample:
@@ -42,7 +43,11 @@ def copies_of_small_files(ground: Ground) -> Sample:
     directory = ground.directory / "copied-small"
     directory.mkdir()
     create_files([f"{directory}/f{index:06}" for index in range(ground.load.copied_files)])
-    return _until_current(ground, directory, ground.load.copied_files)
+    ground.meter.begin()
+    sample = _until_current(ground, directory, ground.load.copied_files, ground.meter.end)
+    # A question for each file, which made sure of it.
+    ground.meter.skip()
+    return sample
 
 
 def copies_of_large_file(ground: Ground) -> Sample:
@@ -116,9 +121,9 @@ def _copied_and_synced(source: Path, target: Path) -> float:
     return time.monotonic() - start
 
 
-def _until_current(ground: Ground, directory: Path, count: int) -> Sample:
+def _until_current(ground: Ground, directory: Path, count: int, at_rest: Callable[[], object] = bool) -> Sample:
     start = time.monotonic()
-    elapsed = _elsewhere(ground).wait_until_current(directory, ground.load.copies_s) - start
+    elapsed = _elsewhere(ground).wait_until_current(directory, ground.load.copies_s, at_rest) - start
     return Sample(elapsed, count, elapsed)
 
 

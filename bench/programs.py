@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.sample import Ground, Sample, seconds_of
+from bench.sample import Ground, Sample
 
 FILES_PER_DIRECTORY = 20
 MEAN_BYTES = 4096  # exponentially distributed: many small files, few large ones
@@ -43,19 +43,13 @@ def _text(order: random.Random, length: int) -> bytes:
 
 
 def untar(ground: Ground) -> Sample:
-    start = time.monotonic()
-    _run(("tar", "xf", str(ground.tar)), ground, ground.directory)
-    return seconds_of(start, ground.load.tree_files)
+    return _time(ground, ground.directory, ("tar", "xf", str(ground.tar)))
 
 
 def git_commit(ground: Ground) -> Sample:
     """git init + add + commit of the tree."""
-    tree = ground.directory / "tree"
-    start = time.monotonic()
-    _run((*GIT, "init", "-q"), ground, tree)
-    _run((*GIT, "add", "."), ground, tree)
-    _run((*GIT, "commit", "-q", "-m", "all"), ground, tree)
-    return seconds_of(start, ground.load.tree_files)
+    commands = ((*GIT, "init", "-q"), (*GIT, "add", "."), (*GIT, "commit", "-q", "-m", "all"))
+    return _time(ground, ground.directory / "tree", *commands)
 
 
 def git_status(ground: Ground) -> Sample:
@@ -63,18 +57,24 @@ def git_status(ground: Ground) -> Sample:
     tree = ground.directory / "tree"
     # Not counted: the first one refreshes the index.
     _run((*GIT, "status", "--porcelain"), ground, tree)
-    start = time.monotonic()
-    _run((*GIT, "status", "--porcelain"), ground, tree)
-    return seconds_of(start, ground.load.tree_files)
+    return _time(ground, tree, (*GIT, "status", "--porcelain"))
 
 
 def remove(ground: Ground) -> Sample:
     """rm -rf of the tree with its .git, whose names are in the cache."""
     # Not counted, and finds nothing: it has names and attributes in the cache.
     _run(("find", "tree", "-size", "+1G"), ground, ground.directory)
-    start = time.monotonic()
-    _run(("rm", "-rf", "tree"), ground, ground.directory)
-    return seconds_of(start, ground.load.tree_files)
+    return _time(ground, ground.directory, ("rm", "-rf", "tree"))
+
+
+def _time(ground: Ground, directory: Path, *commands: Sequence[str]) -> Sample:
+    """The seconds that programs take, one after the other; an operation is a file of the tree."""
+    with ground.meter.counting():
+        start = time.monotonic()
+        for command in commands:
+            _run(command, ground, directory)
+        elapsed = time.monotonic() - start
+    return Sample(elapsed, ground.load.tree_files, elapsed)
 
 
 def _run(command: Sequence[str], ground: Ground, directory: Path) -> None:

@@ -14,6 +14,7 @@ from bench.sample import Sample
 SCHEMA = 1  # of the JSON file; raised when a field changes its meaning
 NATIVE = "native"
 MOUNTED = "mounted"
+TOTAL = "total"  # of all parts, and later
 FASTER, SLOWER, SAME, UNCLEAR = "faster", "slower", "same", "unclear"
 
 
@@ -61,7 +62,8 @@ class Report(msgspec.Struct, frozen=True):
 class Change(msgspec.Struct, frozen=True):
     """One metric of two runs, mounted side: medians, new speed relative to old, and (max − min) / median of each run.
 
-    `native_ratio` is the same ratio of the native sides: how much the machine itself differed.
+    `native_ratio` is the same ratio of the native sides: how much the machine itself differed. `old_processor` and
+    `new_processor` are what `processor_medians` gives of each run.
     """
 
     metric: str
@@ -73,6 +75,8 @@ class Change(msgspec.Struct, frozen=True):
     new_spread: float
     native_ratio: float | None
     verdict: str
+    old_processor: dict[str, float]
+    new_processor: dict[str, float]
 
 
 def make_side(samples: Sequence[Sample]) -> Side:
@@ -88,6 +92,16 @@ def make_result(measurement: Measurement, native: Sequence[Sample], mounted: Seq
 
 def median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
+
+
+def processor_medians(samples: Sequence[Sample]) -> dict[str, float]:
+    """The µs of processor time of one operation by part, and `TOTAL`; empty if no sample has any."""
+    costs = [sample.processor_us for sample in samples if sample.processor_us]
+    if not costs:
+        return {}
+    # Of the sums, not the sum of medians: parts of one sample belong together.
+    total = statistics.median(sum(cost.values()) for cost in costs)
+    return {part: statistics.median(cost.get(part, 0.0) for cost in costs) for part in costs[0]} | {TOTAL: total}
 
 
 def spread(values: Sequence[float]) -> float:
@@ -127,6 +141,8 @@ def _change(old: Result | None, new: Result) -> Change | None:
         new_spread=spread(news),
         native_ratio=speed_ratio(old.native.median, new.native.median, new.better),
         verdict=judge(olds, news, ratio),
+        old_processor=processor_medians(old.mounted.samples),
+        new_processor=processor_medians(new.mounted.samples),
     )
 
 

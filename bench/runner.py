@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.isolation import MeasurementFailed, measure_apart
+import msgspec
+
+from bench.isolation import Measured, MeasurementFailed, measure_apart
+from bench.processors import LATER, Meter, used_between
 from bench.registry import Group, Measurement
 from bench.report import Failure
 from bench.sample import Ground, Load, Sample
@@ -41,6 +44,22 @@ class _Turn:
     failed: list[str] = field(default_factory=list)  # metrics; the first one is named as the reason of the others
 
 
+@dataclass(frozen=True)
+class _Unsettled:
+    """A sample whose operations may have left the lab with work."""
+
+    side: Side
+    samples: list[Sample]  # of its metric and side; it is the last of them
+    measured: Measured
+
+    def settle(self) -> None:
+        """The lab is at rest: what it has used since the counting ended belongs to the sample."""
+        later_s = sum(used_between(self.measured.settled_from, self.side.read_processors()).values())
+        used = {**self.measured.used, LATER: later_s}
+        each = {part: seconds * 1e6 / self.measured.sample.count for part, seconds in used.items()}
+        self.samples[-1] = msgspec.structs.replace(self.measured.sample, processor_us=each)
+
+
 class Runner:
     """Runs a plan once; `samples` (by metric and side) and `failures` grow as it goes and stay valid when it is interrupted."""
 
@@ -48,6 +67,7 @@ class Runner:
         self.samples: dict[tuple[str, str], list[Sample]] = {}
         self.failures: list[Failure] = []
         self.left_out = 0  # rounds of groups that did not fit
+        self._unsettled: _Unsettled | None = None  # the last sample, until the next rest
         self._plan = plan
         self._tell = tell
 
@@ -69,11 +89,13 @@ class Runner:
         # All rounds of what deletes, after everything else.
         for turn in turns:
             self._measure_all(turn, at_the_end=True)
+        self._rest()
 
     def _begin(self, group: Group, side: Side, number: int) -> _Turn:
         """A group's first measurements, in a directory that stays for its last ones."""
         directory = side.root / f"{group.name}-{number}"
-        turn = _Turn(group, side, number, Ground(directory, self._plan.load, self._plan.tar, side.elsewhere))
+        ground = Ground(directory, self._plan.load, self._plan.tar, side.elsewhere, Meter(side.read_processors))
+        turn = _Turn(group, side, number, ground)
         directory.mkdir()
         self._measure_all(turn, at_the_end=False)
         return turn
@@ -92,6 +114,9 @@ class Runner:
             except Exception as error:
                 # A manager that does not answer must not end the run: the figures say so themselves.
                 self._tell(f"    not at rest: {error}")
+        if self._unsettled is not None:
+            self._unsettled.settle()
+            self._unsettled = None
         # Writeback of one side would be measured on the other.
         os.sync()
 
@@ -101,11 +126,15 @@ class Runner:
             # Reported as failed, too: a gap in the table must have a reason.
             if turn.failed and turn.group.chained:
                 raise MeasurementFailed(f"not measured, since this failed before: {turn.failed[0]}")
-            sample = measure_apart(measurement.measure, turn.ground, self._plan.load.patience_s)
+            measured = measure_apart(measurement.measure, turn.ground, self._plan.load.patience_s)
         except MeasurementFailed as error:
             turn.failed.append(measurement.metric)
             self.failures.append(Failure(measurement.metric, turn.side.name, turn.round, str(error)))
             self._tell(f"{label}failed: {error}")
             return
-        self.samples.setdefault((measurement.metric, turn.side.name), []).append(sample)
+        sample = measured.sample
+        samples = self.samples.setdefault((measurement.metric, turn.side.name), [])
+        samples.append(sample)
+        if measured.used:
+            self._unsettled = _Unsettled(turn.side, samples, measured)
         self._tell(f"{label}{shown(sample.value):>12} {measurement.unit}{'  (cut short)' if sample.cut_short else ''}")

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
+
+from bench.processors import Meter
 
 T = TypeVar("T")
 
@@ -18,12 +20,14 @@ class Sample(msgspec.Struct, frozen=True):
     """One figure in its metric's unit, with the operations (or bytes) and the seconds it was made of.
 
     `cut_short`: the time limit ended the measurement before all of its operations were done; the figure is still a rate.
+    `processor_us`: what each part of a lab used for one operation, in µs (`bench.processors`); only where operations are counted.
     """
 
     value: float  # in the metric's unit
     count: int  # operations or bytes
     seconds: float  # monotonic
     cut_short: bool = False
+    processor_us: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,10 @@ class Elsewhere(Protocol):
     def sent_bytes(self) -> int:
         """How many bytes this server has sent over the network."""
 
-    def wait_until_current(self, directory: Path, timeout_s: float) -> float:
+    def wait_until_current(self, directory: Path, timeout_s: float, at_rest: Callable[[], object] = bool) -> float:
         """When (monotonic) each file in *directory* had all the current copies that its policy asks for.
 
-        Returns somewhat later, since it makes sure; raises `TimeoutError`.
+        Calls *at_rest* whenever nothing is queued. Returns somewhat later, since it makes sure; raises `TimeoutError`.
         """
 
 
@@ -95,36 +99,39 @@ class Elsewhere(Protocol):
 class Ground:
     """Where a measurement works: a directory that it shares with its group's earlier ones, the load, and the tree as a tar.
 
-    `elsewhere` is there for measurements of a network only.
+    `elsewhere` is there for measurements of a network only; `meter` counts the processor time of a lab.
     """
 
     directory: Path
     load: Load
     tar: Path
     elsewhere: Elsewhere | None = None
+    meter: Meter = field(default_factory=Meter)
 
 
 Measure = Callable[[Ground], Sample]
 
 
-def per_second(work: Callable[[Sequence[T]], object], items: Sequence[T], limit_s: float) -> Sample:
+def per_second(work: Callable[[Sequence[T]], object], items: Sequence[T], limit_s: float, meter: Meter | None = None) -> Sample:
     """Operations per second of *work*, which is given the items in small chunks until they or the time are used up.
 
+    *meter* counts meanwhile: it is given where the operations are what is measured, not what prepares it, and not bytes.
     Raises `ValueError` if there are no items: then an earlier measurement did not leave what this one needs.
     """
     if not items:
         raise ValueError("there is nothing to measure with")
     done = 0
-    start = time.monotonic()
     elapsed = 0.0
-    while done < len(items):
-        chunk = items[done : done + CHUNK]
-        work(chunk)
-        done += len(chunk)
-        elapsed = time.monotonic() - start
-        # After the chunk: a rate needs whole operations.
-        if elapsed > limit_s:
-            break
+    with (meter or Meter()).counting():
+        start = time.monotonic()
+        while done < len(items):
+            chunk = items[done : done + CHUNK]
+            work(chunk)
+            done += len(chunk)
+            elapsed = time.monotonic() - start
+            # After the chunk: a rate needs whole operations.
+            if elapsed > limit_s:
+                break
     return Sample(done / elapsed if elapsed else 0.0, done, elapsed, cut_short=done < len(items))
 
 
@@ -132,9 +139,3 @@ def megabytes_per_second(sample: Sample, bytes_each: int) -> Sample:
     """The same sample in MB/s of operations that move *bytes_each*."""
     moved = sample.count * bytes_each
     return Sample(moved / MB / sample.seconds if sample.seconds else 0.0, moved, sample.seconds, sample.cut_short)
-
-
-def seconds_of(start: float, count: int) -> Sample:
-    """A sample that is the time since *start* (monotonic)."""
-    elapsed = time.monotonic() - start
-    return Sample(elapsed, count, elapsed)

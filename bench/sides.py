@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from bench.processors import Reading, lab_reading
 from bench.report import MOUNTED, NATIVE
 from bench.sample import Elsewhere
 from cli.network.ask import talk
@@ -40,6 +41,7 @@ class Side:
     root: Path  # made by this run, removed at its end
     settle: Callable[[], None] = field(default=_nothing)
     elsewhere: Elsewhere | None = None
+    read_processors: Callable[[], Reading] = dict  # of the parts that work for this side
 
     def remove(self) -> None:
         """Deletes everything; what cannot be deleted (a mount that has died) is left."""
@@ -59,7 +61,7 @@ def lab_side(lab: Lab, name: str) -> Side:
     """The mount of a lab's first server, with its second server as elsewhere."""
     # Any process of s1 will do: only its network namespace is looked at.
     there = LabElsewhere(lab_target(lab), lab.mount(HERE), lab.mount(THERE), lab.pid(HERE, "agent"))
-    return _made(Side(MOUNTED, lab.mount(HERE) / name, there.settle, there))
+    return _made(Side(MOUNTED, lab.mount(HERE) / name, there.settle, there, lab_reading(lab)))
 
 
 def _made(side: Side) -> Side:
@@ -115,7 +117,7 @@ class LabElsewhere:
 
         talk(self._target, SETTLE_S + ASK_TIMEOUT_S, poll)
 
-    def wait_until_current(self, directory: Path, timeout_s: float) -> float:
+    def wait_until_current(self, directory: Path, timeout_s: float, at_rest: Callable[[], object] = bool) -> float:
         """See `Elsewhere`. When the queues are empty, asks for each file: a commit may not have reached the manager yet."""
         deadline = time.monotonic() + timeout_s
         inos: list[int] = []
@@ -125,6 +127,7 @@ class LabElsewhere:
                 look = await _look(asker)
                 # Only then: a question for each file while copies are made would slow them down.
                 if not look.tasks:
+                    at_rest()
                     # Once: listing the directory goes through the mount, and would be work for it.
                     inos[:] = inos or [entry.inode() for entry in os.scandir(directory)]
                     if await _all_current(asker, inos):

@@ -111,7 +111,7 @@ def _random_read(path: Path, ground: Ground) -> Sample:
             for offset in chunk:
                 os.pread(descriptor, PAGE, offset)
 
-        return per_second(pages, _offsets(descriptor, ground.load.random_ops), ground.load.limit_s)
+        return per_second(pages, _offsets(descriptor, ground.load.random_ops), ground.load.limit_s, ground.meter)
 
 
 def random_overwrite(ground: Ground) -> Sample:
@@ -123,7 +123,7 @@ def random_overwrite(ground: Ground) -> Sample:
             for offset in chunk:
                 os.pwrite(descriptor, page, offset)
 
-        return per_second(pages, _offsets(descriptor, ground.load.random_ops), ground.load.limit_s)
+        return per_second(pages, _offsets(descriptor, ground.load.random_ops), ground.load.limit_s, ground.meter)
 
 
 def _offsets(descriptor: int, count: int) -> list[int]:
@@ -143,4 +143,4 @@ def append_synced(ground: Ground) -> Sample:
                 os.write(descriptor, record)
                 os.fsync(descriptor)
 
-        return per_second(records, range(ground.load.appends), ground.load.limit_s)
+        return per_second(records, range(ground.load.appends), ground.load.limit_s, ground.meter)

@@ -1,6 +1,7 @@
 """Measurements of a network, on one that is made up: a second directory that stands for another server's mount."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,8 @@ class OneDirectory:
         self.sent += 160_000
         return self.sent
 
-    def wait_until_current(self, directory: Path, timeout_s: float) -> float:
+    def wait_until_current(self, directory: Path, timeout_s: float, at_rest: Callable[[], object] = bool) -> float:
+        at_rest()
         assert any(directory.iterdir())
         assert timeout_s == QUICK.copies_s
         return time.monotonic() + self._late_s

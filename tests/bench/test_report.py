@@ -1,16 +1,21 @@
 """Medians, ratios and comparisons, on samples that were made up."""
 
+import re
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.peers import PEERS
+from bench.processors import LATER
 from bench.registry import GROUPS, HIGHER, LOWER, Measurement, measurements, needed_groups, wanted_metrics
 from bench.report import (
     FASTER,
     SAME,
     SCHEMA,
     SLOWER,
+    TOTAL,
     UNCLEAR,
     Report,
     Result,
@@ -23,6 +28,7 @@ from bench.report import (
     spread,
 )
 from bench.sample import Ground, Sample, megabytes_per_second, per_second
+from bench.tables import show_changes
 
 
 def no_measure(ground: Ground) -> Sample:
@@ -94,6 +100,19 @@ def test_compare_says_what_became_faster() -> None:
     assert [time.ratio, time.native_ratio] == pytest.approx([0.5, 0.5])
     assert (rate.verdict, time.verdict) == (FASTER, SLOWER)
     assert rate.old_spread == pytest.approx(10 / 105)
+
+
+def test_compare_has_the_processor_time_of_both_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(cost: dict[str, float]) -> Report:
+        return report(make_result(RATE, samples(1), [msgspec.structs.replace(samples(1)[0], processor_us=cost)]))
+
+    (change,) = compare(run({"mount": 10.0, LATER: 400.0}), run({"mount": 11.0, LATER: 200.0}))
+    assert change.old_processor == {"mount": 10, LATER: 400, TOTAL: 410}
+    assert change.new_processor == {"mount": 11, LATER: 200, TOTAL: 211}
+    show_changes([change], [])
+    shown = capsys.readouterr().out
+    assert re.search(r"made-up rate +10.0 → 11.0 +400 → 200 +410 → 211\n", shown)
+    assert "database" not in shown
 
 
 def test_compare_leaves_out_what_only_one_run_has() -> None:
