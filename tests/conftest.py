@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from xdist.remote import Producer
 from xdist.workermanage import NodeManager
 
 from cluster.faults import faults
+from cluster.messages import NamesPolicy
 from cluster.volume.fence import lift_below
 from lab.lab import Lab
 from lab.state import PARTS, SUPERVISOR_LOG
-from tests.scheduling import UnitsLast, needs_more, unit_of
-from tests.support.modes import FALLBACK, PASSTHROUGH, TURNED_OFF, assert_mode, need_passthrough
+from tests.scheduling import UnitsLast, needs_more, turn_of
+from tests.support.machines import Provisioned, need_machines, provisioned_machines
+from tests.support.modes import FALLBACK, OF_FALLBACK, PASSTHROUGH, assert_mode, need_passthrough
 
 settings.register_profile("godwit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("godwit")  # how long an example takes says how busy the machine is
@@ -56,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not needs_more(item)]
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: unit_of(item.nodeid) is not None)
+        items.sort(key=lambda item: turn_of(item.nodeid))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -135,7 +137,7 @@ def deletable(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @contextmanager
-def temporary_lab(overrides: Mapping[str, Mapping[str, Any]]) -> Iterator[Lab]:
+def temporary_lab(overrides: Mapping[str, Mapping[str, Any]], names: NamesPolicy | None = None) -> Iterator[Lab]:
     """A storage network of three servers with one volume each; taken down and deleted at the end, whatever happened."""
     if os.geteuid() != 0:
         pytest.skip("mounts and network namespaces need root: run the tests with sudo")
@@ -145,7 +147,7 @@ def temporary_lab(overrides: Mapping[str, Mapping[str, Any]]) -> Iterator[Lab]:
     os.chmod(root, 0o755)
     lab = Lab.create(root, servers=3, volumes=1, overrides=overrides)
     try:
-        lab.up()
+        lab.up(names=names)
         yield lab
     finally:
         lab.down(purge=True)
@@ -154,8 +156,8 @@ def temporary_lab(overrides: Mapping[str, Mapping[str, Any]]) -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def by_default() -> Iterator[Lab]:
-    """The storage network of most tests, with the configuration as it is by default."""
-    with temporary_lab({}) as lab:
+    """The storage network of most tests, with the configuration as it is by default, but that it can be scraped."""
+    with temporary_lab({"metrics": {"listen": "0.0.0.0:7410"}}) as lab:
         yield lab
 
 
@@ -170,10 +172,18 @@ def passthrough(by_default: Lab) -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def fallback() -> Iterator[Lab]:
-    """One whose mounts read and write all files themselves."""
-    with temporary_lab(TURNED_OFF) as lab:
+    """One whose mounts read and write all files themselves, and change no name before the manager has; they give rights."""
+    with temporary_lab(OF_FALLBACK, NamesPolicy.THROUGH) as lab:
         assert_mode(lab, FALLBACK)
         yield lab
+
+
+@pytest.fixture(scope="session")
+def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provisioned]:
+    """A network of three machines and a database, set up by the scripts that type what the operators' guide says."""
+    need_machines()
+    with provisioned_machines(tmp_path_factory.mktemp("machines")) as made:
+        yield made
 
 
 @pytest.fixture
@@ -200,7 +210,13 @@ def orderly_logs(network: Lab) -> Iterator[None]:
 def reading_logs(network: Lab) -> Iterator[None]:
     """Fails if a process of the network ends by itself meanwhile, or meets an error that nobody had thought of."""
     supervisor = network.root / SUPERVISOR_LOG
-    logs = [supervisor, *(network.log(server, part) for server in network.servers for part in PARTS)]
+    with watching([supervisor], (b"",)), watching([network.log(server, part) for server in network.servers for part in PARTS]):
+        yield
+
+
+@contextmanager
+def watching(logs: Sequence[Path], marks: Sequence[bytes] = UNEXPECTED) -> Iterator[None]:
+    """Fails if one of these words is added to one of the logs meanwhile; the empty word is in whatever is added."""
     before = {log: log.stat().st_size for log in logs if log.exists()}
     yield
     for log in logs:
@@ -209,8 +225,7 @@ def reading_logs(network: Lab) -> Iterator[None]:
         with log.open("rb") as file:
             file.seek(before.get(log, 0))
             added = file.read()
-        bad = added if log == supervisor else any(mark in added for mark in UNEXPECTED)
-        assert not bad, f"{log}:\n{added.decode(errors='replace')[-4000:]}"
+        assert not (added and any(mark in added for mark in marks)), f"{log}:\n{added.decode(errors='replace')[-4000:]}"
 
 
 @pytest.fixture

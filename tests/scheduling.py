@@ -1,23 +1,40 @@
 """Which tests run beside others where there are several workers (pytest-xdist), and which run one after the other.
 
-What needs labs, mounts, namespaces or real programs is two units of work, about equally long: one worker runs each, in the order
-of its tests, and begins when nothing else is left. They mostly wait (for leases, elections, copies), so that two of them at once
-take little more time than one. (The mark `xdist_group` does not do it: pytest 9 does not see how pytest-xdist 3.8 names groups.)
+What needs labs, mounts, namespaces or real programs is a unit of work for each folder: its tests run one after the other, beside
+those of one other unit, and begin when nothing else is left. They mostly wait (for leases, elections, copies): two of them at
+once take little more time than one. Of three, on two processors, some take longer than what they test may take. (The mark
+`xdist_group` does not do it: pytest 9 does not see how pytest-xdist 3.8 names groups.)
 """
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-UNITS = {
-    "network": ("cli/test_join.py", "network/", "vagrant/"),
-    "mounts": ("coherence/", "lab/", "mount/", "programs/"),
-}
-_UNIT_OF = {f"tests/{part}": unit for unit, parts in UNITS.items() for part in parts}
+UNITS = (  # the longest first, so that both workers end at about the same time
+    "network/servers/",
+    "network/caching/",
+    "network/trust/",
+    "programs/",
+    "network/content/",
+    "mount/",
+    "network/disks/",
+    "coherence/",
+    "lab/",
+    "package/test_package.py",
+    "cli/test_join.py",
+    "vagrant/",
+    "network/",  # what is in none of those above
+)
 
 
 def unit_of(nodeid: str) -> str | None:
     """The unit that a test belongs to; None if it can run beside any other."""
-    return next((unit for part, unit in _UNIT_OF.items() if nodeid.startswith(part)), None)
+    return next((unit for unit in UNITS if nodeid.startswith(f"tests/{unit}")), None)
+
+
+def turn_of(nodeid: str) -> int:
+    """When a test's turn is: units come last, in the order of the table."""
+    unit = unit_of(nodeid)
+    return -1 if unit is None else UNITS.index(unit)
 
 
 def needs_more(item: pytest.Item) -> bool:

@@ -15,7 +15,7 @@ from cluster.config import ServerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("cluster", "fusefs", "manager", "agent", "cli", "lab", "bench", "tests", "vagrant", "docs")
+FOLDERS = ("cluster", "fusefs", "manager", "agent", "cli", "lab", "bench", "tests", "vagrant", "package", "docs")
 FOREIGN = frozenset(
     {
         "CAP_LINUX_IMMUTABLE",

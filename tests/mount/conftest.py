@@ -18,21 +18,22 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "mount":
         path: Path = request.getfixturevalue("directory")
         return path
-    return _open_to_all(tmp_path)
+    return open_to_all(tmp_path)
 
 
 @pytest.fixture(params=["ext4", PASSTHROUGH, FALLBACK])
 def place_in_each_mode(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """The same on ext4, and on a mount in each of the two modes."""
     if request.param == "ext4":
-        yield _open_to_all(tmp_path)
+        yield open_to_all(tmp_path)
         return
     network: Lab = request.getfixturevalue(request.param)
     with reading_logs(network):
         yield fresh(network.mount("s1"))
 
 
-def _open_to_all(path: Path) -> Path:
+def open_to_all(path: Path) -> Path:
+    """Lets everybody enter a temporary directory."""
     for folder in (path, *path.parents):
         if folder == Path(tempfile.gettempdir()):
             break

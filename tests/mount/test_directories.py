@@ -253,6 +253,25 @@ def test_a_removed_directory_takes_no_new_names(place: Path) -> None:
         os.close(descriptor)
 
 
+def test_a_directory_can_be_synced_also_when_it_was_listed_or_is_gone(place: Path) -> None:
+    directory = place / "directory"
+    directory.mkdir()
+    descriptors = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in (place, directory)]
+    try:
+        (directory / "file").touch()
+        for descriptor in descriptors:
+            os.fsync(descriptor)
+            os.listdir(descriptor)
+            os.fdatasync(descriptor)
+        (directory / "file").unlink()
+        directory.rmdir()
+        for descriptor in descriptors:
+            os.fsync(descriptor)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
 def test_hard_links_are_one_file(place: Path) -> None:
     first, second = place / "first", place / "second"
     first.write_bytes(b"text")

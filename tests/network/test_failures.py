@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from cluster.config import credentials_of
 from cluster.rpc.frames import PREFACE
 from cluster.rpc.wire import parse_address
+from cluster.trust.identity import Role
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
 from tests.support.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
@@ -328,8 +330,9 @@ def test_garbage_is_refused_and_logged_and_the_process_lives(network: Lab, port:
     address = (config.manager if port == "manager" else config.agent).listen
     host, number = address.rsplit(":", 1)
     pid = network.pid("s1", port)
+    asking = credentials_of(network.config("s2"), Role.MOUNT).asking
     for garbage in GARBAGE:
-        with socket.create_connection((host, int(number)), timeout=10) as connection:
+        with asking.wrap_socket(socket.create_connection((host, int(number)), timeout=10)) as connection:
             connection.settimeout(15)
             try:
                 connection.sendall(garbage)

@@ -4,14 +4,17 @@ Neither the process nor a program that uses the mount may hang, whether it is to
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
+from cli.commands.units import program
 from cluster.mountpoint import detach_by_force
 from lab.lab import Lab
 from lab.processes import ProcessId, send, wait_gone
@@ -22,16 +25,44 @@ OVERRIDES = {
     "mount": {"request_timeout_s": 40.0, "commit_s": 1.0, "renew_s": 1.0},
     "manager": {"access_s": 5.0, "session_timeout_s": 8.0},
 }
+ROOT = Path(__file__, "../../..").resolve()
 END_S = 20.0  # half of what the read may last, with the process's ten seconds for what is not committed
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    made = Lab.create(tmp_path_factory.mktemp("stuck") / "lab", servers=2, overrides=OVERRIDES)
+@contextmanager
+def control_files() -> Iterator[None]:
+    """The kernel's control files of FUSE file systems, which systemd mounts on every machine."""
+    place = "/sys/fs/fuse/connections"
+    is_mounted = os.path.ismount(place)
+    if not is_mounted:
+        subprocess.run(["mount", "-t", "fusectl", "none", place], check=True)
+    try:
+        yield
+    finally:
+        if not is_mounted:
+            subprocess.run(["umount", place], check=True)
+
+
+def as_in_its_unit() -> list[str]:
+    """The command line of an agent that has the capabilities of its unit, which are not enough to unmount anything."""
+    setting = re.search("(?m)^CapabilityBoundingSet=(.*)$", (ROOT / "cli/systemd/godwit-agent.service").read_text())
+    assert setting is not None
+    # What stands in place of the configuration's values is for low ports.
+    capabilities = [f"+{word.removeprefix('CAP_').lower()}" for word in setting[1].split() if word.startswith("CAP_")]
+    assert "+sys_admin" not in capabilities
+    return ["setpriv", "--no-new-privs", f"--bounding-set={','.join(['-all', *capabilities])}", *program(), "run", "agent"]
+
+
+@pytest.fixture(scope="module", params=["all", "its unit's"])
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Whose agents have all capabilities, or those of their unit."""
+    programs = {"agent": as_in_its_unit()} if request.param != "all" else None
+    made = Lab.create(tmp_path_factory.mktemp("stuck") / "lab", servers=2, overrides=OVERRIDES, programs=programs)
     try:
         made.up()
         wait_for_caching(made, "s2")
-        yield made
+        with control_files() if programs else nullcontext():
+            yield made
     finally:
         # If the test has failed, a process may wait for ever: nothing but this ends it.
         for server in made.servers:

@@ -3,6 +3,8 @@
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -10,6 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from cli import exits
+from lab import network
 from lab.lab import Lab
 from tests.support.runner import godwit_process as run_godwit
 
@@ -31,11 +35,33 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout_s: float = 
 
 
 def godwit(lab: Lab, *arguments: str) -> dict[str, Any]:
-    """What a `godwit … --json` command says of the lab."""
+    """What a `godwit … --json` command says of the lab, whether all is well there or not."""
     done = run_godwit(*arguments, "--json", "--root", str(lab.root))
-    assert done.returncode == 0, done
+    assert done.returncode in (0, exits.ATTENTION), done
     result: dict[str, Any] = msgspec.json.decode(done.stdout)
     return result
+
+
+def happened(lab: Lab, kind: str, *arguments: str) -> list[dict[str, Any]]:
+    """The events of a kind, or of a group of kinds, the newest last."""
+    done = run_godwit("events", "--json", "--kind", kind, *arguments, "--root", str(lab.root))
+    assert done.returncode == 0, done
+    return [msgspec.json.decode(line) for line in done.stdout.splitlines()]
+
+
+def kinds(lab: Lab, kind: str, *arguments: str) -> list[str]:
+    """The same, only what kinds they are of."""
+    return [event["kind"] for event in happened(lab, kind, *arguments)]
+
+
+def readmit(lab: Lab, server: str) -> dict[str, Any]:
+    """Lets a server in again that has left, was lost or was revoked: what `servers add` said. It gets new certificates."""
+    added = godwit(lab, "servers", "add", server, "--candidate")
+    command = [sys.executable, "-bb", "-m", "cli.main", "rejoin", "--token-file", "-", "--config", str(lab.config_path(server))]
+    there = network.enter(f"godwit-{lab.tag}-{server}", command)
+    done = subprocess.run(there, input=added["token"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done
+    return added
 
 
 def copies_done(lab: Lab) -> bool:

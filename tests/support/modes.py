@@ -1,6 +1,8 @@
 """The two ways in which a mount's files are read and written: passed through to the kernel, or through the mount process.
 
-Tests with the mark `both_modes` run in both, on a network that is in that mode, which is asked of its mounts.
+Tests with the mark `both_modes` run in both, on a network that is in that mode, which is asked of its mounts. In the second one
+each change of a name reaches the manager before a program is told (`--names through`), in the first one mounts hold directories.
+The second network's mounts also let set-uid programs have rights and devices be opened, which mounts do not by default.
 """
 
 import os
@@ -15,7 +17,7 @@ PASSTHROUGH, FALLBACK = "passthrough", "fallback"
 """Also the names of the fixtures that have the networks."""
 
 FIRST_KERNEL = (6, 9)
-TURNED_OFF = {"mount": {"passthrough": False}}
+OF_FALLBACK = {"mount": {"passthrough": False, "suid": True, "dev": True}}
 WHY_TURNED_OFF = "it is turned off in the configuration"
 
 both_modes = pytest.mark.parametrize("way_of_files", [PASSTHROUGH, FALLBACK])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ def godwit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     with (
         _one_command,
         mock.patch.object(sys, "argv", argv),
-        mock.patch.dict(os.environ, _clean(environment), clear=True),
+        mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
         mock.patch.object(os, "execvp", _refuse_exec),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -53,10 +54,16 @@ def godwit_process(*arguments: str, timeout_s: float = 60.0, **environment: str)
         capture_output=True,
         text=True,
         timeout=timeout_s,
-        env=_clean(environment),
+        env=clean_environment(**environment),
         check=False,
     )
 
 
-def _clean(environment: dict[str, str]) -> dict[str, str]:
+def heed_interrupts() -> None:
+    """For `preexec_fn`: who runs the tests in the background of a script has SIGINT ignored, which children would inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def clean_environment(**environment: str) -> dict[str, str]:
+    """This process's, without what is said to Godwit in it, and with *environment* laid over it."""
     return {key: value for key, value in os.environ.items() if not key.startswith("GODWIT_")} | environment

@@ -214,3 +214,32 @@ def test_a_home_that_is_cut_off_holds_up_nobody_for_ever(lab: Lab, held: Held) -
         lab.mend("s3")
     wait_until(lambda: not outcome(lambda: fallocate(written, PUNCH_HOLE | KEEP_SIZE, BLOCK, BLOCK)).error, "it can be reached")
     assert os.pread(written, 8 * BLOCK, BLOCK) == punched(4, 1)[BLOCK:]
+
+
+LONG_BYTES = 8 << 30
+PIECES = {0: b"beginning", LONG_BYTES // 2 + 5: b"middle", LONG_BYTES - 3: b"end"}
+
+
+def sent_by(lab: Lab, server: str) -> int:
+    """How many bytes have left the server, by all its interfaces but its own loop."""
+    lines = lab.run(server, ["cat", "/proc/net/dev"], capture_output=True, check=True, text=True).stdout.splitlines()[2:]
+    counts = {name.strip(): values.split() for name, values in (line.split(":") for line in lines)}
+    return sum(int(values[8]) for name, values in counts.items() if name != "lo")
+
+
+def test_a_long_hole_is_copied_without_being_sent(network: Lab, folder: str) -> None:
+    path = network.mount("s1") / folder / "file"
+    godwit(network, "policy", "set", str(path.parent), "--copies", "2")
+    before = sent_by(network, "s1")
+    with path.open("wb") as file:
+        file.truncate(LONG_BYTES)
+        for offset, piece in PIECES.items():
+            os.pwrite(file.fileno(), piece, offset)
+    where = wait_for_replicas(network, str(path), 2, 120)
+    assert sent_by(network, "s1") - before < 100 * MIB
+    (copy,) = {replica["server"] for replica in where["replicas"]} - {"s1"}
+    object_path = VolumeLayout(network.volume(copy)).object_path(path.stat().st_ino)
+    assert os.stat(object_path).st_blocks * 512 < 10 * MIB
+    with open(object_path, "rb") as found:
+        assert {offset: os.pread(found.fileno(), len(piece), offset) for offset, piece in PIECES.items()} == PIECES
+    assert path.stat().st_size == os.stat(object_path).st_size == LONG_BYTES

@@ -80,7 +80,10 @@ def test_each_says_what_it_has(lab: Lab) -> None:
         "s2": (FALLBACK, f"{volume}: {STACKED}"),
         "s3": (PASSTHROUGH, ""),
     }
-    problems = {server["server"]: server["problems"] for server in godwit(lab, "status")["servers"]}
+    servers = godwit(lab, "status")["servers"]
+    answerers = {server["server"]: server["counts"]["answerer"] for server in servers}
+    assert answerers == {"s1": "python", "s2": "extension", "s3": "extension"}
+    problems = {server["server"]: server["problems"] for server in servers}
     assert problems == {"s1": [f"locks of its mount's files hold on this server only: {NOT_BUILT}"], "s2": [], "s3": []}
 
 

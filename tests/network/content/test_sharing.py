@@ -6,6 +6,8 @@ On the network with its default times: what is awaited here comes long before a 
 import mmap
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +26,7 @@ LINES = 20
 FOLLOWED_WITHIN_S = 5.0
 RECORDS = 10_000
 RECORD_BYTES = 40
+RENEW_S = 5.0  # by default
 APPENDS_TIMEOUT_S = 240
 
 
@@ -212,6 +215,37 @@ def test_a_mapping_shows_what_was_finished_elsewhere_once_the_file_was_looked_at
                 writer.write(letter * 10_000)
             assert os.fstat(file.fileno()).st_size == 10_000
             assert pages[:] == letter * 10_000
+
+
+POLLS = """
+import mmap
+file = os.open(sys.argv[1], os.O_RDONLY)
+pages = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+print(pages[:3].decode(), flush=True)
+while pages[:3] != b"new":
+    time.sleep(0.002)
+print("new", flush=True)
+"""
+
+
+def test_a_mapping_shows_what_was_finished_elsewhere_without_a_look_when_the_lease_is_renewed(network: Lab, folder: str) -> None:
+    """The program touches its pages all the time, so it has them again before the writer has written."""
+    path = network.mount("s1") / folder / "mapped"
+    path.write_bytes(b"old" * 1000)
+    here = network.mount("s2") / folder / "mapped"
+    command = [sys.executable, "-c", "import os, sys, time" + POLLS, str(here)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "old\n"
+            with path.open("r+b", buffering=0) as writer:
+                time.sleep(0.2)
+                writer.write(b"new")
+            began_s = time.monotonic()
+            assert process.wait(4 * RENEW_S) == 0
+            assert time.monotonic() - began_s < 2 * RENEW_S
+        finally:
+            process.kill()
 
 
 # -------------------------------------------------------------------------------------------------------- running

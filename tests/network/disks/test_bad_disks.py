@@ -15,8 +15,8 @@ import pytest
 
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
-from tests.network.disks.faultydisk import FaultyDisk
-from tests.support.conditions import godwit, wait_for_copies, wait_until
+from tests.network.disks.faultydisk import FaultyDisk, lab_on
+from tests.support.conditions import godwit, happened, wait_for_copies, wait_until
 
 REQUEST_TIMEOUT_S = 8.0
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -51,13 +51,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyDisk]:
 
 @pytest.fixture(scope="module")
 def lab(disk: FaultyDisk) -> Iterator[Lab]:
-    made = Lab.create(disk.at.parents[1], overrides=OVERRIDES)
-    try:
-        made.up()
+    with lab_on([disk], OVERRIDES) as made:
         yield made
-    finally:
-        disk.say("ok")
-        made.down()
 
 
 def volume_of_s2(lab: Lab) -> dict[str, Any]:
@@ -207,6 +202,8 @@ def test_a_disk_that_is_away_is_not_written_to_and_is_taken_up_again(lab: Lab, d
         disk.mount()
     wait_for_disk(lab, "good", "in")
     check_all(lab, files)
+    out, back = happened(lab, "volume", "--server", "s2")[-2:]
+    assert (out["kind"], out["fields"]["condition"], back["kind"]) == ("volume-out", "away", "volume-back")
 
 
 def test_the_trash_of_a_full_disk_makes_room_for_writes_that_nobody_sees(lab: Lab) -> None:

@@ -14,7 +14,8 @@ import pytest
 from cluster.volume.fence import despite_fence
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
-from tests.support.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
+from tests.support.conditions import godwit, happened, kinds, wait_for_copies, wait_for_replicas, wait_until
+from tests.support.labs import lab_up
 from tests.support.no_files import put_instead
 
 CONTENT = os.urandom(30_000)
@@ -26,12 +27,8 @@ OVERRIDES = {
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    made = Lab.create(tmp_path / "lab", overrides=OVERRIDES)
-    try:
-        made.up()
+    with lab_up(tmp_path / "lab", overrides=OVERRIDES) as made:
         yield made
-    finally:
-        made.down(purge=True)
 
 
 def object_of(lab: Lab, server: str, ino: int) -> str:
@@ -110,6 +107,8 @@ def test_a_damaged_home_is_left(lab: Lab) -> None:
     kept = conflicts_of(folder, "altered")[0].read_bytes()
     assert (kept[:10_000], kept[10_001:]) == (CONTENT[:10_000], CONTENT[10_001:])
     assert godwit(lab, "status")["damaged"] == 0
+    wait_until(lambda: kinds(lab, "damage")[-1] == "damage-mended", "that is told")
+    assert sum(event["count"] for event in happened(lab, "damage-found", "--server", "s1")) == len(DAMAGE)
     assert "is damaged on s1" in "".join(lab.log(server, "manager").read_text() for server in lab.servers)
     _damage_under_a_running_network(lab)
     _damage_without_another_copy(lab)

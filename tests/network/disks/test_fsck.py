@@ -15,6 +15,7 @@ import pytest
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
 from tests.support.conditions import godwit, wait_for_copies, wait_until
+from tests.support.labs import lab_up
 from tests.support.runner import godwit_process as run_godwit
 
 NAMES = ("trashed home", "set aside copy", "cut copy", "lost home", "touched home", "changed copy", "rotten copy", "lost copy")
@@ -24,14 +25,10 @@ SIZE = 20_000
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    made = Lab.create(
+    with lab_up(
         tmp_path / "lab", overrides={"manager": {"session_timeout_s": 3.0, "access_s": 4.0}, "mount": {"renew_s": 1.5}}
-    )
-    try:
-        made.up()
+    ) as made:
         yield made
-    finally:
-        made.down(purge=True)
 
 
 def fsck(lab: Lab, *arguments: str, code: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ GODWIT_ELECTION_KILLS=100 ./dev test tests/network/servers/test_election.py -k k
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +19,13 @@ from typing import Any
 import pytest
 import trio
 
+from cli import exits
+from cluster.config import credentials_of
 from cluster.errors import GodwitError, NotManager
-from cluster.messages import PROTOCOL, ROOT_INO, Apply, Hello, SetXattr
+from cluster.messages import PROTOCOL, ROOT_INO, Hello, SetPolicy
 from cluster.rpc.connection import connect
+from cluster.rpc.wire import A_MANAGER
+from cluster.trust.identity import Role
 from lab.database import PROGRAMS
 from lab.lab import Lab
 from lab.state import PARTS
@@ -27,12 +33,13 @@ from tests.conftest import UNEXPECTED
 from tests.support.conditions import godwit, stop_between_transactions, wait_until
 from tests.support.load import Load
 from tests.support.runner import godwit_process as run_godwit
+from tests.support.runner import heed_interrupts
 
 KILLS = int(os.environ.get("GODWIT_ELECTION_KILLS", "3"))  # with each database
 GAP_S = 5.0
 BEFORE = 20  # operations of each worker before the fault, and after it
 TERM_S = 2.0
-MARK = "user.asleep"
+ASLEEP_COPIES = 5
 
 needs_postgresql = pytest.mark.skipif(not list(PROGRAMS.glob("*/bin/postgres")), reason="no PostgreSQL: package postgresql")
 
@@ -101,6 +108,9 @@ def test_the_managers_server_is_killed_again_and_again(lab: Lab) -> None:
         assert after["server"] != before["server"]
         terms += [before["term"], after["term"]]
         lab.start(before["server"])
+        taken = _events(lab)[-1]
+        assert (taken["kind"], taken["server"]) == ("office-taken", after["server"])
+        assert taken["fields"] == {"term": after["term"], "before": before["server"]}
     assert terms == sorted(terms)
 
 
@@ -113,9 +123,37 @@ def nobody_asks(lab: Lab) -> Iterator[None]:
     assert not any(b"hears no manager" in log.read_bytes()[size:] for log, size in zip(logs, before, strict=True))
 
 
+@contextmanager
+def followed(lab: Lab, *kinds: str) -> Iterator[None]:
+    """Fails if `godwit events --follow` did not show exactly these kinds, each event once, when it is ended with Ctrl-C."""
+    arguments = ["--follow", "--json", "--kind", "office", "--root", str(lab.root)]
+    command = [sys.executable, "-bb", "-m", "cli.main", "events", *arguments]
+    newest = _events(lab)[-1]["event"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
+        try:
+            assert process.stdout is not None
+            # Those before come first: from then on it follows.
+            while json.loads(process.stdout.readline())["event"] < newest:
+                pass
+            yield
+            happened = _events(lab, newest)
+            shown = [json.loads(process.stdout.readline()) for _ in happened]
+            process.send_signal(signal.SIGINT)
+            rest, _nothing = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert [event["kind"] for event in shown] == list(kinds)
+    assert (shown, rest, process.returncode) == (happened, "", exits.INTERRUPTED)
+
+
+def _events(lab: Lab, after: int = 0) -> list[dict[str, Any]]:
+    done = run_godwit("events", "--json", "--kind", "office", "--root", str(lab.root))
+    return [event for event in map(json.loads, done.stdout.splitlines()) if event["event"] > after]
+
+
 def test_stepping_down_under_load(lab: Lab) -> None:
     before = whole(lab)
-    with nobody_asks(lab), load_on(lab, lab.servers, "stepping-down") as go_on:
+    with followed(lab, "office-left", "office-taken"), nobody_asks(lab), load_on(lab, lab.servers, "stepping-down") as go_on:
         said = godwit(lab, "manager", "step-down")
         go_on()
     assert said["before"]["server"] == before["server"]
@@ -154,7 +192,7 @@ def test_a_manager_that_slept_through_its_term_commits_nothing(lab: Lab) -> None
         after = whole(lab)
     assert after["server"] in rest
     assert after["term"] == before["term"] + 1
-    assert MARK not in os.listxattr(lab.mount(rest[0]))
+    assert godwit(lab, "policy", "show", str(lab.mount(rest[0])))["policy"]["copies"] != ASLEEP_COPIES
 
 
 async def ask_sleeper(lab: Lab, holder: dict[str, Any], sleep_and_wake: Callable[[], None]) -> None:
@@ -164,14 +202,15 @@ async def ask_sleeper(lab: Lab, holder: dict[str, Any], sleep_and_wake: Callable
         await trio.to_thread.run_sync(sleep_and_wake)
 
     async with trio.open_nursery() as nursery:
-        channel = await connect(holder["address"], nursery, timeout_s=5)
-        cluster = lab.config(holder["server"]).cluster
-        await channel.call(Hello(PROTOCOL, cluster, "sleep-test", "cli", 4711), timeout_s=5)
+        config = lab.config(holder["server"])
+        admin = credentials_of(config, Role.ADMIN)
+        channel = await connect(holder["address"], nursery, admin, A_MANAGER, timeout_s=5)
+        await channel.call(Hello(PROTOCOL, config.cluster, config.server, Role.ADMIN, 4711), timeout_s=5)
         await trio.to_thread.run_sync(stop_between_transactions, lab, holder["server"])
         nursery.start_soon(wake)
         failure = None
         try:
-            await channel.call(Apply(1, 1, [SetXattr(ROOT_INO, MARK.encode(), b"asleep", 0, 0)]), timeout_s=60)
+            await channel.call(SetPolicy(ROOT_INO, ASLEEP_COPIES, 1), timeout_s=60)
         except GodwitError as error:
             failure = error
         channel.close()

@@ -8,17 +8,14 @@ import pytest
 
 from lab.lab import Lab
 from tests.network.servers.test_membership import OVERRIDES, wait_for_state
-from tests.support.conditions import godwit, wait_for_copies, wait_for_replicas, wait_until
+from tests.support.conditions import godwit, readmit, wait_for_copies, wait_for_replicas, wait_until
+from tests.support.labs import lab_up
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    made = Lab.create(tmp_path / "lab", overrides=OVERRIDES)
-    try:
-        made.up()
+    with lab_up(tmp_path / "lab", overrides=OVERRIDES) as made:
         yield made
-    finally:
-        made.down(purge=True)
 
 
 def opens(path: Path) -> bool:
@@ -52,7 +49,7 @@ def test_both_contents_are_there_when_a_lost_server_comes_back(lab: Lab) -> None
         wait_for_replicas(lab, str(here / "plan"), 2)
     finally:
         lab.mend("s3")
-    assert godwit(lab, "servers", "add", "s3")["outcome"] == "readmitted"
+    assert readmit(lab, "s3")["outcome"] == "readmitted"
     wait_for_state(lab, "s3", "up")
     (kept,) = wait_until(lambda: godwit(lab, "servers", "show", "s3")["server"]["conflicts"], "the conflict has a name")
     assert kept.startswith("/plan.conflict-s3-")

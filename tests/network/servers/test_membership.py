@@ -3,6 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from cluster.volume.layout import VolumeLayout
 from lab.lab import Lab
-from tests.support.conditions import godwit, wait_for_copies, wait_until
+from tests.support.conditions import godwit, kinds, readmit, wait_for_copies, wait_until
+from tests.support.labs import lab_up
 from tests.support.runner import godwit_process as run_godwit
 
 OVERRIDES = {
@@ -33,12 +35,8 @@ Replicas = dict[int, dict[str, bool]]
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     """A network of three servers in which silence of six seconds is long."""
-    made = Lab.create(tmp_path / "lab", overrides=OVERRIDES)
-    try:
-        made.up()
+    with lab_up(tmp_path / "lab", overrides=OVERRIDES) as made:
         yield made
-    finally:
-        made.down(purge=True)
 
 
 def ask_catalog(lab: Lab, question: str) -> list[tuple[Any, ...]]:
@@ -86,8 +84,13 @@ def tasks_ever(lab: Lab) -> int:
 
 
 def objects(lab: Lab, server: str) -> set[int]:
-    layout = VolumeLayout(lab.volume(server))
-    return {int(path.name) for path in layout.objects.glob("*/*")}
+    """Inodes; without the empty objects that mounts make in advance."""
+    found = set()
+    for path in VolumeLayout(lab.volume(server)).objects.glob("*/*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_size:
+                found.add(int(path.name))
+    return found
 
 
 def server(lab: Lab, name: str) -> dict[str, Any]:
@@ -170,6 +173,7 @@ def test_files_of_a_server_that_is_down_are_healed_and_nothing_else_moves_when_i
         assert objects(lab, name) <= elsewhere[name], f"something has moved to {name}"
     wait_until(lambda: objects(lab, "s2") == {ino for ino, held in after.items() if "s2" in held}, "s2 has what the catalog says")
     assert_contents(lab, contents, lab.servers)
+    assert kinds(lab, "server", "--server", "s2") == ["server-joined", "server-down", "server-back"]
 
 
 def test_a_server_that_comes_and_goes_starts_no_copies(lab: Lab) -> None:
@@ -196,15 +200,16 @@ def test_a_server_leaves_when_it_is_empty_waits_outside_and_is_taken_back(lab: L
     assert server(lab, "s3")["state"] == "left"
     for part in ("agent", "mount"):
         log = lab.log("s3", part)
-        wait_until(partial(says, log, "s3 has left the network"), f"the {part} says so")
+        wait_until(partial(says, log, f"the {part} of s3 was revoked"), f"the {part} says so")
     wait_until(lambda: server(lab, "s3")["roles"] == [], "s3 has no sessions")
     with pytest.raises(OSError, match="Input/output error"):
         (lab.mount("s3") / "s1-0").read_bytes()
     for part in ("agent", "mount"):
-        assert lab.log("s3", part).read_bytes().count(f"the manager refuses this {part}".encode()) == 1
+        # The first, tenth and hundredth time.
+        assert lab.log("s3", part).read_bytes().count(b"refuses this process") <= 3
     assert_contents(lab, contents, ["s1", "s2"])
 
-    added = godwit(lab, "servers", "add", "s3")
+    added = readmit(lab, "s3")
     assert (added["server"], added["outcome"]) == ("s3", "readmitted")
     wait_for_state(lab, "s3", "up")
     wait_until(lambda: server(lab, "s3")["roles"] == ["agent", "mount"], "its processes are back")
@@ -225,7 +230,7 @@ def test_a_server_that_does_not_come_back_leaves_once_nobody_needs_it(lab: Lab) 
     assert (held["homes"], held["sole"]) == (0, 0)
     assert godwit(lab, "servers", "remove", "s2")["forgotten_replicas"] == held["replicas"] > 0
     assert all("s2" not in names for names in replicas(lab).values())
-    assert godwit(lab, "servers", "add", "s2")["outcome"] == "readmitted"
+    assert readmit(lab, "s2")["outcome"] == "readmitted"
     forgotten = objects(lab, "s2")
     assert len(forgotten) == held["replicas"]
     lab.start("s2")
