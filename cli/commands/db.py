@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.display.render import print_json, print_line
+from cli.display.render import as_bytes, print_facts, print_json, print_line
 from cli.network.target import JsonOption, RootOption, only_lab
 from cluster.catalog_point import CatalogPoint, remembered
 from cluster.config import DEFAULT_CONFIG, ServerConfig, load_config
@@ -74,6 +74,35 @@ def backup(
         print_json({"file": str(file.absolute()), **point_object(point)})
         return
     print_line(f"{file}: {point}, {file.stat().st_size:,} bytes")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What godwit db backup has written.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Read a backup whole, and say whether it is good. Needs no configuration and no database.
+
+    Of one from PostgreSQL, pg_restore reads it (Debian's package postgresql-client). Nothing that is in the file is run.
+
+    Example: godwit db verify /backup/catalog-monday
+    """
+    from manager.catalog.verification import verify as read_whole
+
+    found = read_whole(file)
+    size = file.stat().st_size
+    if as_json:
+        shown = {"file": str(file.absolute()), "kind": found.kind, "bytes": size, "schema": found.revision}
+        print_json({**shown, **point_object(found.point), "rows": found.rows})
+        return
+    print_facts(
+        [
+            ("good", f"{file}, {as_bytes(size)}, of {found.kind}"),
+            ("catalog", f"{found.point}, schema {found.revision}"),
+            ("inodes", f"{found.rows['inodes']:,}, with {found.rows.get('dentries', 0):,} names"),
+            ("replicas", f"{found.rows.get('replicas', 0):,}, on {found.rows.get('volumes', 0)} volumes"),
+        ]
+    )
 
 
 @app.command()

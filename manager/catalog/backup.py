@@ -5,16 +5,14 @@ One of PostgreSQL is an archive of `pg_dump`, brought back by `pg_restore`.
 """
 
 import os
-import shutil
 import sqlite3
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import URL, Engine, make_url, update
+from sqlalchemy import Engine, make_url, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.catalog_point import CatalogPoint, Verdict, judge
@@ -23,15 +21,14 @@ from cluster.errors import Refused, Unavailable
 from manager.catalog.engines import make_engines, retrying, write_transaction
 from manager.catalog.identity import TABLES, begin_generation, has_tables, open_read_only, read_point, tables_in
 from manager.catalog.office import read_office
+from manager.catalog.postgres_programs import run_postgres
 from manager.catalog.schema import identity
 from manager.catalog.upgrade import upgrade
 from manager.catalog.urls import shown
 
 PAGES_AT_ONCE = 1024
-PAGE_PAUSE_S = 0.01  # between them a manager commits
+PAGE_PAUSE_S = 0.01  # between them the disk is others'
 TERMS_STILL = 2.5  # terms without a beat, after which nobody extends the office
-
-Progress = Callable[[int, int], None]
 
 
 @contextmanager
@@ -67,7 +64,7 @@ def back_up(url: str, target: Path) -> CatalogPoint:
             if writer.dialect.name == "sqlite":
                 _copy_sqlite(_sqlite_path(url), temporary)
             else:
-                _run_postgres(url, "pg_dump", ["--format=custom", "--no-owner", f"--file={temporary}"])
+                run_postgres(url, "pg_dump", ["--format=custom", "--no-owner", f"--file={temporary}"])
             # Before it gets its name: under that there is never half a backup, whenever the power fails.
             _sync(temporary)
             os.link(temporary, target)  # unlike a rename, it replaces nothing
@@ -85,6 +82,10 @@ def _copy_sqlite(source: Path, target: Path) -> None:
     with closing(open_read_only(source)) as present, closing(sqlite3.connect(target)) as copy:
         # While it is empty: what is in a catalog is nobody else's to read.
         os.chmod(target, 0o600)
+        # One state of the catalog from the first page to the last: without it the copy begins anew with each commit that it
+        # meets, and never ends while a manager works.
+        present.execute("BEGIN")
+        present.execute("SELECT 1 FROM sqlite_master").fetchone()
         present.backup(copy, pages=PAGES_AT_ONCE, sleep=PAGE_PAUSE_S)
         # A backup is one file, without a log beside it.
         copy.execute("PRAGMA journal_mode=DELETE")
@@ -186,38 +187,7 @@ def _restore_postgres(url: str, source: Path) -> None:
     if not source.is_file():
         raise Refused(f"{source} is not a file")
     clean = ["--clean", "--if-exists", "--no-owner", "--single-transaction", "--exit-on-error"]
-    _run_postgres(url, "pg_restore", [*clean, str(source)])
-
-
-def postgres_place(url: str) -> tuple[str, dict[str, str]]:
-    """The database as PostgreSQL's own programs take it, without its password, and the environment that has that.
-
-    Raises `Refused` for the password of a key, which they take on the command line only.
-    """
-    place = make_url(url)
-    if "sslpassword" in place.query:
-        raise Refused(
-            "the database's URL has the password of a key, which PostgreSQL's programs take only where others see it: "
-            "give the manager a key without one"
-        )
-    # As for SQLAlchemy, what the options say counts more.
-    password = place.query.get("password", place.password)
-    options = place.difference_update_query(["password"]).query
-    plain = URL.create("postgresql", place.username, None, place.host, place.port, place.database, options)
-    return plain.render_as_string(), {} if password is None else {"PGPASSWORD": str(password)}
-
-
-def _run_postgres(url: str, program: str, arguments: Sequence[str]) -> None:
-    """Runs one of PostgreSQL's programs on a database; its password is not on the command line."""
-    if shutil.which(program) is None:
-        raise Refused(f"{program} is missing here (Debian's package postgresql-client)")
-    database, secret = postgres_place(url)
-    done = subprocess.run(
-        [program, f"--dbname={database}", *arguments], env={**os.environ, **secret}, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        complaint = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise Refused(f"{program}: {complaint[0]}")
+    run_postgres(url, "pg_restore", [*clean, str(source)])
 
 
 # ----------------------------------------------------------------------------------------------------------- accepting

@@ -9,10 +9,11 @@ from sqlalchemy import delete, insert, select, update
 
 from cluster.catalog_point import CatalogPoint
 from cluster.errors import Refused
-from manager.catalog.backup import accept_rollback, back_up, postgres_place, restore
+from manager.catalog.backup import accept_rollback, back_up, restore
 from manager.catalog.engines import make_engines, write_transaction
 from manager.catalog.first_start import open_catalog
 from manager.catalog.identity import GENERATION_INODES, has_tables, read_first_ino, read_point
+from manager.catalog.postgres_programs import postgres_place
 from manager.catalog.room import Room
 from manager.catalog.schema import identity, inodes, office, tasks
 from manager.catalog.upgrade import upgrade
