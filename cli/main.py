@@ -29,6 +29,7 @@ from cli.commands import (
     migrations,
     policy,
     queue,
+    rebuild,
     rejoin,
     run,
     status,
@@ -72,6 +73,7 @@ app.command("where")(where.where)
 app.command("doctor")(doctor.doctor)
 app.command("fsck")(fsck.fsck)
 app.command("export")(export.export)
+app.command("rebuild")(rebuild.rebuild)
 app.command("accept")(accept.accept)
 app.command("files")(files.files)
 app.command("init")(init.init)

@@ -5,6 +5,7 @@
     staging/                        copies that are being received; emptied when the agent starts
     trash/                          objects that were deleted, until they are purged
     unknown/                        objects that the catalog did not know, or that were damaged; made when it is needed
+    backups/                        the newest backups of the catalog; made when it is needed
     probe                           what is written and read back now and then, to try the disk
 
 The record is JSON in the extended attribute `user.godwit`, so that a person with `getfattr` can read a disk that was
@@ -83,6 +84,7 @@ class VolumeLayout:
         self.staging = root / "staging"
         self.trash = root / "trash"
         self.unknown = root / "unknown"
+        self.backups = root / "backups"
         self._objects_prefix = os.fspath(self.objects)
 
     @classmethod

@@ -150,7 +150,7 @@ class _Tree:
 
     def add(self, source: _Source) -> tuple[Outcome, str]:
         """What became of the object, and its path in the tree."""
-        parts = _parts(source.record.path)
+        parts = path_parts(source.record.path)
         if parts:
             with suppress(_TakenError):
                 return self._add_at(source, parts)
@@ -164,7 +164,7 @@ class _Tree:
     def _add_at(self, source: _Source, parts: list[str]) -> tuple[Outcome, str]:
         folder = self._open_folder(parts[:-1])
         try:
-            for name in (parts[-1], _numbered(parts[-1], source.ino)):
+            for name in (parts[-1], numbered(parts[-1], source.ino)):
                 outcome = self._add_in(folder, name, source)
                 if outcome is not None:
                     return outcome, "/".join([*parts[:-1], name])
@@ -228,7 +228,7 @@ class _Tree:
             raise
 
 
-def _parts(path: str) -> list[str]:
+def path_parts(path: str) -> list[str]:
     """The names of a path; none if it is not known, is only the end of one that was too long, or cannot be one of a tree."""
     parts = path.split("/")[1:]
     good = path.startswith("/") and all(
@@ -237,7 +237,7 @@ def _parts(path: str) -> list[str]:
     return parts if good else []
 
 
-def _numbered(name: str, ino: int) -> str:
+def numbered(name: str, ino: int) -> str:
     """The name with the number behind it; of one that gets too long the beginning."""
     ending = f".{ino}"
     return os.fsdecode(os.fsencode(name)[: NAME_MAX - len(ending)]) + ending
