@@ -77,5 +77,15 @@ def _guarded(decode: Callable[[bytes | memoryview], Any]) -> Decode[T]:
 
 def _said(error: Exception) -> str:
     """One line that is good for a log, whatever the bytes were."""
-    text = str(error)[:SAID_MAX] or type(error).__name__
+    return printable(str(error)[:SAID_MAX] or type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """A text as one line that any terminal, log and browser can show: what is not printable is escaped."""
+    # Escape sequences would be obeyed by a terminal, marks that turn the direction of writing by a browser.
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def printable_name(name: bytes) -> str:
+    """As `printable`, for the name of a file; bytes that are no UTF-8 are escaped, too."""
+    return printable(name.decode("utf-8", "backslashreplace"))

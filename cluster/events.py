@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
+from cluster.decoding import printable
 from cluster.messages import EventRow
 
 
@@ -184,8 +185,8 @@ def sentence(row: EventRow) -> str:
         text = f"{row.kind}: " + ", ".join(f"{name} {value}" for name, value in sorted(given.items()))
     else:
         text = _filled(known.sentence, given)
-    # Escape sequences in names and words of others would be obeyed by the terminal.
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    # Names and words of others are in it.
+    return printable(text)
 
 
 _FIELD = re.compile(r"\{(\w+)(?::([^|}]*)\|([^}]*))?\}")

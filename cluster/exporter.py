@@ -22,10 +22,9 @@ from prometheus_client.utils import floatToGoString
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.config import ServerConfig
 from cluster.counters import Counters, Kind, Sample, counters, gauge
-from cluster.errors import error_text
 from cluster.faults import faults
+from cluster.listening import listeners_at, take_connections
 from cluster.release import RELEASE
-from cluster.rpc.wire import parse_address
 from cluster.trust.credentials import Credentials
 from cluster.trust.identity import missed_from
 
@@ -49,10 +48,8 @@ CERTIFICATE_END = gauge(
     "godwit_certificate_end_timestamp_seconds", "When the process's certificate ends, in seconds since the epoch."
 )
 
-PACE_S = 0.02  # between two connections at an address
 FRESH_S = 0.5  # that an answer is given again to whoever asks
 PATIENCE_S = 10.0  # for a connection, from its beginning to its end
-RETRY_S = 10.0  # until an address that could not be had is tried again
 CONNECTIONS_MAX = 16  # at once; those beyond are closed
 HEAD_BYTES = 8192  # of a request, at most
 PATH = "/metrics"
@@ -76,7 +73,7 @@ async def serve_metrics(config: ServerConfig, credentials: Credentials, gather: 
     async def gather_all() -> Iterable[Sample]:
         return [*about.samples(), *await gather()]
 
-    listeners = await _listeners(address)
+    listeners = await listeners_at(address, "metrics")
     log.info("metrics are at http://%s%s, for all who reach it", address, PATH)
     await Scraped(gather_all).serve(listeners)
 
@@ -90,17 +87,6 @@ def _about(config: ServerConfig, credentials: Credentials) -> Counters:
     about.follow(CERTIFICATE_OVERDUE, lambda: missed_from(credentials.issued_s, credentials.ends_s))
     about.follow(CERTIFICATE_END, lambda: credentials.ends_s)
     return about
-
-
-async def _listeners(address: str) -> list[trio.SocketListener]:
-    host, port = parse_address(address)
-    while True:
-        try:
-            return await trio.open_tcp_listeners(port, host=host)
-        except OSError as error:
-            why = f"metrics cannot be had at {address}, and it is tried again: {error_text(error)}"
-            faults.note(log, "no address for metrics", why, level=logging.WARNING)
-        await trio.sleep(RETRY_S)
 
 
 class Scraped:
@@ -118,17 +104,7 @@ class Scraped:
         """Takes connections and answers one request over each, until cancelled."""
         async with trio.open_nursery() as nursery:
             for listener in listeners:
-                nursery.start_soon(self._take, listener, nursery)
-
-    async def _take(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
-        async with listener:
-            while True:
-                try:
-                    nursery.start_soon(self._serve_one, await listener.accept())
-                except OSError as error:  # no descriptor is left, for example
-                    faults.note(log, "no connection of a scraper", f"cannot take a scraper's connection: {error_text(error)}")
-                # However many come: the event loop has other things to do. They wait in the kernel.
-                await trio.sleep(PACE_S)
+                nursery.start_soon(take_connections, listener, self._serve_one, nursery)
 
     async def _serve_one(self, stream: trio.SocketStream) -> None:
         self._connections += 1

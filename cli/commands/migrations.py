@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.commands.watching import find_migration, require_done, watch
-from cli.display.progress import NOT_TO_DO, describe, overall_rate, totals
+from cli.display.progress import describe
 from cli.display.render import as_age, as_bytes, as_shown, as_text, print_facts, print_json, print_line, print_table
 from cli.network.ask import ask, talk
 from cli.network.target import DEFAULT_TIMEOUT_S, JsonOption, RootOption, Target, TimeoutOption, find_target
@@ -22,6 +22,7 @@ from cluster.messages import (
     MoveRows,
     MoveState,
 )
+from cluster.progress import NOT_TO_DO, overall_rate, totals
 from cluster.rpc.conversation import Asker
 
 app = typer.Typer(

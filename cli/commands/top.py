@@ -15,14 +15,14 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from cli.display.counting import Rates
-from cli.display.progress import Meter, totals
 from cli.display.top import KEYS, NO_KEYS, Flow, Screen, is_shown, shown
 from cli.network.ask import talk_on
 from cli.network.target import DEFAULT_TIMEOUT_S, RootOption, TimeoutOption, find_target
 from cluster.clock import monotonic_s
 from cluster.errors import Refused, Unavailable
 from cluster.messages import EventRow, GetStatus, ListEvents, ListMigrations, MigrationRow, Status
+from cluster.progress import Meter, totals
+from cluster.rates import Rates
 from cluster.rpc.conversation import Asker
 
 LOOK_S = 2.0  # between looks

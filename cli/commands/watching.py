@@ -10,13 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.display.live import displaying, interruptible
-from cli.display.progress import ENDS, Meter, Rate, describe, totals
+from cli.display.progress import describe
 from cli.display.render import print_line
 from cli.network.ask import talk_on
 from cli.network.target import Target
 from cluster.clock import monotonic_s
 from cluster.errors import Refused
 from cluster.messages import ListMigrations, MigrationRow, MigrationState
+from cluster.progress import ENDS, Meter, Rate, totals
 from cluster.rpc.conversation import Asker
 
 POLL_S = 0.5  # a question to the manager each time

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cluster.decoding import printable_name
+
 PIPE_WIDTH = 100_000  # columns; programs that read tables want a line for each row
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")  # powers of 1024, as `ls -h` and `df -h`
 
@@ -60,9 +62,7 @@ def as_text(name: bytes) -> str:
 
 def as_shown(name: bytes) -> str:
     """A name for a terminal: what is not printable, or not UTF-8, is escaped."""
-    # Escape sequences in names would be obeyed by the terminal.
-    text = name.decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return printable_name(name)
 
 
 def as_bytes(count: int) -> str:

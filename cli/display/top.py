@@ -12,12 +12,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cli.display.events import STYLES, repeated
-from cli.display.progress import Rate, totals
 from cli.display.render import as_age, as_bytes
 from cluster.events import Severity, sentence
 from cluster.health import findings, summary
 from cluster.membership import ServerState, VolumeCondition, VolumeStanding
 from cluster.messages import EventRow, MigrationRow, MigrationState, ServerInfo, Status
+from cluster.progress import Rate, totals
 
 LATE_S = 5.0  # without an answer, before that is said
 FINDINGS_MAX = 3  # lines of what wants attention, of 24

@@ -251,6 +251,12 @@ async def list_migrations(term: Term, _session: Session | None, request: ListMig
     return await term.store.read_slowly(ask)
 
 
+def open_migrations(connection: Connection, limit: int) -> list[MigrationRow]:
+    """The newest *limit* of those that are not over, the newest first. Takes time in proportion to their moves: for a thread."""
+    chosen = select(migrations).where(migrations.c.ended_ns == 0).order_by(migrations.c.migration.desc()).limit(limit)
+    return [_migration_row(connection, order) for order in connection.execute(chosen).all()]
+
+
 def _paths_of(order: Order) -> list[bytes]:
     """What the order names; nothing for a row that is damaged, which must not hide the others."""
     try:

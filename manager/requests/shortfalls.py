@@ -4,6 +4,8 @@ A copy that is to be made is a task, and its state says how far that is. A file 
 `shortfalls`, with the reason. `manager.workers.shortfalls` has both looked at again.
 """
 
+from functools import partial
+
 from sqlalchemy import Connection, func, select
 
 from cluster.messages import BelowPolicy, BelowPolicyRow, ListBelowPolicy, TaskOperation
@@ -26,21 +28,21 @@ def count_below_policy(connection: Connection) -> int:
 
 async def list_below_policy(term: Term, _session: Session, request: ListBelowPolicy) -> BelowPolicy:
     """These files, those for whose copies there is no place first."""
-    limit = max(1, min(request.limit, LIST_MAX))
+    return await term.store.read_slowly(partial(below_policy, limit=max(1, min(request.limit, LIST_MAX))))
 
-    def ask(connection: Connection) -> BelowPolicy:
-        total = count_below_policy(connection)
-        found = connection.execute(select(shortfalls).order_by(shortfalls.c.ino).limit(limit)).all()
-        rows = [BelowPolicyRow(row.ino, path_of(connection, row.ino), row.reason, row.since_ns) for row in found]
-        known = {row.ino for row in rows}
-        queued = connection.execute(
-            select(tasks).where(tasks.c.operation == TaskOperation.COPY).order_by(tasks.c.task).limit(limit)
-        ).all()
-        for row in queued:
-            if row.ino not in known and len(rows) < limit:
-                known.add(row.ino)
-                reason = f"a copy is {row.state} in the queue of {row.server}" + (f": {row.error}" if row.error else "")
-                rows.append(BelowPolicyRow(row.ino, path_of(connection, row.ino), reason, row.queued_ns))
-        return BelowPolicy(rows, total)
 
-    return await term.store.read_slowly(ask)
+def below_policy(connection: Connection, limit: int) -> BelowPolicy:
+    """As `list_below_policy`: at most *limit* of them, and how many there are. For a thread."""
+    total = count_below_policy(connection)
+    found = connection.execute(select(shortfalls).order_by(shortfalls.c.ino).limit(limit)).all()
+    rows = [BelowPolicyRow(row.ino, path_of(connection, row.ino), row.reason, row.since_ns) for row in found]
+    known = {row.ino for row in rows}
+    queued = connection.execute(
+        select(tasks).where(tasks.c.operation == TaskOperation.COPY).order_by(tasks.c.task).limit(limit)
+    ).all()
+    for row in queued:
+        if row.ino not in known and len(rows) < limit:
+            known.add(row.ino)
+            reason = f"a copy is {row.state} in the queue of {row.server}" + (f": {row.error}" if row.error else "")
+            rows.append(BelowPolicyRow(row.ino, path_of(connection, row.ino), reason, row.queued_ns))
+    return BelowPolicy(rows, total)

@@ -7,10 +7,11 @@ from typer.testing import CliRunner
 from cli.commands.migrate import plan_object
 from cli.commands.migrations import migration_object, print_migration
 from cli.commands.watching import require_done
-from cli.display.progress import Meter, Totals, describe, overall_rate, rate_between, totals
+from cli.display.progress import describe
 from cli.main import app
 from cluster.errors import Refused
 from cluster.messages import MigrationPlan, MigrationRow, MoveCount
+from cluster.progress import Meter, Totals, overall_rate, rate_between, totals
 
 MIB = 1 << 20
 

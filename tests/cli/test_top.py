@@ -14,8 +14,6 @@ import trio.testing
 from rich.console import Console
 
 from cli.commands.top import View
-from cli.display.counting import Rates
-from cli.display.progress import Rate
 from cli.display.top import Flow, Screen, is_shown, shown
 from cluster.errors import Unavailable
 from cluster.membership import ServerState, VolumeCondition
@@ -34,6 +32,8 @@ from cluster.messages import (
     Status,
     Volume,
 )
+from cluster.progress import Rate
+from cluster.rates import Rates
 from tests.support.runner import godwit
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

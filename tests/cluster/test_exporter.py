@@ -13,8 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.config import AgentConfig, ManagerConfig, MetricsConfig, MountConfig, ServerConfig
 from cluster.counters import Counters, Kind, Metric, Sample
-from cluster.exporter import CONNECTIONS_MAX, HEAD_BYTES, PACE_S, RETRY_S, Scraped, own_samples, render, serve_metrics
+from cluster.exporter import CONNECTIONS_MAX, HEAD_BYTES, Scraped, own_samples, render, serve_metrics
 from cluster.faults import faults
+from cluster.listening import PACE_S, RETRY_S
 from cluster.trust.identity import Role
 from tests.support.trust import credentials, trust_of
 
