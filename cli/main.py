@@ -27,6 +27,7 @@ from cli.commands import (
     manager,
     migrate,
     migrations,
+    page,
     policy,
     queue,
     rebuild,
@@ -85,6 +86,7 @@ app.add_typer(volumes.app, name="volumes")
 app.add_typer(manager.app, name="manager")
 app.add_typer(certs.app, name="certs")
 app.add_typer(db.app, name="db")
+app.add_typer(page.app, name="page")
 app.add_typer(queue.app, name="queue")
 app.add_typer(policy.app, name="policy")
 app.command("migrate")(migrate.migrate)

@@ -32,10 +32,10 @@ class Limits(NamedTuple):
 
 
 def manager_limits(config: ServerConfig, path: Path, installed: Iterable[str]) -> Limits:
-    """Of the manager: the catalog, if that is a file."""
+    """Of the manager: the catalog, if that is a file; the certificate of the page."""
     catalog, others = database_paths(config.manager.database)
     writable = [config.state, *([os.path.dirname(catalog)] if catalog else []), config.trust]
-    return _limits(writable, [str(path), *others, *installed], config.manager.listen)
+    return _limits(writable, [str(path), *others, *config.page.files, *installed], config.manager.listen, config.page.listen)
 
 
 def agent_limits(config: ServerConfig, path: Path, installed: Iterable[str]) -> Limits:
@@ -47,19 +47,20 @@ def agent_limits(config: ServerConfig, path: Path, installed: Iterable[str]) -> 
     writable = [config.state, *config.agent.volumes, config.trust]
     limits = _limits(writable, [str(path), config.mount.mountpoint, *installed], config.agent.listen)
     trust = TrustFolder(config.trust)
-    of_manager = map(str, (trust.authority, trust.master, trust.credential(Role.MANAGER)))
-    return limits._replace(hidden=[*of_manager, *database_keys(config.manager.database)])
+    of_manager = map(str, (trust.authority, trust.master, trust.page_password, trust.credential(Role.MANAGER)))
+    return limits._replace(hidden=[*of_manager, *config.page.files, *database_keys(config.manager.database)])
 
 
-def _limits(writable: list[str], read: Sequence[str], address: str) -> Limits:
+def _limits(writable: list[str], read: Sequence[str], *addresses: str) -> Limits:
+    """*addresses* are those at which it listens; empty ones are none."""
     seen = [*writable, *read]
-    _host, port = parse_address(address)
+    ports = [parse_address(address)[1] for address in addresses if address]
     return Limits(
         writable,
         # Where something lies below a home, homes can be seen, and what is writable in them can be written to.
         protect_home="read-only" if _lies_below(seen, HOMES) else "tmpfs",
         private_tmp="no" if _lies_below(seen, TEMPORARY) else "yes",
-        capabilities=[BIND] if port < FIRST_FREE_PORT else [],
+        capabilities=[BIND] if min(ports) < FIRST_FREE_PORT else [],
     )
 
 

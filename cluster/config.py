@@ -129,6 +129,23 @@ class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{host}:{int(port) + METRICS_PORTS.index(part)}"
 
 
+class PageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[page]`: where a browser finds the page about the network, on candidates.
+
+    `listen`: host:port; empty: nowhere. `certificate`, `key`: files (PEM) of the one that browsers are shown, which may be one
+    file; empty: the manager's own, which is of the network's authority and names no host.
+    """
+
+    listen: str = ""
+    certificate: str = ""
+    key: str = ""
+
+    @property
+    def files(self) -> list[str]:
+        """Those of the certificate; none where it is the manager's own."""
+        return [path for path in (self.certificate, self.key) if path]
+
+
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. `managers`: addresses of candidates, at least one of which is there when the server starts.
 
@@ -149,6 +166,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network: NetworkConfig = NetworkConfig()
     log: LogConfig = LogConfig()
     metrics: MetricsConfig = MetricsConfig()
+    page: PageConfig = PageConfig()
 
     @property
     def is_candidate(self) -> bool:
@@ -186,8 +204,10 @@ def parse_config(text: bytes, source: str) -> ServerConfig:
         except ValueError as error:
             raise Refused(f"{source}: {key}: {error}") from error
     _check_metrics(config, source)
+    _check_page(config, source)
     _check_times(config, source)
     paths = {"mount.mountpoint": config.mount.mountpoint, "state": config.state, "trust": config.trust}
+    paths |= {f"page.{name}": path for name, path in (("certificate", config.page.certificate), ("key", config.page.key)) if path}
     paths |= {f"agent.volumes[{i}]": volume for i, volume in enumerate(config.agent.volumes)}
     for key, path in paths.items():
         if not path.startswith("/"):
@@ -205,6 +225,19 @@ def _check_metrics(config: ServerConfig, source: str) -> None:
             parse_address(config.metrics.address(part))
     except ValueError as error:
         raise Refused(f"{source}: metrics.listen: {error}, for the ports of {len(METRICS_PORTS)} processes") from error
+
+
+def _check_page(config: ServerConfig, source: str) -> None:
+    page = config.page
+    if page.listen:
+        try:
+            parse_address(page.listen)
+        except ValueError as error:
+            raise Refused(f"{source}: page.listen: {error}") from error
+        if not config.is_candidate:
+            raise Refused(f"{source}: page.listen: a manager serves the page, and this server has none (manager.listen)")
+    if page.key and not page.certificate:
+        raise Refused(f"{source}: page.key: there is no page.certificate that it could be of")
 
 
 def _check_times(config: ServerConfig, source: str) -> None:

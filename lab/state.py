@@ -25,6 +25,7 @@ POSTGRESQL = "postgresql"
 SQLITE = "sqlite"
 MANAGER_PORT = 7400  # the same on every server: each has an address of its own
 AGENT_PORT = 7401
+PAGE_PORT = 7420
 VOLUMES_MAX = 16  # bounds what a typing error makes
 STATE_FILE = "lab.json"
 SUPERVISOR_LOG = "supervisor.log"
@@ -195,6 +196,7 @@ def server_config(root: Path, state: LabState, network: Network, server: str) ->
             "volumes": [f"{root}/{server}/vol{number}" for number in range(1, state.volumes + 1)],
         },
         "mount": {"mountpoint": f"{root}/{server}/mnt"},
+        "page": {"listen": f"{address}:{PAGE_PORT}"},
         "state": f"{root}/{server}/state",
         "trust": f"{root}/{server}/trust",
     }

@@ -20,6 +20,7 @@ from cluster.trust.identity import Role
 from manager.candidate import Candidate
 from manager.catalog.engines import make_engines
 from manager.catalog.first_start import open_catalog
+from manager.page.listener import serve_page
 from manager.requests.connection import Connection
 
 WITHOUT_BODIES = Limits(HEAD_MAX_BYTES, 0)  # content never passes through the manager
@@ -57,6 +58,7 @@ async def run_manager(config: ServerConfig, until: Callable[[], Awaitable[None]]
             SERVICE.ready()
             SERVICE.status("waits for the catalog's database")
             nursery.start_soon(tended, partial(serve_metrics, config, credentials, candidate.samples))
+            nursery.start_soon(tended, partial(serve_page, config, credentials, candidate))
             # It may wait for a database that starts, or whose disk is full, for as long as that takes.
             await open_catalog(writer, candidate.room)
             await candidate.run()

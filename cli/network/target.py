@@ -60,6 +60,14 @@ def find_target(root: Path | None, machine: Path = DEFAULT_CONFIG, labs: Path = 
     return lab_target(only_lab(labs), labs)
 
 
+def find_configs(root: Path | None, machine: Path = DEFAULT_CONFIG, labs: Path = REGISTRY) -> list[ServerConfig]:
+    """The configurations of the servers that a command means, as `find_target`: this machine's, or all of a lab."""
+    if root is None and machine.exists():
+        return [load_config(machine)]
+    lab = Lab.load(root) if root is not None else only_lab(labs)
+    return [lab.config(server) for server in lab.servers]
+
+
 def machine_target(path: Path) -> Target:
     """The network of the server whose configuration is at *path*; raises `Refused`."""
     return _target([load_config(path)], f"is a manager running? (godwit run manager --config {path})")

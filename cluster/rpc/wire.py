@@ -28,7 +28,7 @@ from cluster.trust.credentials import Credentials, Newcomer, NotBelieved
 from cluster.trust.identity import Identity, Peer, Role
 
 DEAD_PEER_S = 15.0
-TURN_AWAY_S = 1.0  # that who is turned away has to hang up
+HANG_UP_S = 1.0  # that the peer has to hang up, once it is told so
 RECORD_BYTES = 16 * 1024  # of plain text in one TLS record at most: who reads so much at a time leaves nothing within OpenSSL
 PIECE_BYTES = 64 * 1024  # that are sent at a time
 
@@ -209,6 +209,24 @@ class Wire:
         else:
             self._socket.close()
 
+    async def hang_up(self) -> None:
+        """Closes it once the peer has hung up, too, or after `HANG_UP_S`: so that what was sent last arrives."""
+        if not self.closed:
+            await _hang_up(self._socket)
+            self.close()
+
+
+async def _hang_up(secured: ssl.SSLSocket) -> None:
+    """Sends nothing more, and receives, unread, what still comes: a connection that is closed with something left to read is
+    reset, and what was sent last is lost."""
+    with suppress(OSError, trio.ClosedResourceError), trio.move_on_after(HANG_UP_S):
+        # Past TLS, which is not needed any more.
+        socket.socket.shutdown(secured, socket.SHUT_WR)
+        while True:
+            await trio.lowlevel.wait_readable(secured)
+            if not socket.socket.recv(secured, PIECE_BYTES):
+                break
+
 
 def parse_address(text: str) -> tuple[str, int]:
     """`host:port` as a pair; raises `ValueError` with what is wrong."""
@@ -231,18 +249,12 @@ def proven(secured: ssl.SSLSocket, address: str, credentials: Credentials) -> Wi
 async def turn_away(secured: ssl.SSLSocket, error: NotBelieved) -> None:
     """Tells who has connected why it is not believed, and closes the socket.
 
-    It has a certificate of this network's authority. What it has sent is received, unread: a connection that is closed with
-    something left to read is reset, and what was sent last is lost.
+    It has a certificate of this network's authority.
     """
     try:
-        with suppress(OSError, trio.ClosedResourceError), trio.move_on_after(TURN_AWAY_S):
+        with suppress(OSError):
             secured.send(pack(GREETING_NUMBER, _encode(Failure(Refused.kind, errno.EPERM, str(error)))))
-            # Past TLS, which is not needed any more.
-            socket.socket.shutdown(secured, socket.SHUT_WR)
-            while True:
-                await trio.lowlevel.wait_readable(secured)
-                if not socket.socket.recv(secured, PIECE_BYTES):
-                    break
+            await _hang_up(secured)
     finally:
         trio.lowlevel.notify_closing(secured)
         secured.close()

@@ -7,7 +7,8 @@
 - `authorities.pem`: the certificates of the authorities that are believed, the one that signs first, mode 0644
   (`cluster.trust.believed`);
 - `revoked.json`: for each server that was let in again the least epoch that is believed, mode 0644;
-- on candidates only, mode 0600: `authority.pem`, the key and the certificate of the authority that signs, and `master.key`.
+- on candidates only, mode 0600: `authority.pem`, the key and the certificate of the authority that signs, `master.key`, and
+  `page.password`, what is kept of the password of the page (`cluster.trust.password`).
 """
 
 import fcntl
@@ -60,6 +61,10 @@ class TrustFolder:
     @property
     def master(self) -> Path:
         return self.path / "master.key"
+
+    @property
+    def page_password(self) -> Path:
+        return self.path / "page.password"
 
     @property
     def revoked(self) -> Path:

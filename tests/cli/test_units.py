@@ -168,7 +168,7 @@ def test_keys_and_certificates_can_be_renewed_wherever_they_are() -> None:
 
 def test_an_agent_cannot_read_the_keys_of_managers() -> None:
     hidden = of_part("agent", msgspec.structs.replace(CONFIG, trust="/srv/trust"))["InaccessiblePaths"]
-    assert hidden == ["-/srv/trust/authority.pem -/srv/trust/master.key -/srv/trust/manager.pem"]
+    assert hidden == ["-/srv/trust/authority.pem -/srv/trust/master.key -/srv/trust/page.password -/srv/trust/manager.pem"]
     url = (
         "postgresql+psycopg://g@10.0.0.9/g?sslmode=verify-full&sslcert=/etc/godwit/db/client.pem&sslkey=/etc/godwit/db/client.key"
     )
@@ -274,3 +274,13 @@ def test_the_agent_leaves_the_certificate_of_commands_to_the_group_that_administ
     agent = settings(units(msgspec.structs.replace(CONFIG, admin_group="operators"))["godwit-agent.service"])
     assert agent["SupplementaryGroups"] == ["operators"]
     assert agent["SystemCallFilter"][-1] == "@chown"
+
+
+def test_the_page_may_be_at_a_port_of_root_and_has_a_key_that_the_agent_cannot_read() -> None:
+    config = with_values(POSTGRES, "page", listen="10.0.0.1:443", certificate="/etc/godwit/page/page.pem", key="/root/page.key")
+    manager, agent = of_part("manager", config), of_part("agent", config)
+    assert "CAP_NET_BIND_SERVICE" in manager["CapabilityBoundingSet"][0].split()
+    assert "CAP_NET_BIND_SERVICE" not in agent["CapabilityBoundingSet"][0].split()
+    assert manager["ProtectHome"] == ["read-only"]
+    hidden = {"-/etc/godwit/page/page.pem", "-/root/page.key", "-/etc/godwit/trust/page.password"}
+    assert hidden <= {*" ".join(agent["InaccessiblePaths"]).split()}

@@ -53,6 +53,9 @@ WRONG = [
     ("[mount]", "[metrics]\nlisten = '10.0.0.1'\n[mount]", r"metrics\.listen"),
     ("[mount]", "[metrics]\nlisten = '10.0.0.1:65534'\n[mount]", r"metrics\.listen.*65536.*3 processes"),
     ("[mount]", "[metrics]\nport = 1\n[mount]", "port"),
+    ("[mount]", "[page]\nlisten = '10.0.0.1'\n[mount]", r"page\.listen"),
+    ("[mount]", "[page]\ncertificate = 'page.pem'\n[mount]", r"page\.certificate.*absolute"),
+    ("[mount]", "[page]\nkey = '/etc/page.key'\n[mount]", r"page\.key"),
     ("[mount]", "[mount", "not TOML"),
 ]
 
