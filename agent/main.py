@@ -34,6 +34,7 @@ from agent.serving.volumes import Upkeep
 from agent.volumes.health import PATIENCE_S
 from agent.volumes.opening import VolumeKeeper
 from agent.volumes.volume import TRASH, LocalVolume, VolumeTable
+from agent.workers.backups import BackupKeeper
 from agent.workers.catalog_marks import Marking
 from agent.workers.conflicts import ConflictKeeper
 from agent.workers.dead_journals import LOOK_S as JOURNALS_LOOK_S
@@ -72,6 +73,7 @@ class Pace:
     room_s: float = 1.0  # between looks at the room on a disk: programs write to it past every process of Godwit
     trash_s: float = LOOK_EVERY_S  # between looks whether anything in the trash is old enough
     patience_s: float = PATIENCE_S  # that a disk has for an answer
+    backups_s: float = 60.0  # between questions for a new backup of the catalog
     refused_s: float = REFUSED_RETRY_S  # until a manager is asked again that has refused this agent
 
 
@@ -122,6 +124,7 @@ class Agent:
             refused_retry_s=pace.refused_s,
         )
         self._journals = DeadJournals(config, self._session)
+        self._backups = BackupKeeper(volumes, self._session)
         self._registration = Registration(
             config=config,
             volumes=volumes,
@@ -129,7 +132,7 @@ class Agent:
             session=self._session,
             on_numbers=self._volumes_numbered,
             on_change=self._standing_changed,
-            alarms=lambda: [*self._strays.alarms.values(), *self._journals.problems],
+            alarms=lambda: [*self._strays.alarms.values(), *self._journals.problems, *self._backups.problems],
             generation=generation,
         )
         self._trash = TrashPurger(volumes, config.agent.trash_keep_s, generation, pace.trash_s)
@@ -269,6 +272,8 @@ class Agent:
         self._worker(self._marking, self._pace.idle_s)
         self._worker(self._review, self._pace.idle_s)
         self._worker(self._trash, self._pace.room_s)
+        every_s = self._config.backup.every_s / 4 or self._pace.backups_s
+        self._worker(self._backups, min(self._pace.backups_s, every_s))
 
     async def stop(self) -> None:
         """Claims nothing more, finishes what is under way within a few seconds, and ends."""

@@ -146,6 +146,19 @@ class PageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [path for path in (self.certificate, self.key) if path]
 
 
+class BackupConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[backup]`: what the manager in office backs up by itself.
+
+    `every_s`: how often the catalog; 0: never. `keep`: how many backups stay in `directory`, on the manager's server; empty:
+    `backups` within `state`. `to_volumes`: whether all volumes of all servers get the newest two, too.
+    """
+
+    every_s: Annotated[float, msgspec.Meta(ge=0, le=KEEP_MAX_S)] = 21_600.0  # 6 h
+    keep: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
+    directory: str = ""
+    to_volumes: bool = True
+
+
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. `managers`: addresses of candidates, at least one of which is there when the server starts.
 
@@ -167,6 +180,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log: LogConfig = LogConfig()
     metrics: MetricsConfig = MetricsConfig()
     page: PageConfig = PageConfig()
+    backup: BackupConfig = BackupConfig()
 
     @property
     def is_candidate(self) -> bool:
@@ -209,6 +223,8 @@ def parse_config(text: bytes, source: str) -> ServerConfig:
     paths = {"mount.mountpoint": config.mount.mountpoint, "state": config.state, "trust": config.trust}
     paths |= {f"page.{name}": path for name, path in (("certificate", config.page.certificate), ("key", config.page.key)) if path}
     paths |= {f"agent.volumes[{i}]": volume for i, volume in enumerate(config.agent.volumes)}
+    if config.backup.directory:
+        paths["backup.directory"] = config.backup.directory
     for key, path in paths.items():
         if not path.startswith("/"):
             raise Refused(f"{source}: {key}: {path!r} is not an absolute path")

@@ -58,6 +58,8 @@ class EventKind(StrEnum):
     RECORDS_LOST = "records-lost"
     CATALOG_FAULT = "catalog-fault"
     CATALOG_BACK = "catalog-back"
+    CATALOG_BACKED_UP = "catalog-backed-up"
+    CATALOG_NOT_BACKED_UP = "catalog-not-backed-up"
     MIGRATION_STARTED = "migration-started"
     MIGRATION_PAUSED = "migration-paused"
     MIGRATION_RESUMED = "migration-resumed"
@@ -149,6 +151,14 @@ KINDS: dict[EventKind, Kind] = {
     ),
     EventKind.CATALOG_FAULT: Kind(_E, "the disk of the catalog fails, or is full", "{fault}"),
     EventKind.CATALOG_BACK: Kind(_I, "it takes changes again", "the disk of the catalog takes changes again"),
+    EventKind.CATALOG_BACKED_UP: Kind(
+        _I, "the manager has backed the catalog up by itself", "{server} has backed the catalog up"
+    ),
+    EventKind.CATALOG_NOT_BACKED_UP: Kind(
+        _W,
+        "that failed (`problem`); told once a day, until it succeeds",
+        "{server} could not back the catalog up: {problem}",
+    ),
     EventKind.MIGRATION_STARTED: Kind(
         _I, "a migration or a drain begins", "migration {migration} begins: from {source}[ to {target}]"
     ),

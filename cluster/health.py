@@ -37,6 +37,8 @@ def _of_catalog(status: Status) -> Iterator[Finding]:
     if status.catalog_fault:
         text = f"{status.catalog_fault}: make room there, or mend it; nothing can be added until then"
         yield Finding(text, f"godwit servers show {status.manager}")
+    if status.backup_problem:
+        yield Finding(f"the catalog is not backed up: {status.backup_problem}", "godwit events --kind catalog")
 
 
 def _of_absence(status: Status) -> Iterator[Finding]:

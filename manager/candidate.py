@@ -76,6 +76,7 @@ from manager.rules.election import (
 )
 from manager.term import Term
 from manager.workers.authorities import authorities_loop
+from manager.workers.backups import backup_loop
 from manager.workers.damage import damage_loop
 from manager.workers.events import event_loop
 from manager.workers.housekeeping import forget_replies_loop, reap_loop, scan_loop, tick_loop
@@ -554,6 +555,7 @@ class Candidate:
             forget_replies_loop,
             authorities_loop,
             event_loop,
+            backup_loop,
             self._figures.take_loop,
         )
         for loop in loops:

@@ -19,6 +19,7 @@ from cluster.trust.believed import revision_of
 from cluster.trust.folder import TrustFolder
 from cluster.trust.identity import Peer
 from cluster.trust.sealing import seal, unseal
+from manager.catalog.backup_folder import BackupFolder
 from manager.catalog.identity import read_first_ino, read_point
 from manager.catalog.inodes import find_inode
 from manager.catalog.schema import FIRST_INO, counters, inodes, orphans, servers, shortfalls
@@ -92,6 +93,7 @@ class Term:
         self.candidates: dict[str, Peer] = {}  # of other servers, as they were connected last
         self.only_reads = False  # the catalog's disk takes no changes: the office goes on, for reading
         self._over = False  # ended for good
+        self.backups = BackupFolder(config)  # that managers of this server have made
         self.claims = Claims(config.manager.claim_timeout_s)  # of agents to tasks
         self.throttle = Throttle(config.manager.give_way_s)  # of background work
         self.awaited: dict[str, int] = {}  # servers whose mounts were there, and have not presented themselves: their sessions

@@ -156,6 +156,7 @@ def status_object(answer: Status) -> dict[str, object]:
         "term": answer.term,
         "catalog": answer.catalog,
         "catalog_fault": answer.catalog_fault,
+        "backup": {"problem": answer.backup_problem, "age_s": answer.backup_age_s if answer.backup_age_s >= 0 else None},
         "inodes": answer.inodes,
         "space": space_object(answer.space),
         "forsaken": answer.forsaken,

@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.messages.admin import *
 from cluster.messages.authorities import *
+from cluster.messages.backups import *
 from cluster.messages.base import *
 from cluster.messages.base import AgentRequest, ManagerRequest, Reply
 from cluster.messages.caching import *

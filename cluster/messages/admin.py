@@ -52,6 +52,8 @@ class Status(Reply, frozen=True):
     names: NamesPolicy = NamesPolicy.THROUGH  # in force at the root
     names_differing: int = 0  # directories below whose own policy says otherwise
     holds: HoldCounts = HoldCounts()
+    backup_problem: str = ""  # why the manager could not back the catalog up; empty: nothing is wrong
+    backup_age_s: float = -1.0  # of the newest backup on the manager's server; -1: it has none
 
 
 class GetStatus(ManagerRequest[Status], frozen=True):

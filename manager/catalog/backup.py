@@ -61,6 +61,8 @@ def back_up(url: str, target: Path) -> CatalogPoint:
             point = read_point(connection)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
+            # Before anything is in it: what is in a catalog is nobody else's to read.
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
             if writer.dialect.name == "sqlite":
                 _copy_sqlite(_sqlite_path(url), temporary)
             else:

@@ -4,6 +4,8 @@ The catalog is asked when a scraper asks (`Figures.fresh`), by one question at a
 a database that hangs holds up one thread and no answer, which then has everything but these figures.
 """
 
+import time
+
 import trio
 from sqlalchemy import Connection, func, select
 
@@ -22,6 +24,9 @@ from manager.requests.shortfalls import count_below_policy
 from manager.term import Term, counter
 
 INODES = gauge("godwit_inodes", "Files, directories and all else that has a name, or is open still.")
+BACKUP_AGE = gauge(
+    "godwit_backup_age_seconds", "Age of the newest backup of the catalog on the manager's server; missing while there is none."
+)
 BELOW_POLICY = gauge("godwit_files_below_policy", "Files at risk: those with fewer current copies than their policy wants.")
 DAMAGED = gauge("godwit_objects_damaged", "Objects that are not what the catalog says.")
 FORSAKEN = gauge("godwit_objects_forsaken", "Objects on lost servers whose files fell back to an older content.")
@@ -98,6 +103,8 @@ async def take_figures(term: Term) -> Counters:
     def ask(connection: Connection) -> None:
         # In a thread: nobody else has these figures yet.
         figures.cell(INODES).value = counter(connection, "inodes")
+        if (age_s := term.backups.age_s(time.time())) is not None:
+            figures.cell(BACKUP_AGE).value = age_s
         figures.cell(BELOW_POLICY).value = count_below_policy(connection)
         figures.cell(DAMAGED).value = count_damaged(connection)
         figures.cell(FORSAKEN).value = count_abandoned(connection, volumes)

@@ -30,6 +30,7 @@ from cluster.messages import (
     ForgetForsaken,
     GetAttr,
     GetAuthorities,
+    GetBackup,
     GetParent,
     GetPolicy,
     GetServer,
@@ -67,6 +68,7 @@ from cluster.messages import (
     Open,
     Ping,
     PlanMigration,
+    ReadBackup,
     ReadDir,
     ReadLink,
     RecallDone,
@@ -93,6 +95,7 @@ from cluster.messages import (
 from cluster.trust.identity import Identity
 from manager.requests import (
     agents,
+    backups,
     certificates,
     checking,
     conflicts,
@@ -240,6 +243,8 @@ ROUTES: dict[type[ManagerRequest[Any]], Route] = {
     ForgetForsaken: Route(conflicts.forget_abandoned, Dispatch.AWAITED, AGENT),
     ListReplicas: Route(checking.list_replicas, Dispatch.AWAITED, AGENT),
     ListHeld: Route(damage.list_held, Dispatch.AWAITED, AGENT),
+    GetBackup: Route(backups.get_backup, Dispatch.AWAITED, AGENT),
+    ReadBackup: Route(backups.read_backup, Dispatch.AWAITED, AGENT),
     ReportDamage: Route(damage.report_damage, Dispatch.AWAITED, AGENT),
     Restamp: Route(damage.restamp, Dispatch.AWAITED, AGENT),
     AcceptContent: Route(damage.accept_content, Dispatch.AWAITED, ADMIN, reads=("ino",)),

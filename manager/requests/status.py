@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from functools import partial
 from typing import Any
 
@@ -86,6 +87,7 @@ def status_of(connection: Connection, term: Term, now: float) -> Status:
     names = list(connection.execute(select(servers.c.server).order_by(servers.c.server)).scalars())
     space = get_space(connection, term, GetSpace())
     policy = term.state.policies.root(connection).names
+    age_s = term.backups.age_s(time.time())
 
     def total(*states: str) -> int:
         return sum(n for (_name, s), n in counts.items() if s in states)
@@ -109,6 +111,8 @@ def status_of(connection: Connection, term: Term, now: float) -> Status:
         names=policy,
         names_differing=count_differing(connection, policy),
         holds=term.state.holds.message(),
+        backup_problem=term.backups.problem,
+        backup_age_s=-1.0 if age_s is None else max(age_s, 0.0),
     )
 
 

@@ -21,6 +21,8 @@ from cluster.messages import (
     Apply,
     ApplyRecords,
     AskLeases,
+    BackupInfo,
+    BackupPart,
     Beat,
     BeginCommit,
     Begun,
@@ -37,6 +39,7 @@ from cluster.messages import (
     ForsakenObject,
     ForsakenObjects,
     GetAttr,
+    GetBackup,
     Heartbeat,
     HeldObject,
     HeldObjects,
@@ -59,6 +62,7 @@ from cluster.messages import (
     Operation,
     Ping,
     Pong,
+    ReadBackup,
     RecordsApplied,
     Registered,
     RegisterVolumes,
@@ -131,6 +135,8 @@ class FakeManager:
         self.registrations: list[RegisterVolumes] = []
         self.settled_ns = 1
         self.first_ino = 1
+        self.backup: tuple[str, int, bytes] = ("", 0, b"")  # the newest one: name, size, digest
+        self.backup_content = b""
         self.point = CatalogPoint("fake", 1, 1)
         self.replicas: dict[int, dict[int, ReplicaState]] = {}
         self.listed: list[ListReplicas] = []
@@ -416,6 +422,10 @@ class _Connection(Handler):
                 return msgspec.structs.replace(welcome, managers=manager.candidates, point=manager.point, lease_key=key)
             case Ping():
                 return Pong("fake", manager.term, True, manager.address)
+            case GetBackup():
+                return BackupInfo(*manager.backup)
+            case ReadBackup():
+                return BackupPart(manager.backup_content[request.offset : request.offset + request.length])
             case Heartbeat():
                 return Beat(manager.term, time.monotonic())
             case AskLeases():

@@ -177,6 +177,7 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "GodwitCatalogFault": [Case({f"godwit_catalog_fault{{{M}}}": "0x3 1x9"}, "4m", "6m", AT_M)],
+    "GodwitCatalogNotBackedUp": [Case({f"godwit_backup_age_seconds{{{M}}}": "100x3 90000x20"}, "13m", "15m", {})],
     "GodwitServerDown": [
         Case({f'godwit_server_state{{{M},server="s2",state="down"}}': "0x3 1x9"}, "3m", "4m", {"server": "s2", "state": "down"})
     ],
