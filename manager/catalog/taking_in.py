@@ -15,7 +15,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from cluster.volume.layout import OBJECTS_PER_DIRECTORY, ObjectRecord, VolumeLayout
 from cluster.volume.records import FoundObject, objects_in
 from cluster.volume.tree import path_parts
-from manager.catalog.inodes import UNNAMED, path_of
+from manager.catalog.inodes import UNNAMED, UNSETTLED, path_of
 from manager.catalog.new_names import Names
 from manager.catalog.schema import abandoned, counters, dentries, inodes, orphans, replicas, tasks
 from manager.rules.rebuilding import Change, Decision, Held, Known, decide
@@ -84,6 +84,7 @@ _CONTENT = (
     .where(inodes.c.ino == bindparam("b_ino"))
     .values({name: bindparam(f"new_{name}") for name in ("mode", "uid", "gid", "size", "blocks", "mtime_ns", "ctime_ns")})
 )
+_CLEAN = update(inodes).where(inodes.c.ino == bindparam("b_ino")).values(dirty=0)
 _OF_REPLICA = (replicas.c.ino == bindparam("b_ino")) & (replicas.c.volume == bindparam("b_volume"))
 
 
@@ -97,6 +98,7 @@ class TakingIn:
         self._complete = complete
         self._names = Names(connection, term)
         self._waiting: list[_New] = []  # for names
+        self._clean: list[dict[str, int]] = []  # files of this directory of objects that are as they were committed
         self.counts: Counter[Found] = Counter()
         self.examples: dict[Found, list[str]] = defaultdict(list)  # paths, or objects' places; at most `EXAMPLES` of each
 
@@ -114,6 +116,9 @@ class TakingIn:
         rows = self._rows(folder)
         for ino in sorted(found.keys() | rows.files.keys()):
             self._take_file(ino, found.get(ino, []), rows)
+        if self._clean:
+            self._connection.execute(_CLEAN, self._clean)
+            self._clean.clear()
         if len(self._waiting) >= PLACED_TOGETHER:
             self.give_names()
 
@@ -175,6 +180,8 @@ class TakingIn:
             self._forget(ino)
         elif decision.change is Change.NONE or content is None:
             self.counts[Found.KNOWN] += 1
+            if row is not None and _is_as_committed(row, objects.get(row.home_volume)):
+                self._clean.append({"b_ino": row.ino})
         elif row is None:
             self._make(ino, decision, content)
         else:
@@ -255,6 +262,16 @@ class TakingIn:
         self.counts[what] += 1
         if len(self.examples[what]) < EXAMPLES:
             self.examples[what].append(example)
+
+
+def _is_as_committed(row: Any, one: FoundObject | None) -> bool:
+    """Whether a home's object cannot have changed since its last commit. It needs no other, which would make copies stale."""
+    return (
+        one is not None
+        and one.record is not None
+        and not row.marks & UNSETTLED
+        and (one.record.version, one.size, one.ctime_ns) == (row.version, row.size, row.object_ctime_ns)
+    )
 
 
 def _held(volume: int, one: FoundObject) -> Held:

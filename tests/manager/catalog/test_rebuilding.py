@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from cluster.catalog_point import CatalogPoint
 from cluster.durable import replace_file
@@ -103,13 +103,23 @@ class Disks:
         return Path(layout.object_path(ino))
 
     def fill(self, url: str) -> None:
-        """An object for each replica of the catalog's files at the home, as they are."""
+        """An object for each of the catalog's files at its home; those with odd numbers have the times that the catalog knows."""
+        times: dict[int, int] = {}
         with reading(url) as connection:
             rows = connection.execute(select(inodes).where(inodes.c.home_volume != 0)).all()
             paths = paths_of(connection, [row.ino for row in rows])
         for row in rows:
             fields = {"mode": row.mode, "uid": row.uid, "gid": row.gid, "version": row.version, "mtime_ns": row.mtime_ns}
-            self.put(row.home_volume, row.ino, os.fsdecode(paths[row.ino]), b"x" * row.size, home_epoch=row.home_epoch, **fields)
+            path = self.put(
+                row.home_volume, row.ino, os.fsdecode(paths[row.ino]), b"x" * row.size, home_epoch=row.home_epoch, **fields
+            )
+            if row.ino % 2:
+                times[row.ino] = path.stat().st_ctime_ns
+        writer, _reader = make_engines(url)
+        with write_transaction(writer) as connection:
+            for ino, ctime_ns in times.items():
+                connection.execute(update(inodes).where(inodes.c.ino == ino).values(object_ctime_ns=ctime_ns))
+        writer.dispose()
 
 
 def make_again(url: str, disks: Disks, **choices: Any) -> Rebuilt:
@@ -151,6 +161,9 @@ def test_the_tree_is_as_it_was_and_goes_on(url: str, empty: str, tmp_path: Path)
     made = make_again(empty, disks)
     assert tree(empty) == expected
     assert seen(disks) == untouched
+    with reading(empty) as connection:
+        homes = connection.execute(select(inodes.c.ino, inodes.c.dirty).where(inodes.c.home_volume != 0)).all()
+    assert {row.dirty == row.ino % 2 for row in homes} == {False}, "what is as it was committed needs no other commit"
     files = sum(stat.S_ISREG(row[1]) for row in {row[0]: row for row in expected.values()}.values())
     assert made.counts == {Found.KNOWN: files}
     assert (made.missing, made.directories) == ([], 0)
