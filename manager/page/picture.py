@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 FRESH_S = 1.0  # for which an answer is given again
 RESTS = 10  # times as long as the catalog took, the same is told again
 PATIENCE_S = 3.0  # for the catalog; then what was known before is told
-EVENTS, MIGRATIONS, AT_RISK = 50, 20, 20  # of each, at most
+EVENTS, MIGRATIONS, AT_RISK = 50, 20, 5  # of each, at most
 
 _HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 
@@ -73,7 +73,8 @@ class Viewer:
         self._wanted = trio.Event()
         self._taken = trio.Event()  # set when what was wanted is there, or is not to be had; a new one for each time
         self._looked: Looked | None = None
-        self._why = ""  # the last look has failed
+        self._tried = 0  # the term of the last look, whatever came of it
+        self._why = ""  # it has failed
         self._fresh_until_s = 0.0  # for which `_looked` is told again
         self._rates: Rates[tuple[str, str]] = Rates()  # by server and what is counted
         self._meters: dict[int, Meter] = {}
@@ -90,7 +91,7 @@ class Viewer:
         term = self._term()
         if term is None:
             return msgspec.structs.replace(nothing, elsewhere=self._elsewhere())
-        if monotonic_s() >= self._fresh_until_s:
+        if monotonic_s() >= self._fresh_until_s or self._tried != term.number:
             self._wanted.set()
             with trio.move_on_after(PATIENCE_S):
                 await self._taken.wait()
@@ -138,7 +139,7 @@ class Viewer:
         term = self._term()
         if term is None:
             return
-        began_s = monotonic_s()
+        self._tried, began_s = term.number, monotonic_s()
         try:
             status, events, migrations, at_risk = await term.store.read_slowly(partial(_ask, term=term, now=began_s))
             looked = Looked(term.number, began_s, self._network(status, events, migrations, at_risk))

@@ -41,7 +41,7 @@ function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   let unit = 0;
   for (; count >= 1024 && unit < units.length - 1; unit++) count /= 1024;
-  return `${unit ? count.toFixed(1) : count} ${units[unit]}`;
+  return `${unit ? count.toFixed(1) : count}\u00a0${units[unit]}`; // never in two lines
 }
 
 function age(seconds) {
@@ -99,7 +99,7 @@ function figure(number, text, kind) {
 function figuresOf(network) {
   const atRisk = network.below_policy;
   return [
-    figure(bytes(network.free_bytes), `free for files, of ${bytes(network.total_bytes)}`),
+    figure(bytes(network.free_bytes), `free of ${bytes(network.total_bytes)}`),
     figure(Math.max(0, network.inodes - 1).toLocaleString("en"), "files and directories"),
     figure(atRisk.toLocaleString("en"), atRisk === 1 ? "file at risk" : "files at risk", atRisk ? "warning" : ""),
     figure(network.damaged.toLocaleString("en"), "damaged", network.damaged ? "bad" : ""),
@@ -123,7 +123,8 @@ function serverOf(info) {
   for (const volume of info.volumes.filter((one) => one.bad)) {
     notes.push(made("small", { class: "problem" }, `volume ${volume.volume} is ${volume.bad}: ${volume.path}`));
   }
-  const name = made("td", { class: "left wide" }, made("b", {}, info.name), info.is_manager ? " · manager" : "", ...notes);
+  const kind = notes.length ? "left wide" : "left";
+  const name = made("td", { class: kind }, made("b", {}, info.name), info.is_manager ? " · manager" : "", ...notes);
   const state = made("td", { class: "left" }, badge(info.state, STATES[info.state]));
   const total = info.total_bytes;
   const used = made("td", { "data-label": "Used" }, total ? `${Math.floor((100 * (total - info.free_bytes)) / total)} %` : "–");
@@ -162,7 +163,7 @@ function migrationOf(row) {
     "p",
     { class: "title" },
     made("b", {}, `${row.number}: ${row.source} → ${row.target || "others"}`),
-    badge(row.planned ? row.state : `${row.state}, still planning`, MIGRATION_STATES[row.state]),
+    badge(row.planned || row.state === "planning" ? row.state : `${row.state}, still planning`, MIGRATION_STATES[row.state]),
     made("span", {}, what),
   );
   return made(
