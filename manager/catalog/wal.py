@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import trio
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.errors import error_text
@@ -42,7 +42,10 @@ LOG_LIMITS = LogLimits()
 
 
 class WriteAheadLog:
-    """The log of the database that *engine* writes. One for the whole process, since it knows which syncs have failed."""
+    """The log of the database that *engine* writes. One for the whole process, since it knows which syncs have failed.
+
+    It is closed when *engine* is disposed of, and opened again by whoever syncs after that.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine  # of the writer; checkpoints take a connection of their own from it
@@ -52,6 +55,18 @@ class WriteAheadLog:
         # Kept open: the kernel tells each descriptor once of writes that failed since it was opened, but of what it has told
         # another process before, a new one hears nothing.
         self._descriptor = -1
+        event.listen(engine, "engine_disposed", self._close)
+
+    def _close(self, _engine: Engine) -> None:
+        # Not under a thread that syncs: it may wait for a disk for ever, and what ends then is the process.
+        if not self._syncing.acquire(blocking=False):
+            return
+        try:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+        finally:
+            self._syncing.release()
 
     def sync(self) -> None:
         """Makes all commits so far durable. Raises `OSError`. (The log itself carries no locks that closing it could drop.)

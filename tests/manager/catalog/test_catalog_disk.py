@@ -220,6 +220,31 @@ def test_a_log_of_which_a_sync_may_have_failed_before_is_folded_in_first(sqlite_
     reader.dispose()
 
 
+def test_the_log_is_closed_with_the_database_and_opened_by_who_goes_on(sqlite_url: str) -> None:
+    """Who opens and closes databases for a long time must not run out of descriptors."""
+    writer, reader = make_engines(sqlite_url)
+    upgrade(writer)
+    log = Room(writer).log
+    assert log is not None
+
+    def opened() -> int:
+        with os.scandir("/proc/self/fd") as found:
+            return [os.readlink(entry.path) for entry in found].count(f"{writer.url.database}-wal")
+
+    assert taken(writer)
+    before = opened()
+    log.sync()
+    assert opened() == before + 1
+    writer.dispose()
+    reader.dispose()
+    assert opened() == 0
+    assert taken(writer)
+    log.sync()
+    assert opened() == before + 1
+    writer.dispose()
+    assert opened() == 0
+
+
 class Held:
     """Whose office is extended."""
 
