@@ -4,7 +4,6 @@ A process is known by its number, its start time and the boot it was started in:
 """
 
 import os
-import select
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.process_table import has_ended, stat_fields
+from cluster.readable import is_readable
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 START_FIELD = 19  # of `stat_fields`: `starttime`
@@ -116,10 +116,7 @@ def wait_gone(process: ProcessId, timeout_s: float) -> bool:
     if descriptor is None:
         return True
     try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        # A pidfd is readable when the process has ended, also one that is not our child.
-        poll.poll(timeout_s * 1000)
+        is_readable(descriptor, timeout_s)
     finally:
         os.close(descriptor)
     return not is_alive(process)

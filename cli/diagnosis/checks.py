@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import select
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -10,6 +9,7 @@ from enum import StrEnum
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from cluster.errors import GodwitError, Refused, TimedOut, error_text
+from cluster.readable import is_readable
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class Look(Generic[T]):
         """What was found, or raised; once. Raises `TimedOut` if there is nothing yet after *within_s* seconds from now."""
         try:
             # In one piece: it is written when all is known.
-            if not select.select([self._pipe], [], [], within_s)[0]:
+            if not is_readable(self._pipe, within_s):
                 self._leave()
                 raise TimedOut(f"no answer within {within_s:g} s")
             with open(self._pipe, "rb", closefd=False) as pipe:
@@ -96,7 +96,7 @@ class Look(Generic[T]):
         os.kill(self.process, signal.SIGKILL)
         ended = os.pidfd_open(self.process)
         try:
-            select.select([ended], [], [], KILLED_S)
+            is_readable(ended, KILLED_S)
         finally:
             os.close(ended)
         os.waitpid(self.process, os.WNOHANG)

@@ -8,7 +8,6 @@ prints a dot when it is ready, begins when it reads a byte, and ends after its n
 import errno
 import os
 import random
-import select
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from cluster.readable import is_readable
 from tests.coherence.actions import (
     CHANGING,
     DIRECTORIES,
@@ -97,7 +97,7 @@ class Worker:
     def _is_told_to_stop(self) -> bool:
         away = self._actor.last_errno in AWAY
         pause_s = AWAY_PAUSE_S if away else self._rng.uniform(0, self._settings.pause_s)
-        return bool(select.select([0], [], [], pause_s)[0])
+        return is_readable(0, pause_s)
 
     def _changing(self) -> str:
         return self._rng.choice(CHANGING)

@@ -4,7 +4,6 @@ the other, each ended by a zero byte)."""
 import base64
 import json
 import os
-import select
 import shutil
 import subprocess
 import time
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from cluster.readable import is_readable
 
 PROGRAM = shutil.which("chromium")
 WHY_NOT = "no chromium: apt-get install chromium (more than 100 MB, so CI goes without)"
@@ -34,8 +35,6 @@ class Chromium:
     def __init__(self, to: int, of: int) -> None:
         self.events: list[dict[str, Any]] = []  # that have come
         self._to, self._of = to, of
-        self._poll = select.poll()  # in a process of many tests descriptors have numbers that select(2) does not take
-        self._poll.register(of, select.POLLIN)
         self._number = 0
         self._left = b""
         self._session: str | None = None
@@ -62,7 +61,7 @@ class Chromium:
 
     def _next(self, deadline_s: float) -> dict[str, Any]:
         while b"\0" not in self._left:
-            assert self._poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000), "chromium does not answer"
+            assert is_readable(self._of, max(0.0, deadline_s - time.monotonic())), "chromium does not answer"
             data = os.read(self._of, 1 << 20)
             assert data, "chromium has ended"
             self._left += data

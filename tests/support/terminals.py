@@ -4,7 +4,6 @@ import fcntl
 import os
 import pty
 import re
-import select
 import struct
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from cluster.readable import is_readable
 from tests.support.runner import heed_interrupts
 
 HOME = b"\x1b[H"  # each drawing begins there
@@ -65,7 +65,7 @@ class Terminal:
         return code
 
     def _read(self, within_s: float) -> None:
-        while select.select([self._file], [], [], within_s)[0]:
+        while is_readable(self._file, within_s):
             try:
                 read = os.read(self._file, 65536)
             except OSError:

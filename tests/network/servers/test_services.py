@@ -1,7 +1,6 @@
 """What the processes of a server tell systemd, whose place the test takes: when they serve, what they wait for, that they run."""
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.readable import is_readable
 from lab.lab import Lab
 from lab.mounts import answers, detach
 from tests.support.conditions import wait_until
@@ -59,7 +59,7 @@ class Notified:
 
     def hears(self, seconds: float) -> bool:
         """Whether a message comes within so many."""
-        return bool(select.select([self._listening], [], [], seconds)[0])
+        return is_readable(self._listening.fileno(), seconds)
 
     def wait_for(self, line: str) -> None:
         """Until a line that begins so has come since the last such wait."""
