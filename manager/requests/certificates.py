@@ -73,8 +73,10 @@ async def rotate_authority(term: Term, session: Session, request: RotateAuthorit
     # First: whoever asks must be able to follow, be it no server's.
     if peer is not None and peer.identity is not None:
         await write_shown(term, peer.identity, peer.authority, peer.ends_s, request.revision)
-    if term.believed.phase is None:
-        number = max(row.number for row in term.believed.rows) + 1
+    # Of the catalog: the memory follows it a moment later, and would take a rotation that has just ended for one under way.
+    believed = await term.store.read_slowly(read_authorities)
+    if believed.phase is None:
+        number = max(row.number for row in believed.rows) + 1
         made = await trio.to_thread.run_sync(Authority.make, term.config.cluster, number)
         sealed = seal(made, term.master, term.config.cluster)
         await term.store.write(partial(_introduce, term=term, made=made, sealed=sealed), durable=True, grows=True)

@@ -89,6 +89,20 @@ async def until_phase(office: Office, phase: str) -> Rotation:
     return found
 
 
+async def test_one_begins_as_soon_as_the_catalog_says_that_the_last_has_ended(office: Office) -> None:
+    """Whoever types it again has been told that by the catalog; the memory follows a moment later."""
+    assert office.term is not None
+    await member(office)
+    assert (await office.admin.ask(RotateAuthority(0))).phase == "introduced"
+    before = office.term.believed, office.term.authority
+    for step in (Step.SIGN, Step.DROP):
+        await office.store.write(partial(take_step, step=step))
+    assert (await office.admin.ask(GetAuthorities())).phase == ""
+    assert (office.term.believed, office.term.authority) == before
+    begun = await office.admin.ask(RotateAuthority(0))
+    assert (begun.phase, [one.number for one in begun.authorities]) == ("introduced", [2, 3])
+
+
 async def test_it_is_replaced_when_everybody_has_followed(office: Office) -> None:
     assert office.term is not None
     await member(office)
