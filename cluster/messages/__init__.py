@@ -25,6 +25,7 @@ from cluster.messages.damage import *
 from cluster.messages.events import *
 from cluster.messages.forsaken import *
 from cluster.messages.held import *
+from cluster.messages.imports import *
 from cluster.messages.locks import *
 from cluster.messages.machines import *
 from cluster.messages.migrations import *

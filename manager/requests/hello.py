@@ -143,7 +143,9 @@ def _introduce(
     if session.role == Role.MOUNT and not unsent:
         # A new process makes nothing with the numbers of the one before: what they left on disks may be found to be strays.
         # (A journal that it left is sent with `final`, which does the same.)
-        tx.execute(delete(ranges).where(ranges.c.server == session.server, ranges.c.session != session.number))
+        # Commands make objects, too (`godwit import`), and are not replaced by it.
+        kept = [session.number, *(other.number for other in term.state.sessions.all() if other.role == Role.ADMIN)]
+        tx.execute(delete(ranges).where(ranges.c.server == session.server, ranges.c.session.not_in(kept)))
     # Their processes are gone, so nobody will repeat a request.
     for number in replaced:
         tx.execute(delete(applied).where(applied.c.session == number))
@@ -156,7 +158,7 @@ def _introduce(
         if write and ino in existing:
             mark_dirty(tx, ino)
     lost = {ino for ino, _write in opens} - existing
-    return _Known(newest_reply(tx, session.number), lost, _numbers(tx, session) if session.role == Role.MOUNT else [])
+    return _Known(newest_reply(tx, session.number), lost, _numbers(tx, session) if session.role != Role.AGENT else [])
 
 
 def _numbers(tx: Transaction, session: Session) -> list[range]:
