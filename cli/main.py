@@ -19,6 +19,7 @@ from cli.commands import (
     export,
     files,
     fsck,
+    imports,
     init,
     join,
     lab,
@@ -75,6 +76,7 @@ app.command("doctor")(doctor.doctor)
 app.command("fsck")(fsck.fsck)
 app.command("export")(export.export)
 app.command("rebuild")(rebuild.rebuild)
+app.command("import")(imports.import_tree)
 app.command("accept")(accept.accept)
 app.command("files")(files.files)
 app.command("init")(init.init)

@@ -40,6 +40,7 @@ class Target:
     mounts: tuple[Path, ...]  # of this machine; a lab has one for each server
     advice: str  # appended to the error
     people: Path | None = None  # the folder with the certificate of commands, if it is another
+    volumes: tuple[tuple[str, ...], ...] = ()  # directories of the volumes on the server of each mount
 
     @cached_property
     def credentials(self) -> Credentials:
@@ -98,6 +99,7 @@ def _target(configs: Sequence[ServerConfig], advice: str, people: Path | None = 
         mounts=tuple(Path(config.mount.mountpoint) for config in configs),
         advice=advice,
         people=people,
+        volumes=tuple(tuple(config.agent.volumes) for config in configs),
     )
 
 

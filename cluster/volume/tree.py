@@ -25,8 +25,6 @@ LOST = "lost+found"  # in the tree: for objects whose path is not known, or cann
 NAME_MAX = 255  # bytes
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SET_ID = stat.S_ISUID | stat.S_ISGID
-_NO_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})  # the kernel does not copy between these two
-_PIECE_BYTES = 1 << 20
 
 
 class Outcome(StrEnum):
@@ -255,35 +253,12 @@ def _copy(source: _Source, name: str, folder: int) -> None:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     copied = os.open(name, flags, 0o600, dir_fd=folder)
     try:
-        _copy_content(source.descriptor, copied)
+        extents.copy_all(source.descriptor, copied)
         with suppress(OSError):  # a file system without attributes: then it is copied anew when this is repeated
             os.setxattr(copied, RECORD_XATTR, os.getxattr(source.descriptor, RECORD_XATTR))
         _set_attributes(copied, source.record)
     finally:
         os.close(copied)
-
-
-def _copy_content(source: int, target: int) -> None:
-    """With its holes."""
-    size = os.fstat(source).st_size
-    os.ftruncate(target, size)
-    offset = 0
-    while (data := extents.seek(source, offset, os.SEEK_DATA)) is not None:
-        offset = extents.seek(source, data, os.SEEK_HOLE) or size
-        while data < offset:
-            data += _copy_piece(source, target, data, offset - data)
-
-
-def _copy_piece(source: int, target: int, start: int, length: int) -> int:
-    try:
-        done = extents.copy(source, target, start, start, length)
-    except OSError as error:
-        if error.errno not in _NO_COPY:
-            raise
-        done = os.pwrite(target, os.pread(source, min(length, _PIECE_BYTES), start), start)
-    if done == 0:
-        raise OSError(errno.EIO, "it is shorter than it was")
-    return done
 
 
 def _set_attributes(descriptor: int, record: ObjectRecord) -> None:
