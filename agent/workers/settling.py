@@ -6,6 +6,7 @@ stays so until somebody opens the file for writing.
 
 import errno
 import logging
+import os
 
 import trio
 
@@ -15,7 +16,7 @@ from agent.workers.dead_journals import DeadJournals
 from cluster.errors import GodwitError, Refused, error_text
 from cluster.messages import BeginCommit, Begun, GetAttr, ListUnsettled, Node, Operation
 from cluster.rpc.session import ManagerSession
-from cluster.volume.content import commit_object, object_lock
+from cluster.volume.content import commit_object, object_lock, set_times
 from cluster.volume.fence import fence, is_fenced, lift
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Settler:
             return error_text(error)
 
     async def _commit(self, descriptor: int, volume: LocalVolume, begun: Begun) -> None:
+        await trio.to_thread.run_sync(_keep_time, descriptor, begun.node)
         # The fence before the commit takes the stamp: it moves the ctime, and ends what a stopped mount could still write.
         # One that closed the file in order may have set it, too, when its lease had ended: then its own commit was refused.
         fenced = is_fenced(descriptor) if begun.orderly else await trio.to_thread.run_sync(fence, descriptor)
@@ -97,3 +99,14 @@ class Settler:
 
     async def _apply(self, operation: Operation) -> Node:
         return await self._session.apply_one(operation, timeout_s=MANAGER_TIMEOUT_S)
+
+
+def _keep_time(descriptor: int, node: Node) -> None:
+    """Gives an object that was not written since its last commit the time that somebody has set for the file since.
+
+    Else the commit, which the fence makes one of new content, would bring the object's own.
+    """
+    status = os.fstat(descriptor)
+    unwritten = node.version and (status.st_size, status.st_ctime_ns) == (node.size, node.object_ctime_ns)
+    if unwritten and status.st_mtime_ns != node.mtime_ns:
+        set_times(descriptor, None, node.mtime_ns)

@@ -38,6 +38,19 @@ async def test_a_dirty_file_without_a_writer_is_committed(net: Network) -> None:
     assert net.manager.stamp(7) == stamp_at(net.path("s1", 7))
 
 
+async def test_a_time_that_was_set_after_the_last_commit_stays(net: Network) -> None:
+    await net.start("s1")
+    for ino in (7, 8):
+        await net.file("s1", ino, b"first", dirty=True)
+        net.manager.nodes[ino] = msgspec.structs.replace(net.manager.nodes[ino], mtime_ns=10**18 + ino)
+    Path(net.path("s1", 8)).write_bytes(b"written since then")
+    net.manager.unsettled |= {7, 8}
+    await net.manager.wait_for(lambda: not net.manager.unsettled, "settled")
+    seven, eight = net.manager.nodes[7], net.manager.nodes[8]
+    assert (seven.mtime_ns, seven.size) == (10**18 + 7, 5)
+    assert eight.mtime_ns == os.stat(net.path("s1", 8)).st_mtime_ns != 10**18 + 8
+
+
 async def test_what_a_silent_mount_has_open_is_fenced_until_somebody_writes_with_a_good_right(net: Network) -> None:
     await net.start("s1")
     await net.file("s1", 7, b"first", dirty=True)
