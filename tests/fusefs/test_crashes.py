@@ -147,7 +147,7 @@ class Told:
         return f"{self.cases} cases, of which {self.shorter} lost steps at their end; {made}"
 
 
-@either(31, 2)
+@either(31, 3)
 @pytest.mark.parametrize("dies", [Dies.MACHINE, Dies.PROCESS, Dies.PROCESS_AND_AGENT], ids=lambda dies: dies.name.lower())
 async def test_a_mount_dies(dies: Dies, every: int, folder: Path, tell: Tell) -> None:
     told = Told()
@@ -159,7 +159,7 @@ async def test_a_mount_dies(dies: Dies, every: int, folder: Path, tell: Tell) ->
     tell(str(told))
 
 
-@either(83, 7)
+@either(83, 11)
 async def test_the_machine_of_mount_and_manager_dies(
     every: int, folder: Path, tell: Tell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +172,7 @@ async def test_the_machine_of_mount_and_manager_dies(
     tell(str(told))
 
 
-@either(61, 5)
+@either(61, 7)
 @pytest.mark.parametrize("answered", [False, True], ids=["copied", "sent afterwards"])
 async def test_a_mount_that_was_cut_off_dies_with_its_machine(answered: bool, every: int, folder: Path, tell: Tell) -> None:
     """What is on the disk is sent when the machine is back, also where the manager has got it meanwhile."""
