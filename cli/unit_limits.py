@@ -32,9 +32,10 @@ class Limits(NamedTuple):
 
 
 def manager_limits(config: ServerConfig, path: Path, installed: Iterable[str]) -> Limits:
-    """Of the manager: the catalog, if that is a file; the certificate of the page."""
+    """Of the manager: the catalog, if that is a file, and its backups; the certificate of the page."""
     catalog, others = database_paths(config.manager.database)
-    writable = [config.state, *([os.path.dirname(catalog)] if catalog else []), config.trust]
+    folders = [os.path.dirname(catalog) if catalog else "", config.backup.directory]
+    writable = [config.state, *filter(None, folders), config.trust]
     return _limits(writable, [str(path), *others, *config.page.files, *installed], config.manager.listen, config.page.listen)
 
 

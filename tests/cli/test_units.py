@@ -183,6 +183,11 @@ def test_a_database_elsewhere_leaves_the_manager_only_its_state_to_write() -> No
     assert manager["RequiresMountsFor"][0].split() == ["/var/lib/godwit/state", "/etc/godwit/trust"]
 
 
+def test_a_directory_of_backups_can_be_written() -> None:
+    elsewhere = with_values(CONFIG, "backup", directory="/backup/godwit")
+    assert "-/backup/godwit " in of_part("manager", elsewhere)["ReadWritePaths"][0]
+
+
 def test_homes_and_temporary_files_are_hidden_where_nothing_lies_in_them() -> None:
     for part in ("manager", "agent"):
         found = of_part(part, POSTGRES)
