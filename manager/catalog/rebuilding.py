@@ -30,7 +30,7 @@ from manager.catalog.identity import begin_generation, read_point
 from manager.catalog.schema import counters, identity, inodes, metadata, servers, volume_scans, volumes
 from manager.catalog.taking_in import Found, Place, TakingIn, count_inodes, folders_of_files
 from manager.catalog.urls import parse_url, shown
-from manager.catalog.verification import verify
+from manager.catalog.verification import kind_of, verify
 
 Progress = Callable[[int, int], None]  # directories of objects that are done, and all
 
@@ -78,6 +78,10 @@ def rebuild(
             chosen, refused = newest_backup(layouts)
         elif chosen is not None:
             verify(chosen)
+        if chosen is not None and kind_of(chosen) != (kind := make_url(url).get_backend_name()):
+            raise Refused(
+                f"{chosen} is of {kind_of(chosen)}, and cannot be brought back into {kind}: give such a database by --db"
+            )
         make = partial(
             _make, chosen=chosen, layouts=layouts, identities=identities, known=known, term_s=term_s, progress=progress
         )

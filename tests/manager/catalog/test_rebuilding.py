@@ -309,6 +309,13 @@ def test_the_newest_backup_that_is_good_is_taken(sqlite_url: str, tmp_path: Path
     assert b"/second" not in tree(f"sqlite:///{tmp_path}/older.db")
 
 
+def test_a_backup_of_the_other_kind_of_database_is_refused(postgres_url: str, tmp_path: Path) -> None:
+    disks = Disks(tmp_path, None)
+    put_backup(postgres_url, disks, 1, "catalog-1")
+    with pytest.raises(Refused, match="is of postgresql, and cannot be brought back into sqlite"):
+        make_again(f"sqlite:///{tmp_path}/again.db", disks)
+
+
 def test_nothing_is_made_where_something_is_and_a_dry_run_leaves_nothing(url: str, empty: str, tmp_path: Path) -> None:
     async def make() -> None:
         async with in_office(url) as office:
