@@ -14,9 +14,10 @@ from tests.support.conditions import godwit, wait_for_copies, wait_until
 from tests.support.labs import lab_up
 from tests.support.runner import godwit as command
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT)
+pytestmark = [pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT), pytest.mark.timeout(900)]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+TIMES = {"manager": {"term_s": 6.0, "suspect_s": 2.0, "down_s": 4.0}}  # the manager changes only when its server is killed
 PASSWORD = "eleven days and nights"
 WIDE, NARROW = (1280, 860), (390, 1240)  # that of a telephone, somewhat longer
 SHOWN = ("page-loss.png", "page-migration.png", "page-migration-narrow.png")  # in the documentation
@@ -28,7 +29,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Servers that are down as soon as they are silent."""
     root = tmp_path_factory.mktemp("page")
     root.chmod(0o755)
-    with lab_up(root / "lab", servers=3, volumes=1, overrides={"manager": {"suspect_s": 2.0, "down_s": 4.0}}) as made:
+    with lab_up(root / "lab", servers=3, volumes=1, overrides=TIMES) as made:
         yield made
 
 
@@ -52,7 +53,9 @@ class Looking:
         try:
             wait_until(lambda: self.browser.evaluate(expression), f"{what} in the browser", timeout_s)
         except AssertionError as error:
-            raise AssertionError(f"{error}; it shows:\n{self.browser.evaluate('document.body.innerText')}") from None
+            raise AssertionError(
+                f"{error}; it shows:\n{self.browser.evaluate('document.body.innerText')}\n{self.browser.complaints()}"
+            ) from None
 
     def text(self, selector: str) -> str:
         return str(self.browser.evaluate(f"document.querySelector('{selector}').innerText"))
@@ -130,7 +133,8 @@ def loses(lab: Lab, looking: Looking, server: str) -> None:
     assert "ATTENTION" in looking.text("#health")
     looking.pictures("loss")
     lab.start(server)
-    looking.until("document.querySelectorAll('#servers .badge.good').length === 3", "all servers up again")
+    wait_until(lambda: {info["state"] for info in godwit(lab, "servers", "ls")["servers"]} == {"up"}, "all servers up again")
+    looking.until("document.querySelectorAll('#servers .badge.good').length === 3", "that all servers are up")
 
 
 def goes_on_elsewhere(lab: Lab, looking: Looking, chief: str, pages: dict[str, str]) -> None:

@@ -273,6 +273,7 @@ function drawLogin(denied) {
 
 async function look() {
   clearTimeout(timer);
+  let picture = null;
   try {
     const answer = await fetch("network.json", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
     if (answer.status === 401) {
@@ -280,9 +281,8 @@ async function look() {
       return;
     }
     if (!answer.ok) throw new Error(await answer.text());
-    const picture = await answer.json();
+    picture = await answer.json();
     answered = performance.now();
-    drawPicture(picture);
   } catch (error) {
     const silent = (performance.now() - answered) / 1000;
     if (!answered || silent >= LATE_S) {
@@ -293,6 +293,8 @@ async function look() {
   }
   // Nobody looks at what is hidden.
   timer = setTimeout(look, document.hidden ? 30 * LOOK_MS : LOOK_MS);
+  // Last: what is wrong with drawing is no silence of the server, and does not end the looking.
+  if (picture) drawPicture(picture);
 }
 
 async function logIn(event) {
