@@ -105,7 +105,7 @@ def _attributes(node: Node) -> pyfuse3.EntryAttributes:
 class GodwitOperations(pyfuse3.Operations):
     """The file system as pyfuse3 wants it."""
 
-    supports_dot_lookup = False  # only NFS exports need it
+    supports_dot_lookup = True  # FUSE_EXPORT_SUPPORT: file handles stay good when the kernel has forgotten the inode
     enable_writeback_cache = False  # a write that has returned is at the home, where others find it
     enable_acl = True  # the kernel checks ACLs, from the xattrs that it reads here
 

@@ -1,14 +1,19 @@
 """Questions about names and attributes: answered from what may be kept here, else by the manager."""
 
+import errno
+
 import trio
 
-from cluster.messages import NAME_MAX, GetAttr, GetSpace, Lookup, Node, ReadLink, Space
+from cluster.errors import refused
+from cluster.messages import NAME_MAX, GetAttr, GetParent, GetSpace, Lookup, Node, ReadLink, Space
 from cluster.rpc.session import ManagerSession
 from fusefs.caching.cache import Caching, EntryReply
 from fusefs.caching.grants import NOTHING, Permit
 from fusefs.content.attributes import Attributes
 from fusefs.content.last_paths import LastKnownPaths
 from fusefs.names.whole_directories import WholeDirectories
+
+DOTS = (b".", b"..")  # asked for when the kernel has a file handle and no inode (FUSE_EXPORT_SUPPORT), by any inode's number
 
 
 class Lookups:
@@ -34,6 +39,8 @@ class Lookups:
 
     async def lookup(self, parent: int, name: bytes) -> EntryReply:
         """What *name* is in *parent*; a node of None if there is no such name."""
+        if name in DOTS:
+            return await self._by_number(parent, name)
         known = self._listed(parent, name)
         if known is None and await self._whole_directories.missed(parent):
             known = self._listed(parent, name)
@@ -54,12 +61,21 @@ class Lookups:
 
     def lookup_known(self, parent: int, name: bytes) -> EntryReply | None:
         """As `lookup`, without a task (saves 30 to 50 µs); None if somebody has to be asked."""
-        known = self._listed(parent, name)
+        known = None if name in DOTS else self._listed(parent, name)
         if known is None:
             return None
         node, permit, names = known
         present = None if node is None else self._attributes.at_once(node)
         return None if present is None and node is not None else self._found(present, permit, parent, name, names)
+
+    async def _by_number(self, ino: int, name: bytes) -> EntryReply:
+        """The inode itself, or the directory in which it is now; ESTALE if it has been removed. The kernel keeps neither name."""
+        if name == b"..":
+            ino = (await self._session.call(GetParent(ino), timeout_s=self._timeout_s)).ino
+        reply = await self.getattr(ino)
+        if reply.node is not None and not reply.node.nlink:
+            raise refused(errno.ESTALE, f"inode {ino} has been removed")
+        return reply
 
     def _found(self, node: Node | None, permit: Permit, parent: int, name: bytes, names: Permit) -> EntryReply:
         attr_until_s = 0.0 if node is None else permit.until_s(node.ino)
