@@ -122,8 +122,8 @@ async def test_comparing_for_longer_than_a_pass_is_good(net: Network) -> None:
     assert (await net.manager.report_of(net.copy(7, "s1", "s2"))).outcome == "done"
     await settle_as(net, new := changed(OLD, (9, b"new")))
     relay.sent = 0
-    relay.delay_s, net.manager.access_s = 0.6, 0.4
-    report = await net.manager.report_of(net.copy(7, "s1", "s2", token=token_for(7, access_s=0.4)))
+    relay.delay_s, net.manager.access_s = 1.8, 1.2
+    report = await net.manager.report_of(net.copy(7, "s1", "s2", token=token_for(7, access_s=1.2)))
     assert report.outcome == "done", report.error
     assert net.content("s2", 7) == new
     assert relay.sent < 0.05 * SIZE

@@ -18,7 +18,7 @@ WITH_KEY = f"{URL}&sslcert=/etc/godwit/db/client.pem&sslkey=/etc/godwit/db/clien
 DATABASE, REQUEST, SIGNATURE, CERTIFICATE, FIRST_SERVER = blocks("security.md", "PostgreSQL with client certificates")
 (INVITATION,) = blocks("operations.md", "4. Inviting a server")
 (JOINING,) = blocks("operations.md", "5. Joining")
-BACKUP, STOP, RESTORE, START = blocks("operations.md", "9. Backups")
+BACKUP, VERIFY, STOP, RESTORE, START, _REBUILD = blocks("operations.md", "9. Backups")
 
 
 class Guided(Machines):
@@ -116,6 +116,7 @@ def test_who_joins_is_told_which_files_the_url_names(machines: Guided) -> None:
 def test_backups_are_made_and_brought_back(machines: Guided, tmp_path: Path) -> None:
     machines.on("s1", "echo kept > /mnt/godwit/kept; sync /mnt/godwit/kept; sync -f /mnt/godwit")
     machines.type("s1", BACKUP, root=f"{tmp_path}"[1:])
+    assert "good" in machines.type("s1", VERIFY, root=f"{tmp_path}"[1:])
     for name in ("s1", "s2"):
         machines.type(name, STOP)
     machines.type("s1", RESTORE, "y\n", root=f"{tmp_path}"[1:])
