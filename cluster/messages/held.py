@@ -37,6 +37,8 @@ class Expected(Value, frozen=True):
 
     ino: int
     version: int  # of its content
+    committed: int = 0  # the version of a commit that the recorder had sent, and may have heard nothing of
+    home_epoch: int = 0  # under which that was: the content up to its version is the recorder's own
 
 
 class Record(Message, frozen=True):

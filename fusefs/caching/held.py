@@ -19,7 +19,6 @@ from cluster.messages import (
     XATTRS_UNKNOWN,
     Applied,
     Create,
-    Expected,
     HeldDirectory,
     Hold,
     Link,
@@ -240,7 +239,7 @@ class HeldDirectories:
         """*links*: what the parent gains."""
         changed: list[Node | None] = [None, _touched(parent, op.now_ns, links=links), *_left_of(node, op.now_ns)]
         inodes = (op.parent, node.ino)
-        return self._record(Record(op, [_expected(node)]), inodes, changed, {(op.parent, op.name): 0})
+        return self._record(Record(op, [self._records.expected(node)]), inodes, changed, {(op.parent, op.name): 0})
 
     def _rename(self, op: Rename) -> Done | None:
         if op.flags & ~RENAME_NOREPLACE:
@@ -263,9 +262,9 @@ class HeldDirectories:
         changed: list[Node | None] = [None if target else moved, _touched(parent, op.now_ns)]
         if op.new_parent != op.parent:
             changed.append(_touched(new_parent, op.now_ns))
-        expected, inodes = [_expected(source)], [op.parent, op.new_parent, source.ino]
+        expected, inodes = [self._records.expected(source)], [op.parent, op.new_parent, source.ino]
         if target is not None:
-            expected.append(_expected(target))
+            expected.append(self._records.expected(target))
             inodes.append(target.ino)
             changed += [moved, *_left_of(target, op.now_ns)]
         names = {(op.parent, op.name): 0, (op.new_parent, op.new_name): source.ino}
@@ -315,10 +314,6 @@ def _relinked(node: Node, now_ns: int, links: int) -> Node:
 def _left_of(node: Node, now_ns: int) -> list[Node]:
     """The node of what has lost a name, if it has others."""
     return [] if stat.S_ISDIR(node.mode) or node.nlink == 1 else [_relinked(node, now_ns, -1)]
-
-
-def _expected(node: Node) -> Expected:
-    return Expected(node.ino, node.version)
 
 
 _Rule: TypeAlias = Callable[[HeldDirectories, Any], Done | None]

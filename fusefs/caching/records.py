@@ -20,6 +20,7 @@ from cluster.messages import (
     ApplyRecords,
     AskLeases,
     Commit,
+    Expected,
     GetAttr,
     GetSpace,
     GetXattr,
@@ -28,6 +29,7 @@ from cluster.messages import (
     ListXattr,
     Locate,
     LostRecord,
+    Node,
     Open,
     ReadLink,
     RecallDone,
@@ -46,6 +48,7 @@ COPY_S = 1.0  # what is unsent for longer is copied to the disk
 END_S = 5.0  # for which an orderly stop waits for the manager
 LATE_S = 5.0  # what is unsent for longer is a problem for people
 LOST_KEPT = 1000  # inodes whose next fsync says that something was lost
+COMMITS_KEPT = 10_000  # newest commits that are remembered: many more than can be under way
 
 RECORDED = counter("godwit_own_changes_total", "Changes of names and attributes that the mount made by itself.")
 SENT = counter("godwit_own_changes_messages_total", "Messages with which these were sent to a manager.")
@@ -114,6 +117,7 @@ class Records:
         self._touched: set[int] = set()  # inodes that the unsent ones change, or more
         self._born: set[int] = set()  # inodes that the unsent ones make
         self._lost: dict[int, None] = {}  # inodes of which a change was lost, until somebody was told
+        self._commits: dict[int, Commit] = {}  # that this mount sent last, by inode, the oldest first
         self._wake = trio.Event()  # there is something to send
         self._hurry = trio.Event()  # somebody waits for it
         self._progress = trio.Condition()  # notified when something was applied
@@ -180,6 +184,13 @@ class Records:
         """Whether the manager may not know yet that there is this inode."""
         return ino in self._born
 
+    def expected(self, node: Node) -> Expected:
+        """For a record that takes a name of the inode: a commit by this mount may be under way, or its answer lost."""
+        commit = self._commits.get(node.ino)
+        if commit is None or commit.version <= node.version:
+            return Expected(node.ino, node.version)
+        return Expected(node.ino, node.version, commit.version, commit.home_epoch)
+
     def check(self, ino: int) -> None:
         """Raises `Refused` (EIO), once, if a change of the inode was lost."""
         if self._lost.pop(ino, False) is None:
@@ -189,8 +200,18 @@ class Records:
 
     async def before(self, request: Request[Any], timeout_s: float) -> None:
         """Returns when the answer to *request* cannot be as if a record of now had not been. Raises `GodwitError`."""
+        if isinstance(request, Apply):
+            self._note_commits(request)
         if self._unsent and self._is_concerned(request):
             await self.flush(timeout_s)
+
+    def _note_commits(self, request: Apply) -> None:
+        for operation in request.operations:
+            if isinstance(operation, Commit) and operation.content is not None:
+                self._commits.pop(operation.ino, None)  # it becomes the newest
+                self._commits[operation.ino] = operation
+        while len(self._commits) > COMMITS_KEPT:
+            del self._commits[next(iter(self._commits))]
 
     def _is_concerned(self, request: Request[Any]) -> bool:
         if isinstance(request, _APART):

@@ -10,9 +10,10 @@ import logging
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from cluster.clock import file_time_ns, monotonic_s
 from cluster.errors import GodwitError, Refused, refused
@@ -257,9 +258,15 @@ def _check_expected(tx: Transaction, record: Record) -> None:
     expected += [None] * (len(names) - len(expected))
     for (parent, name), known in zip(names, expected, strict=True):
         row = find_entry(tx.connection, parent, name)
-        # An older version is what is left when the catalog's machine has lost a commit: nobody else wrote the file.
-        if (row is None) != (known is None) or (row and known and (row.ino != known.ino or row.version > known.version)):
+        if (row is None) != (known is None) or (row and known and not _is_as_known(row, known)):
             raise refused(errno.ESTALE, "others have changed the name, or what it means")
+
+
+def _is_as_known(row: Row[Any], known: Expected) -> bool:
+    """Whether an inode is the one that a recorder knew, and nobody else has written it since."""
+    # An older version is what is left when the catalog's machine has lost a commit; the recorder's own may have come after all.
+    own = known.committed if row.home_epoch == known.home_epoch else 0
+    return bool(row.ino == known.ino and row.version <= max(known.version, own))
 
 
 # ---------------------------------------------------------------------------------------------------------- after it

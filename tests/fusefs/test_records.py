@@ -1,10 +1,12 @@
 """Records: kept before a program is told, sent in order, and waited for by whatever could be answered without them."""
 
 import errno
+import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
 
@@ -15,11 +17,13 @@ from cluster.messages import (
     Apply,
     AskLeases,
     Commit,
+    Content,
     Expected,
     GetAttr,
     Heartbeat,
     Lookup,
     LostRecord,
+    Node,
     Open,
     RecallDone,
     Record,
@@ -300,6 +304,17 @@ async def test_a_rename_that_was_lost_is_said_of_all_that_it_concerns(autojump_c
         for ino in (1, 2, 5, 6):
             with pytest.raises(Refused):
                 mount.records.check(ino)
+
+
+async def test_a_record_tells_of_the_commit_that_may_be_under_way() -> None:
+    mount, node = Mount(), Node(5, stat.S_IFREG | 0o600, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, version=3)
+    assert mount.records.expected(node) == Expected(5, 3)
+    content = Content(0, 0, 0, 0)
+    for version in (4, 5):
+        await mount.records.before(Apply(version, 1, [Commit(5, 2, version, content, final=False)]), TIMEOUT_S)
+    await mount.records.before(Apply(9, 1, [Commit(6, 1, 8, content, final=False), Commit(5, 2, 9, None, final=True)]), TIMEOUT_S)
+    assert mount.records.expected(node) == Expected(5, 3, 5, 2)
+    assert mount.records.expected(msgspec.structs.replace(node, version=5)) == Expected(5, 5), "it has heard of it"
 
 
 async def test_what_is_unsent_for_long_is_a_problem_until_it_is_sent(autojump_clock: trio.testing.MockClock) -> None:

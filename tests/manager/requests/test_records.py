@@ -347,21 +347,32 @@ async def test_what_others_came_first_with_stays_and_nothing_is_lost_silently(ur
         assert (await holder.peer.ask(ApplyRecords(holder.peer.number, 1, holder.journal))).lost == [], "it was said once"
 
 
-@pytest.mark.parametrize("machine_died", [False, True], ids=["others wrote it", "the catalog lost a commit"])
-async def test_a_version_that_the_catalog_has_lost_is_no_change_by_others(url: str, machine_died: bool) -> None:
+@pytest.mark.parametrize(
+    ("version", "committed", "home_epoch", "is_as_known"),
+    [
+        pytest.param(1, 0, 0, False, id="others wrote it"),
+        pytest.param(7, 0, 0, True, id="the catalog lost a commit"),
+        pytest.param(1, 2, 1, True, id="its own commit was under way"),
+        pytest.param(0, 1, 1, False, id="others wrote it after its own commit"),
+        pytest.param(1, 2, 5, False, id="others wrote it at another home"),
+    ],
+)
+async def test_only_a_version_that_others_have_made_is_a_change_by_others(
+    url: str, version: int, committed: int, home_epoch: int, is_as_known: bool
+) -> None:
     async with held_network(url, access_s=ACCESS_S) as (_office, holder, other):
         top = (await holder.peer.mkdir(b"d")).ino
         removed, moved, target = [await holder.peer.make(name, top) for name in (b"removed", b"moved", b"target")]
         await holder.holds(top)
-        known = 7 if machine_died else 0
-        holder.record(Unlink(top, b"removed", NOW), Expected(removed.ino, known))
-        holder.record(Rename(top, b"moved", top, b"target", 0, NOW), Expected(moved.ino, known), Expected(target.ino, known))
+        known = [Expected(file.ino, version, committed, home_epoch) for file in (removed, moved, target)]
+        holder.record(Unlink(top, b"removed", NOW), known[0])
+        holder.record(Rename(top, b"moved", top, b"target", 0, NOW), *known[1:])
         await lose(holder, other.peer, top)
         for file in (removed, moved, target):
-            await holder.peer.commit(file.ino, 1)
+            await holder.peer.commit(file.ino, 2)
         reply = await holder.send()
-        assert [lost.sequence for lost in reply.lost] == ([] if machine_died else [1, 2])
-        left = {b"target": moved.ino} if machine_died else {b"removed": removed.ino, b"moved": moved.ino, b"target": target.ino}
+        assert [lost.sequence for lost in reply.lost] == ([] if is_as_known else [1, 2])
+        left = {b"target": moved.ino} if is_as_known else {b"removed": removed.ino, b"moved": moved.ino, b"target": target.ino}
         assert await names(other.peer, top) == left
 
 
