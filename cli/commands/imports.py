@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from cli import exits
-from cli.display.live import interruptible
+from cli.display.live import bar, interruptible
 from cli.display.render import as_bytes, as_shown, print_facts, print_json
 from cli.importing.destination import check_source, choose_volume, enter, find_place, top_directory, volumes_here
 from cli.importing.disk import Disk
@@ -108,14 +107,11 @@ def _walking(directory: Path) -> Iterator[Walk]:
 @contextmanager
 def _progress(survey: Survey, report: Report, *, quiet: bool) -> Iterator[Callable[[], None]]:
     """Shows how far it is whenever that is called, on a terminal."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda: None
-        return
+    total = survey.files + survey.directories + survey.others
     columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("importing", total=survey.files + survey.directories + survey.others)
-        yield lambda: bar.update(task, completed=report.done())
+    with bar("importing", *columns, quiet=quiet) as show:
+        show(0, total)
+        yield lambda: show(report.done(), total)
 
 
 def _show_problems(report: Report) -> None:

@@ -1,17 +1,13 @@
 """`godwit rebuild`: a catalog made of what volumes hold, for the day on which the database is gone."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from cli.commands.db import ConfigOption, point_object
-from cli.display.live import interruptible
+from cli.display.live import bar, interruptible
 from cli.display.render import print_facts, print_json, print_line
 from cli.network.target import JsonOption
 from cluster.catalog_point import remembered
@@ -89,7 +85,7 @@ def rebuild(
     url = database or (found.manager.database if found is not None else "")
     if not url:
         raise Refused("there is no configuration with a database on this machine: name the database with --db URL")
-    with interruptible("interrupted: nothing was made"), _shown_progress(quiet or as_json) as progress:
+    with interruptible("interrupted: nothing was made"), bar("looking at objects", quiet=quiet or as_json) as progress:
         made = make(
             url,
             volumes,
@@ -115,17 +111,6 @@ def rebuild(
         print_json(shown)
     else:
         _print(shown)
-
-
-@contextmanager
-def _shown_progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda _done, _all: None
-        return
-    with Progress(console=console, transient=True) as bars:
-        bar = bars.add_task("looking at objects", total=None)
-        yield lambda done, number: bars.update(bar, completed=done, total=number)
 
 
 def _print(shown: dict[str, Any]) -> None:

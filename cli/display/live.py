@@ -8,6 +8,7 @@ from typing import TypeVar
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.progress import Progress, ProgressColumn
 
 from cli import exits
 
@@ -24,6 +25,20 @@ def displaying(nothing: D, redrawn: Callable[[Live], D], lines: Callable[[], D],
             yield redrawn(live)
     else:
         yield lines()
+
+
+@contextmanager
+def bar(what: str, *columns: ProgressColumn, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal that stderr may be, none elsewhere or if *quiet*: call what it gives with how many are done, and of
+    how many. It goes in the end. *columns*: in place of those that rich shows by default.
+    """
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda _done, _all: None
+        return
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, number: bars.update(task, completed=done, total=number)
 
 
 @contextmanager
